@@ -1,0 +1,29 @@
+"""MIRAGE, an all-in-one image restoration network (arXiv 2505.18679), and what people do with it.
+
+The names below are the reference network in plain PyTorch, its losses and its checkpoints. The submodules
+(`mirage.fast`, `mirage.complexity`, ...) are imported when they are first used; importing this package compiles nothing
+and needs neither Triton, a compiler nor a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from mirage import losses
+from mirage.model import MIRAGE, mirage_small, mirage_tiny
+
+__all__ = [
+    "MIRAGE",
+    "losses",
+    "mirage_small",
+    "mirage_tiny",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import the submodule ``mirage.<name>`` on first use."""
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
