@@ -12,13 +12,18 @@ import importlib.util
 from types import ModuleType
 
 from mirage import losses
+from mirage.checkpoint import CheckpointError, from_checkpoint, load_checkpoint, save_checkpoint
 from mirage.model import MIRAGE, mirage_small, mirage_tiny
 
 __all__ = [
     "MIRAGE",
+    "CheckpointError",
+    "from_checkpoint",
+    "load_checkpoint",
     "losses",
     "mirage_small",
     "mirage_tiny",
+    "save_checkpoint",
 ]
 
 
