@@ -1,0 +1,32 @@
+# mirage_add_kernels(target sources...): compiles the sources once per instruction set into `target`, each time with
+# MIRAGE_ISA naming the namespace their code goes to. csrc/cpu/isa.h says which one runs.
+
+set(kernel_options -Wall -Wextra -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-rounding-math
+                   -Wno-psabi -Wno-unknown-pragmas -Wno-maybe-uninitialized)
+
+function(mirage_add_isa target isa)
+  cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "FLAGS;SOURCES")
+  set(objects ${target}_${isa})
+  add_library(${objects} OBJECT ${arg_SOURCES})
+  target_compile_definitions(${objects} PRIVATE MIRAGE_ISA=${isa})
+  target_compile_options(${objects} PRIVATE ${kernel_options} ${arg_FLAGS})
+  target_include_directories(${objects} PRIVATE $<TARGET_PROPERTY:${target},INCLUDE_DIRECTORIES>)
+  if(OpenMP_CXX_FOUND)
+    target_link_libraries(${objects} PRIVATE OpenMP::OpenMP_CXX)
+  endif()
+  get_target_property(definitions ${target} COMPILE_DEFINITIONS)
+  if(definitions)
+    target_compile_definitions(${objects} PRIVATE ${definitions})
+  endif()
+  target_sources(${target} PRIVATE $<TARGET_OBJECTS:${objects}>)
+endfunction()
+
+function(mirage_add_kernels target)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    target_compile_definitions(${target} PUBLIC MIRAGE_HAVE_X86_ISAS)
+    mirage_add_isa(${target} avx2 FLAGS -mavx2 -mfma -mf16c SOURCES ${ARGN})
+    mirage_add_isa(${target} avx512 FLAGS -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
+                                          -mprefer-vector-width=512 SOURCES ${ARGN})
+  endif()
+  mirage_add_isa(${target} baseline SOURCES ${ARGN})
+endfunction()

@@ -1,0 +1,35 @@
+// Run-time choice of instruction set.
+//
+// Every file named csrc/cpu/<operator>_kernels.cpp is compiled once per instruction set, with MIRAGE_ISA naming the
+// namespace its code goes to. The <operator>.cpp beside it is compiled once, for the baseline: it checks arguments
+// and calls the kernels through MIRAGE_DISPATCH_ISA. Kernel files may not use templates of the standard library: the
+// linker keeps one copy of each, and it could keep the one with instructions that this machine lacks.
+#pragma once
+
+namespace mirage::cpu {
+
+enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2 };
+
+// The best set that this machine and this build have; MIRAGE_CPU_ISA=baseline|avx2|avx512 lowers it.
+Isa active_isa();
+const char* isa_name(Isa isa);
+
+}  // namespace mirage::cpu
+
+#if defined(MIRAGE_HAVE_X86_ISAS)
+#define MIRAGE_DECLARE_KERNEL(signature)      \
+  namespace mirage::cpu::baseline { signature; } \
+  namespace mirage::cpu::avx2 { signature; }     \
+  namespace mirage::cpu::avx512 { signature; }
+#define MIRAGE_DISPATCH_ISA(call)                              \
+  do {                                                         \
+    switch (::mirage::cpu::active_isa()) {                     \
+      case ::mirage::cpu::Isa::avx512: return avx512::call;    \
+      case ::mirage::cpu::Isa::avx2: return avx2::call;        \
+      default: return baseline::call;                          \
+    }                                                          \
+  } while (0)
+#else
+#define MIRAGE_DECLARE_KERNEL(signature) namespace mirage::cpu::baseline { signature; }
+#define MIRAGE_DISPATCH_ISA(call) return baseline::call
+#endif

@@ -1,0 +1,22 @@
+// The Python module mirage_kernels._native: what the operators' bind_*.cpp register, and what the build is.
+#include "bind.h"
+
+#include "cpu/isa.h"
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native kernels of mirage_kernels. Tensors are passed as DLPack capsules.";
+  m.attr("__version__") = MIRAGE_VERSION;
+  for (auto bind : mirage::python::bindings()) bind(m);
+  m.def("cpu_isa", [] { return mirage::cpu::isa_name(mirage::cpu::active_isa()); },
+        "The instruction set whose kernels run on this machine.");
+  m.def("max_threads", [] {
+#if defined(_OPENMP)
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+  }, "Threads that the CPU kernels use.");
+}

@@ -1,0 +1,18 @@
+"""Operators of the MIRAGE image-restoration network: one public function each, over Triton, C++ and PyTorch kernels.
+
+The implementation is chosen per call by the tensor's device: Triton on GPUs, C++ on CPUs, PyTorch otherwise. See
+:func:`use`, :func:`available` and :func:`last_used`.
+"""
+
+from mirage_kernels._dispatch import IMPLEMENTATIONS, available, last_used, use
+from mirage_kernels.channel_layer_norm import channel_layer_norm
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "available",
+    "channel_layer_norm",
+    "last_used",
+    "use",
+]

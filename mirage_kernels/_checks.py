@@ -1,0 +1,37 @@
+"""Argument checks of the public functions: each error names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check_tensor(name: str, value: object, ndim: int | None = None) -> None:
+    """A floating-point tensor of `ndim` dimensions."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name}: expected float32, float64, float16 or bfloat16, got {value.dtype}")
+    if ndim is not None and value.dim() != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions, got shape {list(value.shape)}")
+
+
+def check_shape(name: str, value: Tensor, shape: Sequence[int], why: str = "") -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name}: expected shape {list(shape)}{why and f' ({why})'}, got {list(value.shape)}")
+
+
+def check_same_device(first_name: str, first: Tensor, **others: Tensor) -> None:
+    for name, value in others.items():
+        if value.device != first.device:
+            raise ValueError(f"{name}: expected a tensor on {first.device} like {first_name}, got {value.device}")
+
+
+def check_same_dtype(first_name: str, first: Tensor, **others: Tensor) -> None:
+    for name, value in others.items():
+        if value.dtype != first.dtype:
+            raise TypeError(f"{name}: expected {first.dtype} like {first_name}, got {value.dtype}")

@@ -1,0 +1,138 @@
+"""Which implementation of an operator runs, and why.
+
+Three implementations exist of every operator: ``"triton"`` (GPUs), ``"cpp"`` (CPUs) and ``"torch"`` (the plain PyTorch
+reference, anywhere). Each call chooses by the tensor's device and dtype; :func:`use` and the environment variable
+``MIRAGE_KERNELS`` force one, and a forced implementation that cannot run raises with the reason that
+:func:`available` gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import torch
+
+IMPLEMENTATIONS = ("torch", "cpp", "triton")
+_HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _load_native() -> tuple[object | None, str]:
+    """The extension module, or None and the reason. A missing extension and a broken one read differently."""
+    if importlib.util.find_spec("mirage_kernels._native") is None:
+        return None, "not built: the package was installed without a C++ compiler or with MIRAGE_SKIP_NATIVE=1"
+    try:
+        from mirage_kernels import _native
+    except ImportError as error:
+        return None, f"broken: the extension exists but does not load ({error})"
+    return _native, ""
+
+
+native, _native_problem = _load_native()
+_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_problem() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return ""
+
+
+def _problem(implementation: str, device_type: str, dtype: torch.dtype | None = None) -> str:
+    """Why `implementation` cannot run on such tensors; empty when it can. One predicate for probing and enforcing."""
+    if implementation == "cpp":
+        if native is None:
+            return _native_problem
+        if device_type != "cpu":
+            return f"the C++ library runs on CPU tensors, not on {device_type}"
+    elif implementation == "triton":
+        problem = _triton_problem()
+        if problem:
+            return problem
+        if device_type != "cuda" and not (_interpreted and device_type == "cpu"):
+            return f"Triton kernels run on GPUs (on a CPU only under TRITON_INTERPRET=1), not on {device_type}"
+        if dtype is not None and dtype not in _HALF_AND_SINGLE:
+            return f"Triton kernels take float32, float16 and bfloat16, not {dtype}"
+    return ""
+
+
+def _automatic(device_type: str) -> str:
+    preferred = {"cpu": "cpp", "cuda": "triton"}.get(device_type, "torch")
+    return "torch" if _problem(preferred, device_type) else preferred
+
+
+def _from_environment() -> str | None:
+    name = os.environ.get("MIRAGE_KERNELS") or None
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise ValueError(f"MIRAGE_KERNELS: expected one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+    return name
+
+
+# Plain module globals, so that torch.compile traces the choice and guards on it.
+_forced: str | None = _from_environment()
+_default = {device: _automatic(device) for device in ("cpu", "cuda")}
+_last_used: dict[str, str] = {}
+
+
+@contextlib.contextmanager
+def use(implementation: str) -> Iterator[None]:
+    """Force one implementation for every operator called inside the ``with`` block.
+
+    Args:
+        implementation: ``"torch"``, ``"cpp"`` or ``"triton"``.
+
+    The setting is process-wide, like the flags in ``torch.backends``. A backward pass runs on the implementation that
+    ran forward, also after the block has ended.
+
+    Raises:
+        ValueError: for another name. An implementation that cannot run on a tensor raises RuntimeError at the call.
+    """
+    global _forced
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation: expected one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
+    previous, _forced = _forced, implementation
+    try:
+        yield
+    finally:
+        _forced = previous
+
+
+def available() -> dict[str, str]:
+    """For each implementation ``"yes"``, or the reason why it cannot run on this machine."""
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    result = {}
+    for name in IMPLEMENTATIONS:
+        problems = [_problem(name, device) for device in devices]
+        result[name] = "yes" if "" in problems else problems[0 if name == "cpp" else -1]
+    return result
+
+
+def last_used(operator: str) -> str | None:
+    """The implementation that the last call of `operator` ran on (its public name), or None before the first call."""
+    return _last_used.get(operator)
+
+
+def record(operator: str, implementation: str) -> None:
+    _last_used[operator] = implementation
+
+
+def choose(operator: str, x: torch.Tensor) -> str:
+    """The implementation for a call of `operator` whose main tensor is `x`.
+
+    Raises:
+        RuntimeError: if :func:`use` or ``MIRAGE_KERNELS`` forces one that cannot run, with the reason.
+    """
+    if _forced is not None:
+        problem = _problem(_forced, x.device.type, x.dtype)
+        if problem:
+            raise RuntimeError(f"{operator}: the implementation {_forced!r} was asked for but cannot run: {problem}")
+        chosen = _forced
+    else:
+        chosen = _default.get(x.device.type, "torch")
+        if chosen == "triton" and x.dtype not in _HALF_AND_SINGLE:
+            chosen = "torch"
+    if chosen == "torch" and not torch.compiler.is_compiling():
+        record(operator, "torch")
+    return chosen

@@ -1,0 +1,119 @@
+"""Registration of operators with PyTorch: one call gives schema, kernels, fake, autograd and autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mirage_kernels import _dispatch
+
+NAMESPACE = "mirage_kernels"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+
+class Implementations:
+    """The modules ``<package>.cpp`` and ``<package>.triton`` of an operator, imported when first needed."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+        self._modules: dict[str, ModuleType] = {}
+
+    def __getitem__(self, name: str) -> ModuleType:
+        if name not in self._modules:
+            module = {"cpp": "native", "triton": "triton_kernels"}.get(name)
+            if module is None:
+                raise ValueError(f"impl: expected 'cpp' or 'triton', got {name!r}")
+            self._modules[name] = import_module(f"{self._package}.{module}")
+        return self._modules[name]
+
+
+def define(
+    name: str,
+    schema: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+    autocast: Sequence[int] | None = None,
+) -> torch._ops.OpOverload:
+    """Register ``mirage_kernels::<name>``.
+
+    Args:
+        name: Operator name. Names that end in ``_backward`` get no gradient: differentiating twice raises.
+        schema: The part of the schema after the name, such as ``"(Tensor x, str impl) -> Tensor"``.
+        kernel: Runs on CPU and CUDA tensors; receives the arguments of the schema.
+        fake: Shapes and dtypes of the result.
+        backward: ``backward(ctx, *grads)`` as in :func:`torch.library.register_autograd`.
+        setup_context: The matching ``setup_context(ctx, inputs, output)``.
+        autocast: Positions of the tensor arguments that autocast rounds to its dtype, as it does in the reference
+            expression; None leaves the operator alone under autocast.
+
+    Returns:
+        The operator, to be called directly.
+    """
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    qualified = f"{NAMESPACE}::{name}"
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, kernel, key)
+    torch.library.register_fake(qualified, fake, lib=_library)
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    if backward is None:
+        backward, setup_context = _no_second_derivative(name), _keep_nothing
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+    if autocast is not None:
+        for device_type in ("cpu", "cuda"):
+            _register_autocast(name, operator, device_type, tuple(autocast))
+    return operator
+
+
+def _keep_nothing(ctx: Any, inputs: Any, output: Any) -> None:
+    pass
+
+
+def _no_second_derivative(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(
+            f"{NAMESPACE}::{name} is a first derivative and has none of its own; for second derivatives run the "
+            'operator under mirage_kernels.use("torch")'
+        )
+
+    return backward
+
+
+def _register_autocast(name: str, operator: Any, device_type: str, positions: tuple[int, ...]) -> None:
+    key = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}[device_type]
+    keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def with_autocast(*args: Any, **kwargs: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device_type)
+        cast = [_round(a, dtype, device_type) if i in positions else a for i, a in enumerate(args)]
+        with torch._C._ExcludeDispatchKeyGuard(keyset):
+            return operator(*cast, **kwargs)
+
+    _library.impl(name, with_autocast, key)
+
+
+def _round(value: Any, dtype: torch.dtype, device_type: str) -> Any:
+    eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+    return value.to(dtype) if eligible and value.device.type == device_type else value
+
+
+def dl(tensor: Tensor) -> Any:
+    """The tensor as the native library takes it: a DLPack capsule, which carries its pointer, sizes and strides."""
+    return torch._C._to_dlpack(tensor)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over elements of `dtype` are held."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def native() -> Any:
+    """The extension module; callers run only where dispatch has found it."""
+    return _dispatch.native

@@ -1,0 +1,59 @@
+"""What the Triton kernels of all operators share: launching, pixel addressing, and how wide offsets must be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Called instead of launching while set: tools/compile_triton.py compiles every launch for a GPU that is not there.
+launch_hook: Callable[..., None] | None = None
+
+
+def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **options: Any) -> None:
+    """Run `programs` instances of `kernel`, all on grid axis 0 (axes 1 and 2 end at 65535)."""
+    if launch_hook is not None:
+        launch_hook(kernel, programs, args, options)
+    elif programs == 0:
+        return
+    elif device.type == "cuda":
+        with torch.cuda.device(device):
+            kernel[(programs,)](*args, **options)
+    else:
+        kernel[(programs,)](*args, **options)
+
+
+def needs_int64(*tensors: Tensor) -> bool:
+    """True where an element offset of one of the tensors can pass 2^31 - 1: a constexpr of the kernels."""
+    return any(_reach(t) > 2**31 - 1 for t in tensors)
+
+
+def _reach(t: Tensor) -> int:
+    return sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1)
+
+
+def is_line(t: Tensor) -> bool:
+    """True where all pixels of a plane of [B, C, H, W] are equally spaced, so that a plane is one long row."""
+    return t.shape[2] <= 1 or t.stride(2) == t.shape[3] * t.stride(3)
+
+
+def plane_strides(t: Tensor) -> tuple[int, int, int, int]:
+    """Strides (sample, channel, row, pixel) of [B, C, H, W] for :func:`pixel_offsets`."""
+    pixel = t.stride(3) if t.shape[3] > 1 or t.shape[2] <= 1 else t.stride(2)
+    return t.stride(0), t.stride(1), t.stride(2), pixel
+
+
+@triton.jit
+def pixel_offsets(o_n, W, s_row, s_pixel, LINE: tl.constexpr):
+    """Offsets of the pixels o_n (counted along H * W) inside a plane."""
+    if LINE:
+        return o_n * s_pixel
+    else:
+        return (o_n // W) * s_row + (o_n % W) * s_pixel
