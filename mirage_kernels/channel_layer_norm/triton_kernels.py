@@ -166,5 +166,5 @@ def backward(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    grad_weight, grad_bias = partial.sum(0).to(weight.dtype)
+    grad_weight, grad_bias = (partial[:, i].sum(0).to(weight.dtype) for i in range(2))
     return grad_x, grad_weight, grad_bias
