@@ -1,0 +1,51 @@
+# make bench and make test need Python and a C++ compiler, nothing else. They use the active virtual environment, or
+# create .venv. TORCH=... chooses another torch, or TORCH= keeps the one that is installed.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+SIZE ?= 224
+
+ifdef VIRTUAL_ENV
+  VENV := $(VIRTUAL_ENV)
+else
+  VENV := .venv
+endif
+BIN := $(VENV)/bin
+
+.PHONY: help setup bench test benchmarks lint ctest triton wheel clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+setup: $(BIN)/python  ## install torch, then the package with everything that tests and benchmarks need
+	$(if $(TORCH),$(BIN)/python -m pip install --quiet "$(TORCH)")
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+
+bench: setup  ## the main job: the paper's Table 6 with our modules beside it
+	$(BIN)/mirage table6 --size $(SIZE)
+
+test: setup  ## the whole test suite
+	$(BIN)/pytest
+
+benchmarks: setup  ## every benchmark, and the report in docs/
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=out/benchmarks.json
+	$(BIN)/python -m benchmarks.report out/benchmarks.json
+
+lint: setup  ## ruff over everything
+	$(BIN)/ruff check .
+
+ctest: setup  ## the C++ tests
+	$(BIN)/cmake -S . -B out/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMIRAGE_BUILD_PYTHON=OFF -DMIRAGE_BUILD_TESTS=ON
+	$(BIN)/cmake --build out/ctest
+	$(BIN)/ctest --test-dir out/ctest --output-on-failure
+
+triton: setup  ## compile every Triton kernel for sm_80, sm_90 and gfx942 without a GPU
+	$(BIN)/python tools/compile_triton.py --target sm_80 sm_90 gfx942
+
+wheel: setup  ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist out *.egg-info mirage_kernels/_native*.so

@@ -1,0 +1,73 @@
+"""Builds mirage_kernels._native with CMake, where there is a C++ compiler; the rest is in pyproject.toml.
+
+Environment: MIRAGE_SKIP_NATIVE=1 installs pure Python; MIRAGE_SKIP_CUDA=1 leaves the CUDA kernels out;
+MIRAGE_FORCE_CUDA=1 fails where they cannot be built. CXX, CMAKE_ARGS and CMAKE_BUILD_PARALLEL_LEVEL are CMake's own.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def flag(name: str) -> bool:
+    return os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off")
+
+
+def compiler() -> str | None:
+    """The C++ compiler CMake will find: CXX, or the first of the usual names."""
+    named = os.environ.get("CXX")
+    candidates = [named.split()[0]] if named else ["c++", "g++", "clang++"]
+    return next((found for name in candidates if (found := shutil.which(name))), None)
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve() / "cmake"
+        build.mkdir(parents=True, exist_ok=True)
+        cuda = "OFF" if flag("MIRAGE_SKIP_CUDA") else "ON" if flag("MIRAGE_FORCE_CUDA") else "AUTO"
+        configure = [
+            *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DMIRAGE_VERSION={self.distribution.get_version()}",
+            f"-DMIRAGE_CUDA={cuda}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", str(build), "--target", "_native"], check=True)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(
+                f"mirage-kernels: building the native library failed ({error}). The output above says why; "
+                "MIRAGE_SKIP_NATIVE=1 installs without it."
+            ) from None
+
+
+def extensions() -> list[Extension]:
+    if flag("MIRAGE_FORCE_CUDA") and (flag("MIRAGE_SKIP_CUDA") or flag("MIRAGE_SKIP_NATIVE")):
+        raise SystemExit("mirage-kernels: MIRAGE_FORCE_CUDA contradicts MIRAGE_SKIP_CUDA and MIRAGE_SKIP_NATIVE")
+    reason = ""
+    if flag("MIRAGE_SKIP_NATIVE"):
+        reason = "MIRAGE_SKIP_NATIVE is set"
+    elif compiler() is None:
+        reason = "no C++ compiler was found"
+        if flag("MIRAGE_FORCE_CUDA"):
+            raise SystemExit(f"mirage-kernels: MIRAGE_FORCE_CUDA is set, but {reason}")
+    if reason:
+        print(f"mirage-kernels: {reason}: installing pure Python, without the C++ library", file=sys.stderr)
+        return []
+    return [Extension("mirage_kernels._native", sources=[])]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})
