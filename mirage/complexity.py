@@ -1,9 +1,9 @@
 """Parameters, multiply-adds and memory of a model: the columns of the paper's Table 6.
 
 The paper's Memory column is the peak of allocated memory over one forward pass in training mode with autograd on,
-parameters included. On CUDA that is ``torch.cuda.max_memory_allocated``. Without a GPU :class:`MemoryTracker` counts the same
-bytes: every new storage, rounded up to the 512 bytes of CUDA's caching allocator, until that storage dies. Under
-``FakeTensorMode`` the same tracker gives the figure without allocating or computing anything.
+parameters included. On CUDA that is ``torch.cuda.max_memory_allocated``. Without a GPU :class:`MemoryTracker` counts
+the same bytes: every new storage, rounded up to the 512 bytes of CUDA's caching allocator, until that storage dies.
+Under ``FakeTensorMode`` the same tracker gives the figure without allocating or computing anything.
 
 FLOPs in that table are multiply-adds: half of what ``torch.utils.flop_counter.FlopCounterMode`` counts.
 """
@@ -141,20 +141,20 @@ def measure(
     x: Tensor | None = None,
     memory: str = "auto",
 ) -> Complexity:
-    """Parameters, multiply-adds and peak memory of one forward pass as the released code trains: training mode, autograd on,
-    with the SPD head.
+    """Parameters, multiply-adds and peak memory of one forward pass as the released code trains: training mode,
+    autograd on, with the SPD head.
 
-    A model whose ``forward`` takes ``return_spd`` gets ``return_spd=True``; any other is called with the input alone and may
-    return the restored image or a tuple that starts with it. Parameters, gradients, buffers (the statistics of BatchNorm
-    included), training flags and random state are afterwards as they were. Paper: Table 6.
+    A model whose ``forward`` takes ``return_spd`` gets ``return_spd=True``; any other is called with the input alone
+    and may return the restored image or a tuple that starts with it. Parameters, gradients, buffers (the statistics of
+    BatchNorm included), training flags and random state are afterwards as they were. Paper: Table 6.
 
     Args:
         model: the network; its own device is where the pass runs.
         input_size: ``(B, C, H, W)`` of the random input.
         x: a real input instead, of any floating dtype the model takes; moved to the model's device.
-        memory: ``"tracker"`` runs the pass under :class:`MemoryTracker`; ``"cuda"`` runs it, after one to warm up, and asks
-            the CUDA allocator; ``"fake"`` estimates without allocating or computing; ``"auto"`` is ``"cuda"`` for a model on
-            a CUDA device and ``"tracker"`` elsewhere.
+        memory: ``"tracker"`` runs the pass under :class:`MemoryTracker`; ``"cuda"`` runs it, after one to warm up, and
+            asks the CUDA allocator; ``"fake"`` estimates without allocating or computing; ``"auto"`` is ``"cuda"`` for
+            a model on a CUDA device and ``"tracker"`` elsewhere.
 
     Raises:
         ValueError: ``memory`` is unknown, or ``"cuda"`` for a model that is not on a CUDA device.

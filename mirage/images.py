@@ -1,7 +1,8 @@
 """Image files as arrays and back: PNG with 8 and 16 bits per sample, and JPEG.
 
 Pillow reads and writes JPEG and 8-bit PNG. It silently drops the low byte of a 16-bit RGB PNG, so those go through
-imagecodecs (libpng). What describes the colours of a PNG (profile, gamma, chromaticities, pixel size, EXIF) is carried over.
+imagecodecs (libpng). What describes the colours of a PNG (profile, gamma, chromaticities, pixel size, EXIF) is carried
+over.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class ImageFile:
 
 
 def read_image(path: str | os.PathLike[str]) -> ImageFile:
-    """Decode a PNG (grey or RGB, with or without alpha, palette; 1 to 16 bits) or a JPEG (its EXIF orientation applied).
+    """Decode a PNG (grey or RGB, with or without alpha, palette; 1 to 16 bits) or a JPEG (its EXIF orientation
+    applied).
 
     Palettes become RGB, transparency becomes an alpha channel, fewer than 8 bits become 8, CMYK becomes RGB.
 
@@ -120,7 +122,9 @@ def _decode_png(data: bytes) -> ImageFile:
         return ImageFile(_as_hwc(np.array(image)), "png", profile, None, chunks)
 
 
-def write_image(path: str | os.PathLike[str], image: ImageFile, format: str | None = None, *, quality: int = 95) -> None:
+def write_image(
+    path: str | os.PathLike[str], image: ImageFile, format: str | None = None, *, quality: int = 95
+) -> None:
     """Write ``image``, whole or not at all: the bytes go to a temporary file beside ``path`` that is then renamed.
 
     A PNG has the sample depth of the pixels. A JPEG has 8 bits (16-bit samples are rounded) and no chroma subsampling.
@@ -152,7 +156,8 @@ def encode_image(image: ImageFile, format: str | None = None, *, quality: int = 
     if format not in FORMATS:
         raise ImageError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     pixels = image.pixels
-    if pixels.ndim != 3 or pixels.shape[2] not in _MODES or pixels.dtype not in (np.uint8, np.uint16) or not pixels.size:
+    known = pixels.dtype in (np.uint8, np.uint16)
+    if not known or pixels.ndim != 3 or pixels.shape[2] not in _MODES or not pixels.size:
         raise ImageError(f"pixels: expected [H, W, 1 to 4] of uint8 or uint16, got {list(pixels.shape)} {pixels.dtype}")
     return _encode_png(image) if format == "png" else _encode_jpeg(image, quality)
 

@@ -1,8 +1,8 @@
 """Restore image files with a trained model: ``mirage restore``.
 
-The network takes RGB in [0, 1] whose sides are multiples of 8. Here images of any size are padded on the right and at the
-bottom and cropped back, grey images are fed as three equal channels and come back as their mean, and an alpha channel is
-copied through untouched.
+The network takes RGB in [0, 1] whose sides are multiples of 8. Here images of any size are padded on the right and at
+the bottom and cropped back, grey images are fed as three equal channels and come back as their mean, and an alpha
+channel is copied through untouched.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def restore_array(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
     """Restore one image.
 
     Args:
-        model: maps ``[1, 3, H, W]`` in [0, 1], H and W multiples of 8, to the same shape; runs on its own device and dtype.
+        model: maps ``[1, 3, H, W]`` in [0, 1], H and W multiples of 8, to the same shape; runs on its own device and
+            dtype.
         pixels: ``[H, W, C]``, uint8 or uint16; C is 1, 2, 3 or 4, the last of 2 and 4 being alpha.
 
     Returns:
@@ -107,9 +108,9 @@ def collect_jobs(inputs: Iterable[str | Path], out_dir: str | Path, format: str 
     """List what to restore and where to, without opening a file.
 
     A file goes to ``out_dir`` under its own name; a folder is searched through for PNG and JPEG files, which keep their
-    places below it. ``format`` is ``"same"``, ``"png"`` or ``"jpeg"`` and sets the suffix. A job carries an error in the place
-    of being done where its input does not exist, is a folder without images, or where its target is one of the inputs or the
-    target of an earlier job.
+    places below it. ``format`` is ``"same"``, ``"png"`` or ``"jpeg"`` and sets the suffix. A job carries an error in
+    the place of being done where its input does not exist, is a folder without images, or where its target is one of
+    the inputs or the target of an earlier job.
 
     Raises:
         ValueError: ``format`` is unknown.

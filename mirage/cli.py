@@ -1,0 +1,196 @@
+"""The ``mirage`` command. Each subcommand imports what it needs when it runs, so that ``mirage --help`` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+__all__ = ["main"]
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """MIRAGE, all-in-one image restoration: measure it, restore images with it, check the installation."""
+
+
+@main.command()
+@click.option("--image", type=FILE, help="Photograph for the forward pass.  [default: scikit-image's astronaut]")
+@click.option("--size", default=224, show_default=True, help="Side of the centre-cropped, resized input in pixels.")
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(min=1), help="Timed passes of each row.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: its own choice]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
+@click.option("--variant", "variants", multiple=True, type=click.Choice(["T", "S"]), help="Only this model.")
+@click.option(
+    "--implementation",
+    "implementations",
+    multiple=True,
+    type=click.Choice(["reference", "fast"]),
+    help="Only these modules.",
+)
+@click.option(
+    "--memory",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "tracker", "cuda", "fake"]),
+    help="How memory is found; 'fake' estimates it without allocating (a training pass takes up to 5 GiB).",
+)
+@click.option("--json", "json_path", type=FILE, help="Also write the rows as JSON.")
+@click.option("--csv", "csv_path", type=FILE, help="Also write the rows as CSV.")
+@click.option("--plot", "plot_path", type=FILE, help="Also draw memory and time as bars (.png, .svg, .pdf).")
+def table6(image, size, runs, device, threads, seed, variants, implementations, memory, json_path, csv_path, plot_path):
+    """Print the paper's Table 6 beside what this machine measures.
+
+    Parameters in millions, multiply-adds of one forward pass in 1e9, peak memory of one training-mode forward pass in
+    MiB, time of one evaluation-mode forward pass in seconds; batch 1.
+    """
+    import torch
+    from rich.console import Console
+
+    from mirage import table6 as table
+
+    if threads:
+        torch.set_num_threads(threads)
+    status = Console(stderr=True)
+    try:
+        result = table.run(
+            image=image,
+            size=size,
+            runs=runs,
+            device=str(_device(device)),
+            seed=seed,
+            memory=memory,
+            variants=variants or table.VARIANTS,
+            implementations=implementations or table.IMPLEMENTATIONS,
+            on_step=lambda message: status.print(message, style="dim"),
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    _print_table(result)
+    for path, write in ((json_path, table.write_json), (csv_path, table.write_csv), (plot_path, table.plot)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(result, path)
+            status.print(f"wrote {path}", style="dim")
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=click.Path(path_type=Path))
+@click.option("--weights", required=True, type=FILE, help="Checkpoint: .ckpt, .pth or .safetensors.")
+@click.option("-o", "--out", "out_dir", required=True, type=FOLDER, help="Output folder.")
+@click.option(
+    "--format",
+    "format_",
+    default="same",
+    show_default=True,
+    type=click.Choice(["same", "png", "jpeg"]),
+    help="Format of the results; 'same' keeps each file's own, PNG bit depth included.",
+)
+@click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="Of JPEG results.")
+@click.option("--fast/--reference", default=True, show_default=True, help="The fast modules, or plain PyTorch.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: its own choice]")
+def restore(inputs, weights, out_dir, format_, quality, fast, device, threads):
+    """Restore image files, or all PNG and JPEG files in folders, into a folder.
+
+    Any size; 8- and 16-bit PNG, grey or RGB, and JPEG. Alpha is copied through, grey stays grey, a JPEG's EXIF
+    orientation is applied. Results keep the names of their inputs and replace earlier results, never an input. A file
+    that fails is reported and the others are still done; the exit status is then 1.
+    """
+    import torch
+
+    from mirage import restore as restoring
+
+    if threads:
+        torch.set_num_threads(threads)
+    jobs = restoring.collect_jobs(inputs, out_dir, format_)
+    try:
+        model = restoring.load_model(weights, fast=fast, device=_device(device))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise click.ClickException(f"{weights}: {error}") from error
+    failed = _restore_with_progress(restoring, model, jobs, format_, quality)
+    click.echo(f"restored {len(jobs) - failed} of {len(jobs)} into {out_dir}")
+    sys.exit(1 if failed else 0)
+
+
+def _restore_with_progress(restoring, model, jobs, format_: str, quality: int) -> int:
+    """Restore the jobs under a progress bar on stderr; print each failure; return their number."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("restoring", total=len(jobs))
+
+        def on_done(outcome) -> None:
+            if outcome.error is not None:
+                console.print(f"failed: {outcome.source}: {outcome.error}", style="red", markup=False, soft_wrap=True)
+            progress.advance(task)
+
+        outcomes = restoring.restore_files(model, jobs, format=format_, quality=quality, on_done=on_done)
+    return sum(outcome.error is not None for outcome in outcomes)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object in the place of tables.")
+@click.option("--no-check", is_flag=True, help="Only versions, devices and implementations; run no operator.")
+def doctor(as_json, no_check):
+    """Print versions, devices, which implementations run and why, and check every operator against its reference.
+
+    The exit status is 1 if a check fails.
+    """
+    import json
+
+    from rich.console import Console
+
+    from mirage import doctor as clinic
+
+    report = clinic.examine(check=not no_check)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        clinic.render(report, Console(width=None if sys.stdout.isatty() else 120))
+    sys.exit(0 if report.healthy else 1)
+
+
+@main.command()
+def version() -> None:
+    """Print the versions of this package, PyTorch and Python."""
+    import platform
+
+    import torch
+
+    from mirage.doctor import package_version
+
+    click.echo(f"mirage-kernels {package_version()}, torch {torch.__version__}, Python {platform.python_version()}")
+
+
+def _device(name: str):
+    """The device called ``name``; ``auto`` is the GPU where there is one."""
+    import torch
+
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    except RuntimeError as error:
+        raise click.BadParameter(f"expected auto, cpu or cuda[:N], got {name!r}", param_hint="--device") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("no CUDA device is available to PyTorch", param_hint="--device")
+    return device
+
+
+def _print_table(result) -> None:
+    from rich.console import Console
+
+    from mirage import table6 as table
+
+    table.render(result, Console(width=None if sys.stdout.isatty() else 120))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""What runs here and whether it is right: ``mirage doctor``.
+
+Every operator is run on small tensors by every implementation that can run, forward and backward, and compared with the
+same expression in float64. An implementation may be twice as far from that truth as PyTorch in float32 is.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "Check",
+    "OperatorCase",
+    "Report",
+    "cases",
+    "check_operators",
+    "cpu_name",
+    "examine",
+    "package_version",
+    "render",
+]
+
+DISTRIBUTION = "mirage-kernels"
+WITHIN = 2.0
+"""An implementation's error may be this many times that of PyTorch in float32."""
+FLOOR = 4 * torch.finfo(torch.float32).eps
+"""Relative error below which a result passes whatever PyTorch's own error is: a few roundings of the result itself."""
+CPU_FLAGS = "avx2 fma f16c avx512f avx512bw avx512vl avx512_bf16 avx512_fp16 amx_bf16 asimd sve".split()
+
+
+@dataclass(frozen=True)
+class OperatorCase:
+    """How to check one operator.
+
+    Attributes:
+        name: of the public function in ``mirage_kernels``.
+        shapes: of its leading tensor arguments, in order.
+        rest: the arguments after them.
+        shift: added to the normal random values, one number per tensor.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    rest: tuple[Any, ...] = ()
+    shift: tuple[float, ...] = ()
+
+    def tensors(self) -> list[Tensor]:
+        """The tensor arguments in float64, holding float32 values; the same at every call."""
+        generator = torch.Generator().manual_seed(20260)
+        shifts = self.shift or (0.0,) * len(self.shapes)
+        pairs = zip(self.shapes, shifts, strict=True)
+        return [(torch.randn(shape, generator=generator) + shift).double() for shape, shift in pairs]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One operator run by one implementation on one device.
+
+    Attributes:
+        error: largest relative error (norm of the difference over norm of the truth) of the output and the gradients.
+        where: the tensor it occurred in: ``output``, or ``grad 0``, ``grad 1``, ... by argument.
+        limit: largest error allowed for that tensor.
+        problem: what went wrong instead of a comparison, or None.
+    """
+
+    operator: str
+    implementation: str
+    device: str
+    error: float | None
+    where: str
+    limit: float | None
+    problem: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every tensor was within its limit."""
+        return self.problem is None and self.error is not None and self.error <= self.limit
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything ``mirage doctor`` found."""
+
+    versions: dict[str, str]
+    devices: list[dict[str, Any]]
+    implementations: dict[str, str]
+    checks: tuple[Check, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        return {**asdict(self), "checks": checks, "healthy": self.healthy}
+
+
+def cases() -> tuple[OperatorCase, ...]:
+    """One case per public operator, at odd sizes, with what makes each hard: an offset mean, pixels that are no
+    multiple of a vector, more than one head."""
+    heads, image = 2, (2, 6, 7, 9)
+    return (
+        OperatorCase("channel_layer_norm", (image, (6,), (6,)), (1e-5,), shift=(3.0, 1.0, 0.0)),
+        OperatorCase("gated_depthwise_ffn", ((2, 12, 7, 9), (12, 1, 3, 3))),
+        OperatorCase("dynamic_depthwise_conv2d", (image, (2, 6, 7, 7))),
+        OperatorCase("channel_attention", (image, image, image, (heads, 1, 1)), (heads,), shift=(0, 0, 0, 1.0)),
+        OperatorCase("tri_branch_fusion", (image, image, image, (1,), (1,), (1,))),
+        OperatorCase("spd_covariance", (image,), (1e-5,), shift=(3.0,)),
+    )
+
+
+def examine(*, check: bool = True) -> Report:
+    """Collect versions, devices and implementations, and with ``check`` run :func:`check_operators`."""
+    import mirage_kernels
+
+    return Report(
+        versions=_versions(),
+        devices=_devices(),
+        implementations=dict(mirage_kernels.available()),
+        checks=check_operators() if check else (),
+    )
+
+
+def check_operators(operators: Sequence[OperatorCase] | None = None) -> tuple[Check, ...]:
+    """Check each operator on each implementation and device that can run, forward and backward.
+
+    Args:
+        operators: what to check; :func:`cases` by default.
+    """
+    import mirage_kernels
+
+    runnable = [name for name, state in mirage_kernels.available().items() if state == "yes"]
+    checks = []
+    for case in cases() if operators is None else operators:
+        function = getattr(mirage_kernels, case.name, None)
+        if function is None:
+            checks.append(Check(case.name, "-", "-", None, "", None, "mirage_kernels has no such operator"))
+            continue
+        for implementation in runnable:
+            checks += [_check(case, function, implementation, device) for device in _devices_of(implementation)]
+    return tuple(checks)
+
+
+def _devices_of(implementation: str) -> list[str]:
+    gpu = ["cuda"] if torch.cuda.is_available() else []
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return {"torch": ["cpu", *gpu], "cpp": ["cpu"], "triton": ["cpu"] if interpreted else gpu}.get(implementation, [])
+
+
+def _check(case: OperatorCase, function: Callable[..., Tensor], implementation: str, device: str) -> Check:
+    import mirage_kernels
+
+    truth = _run(case, function, "torch", torch.float64, "cpu")
+    eager = _run(case, function, "torch", torch.float32, device)
+    try:
+        results = _run(case, function, implementation, torch.float32, device)
+    except Exception as error:  # a broken kernel may raise anything; the others are still to be checked
+        return Check(case.name, implementation, device, None, "", None, f"{type(error).__name__}: {error}")
+    ran = mirage_kernels.last_used(case.name)
+    if ran != implementation:
+        return Check(case.name, implementation, device, None, "", None, f"{ran} ran in its place")
+    worst = None
+    for where, expected in truth.items():
+        error = _relative_error(results[where], expected)
+        limit = max(WITHIN * _relative_error(eager[where], expected), FLOOR)
+        check = Check(case.name, implementation, device, error, where, limit)
+        if worst is None or not error / limit <= worst.error / worst.limit:  # NaN counts as worst
+            worst = check
+    return worst
+
+
+def _run(case: OperatorCase, function, implementation: str, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    """The output of a case and the gradient of each tensor argument."""
+    import mirage_kernels
+
+    inputs = [t.to(device, dtype).requires_grad_() for t in case.tensors()]
+    with mirage_kernels.use(implementation):
+        output = function(*inputs, *case.rest)
+        generator = torch.Generator().manual_seed(77)
+        weights = torch.randn(output.shape, generator=generator).to(device, dtype)
+        grads = torch.autograd.grad(output, inputs, weights)
+    named = {"output": output, **{f"grad {i}": grad for i, grad in enumerate(grads)}}
+    return {where: tensor.detach().double().cpu() for where, tensor in named.items()}
+
+
+def _relative_error(result: Tensor, expected: Tensor) -> float:
+    return ((result - expected).norm() / expected.norm()).item()
+
+
+def package_version() -> str:
+    """Version of the installed distribution, or of the source tree where it is not installed."""
+    try:
+        return importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        import mirage_kernels
+
+        return f"{getattr(mirage_kernels, '__version__', 'unknown')} (not installed)"
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*keys: str) -> str:
+    """The first value of one of ``keys`` in /proc/cpuinfo; empty where there is none, such as outside Linux."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() in keys:
+                    return value.strip()
+    except OSError:
+        pass
+    return ""
+
+
+def _versions() -> dict[str, str]:
+    versions = {DISTRIBUTION: package_version(), "python": platform.python_version(), "torch": torch.__version__}
+    for name in ("triton", "numpy", "pillow", "imagecodecs", "safetensors"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found = name == "triton" and importlib.util.find_spec(name) is not None
+            versions[name] = "installed, version unknown" if found else "not installed"
+    cuda = torch.version.cuda or (f"HIP {torch.version.hip}" if torch.version.hip else None)
+    versions["CUDA of torch"] = cuda or "none (CPU build)"
+    versions["platform"] = platform.platform()
+    return versions
+
+
+def _devices() -> list[dict[str, Any]]:
+    present = set(_cpuinfo("flags", "Features").split())
+    cpu = {
+        "device": "cpu",
+        "name": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads of torch": torch.get_num_threads(),
+        "vector level of torch": torch.backends.cpu.get_cpu_capability(),
+        "features": " ".join(flag for flag in CPU_FLAGS if flag in present),
+    }
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        gpus.append(
+            {
+                "device": f"cuda:{index}",
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory MiB": properties.total_memory >> 20,
+                "multiprocessors": properties.multi_processor_count,
+            }
+        )
+    return [cpu, *gpus]
+
+
+def render(report: Report, console: Console) -> None:
+    """Print the report to a rich console."""
+    from rich.table import Table
+    from rich.text import Text
+
+    def two_columns(title: str, pairs) -> None:
+        table = Table(title=title, title_justify="left", show_header=False)
+        for key, value in pairs:
+            table.add_row(Text(str(key)), Text(str(value)))
+        console.print(table)
+
+    two_columns("Versions", report.versions.items())
+    for device in report.devices:
+        two_columns(device["device"], ((k, v) for k, v in device.items() if k != "device"))
+    two_columns("Implementations", report.implementations.items())
+    if not report.checks:
+        return
+    table = Table(title="Operators against float64 (forward and backward, float32)", title_justify="left")
+    for column in ("Operator", "Implementation", "Device", "Worst error", "Allowed", "In", "Result"):
+        table.add_column(column, justify="right" if column in ("Worst error", "Allowed") else "left")
+    for check in report.checks:
+        error, limit = (f"{v:.1e}" if v is not None else "-" for v in (check.error, check.limit))
+        result = Text("ok", "green") if check.passed else Text(check.problem or "too far off", "bold red")
+        table.add_row(check.operator, check.implementation, check.device, error, limit, check.where, result)
+    console.print(table)
+    failed = sum(not check.passed for check in report.checks)
+    console.print(f"{len(report.checks)} checks, {failed} failed" if failed else f"{len(report.checks)} checks passed")
