@@ -265,9 +265,7 @@ def _count_macs(model: nn.Module, x: Tensor) -> tuple[int, tuple[str, ...]]:
     """Multiply-adds of one forward on fake tensors, and the custom operators without a FLOP formula."""
     tracker = MemoryTracker()
     with _faked(model, x) as (fake, fake_x):
-        with tracker:
-            run_forward(fake, fake_x)
-        with FlopCounterMode(display=False) as counter:
+        with tracker, FlopCounterMode(display=False) as counter:
             run_forward(fake, fake_x)
     uncounted = {str(op) for op in tracker.custom_operators if op._overloadpacket not in flop_registry}
     return counter.get_total_flops() // 2, tuple(sorted(uncounted))
