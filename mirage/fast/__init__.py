@@ -1,0 +1,47 @@
+"""Drop-in acceleration: the same network, the same parameters and numbers, on the kernels of `mirage_kernels`.
+
+    model = mirage.from_checkpoint("mirage.ckpt")
+    mirage.fast.accelerate(model)
+
+`accelerate` swaps the modules of a model instance in place, `revert` undoes it, `summary` tells what was replaced.
+The modules also stand alone, with the constructors and parameter names of `mirage.blocks`.
+"""
+
+from typing import Any
+
+import mirage
+from mirage.fast.modules import (
+    Attention,
+    FeedForward,
+    GatedCNNBlock,
+    LayerNorm,
+    SPDCovariance,
+    TransformerBlock,
+)
+from mirage.fast.swap import Summary, accelerate, revert, summary
+from mirage.model import MIRAGE
+
+__all__ = [
+    "Attention",
+    "FeedForward",
+    "GatedCNNBlock",
+    "LayerNorm",
+    "SPDCovariance",
+    "Summary",
+    "TransformerBlock",
+    "accelerate",
+    "mirage_small",
+    "mirage_tiny",
+    "revert",
+    "summary",
+]
+
+
+def mirage_tiny(**overrides: Any) -> MIRAGE:
+    """`mirage.mirage_tiny` with fast modules; the same parameters, names and results."""
+    return accelerate(mirage.mirage_tiny(**overrides))
+
+
+def mirage_small(**overrides: Any) -> MIRAGE:
+    """`mirage.mirage_small` with fast modules; the same parameters, names and results."""
+    return accelerate(mirage.mirage_small(**overrides))

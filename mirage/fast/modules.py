@@ -1,0 +1,110 @@
+"""Drop-in modules over `mirage_kernels`: constructors, attributes and parameter names of `mirage.blocks`.
+
+Each forward calls one operator where the reference runs a chain of them. A child module that the operator would bypass
+is called as a module again when it carries hooks or a parametrization, so that these still run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import mirage_kernels
+from mirage import blocks
+
+__all__ = ["Attention", "FeedForward", "GatedCNNBlock", "LayerNorm", "SPDCovariance", "TransformerBlock"]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_bare(*modules: nn.Module) -> bool:
+    """True where calling the modules is the same as using their weights: no hooks, no parametrization."""
+    return not any(getattr(m, hooks) for m in modules for hooks in _HOOKS) and not any(
+        hasattr(m, "parametrizations") for m in modules
+    )
+
+
+class LayerNorm(blocks.LayerNorm):
+    """`mirage.blocks.LayerNorm` as one operator, without leaving [B, C, H, W]. See `mirage_kernels.channel_layer_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        body = self.body
+        if not is_bare(body):
+            return super().forward(x)
+        eps = getattr(body, "eps", blocks.NORM_EPS)
+        return mirage_kernels.channel_layer_norm(x, body.weight, body.bias, eps)
+
+
+class GatedCNNBlock(blocks.GatedCNNBlock):
+    """`mirage.blocks.GatedCNNBlock` with its generated kernels applied by `mirage_kernels.dynamic_depthwise_conv2d`."""
+
+    def dynamic_conv(self, x: Tensor) -> Tensor:
+        size = blocks.DYNAMIC_KERNEL_SIZE
+        kernels = self.kernel_generator(x).reshape(*x.shape[:2], size, size)
+        return mirage_kernels.dynamic_depthwise_conv2d(x, kernels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.gic2.in_channels
+        sizes = (hidden, hidden - x.shape[1], x.shape[1])
+        gate, identity, detail = torch.split(self.gic1(self.norm(x)), sizes, dim=1)
+        detail = self.dynamic_conv(detail)
+        gate = self.act(gate / self.temperature)
+        mixed = self.gic2(gate * torch.cat((identity, detail), dim=1))
+        return self.proj_out(self.drop_path(mixed) + x)
+
+
+class Attention(blocks.Attention):
+    """`mirage.blocks.Attention` with attention and fusion in one operator: the attention output never reaches memory.
+
+    See `mirage_kernels.channel_attention_fusion`; the 3x3 depthwise convolution of q, k and v is
+    `mirage_kernels.dynamic_depthwise_conv2d` with one kernel for all samples.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_att, x_conv, x_mlp = x.chunk(3, dim=1)
+        q, k, v = self._depthwise(self.qkv(x_att)).chunk(3, dim=1)
+        conv = self.gatedcnn(x_conv)
+        mlp = self.mlp(x_mlp.flatten(2)).reshape(x_mlp.shape)
+        heads = self.temperature.shape[0]
+        alphas = (self.alpha_att, self.alpha_gated, self.alpha_mlp)
+        fused = mirage_kernels.channel_attention_fusion(q, k, v, self.temperature, heads, conv, mlp, *alphas)
+        return self.project_out(fused)
+
+    def _depthwise(self, qkv: Tensor) -> Tensor:
+        if not is_bare(self.qkv_dwconv):
+            return self.qkv_dwconv(qkv)
+        weight = self.qkv_dwconv.weight.transpose(0, 1).expand(qkv.shape[0], -1, -1, -1)
+        return mirage_kernels.dynamic_depthwise_conv2d(qkv, weight)
+
+
+class FeedForward(blocks.FeedForward):
+    """`mirage.blocks.FeedForward` with GELU, 3x3 depthwise and gate in one operator.
+
+    See `mirage_kernels.gated_depthwise_ffn`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.project_in(x)
+        if is_bare(self.dwconv, self.act):
+            return self.project_out(mirage_kernels.gated_depthwise_ffn(hidden, self.dwconv.weight))
+        first, second = self.dwconv(self.act(hidden)).chunk(2, dim=1)
+        return self.project_out(nn.functional.gelu(first) * second)
+
+
+class SPDCovariance(blocks.SPDCovariance):
+    """`mirage.blocks.SPDCovariance` in one pass over the features. See `mirage_kernels.spd_covariance`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mirage_kernels.spd_covariance(x, self.eps)
+
+
+class TransformerBlock(blocks.TransformerBlock):
+    """`mirage.blocks.TransformerBlock` built of the fast modules above."""
+
+    def __init__(
+        self, dim: int, num_heads: int, ffn_expansion_factor: float = 2.0, drop_path: float = 0.1
+    ) -> None:
+        super().__init__(dim, num_heads, ffn_expansion_factor, drop_path)
+        from mirage.fast.swap import accelerate
+
+        accelerate(self)

@@ -1,0 +1,111 @@
+"""`accelerate` and `revert`: the modules of one model instance change class in place, and change back.
+
+A module keeps its identity: the same object with the same parameters, buffers, hooks and flags, so optimizers,
+averaged copies and references held elsewhere stay valid. Only the instance's class changes, and with it `forward`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+
+from mirage.fast.recognise import KINDS, candidate, problem
+
+_ORIGINAL = "_mirage_original_class"
+_REPLACEMENTS = tuple(kind.replacement for kind in KINDS)
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `accelerate` did to a model. `str()` gives a table.
+
+    Attributes:
+        replaced: path of each module that runs fast, with the name of its fast class.
+        kept: path of each module that looks like one of those but was left alone, with the reason.
+        others: class names of the remaining modules without children, with their number; these run as they are.
+    """
+
+    replaced: dict[str, str]
+    kept: dict[str, str]
+    others: dict[str, int]
+
+    def __str__(self) -> str:
+        counts = Counter(self.replaced.values())
+        lines = [f"{len(self.replaced)} modules run on mirage_kernels:"]
+        lines += [f"  {count:4d}  {name}" for name, count in sorted(counts.items())]
+        if self.kept:
+            lines.append(f"{len(self.kept)} modules were left as they are:")
+            lines += [f"  {path or '(the model itself)'}: {reason}" for path, reason in self.kept.items()]
+        if self.others:
+            names = ", ".join(f"{count} {name}" for name, count in sorted(self.others.items()))
+            lines.append(f"without a fast counterpart, and run by PyTorch: {names}")
+        return "\n".join(lines)
+
+
+def accelerate(model: Model) -> Model:
+    """Swap the modules of `model` for fast ones, in place, and return it.
+
+    Layer norms, gated CNN branches, mixers, feed-forward networks and the SPD covariance are recognised by their
+    structure (attributes and shapes), so a model of the authors' released code is accelerated as well as
+    `mirage.mirage_tiny()`; a module of an unknown class must in addition agree with its fast counterpart on a random
+    input. Parameters, buffers, `state_dict`, hooks, dtype, device and training mode stay as they are; other instances
+    of the same classes are untouched. Calling it again does nothing more.
+
+    Args:
+        model: a module that contains such modules, or is one.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        TypeError: `model` is not a module. A model in which nothing is recognised is returned with a warning.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    found = 0
+    for module in list(model.modules()):
+        if isinstance(module, _REPLACEMENTS):
+            found += 1
+            continue
+        kind = candidate(module)
+        if kind is None or problem(module, kind):
+            continue
+        vars(module)[_ORIGINAL] = type(module)
+        module.__class__ = kind.replacement
+        found += 1
+    if not found:
+        warnings.warn(
+            f"accelerate: nothing in {type(model).__name__} was recognised; mirage.fast.summary(model) says why",
+            stacklevel=2,
+        )
+    return model
+
+
+def revert(model: Model) -> Model:
+    """Undo `accelerate` in place, and return `model`: every module is of its former class again.
+
+    Modules that were built fast (`mirage.fast.FeedForward(...)`) stay as they are.
+    """
+    for module in model.modules():
+        original = vars(module).pop(_ORIGINAL, None)
+        if original is not None:
+            module.__class__ = original
+    return model
+
+
+def summary(model: nn.Module) -> Summary:
+    """Which modules of `model` run fast, which could not be replaced and why, and which have no counterpart."""
+    replaced, kept, others = {}, {}, Counter[str]()
+    for path, module in model.named_modules():
+        if isinstance(module, _REPLACEMENTS):
+            replaced[path] = type(module).__name__
+        elif (kind := candidate(module)) is not None:
+            kept[path] = problem(module, kind) or "accelerate was not called"
+        elif next(module.children(), None) is None:
+            others[type(module).__name__] += 1
+    return Summary(replaced, kept, dict(others))
