@@ -183,7 +183,7 @@ def run(
 
 def _measure_variant(variant, implementations, x, runs, seed, memory, on_step) -> list[MeasuredRow]:
     method = f"MIRAGE-{variant}"
-    models = {name: _build(variant, name, seed).to(x.device) for name in implementations}
+    models = {name: build(variant, name, seed).to(x.device) for name in implementations}
     on_step(f"{method}: time of a forward pass, {', '.join(models)}")
     times, outputs = _time_interleaved(models, x, runs)
     rows = []
@@ -210,7 +210,8 @@ def _measure_variant(variant, implementations, x, runs, seed, memory, on_step) -
     return rows
 
 
-def _build(variant: str, implementation: str, seed: int) -> nn.Module:
+def build(variant: str, implementation: str, seed: int) -> nn.Module:
+    """A model with random weights from `seed`, in evaluation mode: variant "T" or "S", "reference" or "fast"."""
     import mirage
 
     with torch.random.fork_rng(devices=[]):

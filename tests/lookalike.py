@@ -1,0 +1,159 @@
+"""A network with the attribute names of the released code and classes of its own, written for the tests of mirage.fast.
+
+Its classes share nothing with mirage.blocks; its forward returns (restored, weighted contrastive loss).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class NormBody(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(dim) + 0.5)
+        self.bias = nn.Parameter(torch.rand(dim) - 0.5)
+        self.normalized_shape = (dim,)
+
+    def forward(self, tokens):
+        centred = tokens - tokens.mean(dim=2, keepdim=True)
+        return centred * (tokens.var(dim=2, correction=0, keepdim=True) + 1e-5).rsqrt() * self.weight + self.bias
+
+
+class Norm(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.body = NormBody(dim)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        return self.body(x.view(b, c, h * w).permute(0, 2, 1)).permute(0, 2, 1).reshape(b, c, h, w)
+
+
+class Drop(nn.Module):
+    def __init__(self, p):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(1 - self.p) / (1 - self.p)
+
+
+class Gated(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        hidden = int(dim * 8 / 3)
+        self.norm = nn.BatchNorm2d(dim)
+        self.gic1 = nn.Conv2d(dim, hidden * 2, 1, bias=False)
+        self.act = nn.GELU()
+        self.parts = [hidden, hidden - dim, dim]
+        self.kernel_generator = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(dim, dim, 1, bias=False),
+            nn.GELU(),
+            nn.Conv2d(dim, dim * 49, 1, bias=False),
+        )
+        self.gic2 = nn.Conv2d(hidden, dim, 1, bias=False)
+        self.drop_path = Drop(0.1)
+        self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
+        self.temperature = nn.Parameter(torch.full((1,), 1.3))
+
+    def forward(self, x):
+        g, i, c = self.gic1(self.norm(x)).split(self.parts, dim=1)
+        b, n, h, w = c.shape
+        kernels = self.kernel_generator(c).view(b * n, 1, 7, 7)
+        c = F.conv2d(c.reshape(1, b * n, h, w), kernels, padding=3, groups=b * n).view(b, n, h, w)
+        y = self.gic2(self.act(g / self.temperature) * torch.cat([i, c], 1))
+        return self.proj_out(x + self.drop_path(y))
+
+
+class Mixer(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        third = dim // 3
+        self.num_heads = heads
+        self.temperature = nn.Parameter(torch.rand(heads, 1, 1) + 0.5)
+        self.qkv = nn.Conv2d(third, third * 3, 1, bias=False)
+        self.qkv_dwconv = nn.Conv2d(third * 3, third * 3, 3, 1, 1, groups=third * 3, bias=False)
+        self.gatedcnn = Gated(third)
+        self.mlp = nn.Sequential(
+            nn.Conv1d(third, third * 2, 1, bias=False), nn.GELU(), nn.Conv1d(third * 2, third, 1, bias=False)
+        )
+        self.project_out = nn.Conv2d(dim, dim, 1, bias=False)
+        self.alpha_att = nn.Parameter(torch.full((1,), 0.9))
+        self.alpha_gated = nn.Parameter(torch.full((1,), 1.1))
+        self.alpha_mlp = nn.Parameter(torch.full((1,), 1.2))
+
+    def forward(self, x):
+        b, n, h, w = x.shape
+        xa, xg, xm = x.split(n // 3, dim=1)
+        q, k, v = (t.view(b, self.num_heads, -1, h * w) for t in self.qkv_dwconv(self.qkv(xa)).split(n // 3, 1))
+        weights = torch.softmax(F.normalize(q, dim=3) @ F.normalize(k, dim=3).mT * self.temperature, dim=3)
+        a = (weights @ v).view(b, n // 3, h, w)
+        g = self.gatedcnn(xg)
+        m = self.mlp(xm.reshape(b, n // 3, h * w)).view(b, n // 3, h, w)
+        a2 = a + self.alpha_att * torch.sigmoid(g + m)
+        g2 = g + self.alpha_gated * torch.sigmoid(a + m)
+        m2 = m + self.alpha_mlp * torch.sigmoid(a + g)
+        return self.project_out(torch.cat([a2, g2, m2], 1))
+
+
+class FFN(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.project_in = nn.Conv2d(dim, dim * 4, 1, bias=False)
+        self.dwconv = nn.Conv2d(dim * 4, dim * 4, 3, 1, 1, groups=dim * 4, bias=False)
+        self.act = nn.GELU()
+        self.project_out = nn.Conv2d(dim * 2, dim, 1, bias=False)
+
+    def forward(self, x):
+        gate, value = self.dwconv(self.act(self.project_in(x))).chunk(2, dim=1)
+        return self.project_out(F.gelu(gate) * value)
+
+
+class Block(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.norm1, self.attn = Norm(dim), Mixer(dim, heads)
+        self.norm2, self.ffn = Norm(dim), FFN(dim)
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+class Halve(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1, bias=False), nn.PixelUnshuffle(2))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class ReleasedStyleMIRAGE(nn.Module):
+    def __init__(self, dim=24):
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, dim, 3, padding=1, bias=False)
+        self.encoder = nn.Sequential(Block(dim, 1), Block(dim, 2))
+        self.down = Halve(dim)
+        self.latent = nn.Sequential(Block(2 * dim, 2))
+        self.up = nn.Sequential(nn.Conv2d(2 * dim, 4 * dim, 3, padding=1, bias=False), nn.PixelShuffle(2))
+        self.output = nn.Conv2d(dim, 3, 3, padding=1, bias=False)
+        self.reduce_shallow = nn.Conv2d(dim, 12, 1)
+        self.reduce_latent = nn.Conv2d(2 * dim, 12, 1)
+
+    def covariance(self, x):
+        x = x.flatten(2)
+        x = x - x.mean(2, keepdim=True)
+        return (x @ x.mT / (x.shape[2] - 1)).flatten(1)
+
+    def forward(self, image):
+        shallow = self.encoder(self.patch_embed(image))
+        latent = self.latent(self.down(shallow))
+        restored = self.output(self.up(latent) + shallow) + image
+        z_s = F.normalize(self.covariance(self.reduce_shallow(shallow)), dim=1)
+        z_l = F.normalize(self.covariance(self.reduce_latent(latent)), dim=1)
+        return restored, 0.01 * F.cross_entropy(z_s @ z_l.T / 0.1, torch.arange(image.shape[0]))
