@@ -2,7 +2,7 @@
 # MIRAGE_ISA naming the namespace their code goes to. csrc/cpu/isa.h says which one runs.
 
 set(kernel_options -Wall -Wextra -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-rounding-math
-                   -Wno-psabi -Wno-unknown-pragmas -Wno-maybe-uninitialized)
+                   -Wno-psabi -Wno-unknown-pragmas -Wno-uninitialized -Wno-maybe-uninitialized)
 
 function(mirage_add_isa target isa)
   cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "FLAGS;SOURCES")

@@ -1,0 +1,175 @@
+// Elementary functions on vectors: exp, the logistic sigmoid, the normal distribution function and the exact GELU.
+//
+// Coefficients are fits of our own (tools/fit_vec_math.py). Largest errors against double precision, measured by
+// csrc/tests/test_vec_math.cpp, stand beside each function. NaN stays NaN; exp and sigmoid saturate; gelu(inf) = inf,
+// gelu(-inf) = NaN as in PyTorch (-inf * 0), and gelu of a large negative number is -0.
+#pragma once
+
+#include "vec.h"
+
+namespace mirage::cpu::MIRAGE_ISA {
+namespace vec_math {
+
+template <class A> struct Constants;
+template <> struct Constants<float> {
+  static constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held in the low bits
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float log2e = 1.44269504f, ln2_high = 0.693145752f, ln2_low = 1.42860677e-6f;
+  static constexpr float exp_low = -104.0f, exp_high = 89.0f;  // beyond: 0 and inf
+  static constexpr float gauss_end = MIRAGE_VECTOR_BYTES == 64 ? 14.6f : 13.26f;  // exp(-a^2 / 2) is made 0 here
+};
+template <> struct Constants<double> {
+  static constexpr double magic = 6755399441055744.0;
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double log2e = 1.4426950408889634, ln2_high = 0x1.62e42fee00000p-1, ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr double exp_low = -746.0, exp_high = 710.0;
+  static constexpr double gauss_end = MIRAGE_VECTOR_BYTES == 64 ? 39.0 : 37.65;
+};
+
+// Horner's rule, lowest coefficient first.
+template <class A, int N>
+MIRAGE_INLINE Vec<A> horner(Vec<A> x, const A (&c)[N]) {
+  Vec<A> p = splat(c[N - 1]);
+#pragma GCC unroll 32
+  for (int i = N - 2; i >= 0; --i) p = p * x + c[i];
+  return p;
+}
+
+// An integer n, as n + magic (`shifted`), and v: v * 2^n. Without AVX-512 only for results above the subnormal range,
+// and exactly 0 for n = -bias.
+template <class A>
+MIRAGE_INLINE Vec<A> scale(Vec<A> v, Vec<A> shifted) {
+#if defined(__AVX512F__)
+  const Vec<A> n = shifted - Constants<A>::magic;
+  if constexpr (sizeof(A) == 4) {
+    return (Vec<A>)_mm512_scalef_ps((__m512)v, (__m512)n);
+  } else {
+    return (Vec<A>)_mm512_scalef_pd((__m512d)v, (__m512d)n);
+  }
+#else
+  const IVec<A> power = (((IVec<A>)shifted - (IVec<A>)splat<A>(Constants<A>::magic)) + Constants<A>::bias)
+                        << Constants<A>::mantissa;
+  return v * (Vec<A>)power;
+#endif
+}
+
+// The same for every n that exp meets, subnormal results and overflow included.
+template <class A>
+MIRAGE_INLINE Vec<A> scale_any(Vec<A> v, Vec<A> shifted) {
+#if defined(__AVX512F__)
+  return scale<A>(v, shifted);
+#else
+  const IVec<A> n = (IVec<A>)shifted - (IVec<A>)splat<A>(Constants<A>::magic), half = n >> 1;
+  return v * (Vec<A>)((half + Constants<A>::bias) << Constants<A>::mantissa) *
+         (Vec<A>)((n - half + Constants<A>::bias) << Constants<A>::mantissa);
+#endif
+}
+
+// exp(r) for |r| <= ln(2) / 2
+MIRAGE_INLINE Vec<float> exp_reduced(Vec<float> r) {
+  constexpr float c[] = {1.0f, 0.49999994f, 0.166664317f, 0.0416680016f, 0.00837415643f, 0.00138436514f};
+  return horner<float>(r, c) * r + 1.0f;
+}
+MIRAGE_INLINE Vec<double> exp_reduced(Vec<double> r) {
+  constexpr double c[] = {1.0, 1.0, 0x1.0000000000011p-1, 0x1.555555555555ap-3, 0x1.555555554f0cbp-5,
+                          0x1.111111110f224p-7, 0x1.6c16c187fcab2p-10, 0x1.a01a01b143f5dp-13, 0x1.a01991aa67f6ap-16,
+                          0x1.71ddf5734ee36p-19, 0x1.28b40775c769dp-22, 0x1.af631f6a9fc7bp-26};
+  return horner<double>(r, c);
+}
+
+// 2^f for |f| <= 1/2, relative error 9.2e-8
+MIRAGE_INLINE Vec<float> exp2_reduced(Vec<float> f) {
+  constexpr float c[] = {0.693147004f, 0.240222424f, 0.0555073358f, 0.00967151299f, 0.00132647273f};
+  return horner<float>(f, c) * f + 1.0f;
+}
+
+// exp(-a^2 / 2) for 0 <= a <= gauss_end
+MIRAGE_INLINE Vec<float> gauss(Vec<float> a) {
+  using C = Constants<float>;
+  const Vec<float> t = a * a * (-0.5f * C::log2e), shifted = t + C::magic;
+  return scale<float>(exp2_reduced(t - (shifted - C::magic)), shifted);
+}
+MIRAGE_INLINE Vec<double> gauss(Vec<double> a) {
+  using C = Constants<double>;
+  const Vec<double> t = a * a * -0.5, shifted = t * C::log2e + C::magic, n = shifted - C::magic;
+  return scale<double>(exp_reduced(t - n * C::ln2_high - n * C::ln2_low), shifted);
+}
+
+// cdf(-a) * exp(a^2 / 2): what turns the density into the tail
+MIRAGE_INLINE Vec<float> mills(Vec<float> a) {
+  constexpr float c[] = {0.49999994f,    -0.39893806f,     0.249937505f,    -0.13262023f,
+                         0.0614302643f,  -0.0247214418f,   0.00830774289f,  -0.00218409905f,
+                         0.000414709182f, -5.15357569e-05f, 3.60179911e-06f, -1.00674534e-07f};
+  return horner<float>(a, c);
+}
+MIRAGE_INLINE Vec<double> mills(Vec<double> a) {
+  constexpr double c[] = {
+      0x1.e361ea6fba141p-2,   -0x1.8c18f2086e361p-4,  0x1.cabd72a60f88bp-7,   0x1.d4969f10e2582p-6,
+      -0x1.07c3c2582b774p-5,  0x1.25dd7205b9c01p-6,   -0x1.47d5fc74e1b39p-8,  -0x1.2b7f5d0a8fd91p-12,
+      0x1.6c538343fe77dp-11,  -0x1.8c11cecd65ca0p-14, -0x1.707bc2b876f33p-14, 0x1.6486058376783p-16,
+      0x1.c94242724399ap-17,  -0x1.ccd2c1fbeb602p-19, -0x1.5ee4d3a268fe3p-19, 0x1.b4c31aaa42dd1p-22,
+      0x1.29d5bab677ce7p-21,  -0x1.6321763e73d93p-30, -0x1.eb50933aab9a1p-24, -0x1.3369710593536p-26,
+      0x1.5b2dc949385dep-26,  0x1.772a515ad88dcp-28,  -0x1.6548052479106p-29, -0x1.7259b3f479ea4p-31,
+      0x1.825d1c11a3a63p-33};
+  return horner<double>((a - 4.0) / (a + 4.0), c) / (a + 1.0);
+}
+
+template <class A> MIRAGE_INLINE Vec<A> vabs(Vec<A> x) { return x < 0 ? -x : x; }
+template <> MIRAGE_INLINE Vec<float> vabs<float>(Vec<float> x) { return (Vec<float>)((IVec<float>)x & 0x7fffffff); }
+
+// cdf(x), given the tail cdf(-|x|)
+template <class A>
+MIRAGE_INLINE Vec<A> from_tail(Vec<A> x, Vec<A> tail) { return x > 0 ? A(1) - tail : tail; }
+
+constexpr double kInverseSqrt2Pi = 0.39894228040143267794;
+
+}  // namespace vec_math
+
+// e^x. Relative error below 1.1e-7 (float), 1.8e-16 (double); absolute in the subnormal range.
+template <class A>
+MIRAGE_INLINE Vec<A> vexp(Vec<A> x) {
+  using C = vec_math::Constants<A>;
+  x = vmin<A>(splat<A>(C::exp_high), vmax<A>(splat<A>(C::exp_low), x));  // in this order NaN comes through
+  const Vec<A> shifted = x * C::log2e + C::magic, n = shifted - C::magic;
+  return vec_math::scale_any<A>(vec_math::exp_reduced(x - n * C::ln2_high - n * C::ln2_low), shifted);
+}
+
+// 1 / (1 + e^-x). Relative error below 1.5e-7, 2.6e-16 where the result is above the subnormal range.
+template <class A>
+MIRAGE_INLINE Vec<A> vsigmoid(Vec<A> x) { return A(1) / (A(1) + vexp<A>(-x)); }
+
+// The normal distribution function (1 + erf(x / sqrt 2)) / 2. Absolute error below 1.1e-7, 2.3e-16.
+MIRAGE_INLINE Vec<float> vnormal_cdf(Vec<float> x) {
+  using C = vec_math::Constants<float>;
+  // log2 cdf(-a): smooth enough for a polynomial, which falls faster than the function where that is below 1e-9. It
+  // is cut off where 2^p is 0, which without AVX-512 means that p rounds to -127.
+  constexpr float c[] = {-1.0f, -1.15110576f, -0.459204912f, -0.0525050238f, 0.00707546528f, -0.000145864004f,
+                         -0.000182550604f, 3.86214888e-05f, -2.77212052e-06f};
+  const Vec<float> a = vmin<float>(splat(MIRAGE_VECTOR_BYTES == 64 ? 12.0f : 9.98f), vec_math::vabs<float>(x));
+  const Vec<float> p = vec_math::horner<float>(a, c), shifted = p + C::magic;
+  const Vec<float> tail = vec_math::scale<float>(vec_math::exp2_reduced(p - (shifted - C::magic)), shifted);
+  return vec_math::from_tail<float>(x, tail);
+}
+MIRAGE_INLINE Vec<double> vnormal_cdf(Vec<double> x) {
+  using C = vec_math::Constants<double>;
+  const Vec<double> a = vmin<double>(splat(C::gauss_end), vec_math::vabs<double>(x));
+  return vec_math::from_tail<double>(x, vec_math::gauss(a) * vec_math::mills(a));
+}
+
+// gelu(x) = x cdf(x). Absolute error below 1.1e-7 * max(1, |x|) and 1.7e-16 * max(1, |x|).
+template <class A>
+MIRAGE_INLINE Vec<A> vgelu(Vec<A> x) { return x * vnormal_cdf(x); }
+
+// gelu(x) in `value`, and cdf(x) + x density(x) in `slope`. Errors below 1.4e-7 * max(1, |x|) and 1.9e-7 in
+// float, 1.7e-16 * max(1, |x|) and 2.8e-16 in double. Infinite x has slope NaN, as in PyTorch.
+template <class A>
+MIRAGE_INLINE void vgelu_with_grad(Vec<A> x, Vec<A>& value, Vec<A>& slope) {
+  using C = vec_math::Constants<A>;
+  const Vec<A> a = vmin<A>(splat<A>(C::gauss_end), vec_math::vabs<A>(x));
+  const Vec<A> e = vec_math::gauss(a);
+  const Vec<A> cdf = vec_math::from_tail<A>(x, e * vec_math::mills(a));
+  value = x * cdf;
+  slope = x * e * A(vec_math::kInverseSqrt2Pi) + cdf;
+}
+
+}  // namespace mirage::cpu::MIRAGE_ISA
