@@ -52,6 +52,7 @@ def table6(image, size, runs, device, threads, seed, variants, implementations, 
     import torch
     from rich.console import Console
 
+    _require("bench", "PIL", *(() if image else ("skimage",)), *(("matplotlib",) if plot_path else ()))
     from mirage import table6 as table
 
     if threads:
@@ -104,6 +105,7 @@ def restore(inputs, weights, out_dir, format_, quality, fast, device, threads):
     """
     import torch
 
+    _require("images", "PIL", "imagecodecs")
     from mirage import restore as restoring
 
     if threads:
@@ -169,6 +171,15 @@ def version() -> None:
     from mirage.doctor import package_version
 
     click.echo(f"mirage-kernels {package_version()}, torch {torch.__version__}, Python {platform.python_version()}")
+
+
+def _require(extra: str, *modules: str) -> None:
+    """Stop with what to install where one of ``modules`` is missing."""
+    import importlib.util
+
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise click.ClickException(f"{', '.join(missing)} not installed; try: pip install 'mirage-kernels[{extra}]'")
 
 
 def _device(name: str):

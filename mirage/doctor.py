@@ -164,9 +164,9 @@ def _devices_of(implementation: str) -> list[str]:
 def _check(case: OperatorCase, function: Callable[..., Tensor], implementation: str, device: str) -> Check:
     import mirage_kernels
 
-    truth = _run(case, function, "torch", torch.float64, "cpu")
-    eager = _run(case, function, "torch", torch.float32, device)
     try:
+        truth = _run(case, function, "torch", torch.float64, "cpu")
+        eager = _run(case, function, "torch", torch.float32, device)
         results = _run(case, function, implementation, torch.float32, device)
     except Exception as error:  # a broken kernel may raise anything; the others are still to be checked
         return Check(case.name, implementation, device, None, "", None, f"{type(error).__name__}: {error}")

@@ -36,10 +36,10 @@ class Released(nn.Module):
 @pytest.mark.parametrize("memory", ["tracker", "fake"])
 def test_forward_of_a_small_net_by_hand(memory):
     cost = measure(small_net(), (1, 3, 16, 16), memory=memory)
-    # convolution 864 -> 1024; batch norm: weight, bias, running mean, running variance, count; last convolution 96 -> 512
+    # convolution 864 -> 1024; batch norm: weight, bias, running mean and variance, count; last convolution 96 -> 512
     parameters_and_buffers = 1024 + 5 * 512 + 512
     image, features = 3 * 16 * 16 * 4, 8 * 16 * 16 * 4
-    # the peak is inside ReLU: convolution output (kept for batch norm), batch norm output, ReLU output, saved mean and rstd
+    # the peak is inside ReLU: convolution output (kept for batch norm), batch norm output, ReLU output, mean and rstd
     assert cost.peak_memory_bytes == parameters_and_buffers + image + 3 * features + 2 * 512
     assert cost.parameters == 8 * 3 * 9 + 8 + 8 + 3 * 8
     assert cost.macs == 16 * 16 * (8 * 27 + 3 * 8)

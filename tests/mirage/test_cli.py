@@ -1,0 +1,210 @@
+"""The mirage command, and what mirage doctor finds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import mirage
+import mirage_kernels
+from mirage import doctor
+from mirage.cli import main
+from mirage.images import ImageFile, read_image, write_image
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    mirage.save_checkpoint(mirage.mirage_tiny(), path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (9, 17, 3), dtype=np.uint16)
+    write_image(tmp_path / "photo.png", ImageFile(pixels))
+    return tmp_path / "photo.png"
+
+
+def test_help_lists_the_commands():
+    result = call("--help")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in ("table6", "restore", "doctor", "version"))
+    for name in ("table6", "restore", "doctor", "version"):
+        assert call(name, "-h").exit_code == 0
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from click.testing import CliRunner; from mirage.cli import main; "
+        "CliRunner().invoke(main, ['table6', '--help']); "
+        "print([m for m in ('matplotlib', 'skimage', 'rich.table', 'imagecodecs', 'triton') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version():
+    result = call("version")
+    assert result.exit_code == 0
+    assert torch.__version__ in result.output and "mirage-kernels" in result.output
+
+
+# --- restore
+
+
+@pytest.mark.parametrize("which", ["--reference", "--fast"])
+def test_restore(weights, photo, tmp_path, which):
+    result = call("restore", photo, "--weights", weights, "-o", tmp_path / "out", "--device", "cpu", which)
+    assert result.exit_code == 0, result.output
+    assert "restored 1 of 1" in result.output
+    restored = read_image(tmp_path / "out" / "photo.png").pixels
+    assert restored.dtype == np.uint16 and restored.shape == (9, 17, 3)
+    with torch.inference_mode():
+        x = torch.from_numpy(read_image(photo).pixels.astype(np.float32) / 65535).permute(2, 0, 1)[None]
+        x = torch.nn.functional.pad(x, (0, 7, 0, 7), mode="reflect")
+        expected = mirage.from_checkpoint(weights)(x)[0, :, :9, :17].clamp(0, 1).permute(1, 2, 0) * 65535
+    assert np.abs(restored - expected.numpy()).max() < 8  # of 65535: fp32 and rounding
+
+
+def test_restore_goes_on_after_a_bad_file(weights, photo, tmp_path):
+    (tmp_path / "bad.png").write_bytes(photo.read_bytes()[:100])
+    arguments = ["--weights", weights, "-o", tmp_path / "out", "--reference", "--device", "cpu"]
+    result = call("restore", tmp_path / "bad.png", photo, tmp_path / "missing.png", *arguments)
+    assert result.exit_code == 1
+    assert "restored 1 of 3" in result.output
+    messages = " ".join(result.stderr.split())
+    assert "bad.png: broken PNG" in messages and "missing.png: no such file" in messages
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["photo.png"]
+
+
+def test_restore_refuses_bad_weights(photo, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"not a checkpoint")
+    for name in ("w.pth", "missing.pth"):
+        result = call("restore", photo, "--weights", tmp_path / name, "-o", tmp_path / "out")
+        assert result.exit_code == 1 and name in result.output and not (tmp_path / "out").exists()
+
+
+def test_usage_errors(photo, weights, tmp_path):
+    assert call("restore", "--weights", weights, "-o", tmp_path / "o").exit_code == 2  # no input
+    assert call("restore", photo, "-o", tmp_path / "o").exit_code == 2
+    result = call("restore", photo, "--weights", weights, "-o", tmp_path / "o", "--device", "abacus")
+    assert result.exit_code == 2 and "expected auto, cpu or cuda" in result.output
+    result = call("table6", "--size", 100)
+    assert result.exit_code == 2 and "multiple of 8" in result.output
+    if not torch.cuda.is_available():
+        assert call("table6", "--device", "cuda").exit_code == 2
+
+
+def test_missing_packages_are_named(photo, weights, tmp_path, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "imagecodecs" else find(name, *a))
+    result = call("restore", photo, "--weights", weights, "-o", tmp_path / "o")
+    assert result.exit_code == 1
+    assert "imagecodecs not installed; try: pip install 'mirage-kernels[images]'" in result.output
+
+
+# --- table6
+
+
+def test_table6(tmp_path):
+    files = {kind: tmp_path / "sub" / f"t.{kind}" for kind in ("json", "csv", "png")}
+    threads = torch.get_num_threads()
+    try:
+        result = call(
+            "table6", "--size", 16, "--runs", 1, "--variant", "T", "--implementation", "reference", "--device", "cpu",
+            "--threads", 1, "--json", files["json"], "--csv", files["csv"], "--plot", files["png"],
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    assert "ours, reference" in result.output and "PromptIR" in result.output
+    content = json.loads(files["json"].read_text())
+    assert content["conditions"]["threads"] == 1 and len(content["measured"]) == 1
+    assert files["csv"].read_text().count("\n") == 1 + 8 + 1
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+
+
+# --- doctor
+
+
+def test_doctor_checks_every_operator():
+    result = call("doctor", "--json")
+    report = json.loads(result.output)
+    assert result.exit_code == 0, [c for c in report["checks"] if not c["passed"]]
+    assert report["healthy"] is True
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["implementations"] == mirage_kernels.available()
+    ran = {(c["operator"], c["implementation"]) for c in report["checks"]}
+    usable = {name for name, state in mirage_kernels.available().items() if state == "yes"}
+    operators = {case.name for case in doctor.cases()}
+    assert ran == {(operator, name) for operator in operators for name in usable}
+    for check in report["checks"]:
+        assert 0 <= check["error"] <= check["limit"] < 1e-4
+
+
+def test_doctor_knows_every_public_operator():
+    helpers = {"available", "last_used", "use"}
+    functions = {n for n in mirage_kernels.__all__ if callable(getattr(mirage_kernels, n)) and n not in helpers}
+    assert {case.name for case in doctor.cases()} == functions
+
+
+def test_doctor_prints_tables():
+    result = call("doctor", "--no-check")
+    assert result.exit_code == 0
+    for word in ("python", "torch", "triton", "cpu", "cpp", "features"):
+        assert word in result.output
+
+
+def test_doctor_finds_a_wrong_operator(monkeypatch):
+    right = mirage_kernels.channel_layer_norm
+
+    def wrong(x, *rest):
+        y = right(x, *rest)
+        return y * (1 + 1e-5) if x.dtype == torch.float32 and mirage_kernels._dispatch._forced == "cpp" else y
+
+    monkeypatch.setattr(mirage_kernels, "channel_layer_norm", wrong)
+    case = next(case for case in doctor.cases() if case.name == "channel_layer_norm")
+    checks = {check.implementation: check for check in doctor.check_operators([case])}
+    assert checks["torch"].passed
+    if "cpp" not in checks:
+        pytest.skip("the C++ library is not built: " + mirage_kernels.available()["cpp"])
+    assert not checks["cpp"].passed and checks["cpp"].error == pytest.approx(1e-5, rel=0.2)
+
+
+@pytest.mark.parametrize("fault", ["nan", "raise", "absent"])
+def test_doctor_reports_faults(monkeypatch, fault):
+    right = mirage_kernels.channel_layer_norm
+
+    def wrong(x, *rest):
+        if x.dtype == torch.float64:
+            return right(x, *rest)
+        if fault == "raise" and calls.append(1) is None and len(calls) > 1:
+            raise RuntimeError("kernel fault")
+        return right(x, *rest) * (float("nan") if fault == "nan" else 1)
+
+    calls: list[int] = []
+    monkeypatch.setattr(mirage_kernels, "channel_layer_norm", None if fault == "absent" else wrong)
+    case = next(case for case in doctor.cases() if case.name == "channel_layer_norm")
+    checks = doctor.check_operators([case])
+    assert not checks[0].passed
+    report = doctor.Report({}, [], {}, checks)
+    assert not report.healthy and report.as_dict()["healthy"] is False
+    if fault == "raise":
+        assert checks[0].problem == "RuntimeError: kernel fault"
+    monkeypatch.setattr(doctor, "examine", lambda check: report)
+    result = call("doctor")
+    assert result.exit_code == 1

@@ -1,0 +1,175 @@
+"""Table 6: what is printed as published, what is measured, and the files it is written to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PIL
+from rich.console import Console
+
+from mirage import table6
+from mirage.images import ImageFile, write_image
+from mirage.table6 import PAPER, MeasuredRow, Table6, load_photograph
+
+
+@pytest.fixture(scope="module")
+def measured() -> Table6:
+    return table6.run(size=16, runs=2, variants=("T",))
+
+
+@pytest.fixture
+def both() -> Table6:
+    """A table with figures of our own, to check what is made of them."""
+    rows = (
+        MeasuredRow("MIRAGE-T", "reference", 6.207, 16.25, 3594.0, 1.0, 0.9, 1.2, None),
+        MeasuredRow("MIRAGE-T", "fast", 6.207, 16.25, 400.0, 0.25, 0.2, 0.3, 3e-6, ("mirage_kernels.odd.default",)),
+        MeasuredRow("MIRAGE-S", "reference", 9.679, 26.68, 4915.0, 2.0, 1.9, 2.2, None),
+    )
+    conditions = {"input_size": [1, 3, 224, 224], "dtype": "float32", "image": "a photograph", "device": "a processor"}
+    return Table6(conditions | {"threads": 2, "torch": "2.6.0", "runs": 5}, rows)
+
+
+def printed(table: Table6) -> str:
+    out = io.StringIO()
+    table6.render(table, Console(file=out, width=120))
+    return out.getvalue()
+
+
+def line_of(text: str, *words: str) -> str:
+    (line,) = (line for line in text.splitlines() if all(word in line for word in words))
+    return line
+
+
+def test_published_rows():
+    assert [row.method for row in PAPER] == [
+        "AirNet", "IDR", "PromptIR", "MoCE-IR-S", "MoCE-IR", "AdaIR", "MIRAGE-T", "MIRAGE-S"
+    ]  # fmt: skip
+    assert [row.memory for row in PAPER] == [4829, 4905, 9830, 4263, 6654, 9740, 3729, 4810]
+    assert [row.params for row in PAPER] == [8.93, None, 35.59, 11.48, 25.35, None, 6.21, 9.68]
+    assert [row.gmacs for row in PAPER] == [238, None, 132, 37, 75, None, 16, 27]
+
+
+def test_measured_rows(measured):
+    assert [(row.method, row.implementation) for row in measured.measured] == [
+        ("MIRAGE-T", "reference"),
+        ("MIRAGE-T", "fast"),
+    ]
+    for row in measured.measured:
+        assert row.params == pytest.approx(6.207412)
+        assert 0 < row.seconds_min <= row.seconds <= row.seconds_max
+        assert row.memory_mib > 6.2 * 4e6 / 2**20  # more than the parameters
+    reference, fast = measured.measured
+    assert reference.difference is None
+    assert fast.difference < 1e-4
+    assert reference.gmacs == pytest.approx(16.25 * (16 / 224) ** 2, rel=0.1)
+    assert fast.uncounted or fast.gmacs == pytest.approx(reference.gmacs, rel=0.01)
+    assert measured.conditions["input_size"] == [1, 3, 16, 16]
+    assert measured.conditions["threads"] == torch.get_num_threads()
+
+
+def test_the_seed_sets_the_weights():
+    same, again, other = (next(table6._build("T", "reference", seed).parameters()) for seed in (1, 1, 2))
+    assert torch.equal(same, again) and not torch.equal(same, other)
+
+
+def test_building_leaves_the_random_state_alone():
+    state = torch.get_rng_state()
+    table6._build("T", "reference", 3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_printed_table(both):
+    text = printed(both)
+    assert all(row.method in text for row in PAPER)
+    assert [cell.strip() for cell in line_of(text, "IDR", "4905").split("│")[3:7]] == ["-", "-", "-", "4905"]
+    assert "35.59" in line_of(text, "PromptIR") and "9830" in line_of(text, "PromptIR")
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if "MIRAGE-T" in line)
+    assert "3729" in lines[at] and "ours, reference" in lines[at + 1] and "ours, fast" in lines[at + 2]
+    assert all(word in lines[at + 2] for word in ("400", "0.250", "4.00x", "3.0e-06"))
+    for unit in ("Params M", "MACs G", "Memory MiB", "Forward s"):
+        assert unit in text
+    assert "mirage_kernels.odd.default" in text
+
+
+def test_printed_table_without_ours():
+    conditions = {"input_size": [1], "dtype": "", "image": "", "device": "", "threads": 1, "torch": "", "runs": 1}
+    text = printed(Table6(conditions, ()))
+    assert "ours" not in text.split("Input")[0].replace("and ours", "") and "4810" in text
+
+
+def test_json(measured, tmp_path):
+    table6.write_json(measured, tmp_path / "t.json")
+    content = json.loads((tmp_path / "t.json").read_text())
+    assert [row["method"] for row in content["paper"]] == [row.method for row in PAPER]
+    assert content["paper"][1]["params"] is None
+    assert content["measured"][0]["seconds"] == measured.measured[0].seconds
+    assert content["conditions"]["units"]["memory_mib"] == "MiB"
+
+
+def test_csv(both, tmp_path):
+    table6.write_csv(both, tmp_path / "t.csv")
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(PAPER) + 3
+    assert rows[1] | {"method": "IDR", "implementation": "paper", "memory_mib": "4905", "params": ""} == rows[1]
+    assert (rows[9]["implementation"], rows[9]["seconds"], rows[9]["uncounted"]) == (
+        "fast", "0.25", "mirage_kernels.odd.default"
+    )  # fmt: skip
+
+
+def test_plot_draws_every_bar(both, tmp_path):
+    table6.plot(both, tmp_path / "t.png")
+    with PIL.open(tmp_path / "t.png") as picture:
+        assert picture.format == "PNG" and picture.width > 1000
+        colours = {tuple(pixel) for pixel in np.asarray(picture.convert("RGB")).reshape(-1, 3)[::7].tolist()}
+    assert {(0x9A, 0xA5, 0xB1), (0x48, 0x78, 0xA8), (0xD1, 0x60, 0x3D)} <= colours
+    table6.plot(both, tmp_path / "t.svg")
+    assert "MIRAGE-T, fast" in (tmp_path / "t.svg").read_text() or (tmp_path / "t.svg").stat().st_size > 10_000
+
+
+# --- the photograph
+
+
+def test_the_default_photograph_needs_no_network(monkeypatch):
+    import socket
+
+    monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("the network was used"))
+    x = load_photograph(None, 224)
+    assert x.shape == (1, 3, 224, 224) and x.dtype == torch.float32
+    assert 0 <= x.min() < 0.1 and 0.9 < x.max() <= 1
+    assert x.std() > 0.2
+
+
+def test_a_file_is_cropped_at_its_centre(tmp_path):
+    pixels = np.zeros((16, 48, 3), np.uint8)
+    pixels[:, 16:32] = (10, 20, 30)
+    write_image(tmp_path / "a.png", ImageFile(pixels))
+    x = load_photograph(tmp_path / "a.png", 8)
+    expected = torch.tensor([10, 20, 30]).view(1, 3, 1, 1) / 255
+    assert torch.equal(x, expected.expand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("channels", "dtype", "value"), [(1, np.uint16, 0x8080), (2, np.uint8, 128), (4, np.uint16, 0x8080)])
+def test_grey_alpha_and_16_bit_photographs(tmp_path, channels, dtype, value):
+    write_image(tmp_path / "a.png", ImageFile(np.full((9, 9, channels), value, dtype)))
+    x = load_photograph(tmp_path / "a.png", 16)
+    assert torch.allclose(x, torch.full((1, 3, 16, 16), 128 / 255))
+
+
+def test_wrong_arguments(tmp_path):
+    with pytest.raises(ValueError, match="size: expected a positive multiple of 8, got 100"):
+        load_photograph(None, 100)
+    with pytest.raises(ValueError, match="cannot read"):
+        load_photograph(tmp_path / "missing.png", 64)
+    with pytest.raises(ValueError, match="runs: expected at least 1, got 0"):
+        table6.run(runs=0)
+    with pytest.raises(ValueError, match="variants: expected some of T, S, got XL"):
+        table6.run(variants=("XL",))
+    with pytest.raises(ValueError, match="implementations: expected some of reference, fast, got none"):
+        table6.run(implementations=())
