@@ -46,8 +46,9 @@ class OperatorCase:
 
     Attributes:
         name: of the public function in ``mirage_kernels``.
-        shapes: of its leading tensor arguments, in order.
-        rest: the arguments after them.
+        shapes: of its tensor arguments, in order.
+        rest: the other arguments.
+        rest_at: the position at which those stand among the tensors; after them by default.
         shift: added to the normal random values, one number per tensor.
     """
 
@@ -55,6 +56,7 @@ class OperatorCase:
     shapes: tuple[tuple[int, ...], ...]
     rest: tuple[Any, ...] = ()
     shift: tuple[float, ...] = ()
+    rest_at: int | None = None
 
     def tensors(self) -> list[Tensor]:
         """The tensor arguments in float64, holding float32 values; the same at every call."""
@@ -62,6 +64,11 @@ class OperatorCase:
         shifts = self.shift or (0.0,) * len(self.shapes)
         pairs = zip(self.shapes, shifts, strict=True)
         return [(torch.randn(shape, generator=generator) + shift).double() for shape, shift in pairs]
+
+    def arguments(self, tensors: list[Tensor]) -> list[Any]:
+        """``tensors`` and the other arguments in the operator's order."""
+        at = len(tensors) if self.rest_at is None else self.rest_at
+        return [*tensors[:at], *self.rest, *tensors[at:]]
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,13 @@ def cases() -> tuple[OperatorCase, ...]:
         OperatorCase("gated_depthwise_ffn", ((2, 12, 7, 9), (12, 1, 3, 3))),
         OperatorCase("dynamic_depthwise_conv2d", (image, (2, 6, 7, 7))),
         OperatorCase("channel_attention", (image, image, image, (heads, 1, 1)), (heads,), shift=(0, 0, 0, 1.0)),
+        OperatorCase(
+            "channel_attention_fusion",
+            (image, image, image, (heads, 1, 1), image, image, (1,), (1,), (1,)),
+            (heads,),
+            shift=(0, 0, 0, 1.0, 0, 0, 0, 0, 0),
+            rest_at=4,
+        ),
         OperatorCase("tri_branch_fusion", (image, image, image, (1,), (1,), (1,))),
         OperatorCase("spd_covariance", (image,), (1e-5,), shift=(3.0,)),
     )
@@ -189,7 +203,7 @@ def _run(case: OperatorCase, function, implementation: str, dtype: torch.dtype, 
 
     inputs = [t.to(device, dtype).requires_grad_() for t in case.tensors()]
     with mirage_kernels.use(implementation):
-        output = function(*inputs, *case.rest)
+        output = function(*case.arguments(inputs))
         generator = torch.Generator().manual_seed(77)
         weights = torch.randn(output.shape, generator=generator).to(device, dtype)
         grads = torch.autograd.grad(output, inputs, weights)

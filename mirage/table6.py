@@ -374,5 +374,6 @@ def _bars(axes, bars: list[tuple[str, str, float | None]], colours: dict[str, st
     axes.bar_label(drawn, labels=[spec.format(value) for *_, value in bars], padding=3, fontsize=8)
     axes.set_title(title, fontsize=10)
     axes.margins(x=0.15)
+    axes.set_ylim(-0.6, max(len(bars), 4) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
