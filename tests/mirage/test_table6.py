@@ -155,7 +155,9 @@ def test_a_file_is_cropped_at_its_centre(tmp_path):
     assert torch.equal(x, expected.expand(1, 3, 8, 8))
 
 
-@pytest.mark.parametrize(("channels", "dtype", "value"), [(1, np.uint16, 0x8080), (2, np.uint8, 128), (4, np.uint16, 0x8080)])
+@pytest.mark.parametrize(
+    ("channels", "dtype", "value"), [(1, np.uint16, 0x8080), (2, np.uint8, 128), (4, np.uint16, 0x8080)]
+)
 def test_grey_alpha_and_16_bit_photographs(tmp_path, channels, dtype, value):
     write_image(tmp_path / "a.png", ImageFile(np.full((9, 9, channels), value, dtype)))
     x = load_photograph(tmp_path / "a.png", 16)
