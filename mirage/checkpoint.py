@@ -159,14 +159,14 @@ def _read_torch(path: Path) -> Any:
         found = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
         reason = found.group(1).split(" was not an allowed")[0].strip() if found else ""
         if "Unsupported global" not in reason:
-            raise CheckpointError(f"{path}: damaged, or not a file that torch.load can read. {reason}".rstrip()) from error
+            raise CheckpointError(f"{path}: damaged, or nothing that torch.load can read. {reason}".rstrip()) from error
         raise CheckpointError(
             f"{path}: holds other objects besides tensors and is not read, as unpickling them can run code "
             f"(weights_only=True says: {reason}). If you trust its source, extract the weights once: "
             'torch.save(torch.load(path, weights_only=False)["state_dict"], "weights.pth")'
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a file that torch.load can read. {error}".rstrip()) from error
+        raise CheckpointError(f"{path}: damaged, or nothing that torch.load can read. {error}".rstrip()) from error
 
 
 def _state_dict_of(content: Any, path: Path) -> dict[str, Tensor]:
