@@ -108,7 +108,7 @@ class MIRAGE(nn.Module):
         """Restore a batch of images.
 
         Args:
-            x: ``[B, in_channels, H, W]``, floating point, H and W multiples of 8.
+            x: ``[B, in_channels, H, W]``, floating point, B at least 1, H and W multiples of 8.
             return_spd: also run the SPD head.
 
         Returns:
@@ -141,8 +141,8 @@ class MIRAGE(nn.Module):
 
     def _check_input(self, x: Tensor, return_spd: bool) -> None:
         channels = self.config["in_channels"]
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"x must have the shape [B, {channels}, H, W], got {tuple(x.shape)}")
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[0] == 0:
+            raise ValueError(f"x must have the shape [B, {channels}, H, W] with B at least 1, got {tuple(x.shape)}")
         height, width = x.shape[-2:]
         if height % STRIDE or width % STRIDE or height == 0 or width == 0:
             raise ValueError(f"the height and width of x must be positive multiples of {STRIDE}, got {height}x{width}")
