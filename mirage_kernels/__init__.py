@@ -7,6 +7,7 @@ The implementation is chosen per call by the tensor's device: Triton on GPUs, C+
 from mirage_kernels._dispatch import IMPLEMENTATIONS, available, last_used, use
 from mirage_kernels.channel_layer_norm import channel_layer_norm
 from mirage_kernels.dynamic_depthwise_conv2d import dynamic_depthwise_conv2d
+from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,7 @@ __all__ = [
     "available",
     "channel_layer_norm",
     "dynamic_depthwise_conv2d",
+    "gated_depthwise_ffn",
     "last_used",
     "use",
 ]

@@ -1,0 +1,138 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import Operator, OperatorTests, device_of, implementations, relative_error, require
+from torch.utils.flop_counter import FlopCounterMode
+
+import mirage_kernels
+from mirage_kernels import gated_depthwise_ffn
+from mirage_kernels.gated_depthwise_ffn import reference
+
+
+def make(shape, generator):
+    h = torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5
+    weight = torch.randn(shape[1], 1, 3, 3, generator=generator, dtype=torch.float64) / 2
+    return h, weight
+
+
+def inputs_for(shape, dtype=torch.float32, device="cpu"):
+    return [t.to(device, dtype) for t in make(shape, torch.Generator().manual_seed(0))]
+
+
+def reference_without_fma(h, weight):
+    """The reference with every product rounded before it is added, as in Triton's interpreter."""
+    a, (height, width) = F.pad(F.gelu(h), (1, 1, 1, 1)), h.shape[2:]
+    taps = ((y, x) for y in range(3) for x in range(3))
+    d = sum(a[:, :, y : y + height, x : x + width] * weight[:, 0, y, x].view(1, -1, 1, 1) for y, x in taps)
+    first, second = d.chunk(2, 1)
+    return F.gelu(first) * second
+
+
+class TestGatedDepthwiseFfn(OperatorTests):
+    operator = Operator(
+        name="gated_depthwise_ffn",
+        public=gated_depthwise_ffn,
+        reference=reference,
+        make=make,
+        arguments=("h", "weight"),
+        shapes=(
+            (2, 6, 5, 7),
+            (1, 2, 1, 1),
+            (1, 4, 1, 19),
+            (2, 2, 17, 1),
+            (1, 6, 2, 2),
+            (1, 4, 13, 16),
+            (3, 10, 3, 3),
+            (1, 4, 67, 35),
+        ),
+        empty=(0, 6, 5, 7),
+        large=(1, 2, 1024, 1024),
+    )
+
+    def test_extremes(self, impl):
+        if device_of(impl) == "cpu" and impl == "triton":
+            self.operator = replace(self.operator, reference=reference_without_fma)
+        super().test_extremes(impl)
+
+    @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+    def test_not_finite(self, impl, poison):
+        """As float64 eager does: float32 eager's vectorised erf makes NaN of gelu(inf), on some processors only."""
+        h, weight = inputs_for((2, 6, 5, 7), device=device_of(impl))
+        h.view(-1)[h.numel() // 2 + 17] = poison
+        value, peer = gated_depthwise_ffn(h, weight), reference(h.double().cpu(), weight.double().cpu())
+        value = value.cpu().double()
+        assert torch.equal(value.isnan(), peer.isnan()) and torch.equal(value.isinf(), peer.isinf())
+        assert not peer.isfinite().all()
+        healthy = peer.isfinite()
+        assert torch.allclose(value[healthy], peer[healthy], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", implementations())
+def test_weight_without_the_group_dimension(impl):
+    require(impl)
+    h, weight = inputs_for((1, 4, 4, 5), device=device_of(impl))
+    with mirage_kernels.use(impl):
+        expected = gated_depthwise_ffn(h, weight)
+        short = weight[:, 0].clone().requires_grad_()
+        value = gated_depthwise_ffn(h, short)
+        (gradient,) = torch.autograd.grad(value.sum(), short)
+    assert torch.equal(value, expected) and gradient.shape == (4, 3, 3)
+    assert torch.equal(reference(h, short), reference(h, weight))
+
+
+@pytest.mark.parametrize("impl", implementations())
+def test_weight_of_any_strides(impl):
+    require(impl)
+    h, weight = inputs_for((1, 4, 4, 5), device=device_of(impl))
+    strided = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    with mirage_kernels.use(impl):
+        assert torch.equal(gated_depthwise_ffn(h, strided), gated_depthwise_ffn(h, weight))
+
+
+def test_strips_meet_without_a_seam():
+    """Few channels and many rows: the plane is cut into strips, each with rows that its neighbour computes too."""
+    h, weight = (t.requires_grad_() for t in inputs_for((1, 2, 300, 33), torch.float64))
+    with mirage_kernels.use("cpp"):
+        value = gated_depthwise_ffn(h, weight)
+    exact = reference(h, weight)
+    grad = torch.randn(exact.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    results = [value, *torch.autograd.grad(value, (h, weight), grad)]
+    truth = [exact, *torch.autograd.grad(exact, (h, weight), grad)]
+    for result, expected in zip(results, truth, strict=True):
+        assert relative_error(result, expected) < 1e-14
+
+
+def test_only_h_and_weight_are_saved():
+    h, weight = (t.requires_grad_() for t in inputs_for((1, 4, 6, 6)))
+    saved = []
+    with mirage_kernels.use("cpp"), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
+        gated_depthwise_ffn(h, weight)
+    assert {t.data_ptr() for t in saved} <= {h.data_ptr(), weight.data_ptr()}
+
+
+def test_flops_are_counted():
+    h, weight = (t.requires_grad_() for t in inputs_for((2, 6, 5, 7)))
+    with FlopCounterMode(display=False) as ours, mirage_kernels.use("cpp"):
+        y = gated_depthwise_ffn(h, weight)
+    with FlopCounterMode(display=False) as peer:
+        reference(h, weight)
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    assert ours.get_total_flops() == peer.get_total_flops() == 2 * 9 * h.numel()
+    assert backward.get_total_flops() == 2 * ours.get_total_flops()
+
+
+def test_errors_name_the_argument():
+    h, weight = torch.zeros(1, 4, 3, 3), torch.zeros(4, 1, 3, 3)
+    with pytest.raises(ValueError, match=r"h: expected 4 dimensions, got shape \[4, 3, 3\]"):
+        gated_depthwise_ffn(h[0], weight)
+    with pytest.raises(ValueError, match=r"h: expected an even number of channels.*\[1, 3, 3, 3\]"):
+        gated_depthwise_ffn(h[:, :3], weight[:3])
+    with pytest.raises(ValueError, match=r"weight: expected shape \[4, 1, 3, 3\].*got \[4, 1, 5, 5\]"):
+        gated_depthwise_ffn(h, torch.zeros(4, 1, 5, 5))
+    with pytest.raises(TypeError, match="weight: expected torch.float32 like h, got torch.float64"):
+        gated_depthwise_ffn(h, weight.double())
+    with pytest.raises(TypeError, match="h: expected float32.*got torch.int64"):
+        gated_depthwise_ffn(h.long(), weight)
