@@ -78,6 +78,7 @@ def show(name: str, error: float, coefficients: object, hexadecimal: bool) -> No
 def main() -> None:
     two = minimax(lambda f: np.expm1(f * np.log(2)) / f, lambda f: 2**-f * abs(f), -0.5, 0.5, 4)
     show("(2^f - 1) / f, f32", *two, False)
+    show("2^(f - 1/2), f32", *minimax(lambda f: 2 ** (f - 0.5), lambda f: 2 ** (0.5 - f), 0, 1, 5), False)
     exp = minimax(lambda r: np.expm1(r) / r, lambda r: np.exp(-r) * abs(r), -0.34658, 0.34658, 5)
     show("(e^r - 1) / r, f32", *exp, False)
     log2_cdf = minimax(lambda a: log_cdf(a) / np.log(2), lambda a: np.log(2) * np.exp(log_cdf(a)), 0, 14.7, 8)
