@@ -1,10 +1,14 @@
 """``channel_layer_norm`` in Triton: a program holds all channels of a block of pixels in registers."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mirage_kernels import _triton_cases as cases
 from mirage_kernels._launch import channel_tile
 from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides
 
@@ -150,12 +154,12 @@ def backward(
     blocks = triton.cdiv(pixels, tile.block_n)
     blocks_per_program = max(1, min(8, blocks // 64))
     programs_per_sample = triton.cdiv(blocks, blocks_per_program)
-    partial = torch.empty(batch * programs_per_sample, 2, channels, dtype=torch.float32, device=x.device)
+    sums = torch.empty(batch * programs_per_sample, 2, channels, dtype=torch.float32, device=x.device)
     launch(
         _backward_kernel,
         batch * programs_per_sample,
         x.device,
-        *(grad_y, x, weight.contiguous(), mean, rstd, grad_x, partial, pixels, width),
+        *(grad_y, x, weight.contiguous(), mean, rstd, grad_x, sums, pixels, width),
         *(*plane_strides(grad_y), *plane_strides(x), programs_per_sample, blocks_per_program),
         C=channels,
         BLOCK_C=tile.block_c,
@@ -166,5 +170,15 @@ def backward(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
     )
-    grad_weight, grad_bias = (partial[:, i].sum(0).to(weight.dtype) for i in range(2))
+    grad_weight, grad_bias = (sums[:, i].sum(0).to(weight.dtype) for i in range(2))
     return grad_x, grad_weight, grad_bias
+
+
+def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What tools/compile_triton.py compiles."""
+    for label, (channels, side), dtype, wide in cases.variants():
+        x, grad_y = (cases.meta(1, channels, side, side, dtype=dtype, wide=wide) for _ in range(2))
+        weight, bias = (cases.meta(channels, dtype=dtype) for _ in range(2))
+        mean, rstd = (cases.meta(1, side, side) for _ in range(2))
+        yield label, partial(forward, x, weight, bias, 1e-5)
+        yield label, partial(backward, grad_y, x, weight, mean, rstd)
