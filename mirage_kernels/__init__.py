@@ -8,6 +8,7 @@ from mirage_kernels._dispatch import IMPLEMENTATIONS, available, last_used, use
 from mirage_kernels.channel_layer_norm import channel_layer_norm
 from mirage_kernels.dynamic_depthwise_conv2d import dynamic_depthwise_conv2d
 from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
+from mirage_kernels.spd_covariance import spd_covariance
 
 __version__ = "0.1.0"
 
@@ -18,5 +19,6 @@ __all__ = [
     "dynamic_depthwise_conv2d",
     "gated_depthwise_ffn",
     "last_used",
+    "spd_covariance",
     "use",
 ]

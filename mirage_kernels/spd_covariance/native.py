@@ -1,0 +1,20 @@
+"""``spd_covariance`` on the C++ library (csrc/cpu/spd_covariance_kernels.cpp)."""
+
+import torch
+from torch import Tensor
+
+from mirage_kernels._library import accumulator, dl, native
+
+
+def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    batch, channels = x.shape[:2]
+    y = torch.empty((batch, channels, channels), dtype=x.dtype)
+    mean = torch.empty((batch, 2, channels), dtype=accumulator(x.dtype))
+    native().spd_covariance_forward(dl(x), eps, dl(y), dl(mean))
+    return y, mean
+
+
+def backward(grad_y: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+    grad_x = torch.empty(x.shape, dtype=x.dtype)
+    native().spd_covariance_backward(dl(grad_y), dl(x), dl(mean), dl(grad_x))
+    return grad_x

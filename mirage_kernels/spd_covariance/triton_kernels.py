@@ -1,0 +1,253 @@
+"""``spd_covariance`` in Triton: programs centre and square blocks of pixels, a second kernel merges their sums."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mirage_kernels import _triton_cases as cases
+from mirage_kernels._launch import next_power_of_2
+from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides
+
+
+@triton.jit
+def _moments_kernel(
+    p_x,  # [B, C, H, W], any strides
+    p_products,  # [B, programs_per_sample, C, C]: centred products
+    p_means,  # [B, programs_per_sample, C]
+    N,
+    W,
+    s_b,
+    s_c,
+    s_row,
+    s_pixel,
+    programs_per_sample,
+    blocks_per_program,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LINE: tl.constexpr,
+    INT64: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_program = tl.program_id(0)
+    if INT64:
+        i_program = i_program.to(tl.int64)
+    i_b = i_program // programs_per_sample
+    i_first = (i_program % programs_per_sample) * blocks_per_program
+    o_c = tl.arange(0, BLOCK_C)
+    m_c = o_c < C
+    b_mean = tl.zeros([BLOCK_C], tl.float32)
+    b_products = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+
+    for i in range(blocks_per_program):
+        i_begin = (i_first + i) * BLOCK_N
+        o_n = i_begin + tl.arange(0, BLOCK_N)
+        m = m_c[:, None] & (o_n < N)[None, :]
+        # The last program of a sample may reach past its end: such a block has no pixels and changes nothing.
+        n_new = tl.maximum(tl.minimum(N - i_begin, BLOCK_N), 0).to(tl.float32)
+        n_old = (i * BLOCK_N).to(tl.float32)
+        pixels = pixel_offsets(o_n, W, s_row, s_pixel, LINE)
+        b_x = tl.load(p_x + i_b * s_b + o_c[:, None] * s_c + pixels[None, :], mask=m, other=0.0).to(tl.float32)
+        n_divisor = tl.maximum(n_new, 1.0)
+        b_shift = tl.sum(b_x, 1) / n_divisor
+        b_centred = tl.where(m, b_x - b_shift[:, None], 0.0)
+        b_rest = tl.sum(b_centred, 1)  # what rounding the mean has left
+        b_products += tl.dot(b_centred, tl.trans(b_centred), input_precision=PRECISION)
+        b_left = b_rest / n_divisor
+        b_step = (b_shift - b_mean) + b_left
+        share = n_new / tl.maximum(n_old + n_new, 1.0)
+        b_products += (n_old * share) * b_step[:, None] * b_step[None, :] - b_rest[:, None] * b_left[None, :]
+        b_mean += b_step * share
+
+    o = o_c[:, None] * C + o_c[None, :]
+    tl.store(p_products + i_program * C * C + o, b_products, mask=m_c[:, None] & m_c[None, :])
+    tl.store(p_means + i_program * C + o_c, b_mean, mask=m_c)
+
+
+@triton.jit
+def _merge_kernel(
+    p_products,  # [B, programs_per_sample, C, C]
+    p_means,  # [B, programs_per_sample, C]
+    p_y,  # [B, C, C]
+    p_mean,  # [B, 2, C]
+    eps,
+    N,
+    pixels_per_program,
+    programs_per_sample,
+    C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    i_program = tl.program_id(0)
+    if INT64:
+        i_program = i_program.to(tl.int64)
+    row_blocks: tl.constexpr = (C + BLOCK_R - 1) // BLOCK_R
+    i_b = i_program // row_blocks
+    o_r = (i_program % row_blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    o_c = tl.arange(0, BLOCK_C)
+    m_r, m_c = o_r < C, o_c < C
+    m = m_r[:, None] & m_c[None, :]
+    o = o_r[:, None] * C + o_c[None, :]
+    o_mirrored = o_c[None, :] * C + o_r[:, None]
+
+    # Means are kept as offsets from the first, and the sums as pairs of a float and its rounding error.
+    p_first = p_means + i_b * programs_per_sample * C
+    b_first_r = tl.load(p_first + o_r, mask=m_r, other=0.0)
+    b_first_c = tl.load(p_first + o_c, mask=m_c, other=0.0)
+    b_mean_r, b_mean_c = tl.zeros([BLOCK_R], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    b_products = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for i in range(programs_per_sample):
+        i_part = i_b * programs_per_sample + i
+        n_old = (i * pixels_per_program).to(tl.float32)
+        n_new = tl.minimum(N - i * pixels_per_program, pixels_per_program).to(tl.float32)
+        share = n_new / (n_old + n_new)
+        b_step_r = tl.load(p_means + i_part * C + o_r, mask=m_r, other=0.0) - b_first_r - b_mean_r
+        b_step_c = tl.load(p_means + i_part * C + o_c, mask=m_c, other=0.0) - b_first_c - b_mean_c
+        b_part = tl.load(p_products + i_part * C * C + o, mask=m, other=0.0)
+        b_part += tl.load(p_products + i_part * C * C + o_mirrored, mask=m, other=0.0)
+        b_products += 0.5 * b_part + (n_old * share) * (b_step_r[:, None] * b_step_c[None, :])
+        b_mean_r += b_step_r * share
+        b_mean_c += b_step_c * share
+
+    b_y = b_products / (N - 1).to(tl.float32) + tl.where(o_r[:, None] == o_c[None, :], eps, 0.0)
+    tl.store(p_y + i_b * C * C + o, b_y.to(p_y.dtype.element_ty), mask=m)
+    b_mean = b_first_r + b_mean_r
+    tl.store(p_mean + i_b * 2 * C + o_r, b_mean, mask=m_r)
+    tl.store(p_mean + i_b * 2 * C + C + o_r, (b_first_r - b_mean) + b_mean_r, mask=m_r)
+
+
+@triton.jit
+def _backward_kernel(
+    p_grad_y,  # [B, C, C], any strides
+    p_x,  # [B, C, H, W], any strides
+    p_mean,  # [B, 2, C]
+    p_grad_x,  # [B, C, N]
+    N,
+    W,
+    sg_b,
+    sg_r,
+    sg_c,
+    s_b,
+    s_c,
+    s_row,
+    s_pixel,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LINE: tl.constexpr,
+    INT64: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_program = tl.program_id(0)
+    if INT64:
+        i_program = i_program.to(tl.int64)
+    blocks = tl.cdiv(N, BLOCK_N)
+    i_b = i_program // blocks
+    o_n = (i_program % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_c = tl.arange(0, BLOCK_C)
+    m_c = o_c < C
+    m = m_c[:, None] & (o_n < N)[None, :]
+    m_square = m_c[:, None] & m_c[None, :]
+
+    p_g = p_grad_y + i_b * sg_b
+    b_g = tl.load(p_g + o_c[:, None] * sg_r + o_c[None, :] * sg_c, mask=m_square, other=0.0).to(tl.float32)
+    b_g += tl.load(p_g + o_c[None, :] * sg_r + o_c[:, None] * sg_c, mask=m_square, other=0.0).to(tl.float32)
+    b_g = b_g / (N - 1).to(tl.float32)
+    pixels = pixel_offsets(o_n, W, s_row, s_pixel, LINE)
+    b_x = tl.load(p_x + i_b * s_b + o_c[:, None] * s_c + pixels[None, :], mask=m, other=0.0).to(tl.float32)
+    b_mean = tl.load(p_mean + i_b * 2 * C + o_c, mask=m_c, other=0.0)
+    b_rest = tl.load(p_mean + i_b * 2 * C + C + o_c, mask=m_c, other=0.0)
+    b_centred = tl.where(m, (b_x - b_mean[:, None]) - b_rest[:, None], 0.0)
+    b_grad_x = tl.dot(b_g, b_centred, input_precision=PRECISION)
+    o = i_b * C * N + o_c[:, None] * N + o_n[None, :]
+    tl.store(p_grad_x + o, b_grad_x.to(p_grad_x.dtype.element_ty), mask=m)
+
+
+def _precision() -> str:
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _blocks(channels: int) -> tuple[int, int, int]:
+    """(channels, pixels, warps) of a block: about 2048 values, which leaves registers for the products."""
+    block_c = max(16, next_power_of_2(channels))
+    return block_c, max(16, min(64, 2048 // block_c)), 8 if block_c >= 128 else 4
+
+
+def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    y = torch.empty(batch, channels, channels, dtype=x.dtype, device=x.device)
+    mean = torch.empty(batch, 2, channels, dtype=torch.float32, device=x.device)
+    block_c, block_n, num_warps = _blocks(channels)
+    blocks = triton.cdiv(pixels, block_n)
+    blocks_per_program = triton.cdiv(blocks, 128)
+    programs = triton.cdiv(blocks, blocks_per_program)
+    products = torch.empty(batch, programs, channels, channels, dtype=torch.float32, device=x.device)
+    means = torch.empty(batch, programs, channels, dtype=torch.float32, device=x.device)
+    launch(
+        _moments_kernel,
+        batch * programs,
+        x.device,
+        *(x, products, means, pixels, width, *plane_strides(x), programs, blocks_per_program),
+        C=channels,
+        BLOCK_C=block_c,
+        BLOCK_N=block_n,
+        LINE=is_line(x),
+        INT64=needs_int64(x, products),
+        PRECISION=_precision(),
+        num_warps=num_warps,
+        num_stages=1,
+    )
+    block_r = min(block_c, 16)
+    launch(
+        _merge_kernel,
+        batch * triton.cdiv(channels, block_r),
+        x.device,
+        *(products, means, y, mean, eps, pixels, blocks_per_program * block_n, programs),
+        C=channels,
+        BLOCK_R=block_r,
+        BLOCK_C=block_c,
+        INT64=needs_int64(products),
+        num_warps=4,
+        num_stages=1,
+    )
+    return y, mean
+
+
+def backward(grad_y: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    block_c, block_n, num_warps = _blocks(channels)
+    launch(
+        _backward_kernel,
+        batch * triton.cdiv(pixels, block_n),
+        x.device,
+        *(grad_y, x, mean, grad_x, pixels, width, *grad_y.stride(), *plane_strides(x)),
+        C=channels,
+        BLOCK_C=block_c,
+        BLOCK_N=block_n,
+        LINE=is_line(x),
+        INT64=needs_int64(x, grad_x, grad_y),
+        PRECISION=_precision(),
+        num_warps=num_warps,
+        num_stages=1,
+    )
+    return grad_x
+
+
+def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What tools/compile_triton.py compiles: the SPD head's two covariances, and as many channels as fit."""
+    shapes = [(shape, dtype, False) for shape in ((12, 224), (24, 28)) for dtype in cases.DTYPES]
+    for (channels, side), dtype, wide in [*shapes, ((24, 28), torch.float32, True), ((128, 28), torch.float32, False)]:
+        x = cases.meta(1, channels, side, side, dtype=dtype, wide=wide)
+        grad_y = cases.meta(1, channels, channels, dtype=dtype)
+        mean = cases.meta(1, 2, channels)
+        label = f"{str(dtype).removeprefix('torch.')} C={channels} {side}x{side}{' int64' if wide else ''}"
+        yield label, partial(forward, x, 1e-5)
+        yield label, partial(backward, grad_y, x, mean)
