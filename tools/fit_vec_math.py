@@ -76,15 +76,17 @@ def show(name: str, error: float, coefficients: object, hexadecimal: bool) -> No
 
 
 def main() -> None:
-    two = minimax(lambda f: np.expm1(f * np.log(2)) / f, lambda f: 2**-f * abs(f), -0.5, 0.5, 4)
+    two = minimax(lambda f: np.expm1(f * np.log(2)) / f, lambda f: 2**-f * abs(f), -0.5, 0.5, 5)
     show("(2^f - 1) / f, f32", *two, False)
-    show("2^(f - 1/2), f32", *minimax(lambda f: 2 ** (f - 0.5), lambda f: 2 ** (0.5 - f), 0, 1, 5), False)
+    show("2^(f - 1/2), f32", *minimax(lambda f: 2 ** (f - 0.5), lambda f: 2 ** (0.5 - f), 0, 1, 6), False)
     exp = minimax(lambda r: np.expm1(r) / r, lambda r: np.exp(-r) * abs(r), -0.34658, 0.34658, 5)
     show("(e^r - 1) / r, f32", *exp, False)
     log2_cdf = minimax(lambda a: log_cdf(a) / np.log(2), lambda a: np.log(2) * np.exp(log_cdf(a)), 0, 14.7, 8)
     show("log2 cdf(-a), f32", *log2_cdf, False)
-    mills = minimax(lambda a: np.exp(log_cdf(a) + a * a / 2), lambda a: np.exp(-a * a / 2), 0, 14.7, 11)
-    show("cdf(-a) e^(a^2/2), f32", *mills, False)
+    mills = minimax(
+        lambda a: (np.exp(log_cdf(a) + a * a / 2) - 0.5) / a, lambda a: a * np.exp(-a * a / 2), 0, 14.7, 11
+    )
+    show("(cdf(-a) e^(a^2/2) - 1/2) / a, f32", *mills, False)
     show("e^r, f64", *interpolate(mp.exp, mp.mpf("-0.34658"), mp.mpf("0.34658"), 11), True)
     show("(1 + a) cdf(-a) e^(a^2/2) in t, f64", *interpolate(mills_in_t, mp.mpf(-1), mp.mpf(1), 24), True)
 

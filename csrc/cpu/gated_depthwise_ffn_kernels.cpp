@@ -45,7 +45,8 @@ struct Shape {
     Shape s{h.size[1] / 2, h.size[2], h.size[3], round_up(h.size[3], L), 0, 0, 0};
     s.stride = (s.padded / L + 2) % 2 ? s.padded + 2 * L : s.padded + 3 * L;  // odd in vectors: no rows 4 KiB apart
     // Enough units for many threads, as long as the rows computed twice stay few.
-    const int64_t units = h.size[0] * s.pairs, wanted = units ? (127 + units) / units : 1, most = s.height / (16 * halo);
+    const int64_t units = h.size[0] * s.pairs, wanted = units ? (127 + units) / units : 1;
+    const int64_t most = s.height / (16 * halo);
     s.strips = wanted < most ? wanted : most;
     if (s.strips < 1) s.strips = 1;
     s.strip = s.strips ? (s.height + s.strips - 1) / s.strips : s.height;

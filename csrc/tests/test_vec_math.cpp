@@ -110,8 +110,8 @@ void test_special_values() {
 
 int main() {
   SKIP_WITHOUT_ISA();
-  test_sweeps<float>({1.5e-7, 2e-7, 1.5e-7, 1.5e-7, 1.5e-7, 2e-7});
-  test_sweeps<double>({5e-16, 7e-16, 5e-16, 5e-16, 5e-16, 7e-16});
+  test_sweeps<float>({1.2e-7, 1.7e-7, 9e-8, 1.2e-7, 1.2e-7, 1.6e-7});
+  test_sweeps<double>({3e-16, 4e-16, 3e-16, 3e-16, 3e-16, 4e-16});
   test_special_values<float>();
   test_special_values<double>();
   return mirage::test::finish();
