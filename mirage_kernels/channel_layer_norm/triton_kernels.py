@@ -152,7 +152,7 @@ def backward(
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     tile = channel_tile(channels, elements=4096)
     blocks = triton.cdiv(pixels, tile.block_n)
-    blocks_per_program = max(1, min(8, blocks // 64))
+    blocks_per_program = max(1, min(8, batch * blocks // 512))  # every multiprocessor gets programs first
     programs_per_sample = triton.cdiv(blocks, blocks_per_program)
     sums = torch.empty(batch * programs_per_sample, 2, channels, dtype=torch.float32, device=x.device)
     launch(
