@@ -67,7 +67,7 @@ def test_measured_rows(measured):
     assert reference.difference is None
     assert fast.difference < 1e-4
     assert reference.gmacs == pytest.approx(16.25 * (16 / 224) ** 2, rel=0.1)
-    assert fast.uncounted or fast.gmacs == pytest.approx(reference.gmacs, rel=0.01)
+    assert fast.uncounted == () and fast.gmacs == reference.gmacs
     assert measured.conditions["input_size"] == [1, 3, 16, 16]
     assert measured.conditions["threads"] == torch.get_num_threads()
 
