@@ -29,8 +29,8 @@ def dynamic_depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
         weight: [B, C, K, K] with K one of 3, 5, 7, 9, 11, of the dtype of `x`, any strides.
 
     Returns:
-        [B, C, H, W], contiguous, of the dtype of `x`; sums are held in float32 (float64 for float64). Under autocast both
-        arguments are rounded to its dtype, as ``conv2d`` does.
+        [B, C, H, W], contiguous, of the dtype of `x`; sums are held in float32 (float64 for float64). Under autocast
+        both arguments are rounded to its dtype, as ``conv2d`` does.
 
     Raises:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.

@@ -1,8 +1,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import Operator, OperatorTests, assert_as_good_as_eager, device_of, evaluate, implementations, in_float64
-from harness import relative_error, require
+from harness import (
+    Operator,
+    OperatorTests,
+    assert_as_good_as_eager,
+    device_of,
+    evaluate,
+    implementations,
+    in_float64,
+    relative_error,
+    require,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
@@ -180,7 +189,7 @@ def test_errors_name_the_argument():
     for size in (1, 6, 13):
         with pytest.raises(ValueError, match=r"weight: expected a kernel size of 3, 5, 7, 9 or 11, got shape \[2, 4"):
             dynamic_depthwise_conv2d(x, torch.zeros(2, 4, size, size))
-    with pytest.raises(ValueError, match=r"weight: expected shape \[2, 4, 7, 7\] \(a square kernel.*got \[2, 4, 5, 7\]"):
+    with pytest.raises(ValueError, match=r"weight: expected shape \[2, 4, 7, 7\] \(a square.*got \[2, 4, 5, 7\]"):
         dynamic_depthwise_conv2d(x, weight[:, :, 1:6])
     with pytest.raises(ValueError, match=r"weight: expected shape \[2, 4, 7, 7\].*got \[1, 4, 7, 7\]"):
         dynamic_depthwise_conv2d(x, weight[:1])
