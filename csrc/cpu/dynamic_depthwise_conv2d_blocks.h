@@ -27,18 +27,21 @@ MIRAGE_INLINE void unrolled(F f) { unrolled_from<0, N>(f); }
 
 // How many vectors fit the registers: 32 of them with AVX-512 and on arm64, 16 with AVX2 and SSE2.
 #if MIRAGE_VECTOR_BYTES == 64 || defined(__aarch64__)
-constexpr int kMaxVectors = 4;      // neighbouring vectors of a convolution block
-constexpr int kMaxProducts = 22;    // sums of a correlation block
+constexpr int kMaxVectors = 4;    // neighbouring vectors of a convolution block
+constexpr int kMaxSums = 22;      // sums of a correlation block
+constexpr int kTallVectors = 2;   // blocks of so few vectors have kTallRows rows where the strip has them
 #else
 constexpr int kMaxVectors = 2;
-constexpr int kMaxProducts = 11;
+constexpr int kMaxSums = 11;
+constexpr int kTallVectors = 1;
 #endif
 constexpr int kRows = 4;  // rows of a block
+constexpr int kTallRows = 8;
 
 // Output rows [0, R) of V vectors, of which the last begins at `last` (it may overlap the one before: a width that is
 // no multiple of the vector costs no partial stores).
 //   x: input of the first output's first tap, rows `stride` apart; weight: [K, K], column by column
-//   y: rows `width` apart, of which the first `rows` are stored; lanes: elements stored where width is below a vector
+//   y: rows `width` apart, of which the first `rows` are stored
 template <int K, int R, int V, class T>
 __attribute__((noinline)) void convolve_block(const Acc<T>* x, int64_t stride, int64_t last, const Acc<T>* weight, T* y,
                                               int64_t width, int rows) {
@@ -80,8 +83,8 @@ __attribute__((noinline)) void convolve_block(const Acc<T>* x, int64_t stride, i
   });
 }
 
-// sums[ky][j] += g[r] * x[r + ky] shifted by j, over R rows of one vector; lanes at and beyond `lanes` are left out of x
-// (g is zero there, but zero times infinity is not).
+// sums[ky][j] += g[r] * x[r + ky] shifted by j, over R rows of one vector. In the last vector of a row, x counts only
+// `inside` the row (g is zero beyond it, but zero times infinity is not).
 template <int K, int G, int R, bool TAIL, class A>
 MIRAGE_INLINE void correlate_block(const A* x, const A* g, int64_t stride, IVec<A> inside, Vec<A> (&sums)[K][G]) {
   Vec<A> b[R];
@@ -131,7 +134,7 @@ __attribute__((noinline)) void correlate_columns(const A* x, const A* g, int64_t
 // total[ky][kx] += sum over the strip of g[i][j] * x[i + ky][j + kx], lane by lane.
 template <int K, int FIRST, class A>
 MIRAGE_INLINE void correlate_from(const A* x, const A* g, int64_t stride, int64_t width, int64_t rows, A* total) {
-  constexpr int L = kLanes<A>, left = K - FIRST, most = kMaxProducts / K;
+  constexpr int L = kLanes<A>, left = K - FIRST, most = kMaxSums / K;
   // Groups of the same size where they divide the columns, so that few functions are compiled.
   constexpr int G = left <= most ? left : left % most == 1 && most > 2 ? most - 1 : most;
   correlate_columns<K, G>(x + FIRST, g, stride, width, rows, total + FIRST * L);

@@ -27,7 +27,7 @@ struct Rows {
     const int64_t rows = kCacheBytes / (buffers * stride * int64_t(sizeof(A))) - kernel + 1;
     return {margin, stride, larger(kStripRows, rows / kStripRows * kStripRows)};
   }
-  // Blocks may read (and ignore) up to kRows - 1 rows after the last.
+  // Blocks may read (and ignore) up to kRows - 1 rows after the last: a tall one begins only where more are left.
   int64_t count(int64_t kernel) const { return strip + kernel - 1 + kRows - 1; }
   int64_t elements(int64_t kernel) const { return count(kernel) * stride + 2 * margin; }
 };
@@ -101,26 +101,36 @@ void load_kernel(const Tensor& weight, const Unit& unit, bool turned, Acc<T>* ou
   }
 }
 
+// V vectors of `count` output rows.
+template <int K, int V, class T>
+void convolve_vectors(const Acc<T>* x, int64_t stride, int64_t last, const Acc<T>* weight, T* y, int64_t width,
+                      int64_t count) {
+  int64_t row = 0;
+  if constexpr (V <= kTallVectors) {
+    for (; row + kRows < count; row += kTallRows) {
+      const int n = int(smaller(kTallRows, count - row));
+      convolve_block<K, kTallRows, V>(x + row * stride, stride, last, weight, y + row * width, width, n);
+    }
+  }
+  for (; row < count; row += kRows) {
+    const int n = int(smaller(kRows, count - row));
+    convolve_block<K, kRows, V>(x + row * stride, stride, last, weight, y + row * width, width, n);
+  }
+}
+
 // `count` output rows of a strip; x: the padded row K/2 above the first.
 template <int K, class T>
 void convolve_strip(const Acc<T>* x, const Rows& rows, const Acc<T>* weight, T* y, int64_t width, int64_t count) {
   constexpr int64_t L = kLanes<Acc<T>>;
   const int64_t vectors = (width + L - 1) / L, blocks = (vectors + kMaxVectors - 1) / kMaxVectors;
   x += rows.margin - K / 2;
-  for (int64_t row = 0; row < count; row += kRows, x += kRows * rows.stride, y += kRows * width) {
-    const int n = int(smaller(kRows, count - row));
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t begin = vectors * block / blocks, end = vectors * (block + 1) / blocks, c = begin * L;
-      const int64_t last = larger(0, smaller((end - 1) * L, width - L)) - c;
-      switch (end - begin) {
-        case 1: convolve_block<K, kRows, 1>(x + c, rows.stride, last, weight, y + c, width, n); break;
-        case 2: convolve_block<K, kRows, 2>(x + c, rows.stride, last, weight, y + c, width, n); break;
-#if MIRAGE_VECTOR_BYTES == 64 || defined(__aarch64__)
-        case 3: convolve_block<K, kRows, 3>(x + c, rows.stride, last, weight, y + c, width, n); break;
-        case 4: convolve_block<K, kRows, 4>(x + c, rows.stride, last, weight, y + c, width, n); break;
-#endif
-      }
-    }
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t begin = vectors * block / blocks, end = vectors * (block + 1) / blocks, c = begin * L;
+    const int64_t last = larger(0, smaller((end - 1) * L, width - L)) - c;
+    unrolled<kMaxVectors>(MIRAGE_UNROLLED(v) {
+      constexpr int V = decltype(v)::value + 1;
+      if (end - begin == V) convolve_vectors<K, V>(x + c, rows.stride, last, weight, y + c, width, count);
+    });
   }
 }
 
@@ -142,10 +152,27 @@ void forward(const Tensor& x, const Tensor& weight, const Tensor& y) {
   });
 }
 
-// Sums of K * K vectors, lane by lane, into the unit's row of partial sums.
+// The sum of N lanes, halves added until one is left: in registers, where vec.h's goes through memory.
+template <class A, int N>
+struct Lanes {
+  typedef A V __attribute__((vector_size(N * sizeof(A))));
+};
+template <class A, int N>
+MIRAGE_INLINE A add_lanes(typename Lanes<A, N>::V v) {
+  if constexpr (N == 2) {
+    return v[0] + v[1];
+  } else {
+    typename Lanes<A, N / 2>::V half[2];
+    __builtin_memcpy(half, &v, sizeof(v));
+    return add_lanes<A, N / 2>(half[0] + half[1]);
+  }
+}
+
+// The sums over the lanes of K * K vectors.
 template <int K, class A>
 void reduce_lanes(const A* total, double* partial) {
-  for (int64_t i = 0; i < K * K; ++i) partial[i] = double(sum<A>(load(total + i * kLanes<A>)));
+  constexpr int L = kLanes<A>;
+  for (int64_t i = 0; i < K * K; ++i) partial[i] = double(add_lanes<A, L>(load(total + i * L)));
 }
 
 template <class T>
