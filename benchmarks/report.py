@@ -1,4 +1,4 @@
-"""Turn the JSON of a benchmark run into the tables and plots of docs/: ``python -m benchmarks.report out/benchmarks.json``.
+"""The JSON of a benchmark run as the tables and plots of docs/: ``python -m benchmarks.report out/benchmarks.json``.
 
 Every number comes from the file; nothing is measured here.
 """

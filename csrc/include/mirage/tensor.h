@@ -44,6 +44,7 @@ struct Tensor {
   }
 
   bool is_contiguous() const {
+    if (numel() == 0) return true;
     int64_t expected = 1;
     for (int d = ndim - 1; d >= 0; --d) {
       if (size[d] != 1 && stride[d] != expected) return false;
