@@ -5,20 +5,26 @@ The implementation is chosen per call by the tensor's device: Triton on GPUs, C+
 """
 
 from mirage_kernels._dispatch import IMPLEMENTATIONS, available, last_used, use
+from mirage_kernels.channel_attention import channel_attention
+from mirage_kernels.channel_attention_fusion import channel_attention_fusion
 from mirage_kernels.channel_layer_norm import channel_layer_norm
 from mirage_kernels.dynamic_depthwise_conv2d import dynamic_depthwise_conv2d
 from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
 from mirage_kernels.spd_covariance import spd_covariance
+from mirage_kernels.tri_branch_fusion import tri_branch_fusion
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IMPLEMENTATIONS",
     "available",
+    "channel_attention",
+    "channel_attention_fusion",
     "channel_layer_norm",
     "dynamic_depthwise_conv2d",
     "gated_depthwise_ffn",
     "last_used",
     "spd_covariance",
+    "tri_branch_fusion",
     "use",
 ]

@@ -1,0 +1,141 @@
+// The fusion of three branches, one row of pixels at a time, forward and backward. The fused attention and
+// tri_branch_fusion differ only in where the row of the attention branch comes from and goes to.
+#pragma once
+
+#include "attention_core.h"
+#include "vec_math.h"
+
+namespace mirage::cpu::MIRAGE_ISA {
+
+// The scalars that weigh the modulations.
+template <class A>
+struct Weights {
+  A att, conv, mlp;
+
+  Weights(const Tensor& l_att, const Tensor& l_conv, const Tensor& l_mlp) {
+    load_all(l_att, &att);
+    load_all(l_conv, &conv);
+    load_all(l_mlp, &mlp);
+  }
+};
+
+template <class T>
+MIRAGE_INLINE void store_lanes(T* p, Vec<Acc<T>> v, int64_t n) {
+  if (n >= kLanes<Acc<T>>) store(p, v);
+  else store_n(p, v, int(n));
+}
+
+template <class A>
+MIRAGE_INLINE Vec<A> load_lanes(const A* p, int64_t n) {
+  return n >= kLanes<A> ? load(p) : load_n(p, int(n));
+}
+
+// TIn: the branches. TOut: the result.
+template <class TIn, class TOut>
+class FusionForward {
+ public:
+  using A = Acc<TIn>;
+
+  FusionForward(const Tensor& conv, const Tensor& mlp, const Weights<A>& weights, const Tensor& out, int64_t tile)
+      : conv_(conv), mlp_(mlp), weights_(weights), out_(out), channels_(conv.size[1]), tile_(tile) {}
+
+  int64_t scratch() const { return 2 * tile_; }
+
+  // Pixels [begin, begin + n) of channel c of sample b, given the row a of the attention branch.
+  void row(int64_t b, int64_t c, int64_t begin, int64_t n, const A* a, A* scratch) const {
+    constexpr int L = kLanes<A>;
+    const A* g = conv_.rows(b, c, 1, begin, n, tile_, scratch).data;
+    const A* m = mlp_.rows(b, c, 1, begin, n, tile_, scratch + tile_).data;
+    TOut *to_a = out_.at(b, c, begin), *to_g = out_.at(b, channels_ + c, begin),
+         *to_m = out_.at(b, 2 * channels_ + c, begin);
+    for (int64_t p = 0; p < n; p += L) {
+      const int64_t left = n - p;
+      const Vec<A> va = load_lanes(a + p, left), vg = load_lanes(g + p, left), vm = load_lanes(m + p, left);
+      store_lanes(to_a + p, va + weights_.att * vsigmoid<A>(vg + vm), left);
+      store_lanes(to_g + p, vg + weights_.conv * vsigmoid<A>(va + vm), left);
+      store_lanes(to_m + p, vm + weights_.mlp * vsigmoid<A>(va + vg), left);
+    }
+  }
+
+ private:
+  Source<TIn> conv_, mlp_;
+  Weights<A> weights_;
+  Sink<TOut> out_;
+  int64_t channels_, tile_;
+};
+
+template <class TIn, class TOut>
+class FusionBackward {
+ public:
+  using A = Acc<TIn>;
+
+  FusionBackward(const Tensor& grad_out, const Tensor& conv, const Tensor& mlp, const Weights<A>& weights,
+                 const Tensor& grad_conv, const Tensor& grad_mlp, int64_t tile)
+      : grad_(grad_out), conv_(conv), mlp_(mlp), weights_(weights), grad_conv_(grad_conv), grad_mlp_(grad_mlp),
+        channels_(conv.size[1]), tile_(tile) {}
+
+  int64_t scratch() const { return 5 * tile_; }
+
+  // As in the forward pass; grad_a receives the gradient of a (it may be the row a itself), and sums [3, lanes]
+  // gathers those of the three scalars.
+  template <class T>
+  void row(int64_t b, int64_t c, int64_t begin, int64_t n, const A* a, T* grad_a, A* sums, A* scratch) const {
+    constexpr int L = kLanes<A>;
+    const A* g = conv_.rows(b, c, 1, begin, n, tile_, scratch).data;
+    const A* m = mlp_.rows(b, c, 1, begin, n, tile_, scratch + tile_).data;
+    const A* d_a = grad_.rows(b, c, 1, begin, n, tile_, scratch + 2 * tile_).data;
+    const A* d_g = grad_.rows(b, channels_ + c, 1, begin, n, tile_, scratch + 3 * tile_).data;
+    const A* d_m = grad_.rows(b, 2 * channels_ + c, 1, begin, n, tile_, scratch + 4 * tile_).data;
+    TIn *to_g = grad_conv_.at(b, c, begin), *to_m = grad_mlp_.at(b, c, begin);
+    Vec<A> sum_a = load(sums), sum_g = load(sums + L), sum_m = load(sums + 2 * L);
+    for (int64_t p = 0; p < n; p += L) {
+      const int64_t left = n - p;
+      const Vec<A> va = load_lanes(a + p, left), vg = load_lanes(g + p, left), vm = load_lanes(m + p, left);
+      const Vec<A> da = load_lanes(d_a + p, left), dg = load_lanes(d_g + p, left), dm = load_lanes(d_m + p, left);
+      const Vec<A> sa = vsigmoid<A>(vg + vm), sg = vsigmoid<A>(va + vm), sm = vsigmoid<A>(va + vg);
+      sum_a += da * sa;
+      sum_g += dg * sg;
+      sum_m += dm * sm;
+      const Vec<A> ta = da * weights_.att * (sa - sa * sa), tg = dg * weights_.conv * (sg - sg * sg),
+                   tm = dm * weights_.mlp * (sm - sm * sm);
+      store_lanes(grad_a + p, da + tg + tm, left);
+      store_lanes(to_g + p, dg + ta + tm, left);
+      store_lanes(to_m + p, dm + ta + tg, left);
+    }
+    store(sums, sum_a);
+    store(sums + L, sum_g);
+    store(sums + 2 * L, sum_m);
+  }
+
+ private:
+  Source<TOut> grad_;
+  Source<TIn> conv_, mlp_;
+  Weights<A> weights_;
+  Sink<TIn> grad_conv_, grad_mlp_;
+  int64_t channels_, tile_;
+};
+
+// Element types of (branches, result): the same, or 16-bit branches whose result 32-bit scalars promote to float.
+#define MIRAGE_FOR_FUSION(in, out, call, ...)                      \
+  if ((in).dtype == (out).dtype) {                                 \
+    MIRAGE_FOR_DTYPE((in).dtype, T, { call<T, T>(__VA_ARGS__); })  \
+  } else if ((in).dtype == DType::f16) {                           \
+    call<f16, float>(__VA_ARGS__);                                 \
+  } else {                                                         \
+    call<bf16, float>(__VA_ARGS__);                                \
+  }
+
+// Sums of three scalars' gradients: partials of every unit, in the order of the units.
+template <class A>
+inline void add_scalar_gradients(const A* partial, int64_t units, const Tensor& grad_l_att, const Tensor& grad_l_conv,
+                                 const Tensor& grad_l_mlp) {
+  double total[3] = {};
+  for (int64_t u = 0; u < units; ++u) {
+    for (int i = 0; i < 3; ++i) total[i] += partial[u * 3 + i];
+  }
+  store_all(total, grad_l_att);
+  store_all(total + 1, grad_l_conv);
+  store_all(total + 2, grad_l_mlp);
+}
+
+}  // namespace mirage::cpu::MIRAGE_ISA

@@ -1,0 +1,43 @@
+"""What both attention operators check, allocate and count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mirage_kernels import _checks
+from mirage_kernels._library import accumulator
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int) -> None:
+    _checks.check_tensor("q", q, ndim=4)
+    if not isinstance(num_heads, int) or isinstance(num_heads, bool):
+        raise TypeError(f"num_heads: expected an int, got {type(num_heads).__name__}")
+    if num_heads < 1 or q.shape[1] % num_heads:
+        raise ValueError(f"num_heads: expected a divisor of the {q.shape[1]} channels of q, got {num_heads}")
+    for name, value in (("k", k), ("v", v)):
+        _checks.check_tensor(name, value, ndim=4)
+        _checks.check_shape(name, value, q.shape, "like q")
+    _checks.check_tensor("temperature", temperature)
+    if tuple(temperature.shape) not in ((num_heads,), (num_heads, 1, 1)):
+        expected = f"[{num_heads}, 1, 1] or [{num_heads}] (one value per head)"
+        raise ValueError(f"temperature: expected shape {expected}, got {list(temperature.shape)}")
+    _checks.check_same_device("q", q, k=k, v=v, temperature=temperature)
+    _checks.check_same_dtype("q", q, k=k, v=v)
+
+
+def small_matrices(q: Tensor, num_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised ``gram`` [B, heads, d, d], ``norms`` [B, heads, 2, d] (|q|, |k|) and ``attn`` [B, heads, d, d]
+    for sums over elements of `dtype`."""
+    batch, d, held = q.shape[0], q.shape[1] // num_heads, accumulator(dtype)
+    return (
+        q.new_empty((batch, num_heads, d, d), dtype=held),
+        q.new_empty((batch, num_heads, 2, d), dtype=held),
+        q.new_empty((batch, num_heads, d, d), dtype=held),
+    )
+
+
+def products(q_shape: torch.Size, num_heads: int) -> int:
+    """FLOPs of one product of d x d and d x N matrices over all heads, 2 per multiply-add."""
+    batch, channels, height, width = q_shape
+    return 2 * batch * channels * (channels // num_heads) * height * width

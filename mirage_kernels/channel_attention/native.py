@@ -1,0 +1,27 @@
+"""``channel_attention`` on the C++ library (csrc/cpu/channel_attention_kernels.cpp)."""
+
+import torch
+from torch import Tensor
+
+from mirage_kernels._library import dl, native
+from mirage_kernels.channel_attention.arguments import small_matrices
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = torch.empty(q.shape, dtype=q.dtype)
+    matrices = small_matrices(q, num_heads, q.dtype)
+    native().channel_attention_forward(*map(dl, (q, k, v, temperature.reshape(num_heads), out, *matrices)))
+    return out, *matrices
+
+
+def backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, gram: Tensor, norms: Tensor, attn: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = [torch.empty(q.shape, dtype=q.dtype) for _ in range(3)]
+    grad_temperature = torch.empty(temperature.shape, dtype=temperature.dtype)
+    heads = attn.shape[1]
+    inputs = (grad_out, q, k, v, temperature.reshape(heads), gram, norms, attn)
+    native().channel_attention_backward(*map(dl, (*inputs, *grads, grad_temperature.view(heads))))
+    return *grads, grad_temperature

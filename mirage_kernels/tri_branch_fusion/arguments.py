@@ -1,0 +1,40 @@
+"""What both fusing operators check, and the dtypes they compute in."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from mirage_kernels import _checks
+
+
+def check_branch(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    _checks.check_tensor(name, value, ndim=4)
+    _checks.check_shape(name, value, like.shape, f"like {like_name}")
+    _checks.check_same_device(like_name, like, **{name: value})
+
+
+def check_scalars(like_name: str, like: Tensor, **scalars: Tensor) -> None:
+    for name, value in scalars.items():
+        _checks.check_tensor(name, value)
+        if tuple(value.shape) not in ((1,), ()):
+            raise ValueError(f"{name}: expected shape [1] or [], got {list(value.shape)}")
+    _checks.check_same_device(like_name, like, **scalars)
+
+
+def fusion_dtypes(*tensors: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """The dtype in which the branches are read, and that of the result: as the reference promotes.
+
+    `tensors` are the branches and the scalars; the scalars promote when they have a dimension. The two dtypes are the
+    same, or the first has 16 bits and the second is float32.
+    """
+    branches = reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() > 1))
+    result = reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 1), branches)
+    return (result if result == torch.float64 else branches), result
+
+
+def concatenated(branch: Tensor) -> tuple[int, int, int, int]:
+    batch, channels, height, width = branch.shape
+    return batch, 3 * channels, height, width

@@ -1,0 +1,39 @@
+"""Arguments for the tests of the attention and fusion operators. A shape is (B, C, H, W, heads)."""
+
+import torch
+
+SHAPES = (
+    (2, 8, 5, 7, 2),
+    (1, 3, 1, 1, 3),  # one channel per head, one pixel: softmax of one element
+    (1, 10, 1, 13, 2),
+    (2, 8, 11, 1, 1),
+    (1, 24, 16, 17, 1),
+    (1, 20, 9, 9, 4),
+    (1, 6, 33, 47, 1),
+)
+EMPTY = (0, 8, 5, 7, 2)
+LARGE = (1, 8, 1024, 1024, 2)
+
+
+def _normal(shape, generator):
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def attention(shape, generator):
+    """q, k, v and the temperature; k resembles q, so that the softmax is far from uniform."""
+    batch, channels, height, width, heads = shape
+    q, noise, v = (_normal((batch, channels, height, width), generator) for _ in range(3))
+    return q, q + noise, v + 0.3, 1 + 4 * torch.rand(heads, 1, 1, generator=generator, dtype=torch.float64)
+
+
+def branches(shape, generator):
+    """Three branches and their weights."""
+    maps = [_normal(shape[:4], generator) for _ in range(3)]
+    return *maps, *(1 + 0.1 * _normal((1,), generator) for _ in range(3))
+
+
+def attention_and_branches(shape, generator):
+    _, conv, mlp, *weights = branches(shape, generator)
+    return *attention(shape, generator), conv, mlp, *weights
+
+

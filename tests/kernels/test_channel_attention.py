@@ -1,0 +1,119 @@
+import attention_cases as cases
+import pytest
+import torch
+from harness import Operator, OperatorTests, relative_error
+from torch.utils.flop_counter import FlopCounterMode
+
+import mirage_kernels
+from mirage_kernels import channel_attention
+from mirage_kernels.channel_attention import reference
+
+
+def public(q, k, v, temperature):
+    return channel_attention(q, k, v, temperature, temperature.shape[0])
+
+
+def plain(q, k, v, temperature):
+    return reference(q, k, v, temperature, temperature.shape[0])
+
+
+class TestChannelAttention(OperatorTests):
+    operator = Operator(
+        name="channel_attention",
+        public=public,
+        reference=plain,
+        make=cases.attention,
+        arguments=("q", "k", "v", "temperature"),
+        shapes=cases.SHAPES,
+        empty=cases.EMPTY,
+        large=cases.LARGE,
+        alias=("q", "k"),
+    )
+
+
+def _inputs(shape, dtype=torch.float64):
+    return [t.to(dtype) for t in cases.attention(shape, torch.Generator().manual_seed(3))]
+
+
+@pytest.mark.parametrize("d", [1, 5, 8, 10, 24, 67])
+def test_any_head_size(d):
+    """Every remainder of the register blocks, against float64 and against the sums written out."""
+    q, k, v, temperature = _inputs((1, 2 * d, 6, 9, 2))
+    with mirage_kernels.use("cpp"):
+        out = public(q, k, v, temperature)
+    for head in range(2):
+        part = slice(head * d, (head + 1) * d)
+        qn, kn, vh = (t[0, part].flatten(1) for t in (q, k, v))
+        scores = temperature[head] * (qn / qn.norm(dim=1, keepdim=True)) @ (kn / kn.norm(dim=1, keepdim=True)).T
+        weights = scores.exp() / scores.exp().sum(1, keepdim=True)
+        assert relative_error(out[0, part].flatten(1), weights @ vh) < 1e-14
+
+
+def test_chunks_of_one_tensor_are_read_in_place():
+    qkv = torch.randn(2, 24, 7, 9, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    temperature = torch.ones(2, 1, 1)
+    with mirage_kernels.use("cpp"):
+        (grad,) = torch.autograd.grad(public(*qkv.chunk(3, 1), temperature).square().sum(), qkv)
+    exact = qkv.detach().double().requires_grad_()
+    (truth,) = torch.autograd.grad(plain(*exact.chunk(3, 1), temperature.double()).square().sum(), exact)
+    assert relative_error(grad, truth) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_wider_temperature(dtype):
+    """A parameter stays float32 beside 16-bit maps: the result has their dtype, the gradient that of the parameter."""
+    q, k, v, temperature = _inputs((2, 8, 5, 7, 2), dtype)
+    temperature = temperature.float().requires_grad_()
+    with mirage_kernels.use("cpp"):
+        out = public(q, k, v, temperature)
+    assert out.dtype == dtype
+    (grad,) = torch.autograd.grad(out.float().square().sum(), temperature)
+    assert grad.dtype == torch.float32 and grad.shape == (2, 1, 1)
+
+
+def test_temperature_of_one_dimension():
+    q, k, v, temperature = _inputs((1, 8, 3, 3, 2))
+    flat = temperature.flatten().requires_grad_()
+    with mirage_kernels.use("cpp"):
+        out = public(q, k, v, flat)
+        assert torch.equal(out, public(q, k, v, temperature))
+        (grad,) = torch.autograd.grad(out.sum(), flat)
+    assert grad.shape == (2,)
+
+
+def test_pixels_of_zero_norm():
+    """A zero plane is divided by eps, as F.normalize does: uniform weights, and finite gradients beside it."""
+    q, k, v, temperature = _inputs((1, 8, 5, 7, 1), torch.float32)
+    q[:, 3], k[:, 5] = 0, 0
+    inputs = [t.requires_grad_() for t in (q, k, v, temperature)]
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
+    with mirage_kernels.use("cpp"):
+        ours = torch.autograd.grad(public(*inputs), inputs, grad)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    truth = torch.autograd.grad(plain(*exact), exact, grad.double())
+    for value, peer in zip(ours, truth, strict=True):
+        assert relative_error(value, peer) < 1e-6
+
+
+def test_flops_are_those_of_the_reference():
+    inputs = [t.requires_grad_() for t in _inputs((2, 8, 5, 7, 2), torch.float32)]
+    counts = []
+    for implementation in ("torch", "cpp"):
+        with mirage_kernels.use(implementation), FlopCounterMode(display=False) as counter:
+            public(*inputs).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_errors_name_the_argument():
+    q, temperature = torch.zeros(1, 6, 2, 2), torch.ones(2, 1, 1)
+    with pytest.raises(ValueError, match="num_heads: expected a divisor of the 6 channels of q, got 4"):
+        channel_attention(q, q, q, temperature, 4)
+    with pytest.raises(TypeError, match="num_heads: expected an int, got float"):
+        channel_attention(q, q, q, temperature, 2.0)
+    with pytest.raises(ValueError, match=r"temperature: expected shape \[2, 1, 1\] or \[2\].*got \[3, 1, 1\]"):
+        channel_attention(q, q, q, torch.ones(3, 1, 1), 2)
+    with pytest.raises(ValueError, match=r"k: expected shape \[1, 6, 2, 2\].*got \[1, 6, 2, 3\]"):
+        channel_attention(q, torch.zeros(1, 6, 2, 3), q, temperature, 2)
+    with pytest.raises(TypeError, match="v: expected torch.float32 like q, got torch.float64"):
+        channel_attention(q, q, q.double(), temperature, 2)

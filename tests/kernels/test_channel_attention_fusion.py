@@ -1,0 +1,103 @@
+import attention_cases as cases
+import pytest
+import torch
+from harness import Operator, OperatorTests, relative_error
+from torch.utils.flop_counter import FlopCounterMode
+
+import mirage_kernels
+from mirage_kernels import channel_attention_fusion
+from mirage_kernels.channel_attention_fusion import reference
+
+
+def public(q, k, v, temperature, *rest):
+    return channel_attention_fusion(q, k, v, temperature, temperature.shape[0], *rest)
+
+
+def plain(q, k, v, temperature, *rest):
+    return reference(q, k, v, temperature, temperature.shape[0], *rest)
+
+
+class TestChannelAttentionFusion(OperatorTests):
+    operator = Operator(
+        name="channel_attention_fusion",
+        public=public,
+        reference=plain,
+        make=cases.attention_and_branches,
+        arguments=("q", "k", "v", "temperature", "conv", "mlp", "l_att", "l_conv", "l_mlp"),
+        shapes=cases.SHAPES,
+        empty=cases.EMPTY,
+        large=cases.LARGE,
+        alias=("q", "conv"),
+    )
+
+
+def _inputs(dtype, shape=(2, 8, 5, 7, 2)):
+    return [t.to(dtype).requires_grad_() for t in cases.attention_and_branches(shape, torch.Generator().manual_seed(3))]
+
+
+@pytest.mark.parametrize("attention", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("branches", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("parameters", [torch.bfloat16, torch.float32])
+def test_promotes_as_the_reference(attention, branches, parameters):
+    dtypes = [attention] * 3 + [parameters] + [branches] * 2 + [parameters] * 3
+    tensors = [t.detach().to(d).requires_grad_() for t, d in zip(_inputs(torch.float64), dtypes, strict=True)]
+    with mirage_kernels.use("cpp"):
+        out = public(*tensors)
+    peer = plain(*tensors)
+    truth = plain(*(t.detach().double() for t in tensors))
+    assert out.dtype == peer.dtype
+    assert relative_error(out, truth) <= max(1.05 * relative_error(peer, truth), torch.finfo(out.dtype).eps)
+    for tensor, grad in zip(tensors, torch.autograd.grad(out.double().square().sum(), tensors), strict=True):
+        assert grad.dtype == tensor.dtype and grad.shape == tensor.shape
+
+
+def test_autocast_with_branches_of_the_autocast_dtype():
+    """As in a network under autocast: 16-bit maps, float32 parameters."""
+    tensors = _inputs(torch.float32)
+    maps = [t if i in (3, 6, 7, 8) else t.detach().bfloat16().requires_grad_() for i, t in enumerate(tensors)]
+    with torch.autocast("cpu", torch.bfloat16):
+        with mirage_kernels.use("cpp"):
+            out = public(*maps)
+        peer = plain(*maps)
+    truth = plain(*(t.detach().double() for t in maps))
+    assert out.dtype == peer.dtype == torch.float32
+    assert relative_error(out, truth) <= relative_error(peer, truth)
+
+
+def test_equals_its_parts():
+    tensors = _inputs(torch.float32, (1, 12, 20, 30, 2))
+    q, k, v, temperature, *rest = (t.detach() for t in tensors)
+    with mirage_kernels.use("cpp"):
+        parts = mirage_kernels.tri_branch_fusion(mirage_kernels.channel_attention(q, k, v, temperature, 2), *rest)
+        assert torch.equal(public(*tensors), parts)
+
+
+def test_keeps_only_its_arguments_and_small_matrices():
+    tensors = _inputs(torch.float32)
+    kept = {}
+    with mirage_kernels.use("cpp"), torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t
+    ):
+        public(*tensors)
+    arguments = {t.data_ptr() for t in tensors}
+    extra = sum(t.numel() for p, t in kept.items() if p not in arguments)
+    assert extra == 2 * 2 * (4 * 4 * 2 + 2 * 4)  # batch, heads: gram and attn of 4 x 4, two norms of 4
+
+
+def test_flops_are_those_of_the_reference():
+    counts = []
+    for implementation in ("torch", "cpp"):
+        with mirage_kernels.use(implementation), FlopCounterMode(display=False) as counter:
+            public(*_inputs(torch.float32)).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_errors_name_the_argument():
+    q, temperature, one = torch.zeros(1, 6, 2, 2), torch.ones(2, 1, 1), torch.ones(1)
+    with pytest.raises(ValueError, match=r"mlp: expected shape \[1, 6, 2, 2\] \(like q\), got \[1, 6, 2, 3\]"):
+        channel_attention_fusion(q, q, q, temperature, 2, q, torch.zeros(1, 6, 2, 3), one, one, one)
+    with pytest.raises(ValueError, match=r"l_att: expected shape \[1\] or \[\], got \[1, 1\]"):
+        channel_attention_fusion(q, q, q, temperature, 2, q, q, torch.ones(1, 1), one, one)
+    with pytest.raises(TypeError, match="k: expected torch.float32 like q, got torch.float16"):
+        channel_attention_fusion(q, q.half(), q, temperature, 2, q, q, one, one, one)
