@@ -38,22 +38,17 @@ inline void check_scalars(std::initializer_list<Named> scalars) {
   for (const auto& [name, t] : scalars) check_shape(name, *t, {1});
 }
 
-// The small matrices of attention over q, whose heads they define.
-inline void check_attention(const Tensor& q, const Tensor& temperature, const Tensor& gram, const Tensor& norms,
-                            const Tensor& attn) {
-  check_ndim("attn", attn, 4);
-  const int64_t batch = q.size[0], heads = attn.size[1], d = attn.size[2];
+// The matrices that attention over q keeps, whose shape says how many heads there are.
+inline void check_attention(const Tensor& q, const Tensor& temperature, const Tensor& matrices) {
+  check_ndim("matrices", matrices, 4);
+  const int64_t heads = matrices.size[1], d = matrices.size[3];
   if (heads < 1 || heads * d != q.size[1]) {
-    fail("attn", "[B, heads, d, d] with heads * d = " + std::to_string(q.size[1]), shape_of(attn));
+    fail("matrices", "[B, heads, 2 d + 2, d] with heads * d = " + std::to_string(q.size[1]), shape_of(matrices));
   }
-  check_shape("attn", attn, {batch, heads, d, d});
-  check_shape("gram", gram, {batch, heads, d, d});
-  check_shape("norms", norms, {batch, heads, 2, d});
+  check_shape("matrices", matrices, {q.size[0], heads, 2 * d + 2, d});
+  check_dtype("matrices", matrices, accumulator_of(q.dtype));
+  check_contiguous("matrices", matrices);
   check_shape("temperature", temperature, {heads});
-  for (const auto& [name, t] : {Named{"attn", &attn}, Named{"gram", &gram}, Named{"norms", &norms}}) {
-    check_dtype(name, *t, accumulator_of(q.dtype));
-    check_contiguous(name, *t);
-  }
 }
 
 }  // namespace mirage

@@ -24,8 +24,8 @@ template <class A>
 HeadWork head_work(const Tensor& x, int64_t heads) {
   HeadWork w{x.size[0], heads, x.size[1] / heads, x.size[2] * x.size[3], 0, 0, 0};
   w.tile = 16384 / int64_t(sizeof(A)) / (w.d > 0 ? w.d : 1) / 64 * 64;
+  if (w.tile > 32 * kLanes<A>) w.tile = 32 * kLanes<A>;  // short sums in every lane
   if (w.tile < 64) w.tile = 64;
-  if (w.tile > 512) w.tile = 512;
   w.unit = round_up((w.pixels + 31) / 32, w.tile);
   if (w.unit > 16 * w.tile) w.unit = 16 * w.tile;
   w.units = w.unit ? (w.pixels + w.unit - 1) / w.unit : 0;
@@ -44,6 +44,19 @@ struct UnitRange {
     channel = head * w.d;
     begin = unit % w.units * w.unit;
     end = begin + w.unit < w.pixels ? begin + w.unit : w.pixels;
+  }
+};
+
+// The matrices of one (sample, head) that forward keeps: see mirage/channel_attention.h.
+template <class A>
+struct Kept {
+  A *attn, *gram, *norms;
+
+  Kept(const Tensor& matrices, int64_t index) {
+    const int64_t rows = matrices.size[2], d = matrices.size[3];
+    attn = static_cast<A*>(matrices.data) + index * rows * d;
+    gram = attn + d * d;
+    norms = gram + d * d;
   }
 };
 

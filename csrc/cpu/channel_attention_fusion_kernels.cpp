@@ -8,18 +8,18 @@ namespace mirage::cpu::MIRAGE_ISA {
 namespace {
 
 template <class TIn, class TOut>
-void forward(const Tensor& v, const Tensor& attn, const Tensor& conv, const Tensor& mlp, const Tensor& l_att,
+void forward(const Tensor& v, const Tensor& matrices, const Tensor& conv, const Tensor& mlp, const Tensor& l_att,
              const Tensor& l_conv, const Tensor& l_mlp, const Tensor& out) {
   using A = Acc<TIn>;
   constexpr int L = kLanes<A>;
-  const HeadWork w = head_work<A>(v, attn.size[1]);
+  const HeadWork w = head_work<A>(v, matrices.size[1]);
   const Source<TIn> sv(v);
   const FusionForward<TIn, TOut> fusion(conv, mlp, Weights<A>(l_att, l_conv, l_mlp), out, w.tile);
   const int64_t d = w.d;
   parallel_units<A>(w.all_units(), 2 * d * w.tile + fusion.scratch(), [&](int64_t unit, A* v_tile) {
     A *a_tile = v_tile + d * w.tile, *rest = a_tile + d * w.tile;
     const UnitRange r(w, unit);
-    const Matrix<A> m{attn.as<A>() + (r.sample * w.heads + r.head) * d * d, d, 1};
+    const Matrix<A> m{Kept<A>(matrices, r.sample * w.heads + r.head).attn, d, 1};
     for (int64_t p = r.begin; p < r.end; p += w.tile) {
       const int64_t n = r.end - p < w.tile ? r.end - p : w.tile;
       mix(m, sv.rows(r.sample, r.channel, d, p, n, w.tile, v_tile), d, round_up(n, L), a_tile, w.tile);
@@ -29,25 +29,26 @@ void forward(const Tensor& v, const Tensor& attn, const Tensor& conv, const Tens
 }
 
 template <class TIn, class TOut>
-void backward(const Tensor& grad_out, const Tensor& v, const Tensor& attn, const Tensor& conv, const Tensor& mlp,
+void backward(const Tensor& grad_out, const Tensor& v, const Tensor& matrices, const Tensor& conv, const Tensor& mlp,
               const Tensor& l_att, const Tensor& l_conv, const Tensor& l_mlp, const Tensor& grad_v,
               const Tensor& grad_conv, const Tensor& grad_mlp, const Tensor& grad_l_att, const Tensor& grad_l_conv,
               const Tensor& grad_l_mlp, double* grad_attn) {
   using A = Acc<TIn>;
   constexpr int L = kLanes<A>;
-  const HeadWork w = head_work<A>(v, attn.size[1]);
+  const HeadWork w = head_work<A>(v, matrices.size[1]);
   const Source<TIn> sv(v);
   const Sink<TIn> to(grad_v);
   const FusionBackward<TIn, TOut> fusion(grad_out, conv, mlp, Weights<A>(l_att, l_conv, l_mlp), grad_conv, grad_mlp,
                                          w.tile);
   const int64_t d = w.d, square = d * d, tile = d * w.tile;
-  Buffer<A> partial(w.all_units() * square), partial_l(w.all_units() * 3);
-  parallel_units<A>(w.all_units(), (square + 3) * L + 3 * tile + fusion.scratch(), [&](int64_t unit, A* sums) {
-    A *sums_l = sums + square * L, *v_tile = sums_l + 3 * L, *a_tile = v_tile + tile, *buffer = a_tile + tile,
-      *rest = buffer + tile;
+  Buffer<A> partial(w.all_units() * square);
+  Buffer<double> partial_l(w.all_units() * 3);
+  parallel_units<A>(w.all_units(), square * L + 3 * tile + fusion.scratch(), [&](int64_t unit, A* sums) {
+    A *v_tile = sums + square * L, *a_tile = v_tile + tile, *buffer = a_tile + tile, *rest = buffer + tile;
+    ScalarSums<A> sums_l;
     const UnitRange r(w, unit);
-    const A* m = attn.as<A>() + (r.sample * w.heads + r.head) * square;
-    clear(sums, (square + 3) * L);
+    const A* m = Kept<A>(matrices, r.sample * w.heads + r.head).attn;
+    clear(sums, square * L);
     for (int64_t p = r.begin; p < r.end; p += w.tile) {
       const int64_t n = r.end - p < w.tile ? r.end - p : w.tile, whole = round_up(n, L);
       const Rows<A> x = sv.rows(r.sample, r.channel, d, p, n, w.tile, v_tile);
@@ -67,7 +68,7 @@ void backward(const Tensor& grad_out, const Tensor& v, const Tensor& attn, const
       }
     }
     reduce_lanes(sums, square, partial.get() + unit * square);
-    reduce_lanes(sums_l, 3, partial_l.get() + unit * 3);
+    sums_l.total(partial_l.get() + unit * 3);
   });
   for (int64_t index = 0; index < w.all_heads(); ++index) {
     add_partials(partial.get() + index * w.units * square, w.units, square, grad_attn + index * square);
@@ -77,18 +78,18 @@ void backward(const Tensor& grad_out, const Tensor& v, const Tensor& attn, const
 
 }  // namespace
 
-void channel_attention_fusion_forward(const Tensor& v, const Tensor& attn, const Tensor& conv, const Tensor& mlp,
+void channel_attention_fusion_forward(const Tensor& v, const Tensor& matrices, const Tensor& conv, const Tensor& mlp,
                                       const Tensor& l_att, const Tensor& l_conv, const Tensor& l_mlp,
                                       const Tensor& out) {
-  MIRAGE_FOR_FUSION(v, out, forward, v, attn, conv, mlp, l_att, l_conv, l_mlp, out)
+  MIRAGE_FOR_FUSION(v, out, forward, v, matrices, conv, mlp, l_att, l_conv, l_mlp, out)
 }
 
-void channel_attention_fusion_backward(const Tensor& grad_out, const Tensor& v, const Tensor& attn,
+void channel_attention_fusion_backward(const Tensor& grad_out, const Tensor& v, const Tensor& matrices,
                                        const Tensor& conv, const Tensor& mlp, const Tensor& l_att,
                                        const Tensor& l_conv, const Tensor& l_mlp, const Tensor& grad_v,
                                        const Tensor& grad_conv, const Tensor& grad_mlp, const Tensor& grad_l_att,
                                        const Tensor& grad_l_conv, const Tensor& grad_l_mlp, double* grad_attn) {
-  MIRAGE_FOR_FUSION(v, grad_out, backward, grad_out, v, attn, conv, mlp, l_att, l_conv, l_mlp, grad_v, grad_conv,
+  MIRAGE_FOR_FUSION(v, grad_out, backward, grad_out, v, matrices, conv, mlp, l_att, l_conv, l_mlp, grad_v, grad_conv,
                     grad_mlp, grad_l_att, grad_l_conv, grad_l_mlp, grad_attn)
 }
 

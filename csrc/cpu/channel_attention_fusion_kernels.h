@@ -3,13 +3,13 @@
 #include "isa.h"
 #include "mirage/tensor.h"
 
-MIRAGE_DECLARE_KERNEL(void channel_attention_fusion_forward(const Tensor& v, const Tensor& attn, const Tensor& conv,
+MIRAGE_DECLARE_KERNEL(void channel_attention_fusion_forward(const Tensor& v, const Tensor& matrices, const Tensor& conv,
                                                             const Tensor& mlp, const Tensor& l_att,
                                                             const Tensor& l_conv, const Tensor& l_mlp,
                                                             const Tensor& out))
 // grad_attn [B, heads, d, d] receives the gradient of attn.
 MIRAGE_DECLARE_KERNEL(void channel_attention_fusion_backward(const Tensor& grad_out, const Tensor& v,
-                                                             const Tensor& attn, const Tensor& conv,
+                                                             const Tensor& matrices, const Tensor& conv,
                                                              const Tensor& mlp, const Tensor& l_att,
                                                              const Tensor& l_conv, const Tensor& l_mlp,
                                                              const Tensor& grad_v, const Tensor& grad_conv,

@@ -9,11 +9,10 @@ namespace mirage::cpu::MIRAGE_ISA {
 namespace {
 
 template <class T>
-void weights(const Tensor& q, const Tensor& k, const Tensor& temperature, const Tensor& gram_out,
-             const Tensor& norms_out, const Tensor& attn_out) {
+void weights(const Tensor& q, const Tensor& k, const Tensor& temperature, const Tensor& matrices) {
   using A = Acc<T>;
   constexpr int L = kLanes<A>;
-  const HeadWork w = head_work<A>(q, attn_out.size[1]);
+  const HeadWork w = head_work<A>(q, matrices.size[1]);
   const Source<T> sq(q), sk(k);
   const int64_t d = w.d, count = d * d + 2 * d;  // the inner products, |q|^2, |k|^2
   Buffer<A> partial(w.all_units() * count);
@@ -39,19 +38,20 @@ void weights(const Tensor& q, const Tensor& k, const Tensor& temperature, const 
     add_partials(partial.get() + index * w.units * count, w.units, count, total);
     double* norm = total + d * d;
     for (int64_t i = 0; i < 2 * d; ++i) norm[i] = __builtin_sqrt(norm[i]);
-    softmax_of_gram(total, norm, norm + d, t[index % w.heads], d, total + count, attn_out.as<A>() + index * d * d);
-    for (int64_t i = 0; i < d * d; ++i) gram_out.as<A>()[index * d * d + i] = A(total[i]);
-    for (int64_t i = 0; i < 2 * d; ++i) norms_out.as<A>()[index * 2 * d + i] = A(norm[i]);
+    const Kept<A> kept(matrices, index);
+    softmax_of_gram(total, norm, norm + d, t[index % w.heads], d, total + count, kept.attn);
+    for (int64_t i = 0; i < d * d; ++i) kept.gram[i] = A(total[i]);
+    for (int64_t i = 0; i < 2 * d; ++i) kept.norms[i] = A(norm[i]);
   });
 }
 
 template <class T>
 void weights_backward(const double* grad_attn, const Tensor& q, const Tensor& k, const Tensor& temperature,
-                      const Tensor& gram_in, const Tensor& norms, const Tensor& attn, const Tensor& grad_q,
-                      const Tensor& grad_k, const Tensor& grad_temperature) {
+                      const Tensor& matrices, const Tensor& grad_q, const Tensor& grad_k,
+                      const Tensor& grad_temperature) {
   using A = Acc<T>;
   constexpr int L = kLanes<A>;
-  const HeadWork w = head_work<A>(q, attn.size[1]);
+  const HeadWork w = head_work<A>(q, matrices.size[1]);
   const Source<T> sq(q), sk(k);
   const Sink<T> to_q(grad_q), to_k(grad_k);
   const int64_t d = w.d, count = d * d + 2 * d;  // the gradient of gram, and the scales of q and k
@@ -61,8 +61,8 @@ void weights_backward(const double* grad_attn, const Tensor& q, const Tensor& k,
 
   parallel_units<double>(w.all_heads(), 2 * d, [&](int64_t index, double* sums) {
     A* out = small.get() + index * count;
-    grad_t_each[index] = softmax_of_gram_backward(grad_attn + index * d * d, gram_in.as<A>() + index * d * d,
-                                                  norms.as<A>() + index * 2 * d, attn.as<A>() + index * d * d,
+    const Kept<A> kept(matrices, index);
+    grad_t_each[index] = softmax_of_gram_backward(grad_attn + index * d * d, kept.gram, kept.norms, kept.attn,
                                                   t[index % w.heads], d, sums, out, out + d * d);
   });
   for (int64_t h = 0; h < w.heads; ++h) {
@@ -94,17 +94,17 @@ void weights_backward(const double* grad_attn, const Tensor& q, const Tensor& k,
 }
 
 template <class T>
-void apply(const Tensor& v, const Tensor& attn, const Tensor& out) {
+void apply(const Tensor& v, const Tensor& matrices, const Tensor& out) {
   using A = Acc<T>;
   constexpr int L = kLanes<A>;
-  const HeadWork w = head_work<A>(v, attn.size[1]);
+  const HeadWork w = head_work<A>(v, matrices.size[1]);
   const Source<T> sv(v);
   const Sink<T> to(out);
   const int64_t d = w.d;
   parallel_units<A>(w.all_units(), 2 * d * w.tile, [&](int64_t unit, A* v_tile) {
     A* buffer = v_tile + d * w.tile;
     const UnitRange r(w, unit);
-    const Matrix<A> m{attn.as<A>() + (r.sample * w.heads + r.head) * d * d, d, 1};
+    const Matrix<A> m{Kept<A>(matrices, r.sample * w.heads + r.head).attn, d, 1};
     for (int64_t p = r.begin; p < r.end; p += w.tile) {
       const int64_t n = r.end - p < w.tile ? r.end - p : w.tile, whole = round_up(n, L);
       const Rows<A> x = sv.rows(r.sample, r.channel, d, p, n, w.tile, v_tile);
@@ -120,11 +120,11 @@ void apply(const Tensor& v, const Tensor& attn, const Tensor& out) {
 
 // grad_v, and the gradient of attn into grad_attn.
 template <class T>
-void apply_backward(const Tensor& grad_out, const Tensor& v, const Tensor& attn, const Tensor& grad_v,
+void apply_backward(const Tensor& grad_out, const Tensor& v, const Tensor& matrices, const Tensor& grad_v,
                     double* grad_attn) {
   using A = Acc<T>;
   constexpr int L = kLanes<A>;
-  const HeadWork w = head_work<A>(v, attn.size[1]);
+  const HeadWork w = head_work<A>(v, matrices.size[1]);
   const Source<T> sv(v), sg(grad_out);
   const Sink<T> to(grad_v);
   const int64_t d = w.d;
@@ -132,7 +132,7 @@ void apply_backward(const Tensor& grad_out, const Tensor& v, const Tensor& attn,
   parallel_units<A>(w.all_units(), d * d * L + 3 * d * w.tile, [&](int64_t unit, A* sums) {
     A *v_tile = sums + d * d * L, *g_tile = v_tile + d * w.tile, *buffer = g_tile + d * w.tile;
     const UnitRange r(w, unit);
-    const Matrix<A> transposed{attn.as<A>() + (r.sample * w.heads + r.head) * d * d, 1, d};
+    const Matrix<A> transposed{Kept<A>(matrices, r.sample * w.heads + r.head).attn, 1, d};
     clear(sums, d * d * L);
     for (int64_t p = r.begin; p < r.end; p += w.tile) {
       const int64_t n = r.end - p < w.tile ? r.end - p : w.tile, whole = round_up(n, L);
@@ -155,32 +155,31 @@ void apply_backward(const Tensor& grad_out, const Tensor& v, const Tensor& attn,
 
 }  // namespace
 
-void attention_weights(const Tensor& q, const Tensor& k, const Tensor& temperature, const Tensor& gram,
-                       const Tensor& norms, const Tensor& attn) {
-  MIRAGE_FOR_DTYPE(q.dtype, T, { weights<T>(q, k, temperature, gram, norms, attn); })
+void attention_weights(const Tensor& q, const Tensor& k, const Tensor& temperature, const Tensor& matrices) {
+  MIRAGE_FOR_DTYPE(q.dtype, T, { weights<T>(q, k, temperature, matrices); })
 }
 
 void attention_weights_backward(const double* grad_attn, const Tensor& q, const Tensor& k, const Tensor& temperature,
-                                const Tensor& gram, const Tensor& norms, const Tensor& attn, const Tensor& grad_q,
-                                const Tensor& grad_k, const Tensor& grad_temperature) {
+                                const Tensor& matrices, const Tensor& grad_q, const Tensor& grad_k,
+                                const Tensor& grad_temperature) {
   MIRAGE_FOR_DTYPE(q.dtype, T, {
-    weights_backward<T>(grad_attn, q, k, temperature, gram, norms, attn, grad_q, grad_k, grad_temperature);
+    weights_backward<T>(grad_attn, q, k, temperature, matrices, grad_q, grad_k, grad_temperature);
   })
 }
 
 void channel_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& temperature,
-                               const Tensor& out, const Tensor& gram, const Tensor& norms, const Tensor& attn) {
-  attention_weights(q, k, temperature, gram, norms, attn);
-  MIRAGE_FOR_DTYPE(v.dtype, T, { apply<T>(v, attn, out); })
+                               const Tensor& out, const Tensor& matrices) {
+  attention_weights(q, k, temperature, matrices);
+  MIRAGE_FOR_DTYPE(v.dtype, T, { apply<T>(v, matrices, out); })
 }
 
 void channel_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
-                                const Tensor& temperature, const Tensor& gram, const Tensor& norms,
-                                const Tensor& attn, const Tensor& grad_q, const Tensor& grad_k, const Tensor& grad_v,
-                                const Tensor& grad_temperature) {
-  Buffer<double> grad_attn(attn.numel());
-  MIRAGE_FOR_DTYPE(v.dtype, T, { apply_backward<T>(grad_out, v, attn, grad_v, grad_attn.get()); })
-  attention_weights_backward(grad_attn.get(), q, k, temperature, gram, norms, attn, grad_q, grad_k, grad_temperature);
+                                const Tensor& temperature, const Tensor& matrices, const Tensor& grad_q,
+                                const Tensor& grad_k, const Tensor& grad_v, const Tensor& grad_temperature) {
+  const int64_t d = matrices.size[3];
+  Buffer<double> grad_attn(matrices.size[0] * matrices.size[1] * d * d);
+  MIRAGE_FOR_DTYPE(v.dtype, T, { apply_backward<T>(grad_out, v, matrices, grad_v, grad_attn.get()); })
+  attention_weights_backward(grad_attn.get(), q, k, temperature, matrices, grad_q, grad_k, grad_temperature);
 }
 
 }  // namespace mirage::cpu::MIRAGE_ISA

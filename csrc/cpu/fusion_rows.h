@@ -30,6 +30,27 @@ MIRAGE_INLINE Vec<A> load_lanes(const A* p, int64_t n) {
   return n >= kLanes<A> ? load(p) : load_n(p, int(n));
 }
 
+// The gradients of the three scalars are sums over every pixel, which may cancel: a few vectors are added up in the
+// accumulator type, the rest in double.
+template <class A>
+struct ScalarSums {
+  static constexpr int kShort = 4;  // vectors
+  alignas(64) double lanes[3 * kLanes<A>] = {};
+
+  MIRAGE_INLINE void add(int which, Vec<A> v) {
+    A buffer[kLanes<A>];
+    store(buffer, v);
+    for (int i = 0; i < kLanes<A>; ++i) lanes[which * kLanes<A> + i] += buffer[i];
+  }
+
+  void total(double* out) const {
+    for (int which = 0; which < 3; ++which) {
+      out[which] = 0;
+      for (int i = 0; i < kLanes<A>; ++i) out[which] += lanes[which * kLanes<A> + i];
+    }
+  }
+};
+
 // TIn: the branches. TOut: the result.
 template <class TIn, class TOut>
 class FusionForward {
@@ -76,10 +97,11 @@ class FusionBackward {
 
   int64_t scratch() const { return 5 * tile_; }
 
-  // As in the forward pass; grad_a receives the gradient of a (it may be the row a itself), and sums [3, lanes]
-  // gathers those of the three scalars.
+  // As in the forward pass; grad_a receives the gradient of a (it may be the row a itself), and sums gathers those of
+  // the three scalars.
   template <class T>
-  void row(int64_t b, int64_t c, int64_t begin, int64_t n, const A* a, T* grad_a, A* sums, A* scratch) const {
+  void row(int64_t b, int64_t c, int64_t begin, int64_t n, const A* a, T* grad_a, ScalarSums<A>& sums,
+           A* scratch) const {
     constexpr int L = kLanes<A>;
     const A* g = conv_.rows(b, c, 1, begin, n, tile_, scratch).data;
     const A* m = mlp_.rows(b, c, 1, begin, n, tile_, scratch + tile_).data;
@@ -87,7 +109,7 @@ class FusionBackward {
     const A* d_g = grad_.rows(b, channels_ + c, 1, begin, n, tile_, scratch + 3 * tile_).data;
     const A* d_m = grad_.rows(b, 2 * channels_ + c, 1, begin, n, tile_, scratch + 4 * tile_).data;
     TIn *to_g = grad_conv_.at(b, c, begin), *to_m = grad_mlp_.at(b, c, begin);
-    Vec<A> sum_a = load(sums), sum_g = load(sums + L), sum_m = load(sums + 2 * L);
+    Vec<A> sum_a = {}, sum_g = {}, sum_m = {};
     for (int64_t p = 0; p < n; p += L) {
       const int64_t left = n - p;
       const Vec<A> va = load_lanes(a + p, left), vg = load_lanes(g + p, left), vm = load_lanes(m + p, left);
@@ -101,10 +123,13 @@ class FusionBackward {
       store_lanes(grad_a + p, da + tg + tm, left);
       store_lanes(to_g + p, dg + ta + tm, left);
       store_lanes(to_m + p, dm + ta + tg, left);
+      if (p / L % ScalarSums<A>::kShort == ScalarSums<A>::kShort - 1 || left <= L) {
+        sums.add(0, sum_a);
+        sums.add(1, sum_g);
+        sums.add(2, sum_m);
+        sum_a = sum_g = sum_m = Vec<A>{};
+      }
     }
-    store(sums, sum_a);
-    store(sums + L, sum_g);
-    store(sums + 2 * L, sum_m);
   }
 
  private:
@@ -126,9 +151,8 @@ class FusionBackward {
   }
 
 // Sums of three scalars' gradients: partials of every unit, in the order of the units.
-template <class A>
-inline void add_scalar_gradients(const A* partial, int64_t units, const Tensor& grad_l_att, const Tensor& grad_l_conv,
-                                 const Tensor& grad_l_mlp) {
+inline void add_scalar_gradients(const double* partial, int64_t units, const Tensor& grad_l_att,
+                                 const Tensor& grad_l_conv, const Tensor& grad_l_mlp) {
   double total[3] = {};
   for (int64_t u = 0; u < units; ++u) {
     for (int i = 0; i < 3; ++i) total[i] += partial[u * 3 + i];

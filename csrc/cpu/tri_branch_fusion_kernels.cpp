@@ -52,20 +52,19 @@ void backward(const Tensor& grad_out, const Tensor& att, const Tensor& conv, con
               const Tensor& l_conv, const Tensor& l_mlp, const Tensor& grad_att, const Tensor& grad_conv,
               const Tensor& grad_mlp, const Tensor& grad_l_att, const Tensor& grad_l_conv, const Tensor& grad_l_mlp) {
   using A = Acc<TIn>;
-  constexpr int L = kLanes<A>;
   const PlaneWork w(att);
   const Source<TIn> source(att);
   const Sink<TIn> to(grad_att);
   const FusionBackward<TIn, TOut> fusion(grad_out, conv, mlp, Weights<A>(l_att, l_conv, l_mlp), grad_conv, grad_mlp,
                                          kTile);
-  Buffer<A> partial(w.all * 3);
-  parallel_units<A>(w.all, 3 * L + kTile + fusion.scratch(), [&](int64_t unit, A* sums) {
-    A *row = sums + 3 * L, *rest = row + kTile;
-    clear(sums, 3 * L);
+  Buffer<double> partial(w.all * 3);
+  parallel_units<A>(w.all, kTile + fusion.scratch(), [&](int64_t unit, A* row) {
+    A* rest = row + kTile;
+    ScalarSums<A> sums;
     w.tiles(unit, [&](int64_t b, int64_t c, int64_t p, int64_t n) {
       fusion.row(b, c, p, n, source.rows(b, c, 1, p, n, kTile, row).data, to.at(b, c, p), sums, rest);
     });
-    reduce_lanes(sums, 3, partial.get() + unit * 3);
+    sums.total(partial.get() + unit * 3);
   });
   add_scalar_gradients(partial.get(), w.all, grad_l_att, grad_l_conv, grad_l_mlp);
 }

@@ -26,15 +26,11 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_he
     _checks.check_same_dtype("q", q, k=k, v=v)
 
 
-def small_matrices(q: Tensor, num_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised ``gram`` [B, heads, d, d], ``norms`` [B, heads, 2, d] (|q|, |k|) and ``attn`` [B, heads, d, d]
-    for sums over elements of `dtype`."""
-    batch, d, held = q.shape[0], q.shape[1] // num_heads, accumulator(dtype)
-    return (
-        q.new_empty((batch, num_heads, d, d), dtype=held),
-        q.new_empty((batch, num_heads, 2, d), dtype=held),
-        q.new_empty((batch, num_heads, d, d), dtype=held),
-    )
+def small_matrices(q: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
+    """What forward keeps for backward, uninitialised: [B, heads, 2 d + 2, d], per head d rows of attn (the softmax),
+    d rows of q k^T, |q| and |k|, for sums over elements of `dtype`."""
+    d = q.shape[1] // num_heads
+    return q.new_empty((q.shape[0], num_heads, 2 * d + 2, d), dtype=accumulator(dtype))
 
 
 def products(q_shape: torch.Size, num_heads: int) -> int:

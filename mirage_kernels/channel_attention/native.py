@@ -9,19 +9,19 @@ from mirage_kernels.channel_attention.arguments import small_matrices
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     out = torch.empty(q.shape, dtype=q.dtype)
     matrices = small_matrices(q, num_heads, q.dtype)
-    native().channel_attention_forward(*map(dl, (q, k, v, temperature.reshape(num_heads), out, *matrices)))
-    return out, *matrices
+    native().channel_attention_forward(*map(dl, (q, k, v, temperature.reshape(num_heads), out, matrices)))
+    return out, matrices
 
 
 def backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, gram: Tensor, norms: Tensor, attn: Tensor
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, matrices: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads = [torch.empty(q.shape, dtype=q.dtype) for _ in range(3)]
     grad_temperature = torch.empty(temperature.shape, dtype=temperature.dtype)
-    heads = attn.shape[1]
-    inputs = (grad_out, q, k, v, temperature.reshape(heads), gram, norms, attn)
+    heads = matrices.shape[1]
+    inputs = (grad_out, q, k, v, temperature.reshape(heads), matrices)
     native().channel_attention_backward(*map(dl, (*inputs, *grads, grad_temperature.view(heads))))
     return *grads, grad_temperature

@@ -45,16 +45,17 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_
     return _forward_op(q, k, v, temperature, num_heads, impl)[0]
 
 
+_Two = tuple[Tensor, Tensor]
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Four:
+def _forward(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Two:
     _dispatch.record("channel_attention", impl)
     return _implementations[impl].forward(q, k, v, temperature, num_heads)
 
 
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Four:
-    return q.new_empty(q.shape), *small_matrices(q, num_heads, q.dtype)
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Two:
+    return q.new_empty(q.shape), small_matrices(q, num_heads, q.dtype)
 
 
 def _backward(
@@ -63,12 +64,10 @@ def _backward(
     k: Tensor,
     v: Tensor,
     temperature: Tensor,
-    gram: Tensor,
-    norms: Tensor,
-    attn: Tensor,
+    matrices: Tensor,
     impl: str,
 ) -> _Four:
-    return _implementations[impl].backward(grad_out, q, k, v, temperature, gram, norms, attn)
+    return _implementations[impl].backward(grad_out, q, k, v, temperature, matrices)
 
 
 def _backward_fake(
@@ -77,9 +76,7 @@ def _backward_fake(
     k: Tensor,
     v: Tensor,
     temperature: Tensor,
-    gram: Tensor,
-    norms: Tensor,
-    attn: Tensor,
+    matrices: Tensor,
     impl: str,
 ) -> _Four:
     return *(t.new_empty(t.shape) for t in (q, k, v)), temperature.new_empty(temperature.shape)
@@ -87,11 +84,11 @@ def _backward_fake(
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     *tensors, _, ctx.impl = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.save_for_backward(*tensors, output[1])
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, grad_out: Tensor | None, *unused: None) -> tuple[Any, ...]:
+def _autograd(ctx: Any, grad_out: Tensor | None, unused: None) -> tuple[Any, ...]:
     if grad_out is None:
         return (None,) * 6
     return *_backward_op(grad_out, *ctx.saved_tensors, ctx.impl), None, None
@@ -99,14 +96,14 @@ def _autograd(ctx: Any, grad_out: Tensor | None, *unused: None) -> tuple[Any, ..
 
 _backward_op = define(
     "channel_attention_backward",
-    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor temperature, Tensor gram, Tensor norms, Tensor attn, "
-    "str impl) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor temperature, Tensor matrices, str impl) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
 _forward_op = define(
     "channel_attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor temperature, int num_heads, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor q, Tensor k, Tensor v, Tensor temperature, int num_heads, str impl) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
     backward=_autograd,
@@ -121,5 +118,5 @@ def _flops(q: Any, k: Any, v: Any, temperature: Any, num_heads: int, *_: Any, **
 
 
 @register_flop_formula(torch.ops.mirage_kernels.channel_attention_backward)
-def _backward_flops(grad: Any, q: Any, k: Any, v: Any, t: Any, gram: Any, *_: Any, **__: Any) -> int:
-    return 4 * products(q, gram[1])  # both factors of both products
+def _backward_flops(grad: Any, q: Any, k: Any, v: Any, t: Any, matrices: Any, *_: Any, **__: Any) -> int:
+    return 4 * products(q, matrices[1])  # both factors of both products

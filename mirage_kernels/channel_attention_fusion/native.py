@@ -19,15 +19,15 @@ def forward(
     l_att: Tensor,
     l_conv: Tensor,
     l_mlp: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     scalars = (l_att, l_conv, l_mlp)
     dtype, result = fusion_dtypes(q, conv, mlp, *scalars)
     out = torch.empty(concatenated(q), dtype=result)
     q, k, v, conv, mlp = (t.to(dtype) for t in (q, k, v, conv, mlp))
     matrices = small_matrices(q, num_heads, dtype)
     inputs = (q, k, v, temperature.reshape(num_heads), conv, mlp, *(t.reshape(1) for t in scalars))
-    native().channel_attention_fusion_forward(*map(dl, (*inputs, out, *matrices)))
-    return out, *matrices
+    native().channel_attention_fusion_forward(*map(dl, (*inputs, out, matrices)))
+    return out, matrices
 
 
 def backward(
@@ -41,17 +41,15 @@ def backward(
     l_att: Tensor,
     l_conv: Tensor,
     l_mlp: Tensor,
-    gram: Tensor,
-    norms: Tensor,
-    attn: Tensor,
+    matrices: Tensor,
 ) -> tuple[Tensor, ...]:
-    maps, scalars, heads = (q, k, v, conv, mlp), (l_att, l_conv, l_mlp), attn.shape[1]
+    maps, scalars, heads = (q, k, v, conv, mlp), (l_att, l_conv, l_mlp), matrices.shape[1]
     dtype, _ = fusion_dtypes(q, conv, mlp, *scalars)
     grads = [torch.empty(t.shape, dtype=dtype) for t in maps]
     grad_temperature = torch.empty(temperature.shape, dtype=temperature.dtype)
     grads_l = [torch.empty(t.shape, dtype=t.dtype) for t in scalars]
     q, k, v, conv, mlp = (t.to(dtype) for t in maps)
-    inputs = (q, k, v, temperature.reshape(heads), conv, mlp, *(t.reshape(1) for t in scalars), gram, norms, attn)
+    inputs = (q, k, v, temperature.reshape(heads), conv, mlp, *(t.reshape(1) for t in scalars), matrices)
     results = (*grads[:3], grad_temperature.view(heads), *grads[3:], *(t.view(1) for t in grads_l))
     native().channel_attention_fusion_backward(*map(dl, (grad_out, *inputs, *results)))
     grad_q, grad_k, grad_v, grad_conv, grad_mlp = (g.to(t.dtype) for g, t in zip(grads, maps, strict=True))

@@ -59,7 +59,7 @@ def channel_attention_fusion(
     return _forward_op(q, k, v, temperature, num_heads, conv, mlp, l_att, l_conv, l_mlp, impl)[0]
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, impl = arguments
     _dispatch.record("channel_attention_fusion", impl)
     return _implementations[impl].forward(*inputs)
@@ -67,9 +67,9 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _forward_fake(
     q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, conv: Tensor, mlp: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     dtype, result = fusion_dtypes(q, conv, mlp, *rest[:3])
-    return q.new_empty(concatenated(q), dtype=result), *small_matrices(q, num_heads, dtype)
+    return q.new_empty(concatenated(q), dtype=result), small_matrices(q, num_heads, dtype)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -83,11 +83,11 @@ def _backward_fake(grad_out: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, temperature, _, *rest, ctx.impl = inputs
-    ctx.save_for_backward(q, k, v, temperature, *rest, *output[1:])
+    ctx.save_for_backward(q, k, v, temperature, *rest, output[1])
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, grad_out: Tensor | None, *unused: None) -> tuple[Any, ...]:
+def _autograd(ctx: Any, grad_out: Tensor | None, unused: None) -> tuple[Any, ...]:
     if grad_out is None:
         return (None,) * 11
     grad_q, grad_k, grad_v, grad_temperature, *rest = _backward_op(grad_out, *ctx.saved_tensors, ctx.impl)
@@ -97,7 +97,7 @@ def _autograd(ctx: Any, grad_out: Tensor | None, *unused: None) -> tuple[Any, ..
 _backward_op = define(
     "channel_attention_fusion_backward",
     "(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor temperature, Tensor conv, Tensor mlp, Tensor l_att, "
-    "Tensor l_conv, Tensor l_mlp, Tensor gram, Tensor norms, Tensor attn, str impl) -> "
+    "Tensor l_conv, Tensor l_mlp, Tensor matrices, str impl) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
@@ -105,7 +105,7 @@ _backward_op = define(
 _forward_op = define(
     "channel_attention_fusion",
     "(Tensor q, Tensor k, Tensor v, Tensor temperature, int num_heads, Tensor conv, Tensor mlp, Tensor l_att, "
-    "Tensor l_conv, Tensor l_mlp, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor l_conv, Tensor l_mlp, str impl) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
     backward=_autograd,
@@ -121,5 +121,5 @@ def _flops(q: Any, k: Any, v: Any, temperature: Any, num_heads: int, *_: Any, **
 
 @register_flop_formula(torch.ops.mirage_kernels.channel_attention_fusion_backward)
 def _backward_flops(grad: Any, q: Any, *rest: Any, **__: Any) -> int:
-    gram = rest[8]
-    return 4 * products(q, gram[1])
+    matrices = rest[8]
+    return 4 * products(q, matrices[1])

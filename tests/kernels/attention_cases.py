@@ -37,3 +37,11 @@ def attention_and_branches(shape, generator):
     return *attention(shape, generator), conv, mlp, *weights
 
 
+
+
+def fusion_terms(branches, grad_output):
+    """The gradients of the three weights are sums over every pixel; their terms."""
+    att, conv, mlp = (t.detach() for t in branches)
+    grads = grad_output.chunk(3, 1)
+    sums = {"grad_l_att": conv + mlp, "grad_l_conv": att + mlp, "grad_l_mlp": att + conv}
+    return {name: grad * torch.sigmoid(s) for grad, (name, s) in zip(grads, sums.items(), strict=True)}

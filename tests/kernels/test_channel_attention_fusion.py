@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
 from mirage_kernels import channel_attention_fusion
+from mirage_kernels.channel_attention import reference as attention_reference
 from mirage_kernels.channel_attention_fusion import reference
 
 
@@ -15,6 +16,11 @@ def public(q, k, v, temperature, *rest):
 
 def plain(q, k, v, temperature, *rest):
     return reference(q, k, v, temperature, temperature.shape[0], *rest)
+
+
+def _terms(inputs, grad_output):
+    att = attention_reference(*inputs[:4], inputs[3].shape[0])
+    return cases.fusion_terms((att, *inputs[4:6]), grad_output)
 
 
 class TestChannelAttentionFusion(OperatorTests):
@@ -28,6 +34,7 @@ class TestChannelAttentionFusion(OperatorTests):
         empty=cases.EMPTY,
         large=cases.LARGE,
         alias=("q", "conv"),
+        terms=_terms,
     )
 
 
@@ -81,7 +88,7 @@ def test_keeps_only_its_arguments_and_small_matrices():
         public(*tensors)
     arguments = {t.data_ptr() for t in tensors}
     extra = sum(t.numel() for p, t in kept.items() if p not in arguments)
-    assert extra == 2 * 2 * (4 * 4 * 2 + 2 * 4)  # batch, heads: gram and attn of 4 x 4, two norms of 4
+    assert extra == 2 * 2 * (4 * 4 * 2 + 2 * 4)  # batch, heads: two matrices of 4 x 4, two norms of 4
 
 
 def test_flops_are_those_of_the_reference():

@@ -19,6 +19,7 @@ class TestTriBranchFusion(OperatorTests):
         empty=(0, 8, 5, 7),
         large=(1, 4, 1024, 1024),
         alias=("conv", "mlp"),
+        terms=lambda inputs, grad: cases.fusion_terms(inputs[:3], grad),
     )
 
 
@@ -27,7 +28,8 @@ def _inputs(dtype):
 
 
 @pytest.mark.parametrize(
-    "branches", [("bfloat16",) * 3, ("float16",) * 3, ("bfloat16", "float32", "float32"), ("float16", "bfloat16", "float16")]
+    "branches",
+    [("bfloat16",) * 3, ("float16",) * 3, ("bfloat16", "float32", "float32"), ("float16", "bfloat16", "float16")],
 )
 @pytest.mark.parametrize("weights", ["float32", "float64", "bfloat16", "scalar"])
 def test_promotes_as_the_reference(branches, weights):

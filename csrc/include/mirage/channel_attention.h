@@ -10,18 +10,16 @@ namespace mirage {
 //   q, k, v      [B, C, H, W]         any strides, one dtype: f32 / f64 / f16 / bf16
 //   temperature  [heads]              f32 / f64 / f16 / bf16
 //   out          [B, C, H, W]         contiguous, dtype of v
-//   gram         [B, heads, d, d]     q k^T; contiguous, the accumulator type of q, like the next two
-//   norms        [B, heads, 2, d]     |q|, then |k|
-//   attn         [B, heads, d, d]
+//   matrices     [B, heads, 2d+2, d]  contiguous, the accumulator type of q; per (sample, head) d rows of attn, d rows
+//                                     of q k^T, |q|, |k|: what backward needs
 void channel_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& temperature,
-                               const Tensor& out, const Tensor& gram, const Tensor& norms, const Tensor& attn);
+                               const Tensor& out, const Tensor& matrices);
 
 //   grad_out                [B, C, H, W]  any strides, dtype of v
 //   grad_q, grad_k, grad_v  [B, C, H, W]  contiguous, dtype of q
 //   grad_temperature        [heads]       contiguous, dtype of temperature
 void channel_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
-                                const Tensor& temperature, const Tensor& gram, const Tensor& norms,
-                                const Tensor& attn, const Tensor& grad_q, const Tensor& grad_k, const Tensor& grad_v,
-                                const Tensor& grad_temperature);
+                                const Tensor& temperature, const Tensor& matrices, const Tensor& grad_q,
+                                const Tensor& grad_k, const Tensor& grad_v, const Tensor& grad_temperature);
 
 }  // namespace mirage
