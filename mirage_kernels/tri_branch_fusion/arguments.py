@@ -38,3 +38,8 @@ def fusion_dtypes(*tensors: Tensor) -> tuple[torch.dtype, torch.dtype]:
 def concatenated(branch: Tensor) -> tuple[int, int, int, int]:
     batch, channels, height, width = branch.shape
     return batch, 3 * channels, height, width
+
+
+def widest(*tensors: Tensor) -> Tensor:
+    """The first float64 tensor, or the first: what an implementation has to be able to take."""
+    return next((t for t in tensors if t.dtype == torch.float64), tensors[0])

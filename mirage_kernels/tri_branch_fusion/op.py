@@ -8,7 +8,13 @@ from torch import Tensor
 
 from mirage_kernels import _checks, _dispatch
 from mirage_kernels._library import Implementations, define
-from mirage_kernels.tri_branch_fusion.arguments import check_branch, check_scalars, concatenated, fusion_dtypes
+from mirage_kernels.tri_branch_fusion.arguments import (
+    check_branch,
+    check_scalars,
+    concatenated,
+    fusion_dtypes,
+    widest,
+)
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion as reference
 
 _implementations = Implementations(__package__)
@@ -40,7 +46,7 @@ def tri_branch_fusion(
     check_branch("conv", conv, "att", att)
     check_branch("mlp", mlp, "att", att)
     check_scalars("att", att, l_att=l_att, l_conv=l_conv, l_mlp=l_mlp)
-    impl = _dispatch.choose("tri_branch_fusion", att)
+    impl = _dispatch.choose("tri_branch_fusion", widest(att, conv, mlp, l_att, l_conv, l_mlp))
     if impl == "torch":
         return reference(att, conv, mlp, l_att, l_conv, l_mlp)
     return _forward_op(att, conv, mlp, l_att, l_conv, l_mlp, impl)

@@ -28,6 +28,7 @@ class TestChannelAttention(OperatorTests):
         empty=cases.EMPTY,
         large=cases.LARGE,
         alias=("q", "k"),
+        terms=cases.attention_terms,
     )
 
 

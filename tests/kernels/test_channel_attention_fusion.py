@@ -8,6 +8,7 @@ import mirage_kernels
 from mirage_kernels import channel_attention_fusion
 from mirage_kernels.channel_attention import reference as attention_reference
 from mirage_kernels.channel_attention_fusion import reference
+from mirage_kernels.tri_branch_fusion import reference as fusion_reference
 
 
 def public(q, k, v, temperature, *rest):
@@ -20,7 +21,9 @@ def plain(q, k, v, temperature, *rest):
 
 def _terms(inputs, grad_output):
     att = attention_reference(*inputs[:4], inputs[3].shape[0])
-    return cases.fusion_terms((att, *inputs[4:6]), grad_output)
+    terms = cases.fusion_terms((att, *inputs[4:6]), grad_output)
+    (grad_att,) = torch.autograd.grad(fusion_reference(att, *inputs[4:]), att, grad_output)
+    return terms | cases.attention_terms(inputs[:4], grad_att)
 
 
 class TestChannelAttentionFusion(OperatorTests):
