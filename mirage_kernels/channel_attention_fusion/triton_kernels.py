@@ -213,7 +213,7 @@ def backward(
     sums_l = torch.empty(tile.programs, 3, dtype=torch.float32, device=device)
     strides = (stride for t in (grad_out, *maps) for stride in plane_strides(t))
     arguments = (grad_out, *maps, matrices, *scalars, grad_v, grad_conv, grad_mlp, sums, sums_l)
-    options = tile.options(grad_out, *maps, grad_v)
+    options = tile.options(grad_out, *maps, grad_v) | {"num_warps": 8}
     launch(_backward_kernel, tile.programs, device, *arguments, *tile.sizes(), *strides, **options)
     grad_q, grad_k, grad_temperature = attention_matrices_backward(sums, tile, q, k, temperature, matrices)
     return grad_q, grad_k, grad_v, grad_temperature, grad_conv, grad_mlp, *scalar_gradients(sums_l, scalars)
