@@ -30,6 +30,9 @@ def fusion_dtypes(*tensors: Tensor) -> tuple[torch.dtype, torch.dtype]:
     `tensors` are the branches and the scalars; the scalars promote when they have a dimension. The two dtypes are the
     same, or the first has 16 bits and the second is float32.
     """
+    first = tensors[0].dtype
+    if all(t.dtype == first for t in tensors):
+        return first, first
     branches = reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() > 1))
     result = reduce(torch.promote_types, (t.dtype for t in tensors if t.dim() == 1), branches)
     return (result if result == torch.float64 else branches), result
