@@ -1,15 +1,27 @@
-"""What every test shares: where modules are found.
+"""What every test shares: where modules are found, and where Triton kernels run.
 
 `golden` and other helpers of this folder are importable from any test. An installed `mirage` is preferred; without one
-the tests run on this checkout.
+the tests run on this checkout. Triton kernels run on the GPU where there is one, else in Triton's interpreter.
 """
 
+import os
 import sys
 from pathlib import Path
 
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when mirage_kernels is imported
+
 TESTS = Path(__file__).resolve().parent
 
-if str(TESTS) not in sys.path:
-    sys.path.append(str(TESTS))
-if str(TESTS.parent) not in sys.path:
-    sys.path.append(str(TESTS.parent))
+for folder in (TESTS, TESTS / "kernels", TESTS.parent):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def pytest_report_header() -> list[str]:
+    import mirage_kernels
+
+    reasons = ", ".join(f"{name}: {reason}" for name, reason in mirage_kernels.available().items())
+    return [f"mirage_kernels: {Path(mirage_kernels.__file__).parent} ({reasons})"]

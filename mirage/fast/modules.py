@@ -25,7 +25,7 @@ def is_bare(*modules: nn.Module) -> bool:
 
 
 class LayerNorm(blocks.LayerNorm):
-    """`mirage.blocks.LayerNorm` as one operator, without leaving [B, C, H, W]. See `mirage_kernels.channel_layer_norm`."""
+    """`mirage.blocks.LayerNorm` as one operator on [B, C, H, W]. See `mirage_kernels.channel_layer_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         body = self.body

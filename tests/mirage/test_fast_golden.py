@@ -12,24 +12,32 @@ from typing import Any
 import pytest
 import torch
 from golden import BLOCK_CASES, MODEL_CASES, Comparison, Results, assert_within, compare_block, compare_model
-from harness import implementations, require
+from harness import device_of, require
 from torch import nn
 
 import mirage_kernels
-from mirage.fast import TransformerBlock, accelerate
 from mirage.blocks import TransformerBlock as ReferenceBlock
+from mirage.fast import TransformerBlock, accelerate
 
 MODES = pytest.mark.parametrize("mode", ["eval", "train"])
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
-# Triton has no float64, and its interpreter takes minutes for a released model.
-MODEL_RUNS = [
-    *(("cpp", case, dtype) for case in MODEL_CASES for dtype in DTYPES),
-    ("triton", "mirage_mini_16x24", "fp32"),
-]
+OWN_CASE = "mirage_mini_16x24"
 
 
-def device_of(impl: str) -> str:
-    return "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
+def runs(impl: str, case: str, dtype: str) -> Any:
+    """Parameters with their marks: Triton needs a GPU, or minutes of its interpreter for all but the smallest case."""
+    marks = []
+    if impl == "triton":
+        on_gpu = torch.cuda.is_available()
+        marks = [pytest.mark.gpu] if on_gpu else [] if case == OWN_CASE else [pytest.mark.slow]
+    return pytest.param(impl, case, dtype, id=f"{impl}-{case}-{dtype}", marks=marks)
+
+
+def all_runs(cases: Any) -> list[Any]:
+    """C++ in both dtypes; Triton, which has no float64, in float32."""
+    return [runs("cpp", case, dtype) for case in cases for dtype in DTYPES] + [
+        runs("triton", case, "fp32") for case in cases
+    ]
 
 
 @functools.cache
@@ -59,7 +67,7 @@ def accelerated(case: str) -> Any:
 
 
 @MODES
-@pytest.mark.parametrize(("impl", "case", "dtype"), MODEL_RUNS)
+@pytest.mark.parametrize(("impl", "case", "dtype"), all_runs(MODEL_CASES))
 def test_model(impl: str, case: str, dtype: str, mode: str) -> None:
     require(impl)
     with mirage_kernels.use(impl):
@@ -69,12 +77,10 @@ def test_model(impl: str, case: str, dtype: str, mode: str) -> None:
 
 
 @MODES
-@pytest.mark.parametrize("impl", implementations())
-@pytest.mark.parametrize("case", BLOCK_CASES)
-def test_block(impl: str, case: str, mode: str) -> None:
+@pytest.mark.parametrize(("impl", "case", "dtype"), all_runs(BLOCK_CASES))
+def test_block(impl: str, case: str, dtype: str, mode: str) -> None:
     require(impl)
-    for dtype in ("fp32",) if impl == "triton" else DTYPES:
-        with mirage_kernels.use(impl):
-            results = compare_block(case, TransformerBlock, DTYPES[dtype], mode, device=device_of(impl))
-        assert mirage_kernels.last_used("gated_depthwise_ffn") == impl
-        assert_parity(results, case, dtype, mode)
+    with mirage_kernels.use(impl):
+        results = compare_block(case, TransformerBlock, DTYPES[dtype], mode, device=device_of(impl))
+    assert mirage_kernels.last_used("gated_depthwise_ffn") == impl
+    assert_parity(results, case, dtype, mode)
