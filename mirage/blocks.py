@@ -114,7 +114,6 @@ class GatedCNNBlock(nn.Module):
         if dim <= 0:
             raise ValueError(f"dim must be positive, got {dim}")
         hidden = int(8 / 3 * dim)
-        self.split_sizes = (hidden, hidden - dim, dim)
         self.norm = nn.BatchNorm2d(dim)
         self.gic1 = nn.Conv2d(dim, 2 * hidden, 1, bias=False)
         self.act = nn.GELU()
@@ -128,6 +127,12 @@ class GatedCNNBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path != 0.0 else nn.Identity()
         self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
         self.temperature = nn.Parameter(torch.ones(1))
+
+    @property
+    def split_sizes(self) -> tuple[int, int, int]:
+        """Channels of gate, identity and detail."""
+        hidden, dim = self.gic2.in_channels, self.gic2.out_channels
+        return hidden, hidden - dim, dim
 
     def dynamic_conv(self, x: Tensor) -> Tensor:
         """Convolve every sample ``x[b]`` with its own depthwise kernels; ``[B, C, H, W]`` to the same shape."""

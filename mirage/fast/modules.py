@@ -6,7 +6,6 @@ is called as a module again when it carries hooks or a parametrization, so that 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 import mirage_kernels
@@ -42,15 +41,6 @@ class GatedCNNBlock(blocks.GatedCNNBlock):
         size = blocks.DYNAMIC_KERNEL_SIZE
         kernels = self.kernel_generator(x).reshape(*x.shape[:2], size, size)
         return mirage_kernels.dynamic_depthwise_conv2d(x, kernels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.gic2.in_channels
-        sizes = (hidden, hidden - x.shape[1], x.shape[1])
-        gate, identity, detail = torch.split(self.gic1(self.norm(x)), sizes, dim=1)
-        detail = self.dynamic_conv(detail)
-        gate = self.act(gate / self.temperature)
-        mixed = self.gic2(gate * torch.cat((identity, detail), dim=1))
-        return self.proj_out(self.drop_path(mixed) + x)
 
 
 class Attention(blocks.Attention):
@@ -99,12 +89,32 @@ class SPDCovariance(blocks.SPDCovariance):
 
 
 class TransformerBlock(blocks.TransformerBlock):
-    """`mirage.blocks.TransformerBlock` built of the fast modules above."""
+    """`mirage.blocks.TransformerBlock` built of the fast modules above.
+
+    Without autograd its second half, ``x + ffn(norm2(x))``, is one pass on CPUs: `mirage_kernels.feed_forward_stage`.
+    """
 
     def __init__(
         self, dim: int, num_heads: int, ffn_expansion_factor: float = 2.0, drop_path: float = 0.1
     ) -> None:
         super().__init__(dim, num_heads, ffn_expansion_factor, drop_path)
-        from mirage.fast.swap import accelerate
+        from mirage.fast.swap import build_fast
 
-        accelerate(self)
+        build_fast(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        norm, ffn = self.norm2, self.ffn
+        if not (isinstance(norm, LayerNorm) and isinstance(ffn, FeedForward)):
+            return x + ffn(norm(x))
+        if not is_bare(norm, norm.body, ffn, ffn.project_in, ffn.dwconv, ffn.act, ffn.project_out):
+            return x + ffn(norm(x))
+        return mirage_kernels.feed_forward_stage(
+            x,
+            norm.body.weight,
+            norm.body.bias,
+            ffn.project_in.weight,
+            ffn.dwconv.weight,
+            ffn.project_out.weight,
+            getattr(norm.body, "eps", blocks.NORM_EPS),
+        )

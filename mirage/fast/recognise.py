@@ -141,7 +141,26 @@ def _feed_forward_problem(m: Any) -> str:
     )
 
 
+def _block_problem(m: Any) -> str:
+    # What its children compute does not matter: those that are not fast are called as modules.
+    for name in ("norm1", "attn", "norm2", "ffn"):
+        if not isinstance(getattr(m, name), nn.Module):
+            return f"{name} is {type(getattr(m, name)).__name__}, not a module"
+    return ""
+
+
+def _block_channels(m: Any) -> int:
+    return next(m.norm1.parameters()).shape[0]
+
+
 KINDS = (
+    Kind(
+        blocks.TransformerBlock,
+        fast.TransformerBlock,
+        ("norm1", "attn", "norm2", "ffn"),
+        _block_problem,
+        _block_channels,
+    ),
     Kind(blocks.LayerNorm, fast.LayerNorm, ("body",), _layer_norm_problem, lambda m: m.body.weight.shape[0]),
     Kind(
         blocks.GatedCNNBlock,

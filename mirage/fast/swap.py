@@ -50,8 +50,8 @@ class Summary:
 def accelerate(model: Model) -> Model:
     """Swap the modules of `model` for fast ones, in place, and return it.
 
-    Layer norms, gated CNN branches, mixers, feed-forward networks and the SPD covariance are recognised by their
-    structure (attributes and shapes), so a model of the authors' released code is accelerated as well as
+    Blocks, layer norms, gated CNN branches, mixers, feed-forward networks and the SPD covariance are recognised by
+    their structure (attributes and shapes), so a model of the authors' released code is accelerated as well as
     `mirage.mirage_tiny()`; a module of an unknown class must in addition agree with its fast counterpart on a random
     input. Parameters, buffers, `state_dict`, hooks, dtype, device and training mode stay as they are; other instances
     of the same classes are untouched. Calling it again does nothing more.
@@ -83,6 +83,13 @@ def accelerate(model: Model) -> Model:
             f"accelerate: nothing in {type(model).__name__} was recognised; mirage.fast.summary(model) says why",
             stacklevel=2,
         )
+    return model
+
+
+def build_fast(model: Model) -> Model:
+    """`accelerate` for good: for modules that are built fast, which `revert` leaves as they are."""
+    for module in accelerate(model).modules():
+        vars(module).pop(_ORIGINAL, None)
     return model
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lookalike import ReleasedStyleMIRAGE
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mirage
 import mirage.fast
@@ -49,9 +50,10 @@ def test_everything_is_replaced(model):
         "GatedCNNBlock": blocks_of_model,
         "FeedForward": blocks_of_model,
         "SPDCovariance": 1,
+        "TransformerBlock": blocks_of_model,
     }
     assert not summary.kept
-    assert "41 modules run on mirage_kernels" in str(summary)
+    assert "49 modules run on mirage_kernels" in str(summary)
 
 
 def test_summary_before_accelerating_says_so(model):
@@ -186,6 +188,31 @@ def test_modules_stand_alone(name):
         torch.testing.assert_close(fast(x), reference(x), rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_built_fast_stays_fast():
+    block = mirage.fast.TransformerBlock(24, 2)
+    assert type(mirage.fast.revert(block).ffn) is mirage.fast.FeedForward
+
+
+def test_inference_runs_the_stage(model):
+    """Without autograd the second half of each block is one operator; with it, its parts."""
+    mirage.fast.accelerate(model)
+    seen = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "mirage_kernels":
+                seen.append(func._schema.name.split("::")[1])
+            return func(*args, **(kwargs or {}))
+
+    with mirage_kernels.use("cpp"), Calls():
+        with torch.no_grad():
+            model(image())
+        assert seen.count("feed_forward_stage") == 8 and "gated_depthwise_ffn" not in seen
+        seen.clear()
+        model(image())
+        assert seen.count("gated_depthwise_ffn") == 8 and "feed_forward_stage" not in seen
+
+
 def test_builders():
     tiny = mirage.fast.mirage_tiny(**SMALL)
     assert isinstance(tiny, mirage.MIRAGE)
@@ -222,7 +249,13 @@ def test_a_lookalike_is_accelerated(lookalike):
         mirage.fast.accelerate(lookalike)
         value, loss = lookalike(x)
     summary = mirage.fast.summary(lookalike)
-    assert sorted(set(summary.replaced.values())) == ["Attention", "FeedForward", "GatedCNNBlock", "LayerNorm"]
+    assert sorted(set(summary.replaced.values())) == [
+        "Attention",
+        "FeedForward",
+        "GatedCNNBlock",
+        "LayerNorm",
+        "TransformerBlock",
+    ]
     assert not summary.kept
     assert type(lookalike) is ReleasedStyleMIRAGE
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)

@@ -1,22 +1,37 @@
 """Golden parity of accelerated models and blocks, in eval and training mode, on every implementation.
 
-The limits are those of the reference. Where eager float32 itself comes close to its limit (sums that cancel), an
-accelerated model may be twice as far off as eager is, as everywhere.
+The limits are those of the reference. The gradients of a few scalars are sums that nearly cancel, and their error in
+float32 is the luck of one rounding: that of MIRAGE-S' encoder_level3.2.attn.alpha_att lies between 1e-6 and 3e-4 in
+eager PyTorch too, as threads and instruction sets vary. Where a run is past a limit, the median of five equivalent
+roundings (the image perturbed in its last bit) has to be within it.
 """
 
 from __future__ import annotations
 
-import functools
+import statistics
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from golden import BLOCK_CASES, MODEL_CASES, Comparison, Results, assert_within, compare_block, compare_model
+from golden import (
+    BLOCK_CASES,
+    MODEL_CASES,
+    OUTPUT_LIMIT,
+    Comparison,
+    Results,
+    assert_within,
+    compare_block,
+    compare_model,
+    golden_file,
+    load_golden_weights,
+    relative_error,
+)
 from harness import device_of, require
 from torch import nn
 
 import mirage_kernels
-from mirage.blocks import TransformerBlock as ReferenceBlock
 from mirage.fast import TransformerBlock, accelerate
 
 MODES = pytest.mark.parametrize("mode", ["eval", "train"])
@@ -40,23 +55,39 @@ def all_runs(cases: Any) -> list[Any]:
     ]
 
 
-@functools.cache
-def eager(case: str, dtype: str, mode: str) -> Results:
-    if case in BLOCK_CASES:
-        return compare_block(case, ReferenceBlock, DTYPES[dtype], mode)
-    return compare_model(case, MODEL_CASES[case], DTYPES[dtype], mode)
+def perturbed(factory: Callable[..., nn.Module], seed: int) -> Callable[..., nn.Module]:
+    """The factory's model or block, its input off by about one unit in the last place."""
+
+    def hook(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *rest = arguments
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        return x * (1 + torch.finfo(x.dtype).eps * noise), *rest
+
+    def build(*arguments: Any, **options: Any) -> nn.Module:
+        module = factory(*arguments, **options)
+        module.register_forward_pre_hook(hook)
+        return module
+
+    return build
 
 
-def assert_parity(results: Results, case: str, dtype: str, mode: str) -> None:
-    """Each figure within the released limit, or in float32 within twice eager's error."""
-    allowed: Results = {}
-    for group, comparisons in results.items():
-        allowed[group] = {}
-        for name, (error, limit) in comparisons.items():
-            if error > limit and dtype == "fp32":
-                limit = max(limit, 2 * eager(case, dtype, mode)[group][name].error)
-            allowed[group][name] = Comparison(error, limit)
-    assert_within(allowed)
+def assert_parity(compare: Callable[[Callable[..., nn.Module]], Results], factory: Callable[..., nn.Module]) -> None:
+    results = compare(factory)
+    past = {
+        (group, name): [error]
+        for group, comparisons in results.items()
+        for name, (error, limit) in comparisons.items()
+        if not error <= limit
+    }
+    if past:
+        for seed in range(4):
+            again = compare(perturbed(factory, seed))
+            for (group, name), errors in past.items():
+                errors.append(again[group][name].error)
+        for (group, name), errors in past.items():
+            results[group][name] = Comparison(statistics.median(errors), results[group][name].limit)
+    assert_within(results)
 
 
 def accelerated(case: str) -> Any:
@@ -71,9 +102,22 @@ def accelerated(case: str) -> Any:
 def test_model(impl: str, case: str, dtype: str, mode: str) -> None:
     require(impl)
     with mirage_kernels.use(impl):
-        results = compare_model(case, accelerated(case), DTYPES[dtype], mode, device=device_of(impl))
+        assert_parity(lambda f: compare_model(case, f, DTYPES[dtype], mode, device_of(impl)), accelerated(case))
     assert mirage_kernels.last_used("channel_attention_fusion") == impl
-    assert_parity(results, case, dtype, mode)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", MODEL_CASES)
+def test_inference(case: str, dtype: str) -> None:
+    """Without autograd, where whole stages run."""
+    require("cpp")
+    with np.load(golden_file(f"{case}.npz")) as data:
+        image, expected = (torch.from_numpy(data[name]) for name in ("input", "eval.restored"))
+    model = load_golden_weights(accelerated(case)(drop_path=0.0)).to(DTYPES[dtype]).eval()
+    with mirage_kernels.use("cpp"), torch.inference_mode():
+        restored = model(image.to(DTYPES[dtype]))
+    assert mirage_kernels.last_used("feed_forward_stage") == "cpp"
+    assert relative_error(restored, expected) <= OUTPUT_LIMIT[DTYPES[dtype]]
 
 
 @MODES
@@ -81,6 +125,5 @@ def test_model(impl: str, case: str, dtype: str, mode: str) -> None:
 def test_block(impl: str, case: str, dtype: str, mode: str) -> None:
     require(impl)
     with mirage_kernels.use(impl):
-        results = compare_block(case, TransformerBlock, DTYPES[dtype], mode, device=device_of(impl))
+        assert_parity(lambda f: compare_block(case, f, DTYPES[dtype], mode, device_of(impl)), TransformerBlock)
     assert mirage_kernels.last_used("gated_depthwise_ffn") == impl
-    assert_parity(results, case, dtype, mode)

@@ -1,0 +1,162 @@
+// A plane cut into tiles with a halo: what a stage holds in cache at a time.
+//
+// A tile of rows x columns output pixels is kept as lines of `stride` = columns + 2 * halo pixels, the halo included;
+// what lies outside the plane is zero. A depthwise tap then is an offset, and one loop over the pixels of a tile serves
+// all its rows: the results at the halo columns mean nothing and are not written.
+#pragma once
+
+#include "dtypes.h"
+#include "parallel.h"
+
+namespace mirage::cpu::MIRAGE_ISA {
+
+struct Tile {
+  int64_t halo, row, column, rows, columns;  // first output pixel and size, in the plane
+  int64_t height, width;                     // of the plane
+  int64_t stride;                            // pixels per line
+  int64_t outer_pixels;                      // lines of the halo included, rounded up to whole vectors
+  int64_t inner_pixels;                      // output lines, rounded up to whole vectors
+};
+
+struct Tiling {
+  int64_t height, width, halo, tile_rows, tile_columns;
+
+  int64_t down() const { return (height + tile_rows - 1) / tile_rows; }
+  int64_t across() const { return (width + tile_columns - 1) / tile_columns; }
+  int64_t count() const { return down() * across(); }
+  int64_t stride() const { return tile_columns + 2 * halo; }
+
+  // Pixels per channel of a buffer. The last taps of the last line read one vector past it.
+  template <class A>
+  int64_t outer_capacity() const { return round_up((tile_rows + 2 * halo) * stride(), kLanes<A>) + 2 * kLanes<A>; }
+  template <class A>
+  int64_t inner_capacity() const { return round_up(tile_rows * stride(), kLanes<A>); }
+
+  // Tiles of about equal size for which `channels` buffers fit in most of a megabyte of second-level cache, at least
+  // two where the plane allows, so that one sample keeps several threads busy. The shape alone decides.
+  template <class A>
+  static Tiling choose(int64_t height, int64_t width, int64_t halo, int64_t channels) {
+    const int64_t budget = (int64_t(768) << 10) / int64_t(sizeof(A)) / channels;
+    int64_t across = 1, down = height >= 8 ? 2 : 1;
+    while (true) {
+      const int64_t rows = (height + down - 1) / down, columns = (width + across - 1) / across;
+      if ((rows + 2 * halo) * (columns + 2 * halo) <= budget || (rows <= 4 && columns <= 16)) {
+        return {height, width, halo, rows, columns};
+      }
+      // Long lines waste least: cut across only where a tile is clearly wider than high.
+      if (columns > 3 * rows) ++across; else ++down;
+    }
+  }
+
+  template <class A>
+  Tile tile(int64_t index) const {
+    const int64_t row = index / across() * tile_rows, column = index % across() * tile_columns;
+    Tile t{halo, row, column, tile_rows, tile_columns, height, width, 0, 0, 0};
+    if (height - row < t.rows) t.rows = height - row;
+    if (width - column < t.columns) t.columns = width - column;
+    t.stride = t.columns + 2 * halo;
+    t.outer_pixels = round_up((t.rows + 2 * halo) * t.stride, kLanes<A>);
+    t.inner_pixels = round_up(t.rows * t.stride - 2 * halo, kLanes<A>);
+    return t;
+  }
+};
+
+// All channels of a tile with its halo: buffer [channels, capacity].
+template <class T>
+inline void load_tile(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity,
+                      Acc<T>* buffer) {
+  using A = Acc<T>;
+  const int64_t left = tile.column - tile.halo, right = tile.column + tile.columns + tile.halo;
+  const int64_t begin = left > 0 ? left : 0, end = right < tile.width ? right : tile.width;
+  for (int64_t c = 0; c < channels; ++c) {
+    A* out = buffer + c * capacity;
+    for (int64_t line = 0; line < tile.rows + 2 * tile.halo; ++line, out += tile.stride) {
+      const int64_t row = tile.row - tile.halo + line;
+      if (row < 0 || row >= tile.height) {
+        for (int64_t i = 0; i < tile.stride; ++i) out[i] = A(0);
+        continue;
+      }
+      for (int64_t i = 0; i < begin - left; ++i) out[i] = A(0);
+      load_row(x + c * t.stride[1] + row * t.stride[2] + begin * t.stride[3], t.stride[3], end - begin,
+               out + (begin - left));
+      for (int64_t i = end - left; i < tile.stride; ++i) out[i] = A(0);
+    }
+    for (A* stop = buffer + (c + 1) * capacity; out < stop; ++out) *out = A(0);
+  }
+}
+
+// Zero where the halo lies outside the plane.
+template <class A>
+inline void clear_outside(A* buffer, int64_t channels, int64_t capacity, const Tile& tile) {
+  const int64_t lines = tile.rows + 2 * tile.halo;
+  for (int64_t line = 0; line < lines; ++line) {
+    const int64_t row = tile.row - tile.halo + line;
+    const bool inside = row >= 0 && row < tile.height;
+    const int64_t left = inside ? (tile.halo > tile.column ? tile.halo - tile.column : 0) : tile.stride;
+    const int64_t over = tile.column + tile.columns + tile.halo - tile.width, right = inside && over > 0 ? over : 0;
+    if (left == 0 && right == 0) continue;
+    for (int64_t c = 0; c < channels; ++c) {
+      A* out = buffer + c * capacity + line * tile.stride;
+      for (int64_t i = 0; i < left; ++i) out[i] = A(0);
+      for (int64_t i = tile.stride - right; i < tile.stride; ++i) out[i] = A(0);
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t i = lines * tile.stride; i < tile.outer_pixels; ++i) buffer[c * capacity + i] = A(0);
+  }
+}
+
+// LayerNorm over the channels of a tile, in place; pixels outside the plane become zero again, whatever the bias.
+template <class A>
+inline void normalise_tile(A* buffer, int64_t channels, int64_t capacity, const Tile& tile, const A* weight,
+                           const A* bias, A eps) {
+  constexpr int L = kLanes<A>, K = MIRAGE_VECTOR_BYTES == 64 ? 4 : 2;
+  const A inverse = A(1) / A(channels);
+  for (int64_t p = 0; p < tile.outer_pixels; p += K * L) {
+    const int n = int((tile.outer_pixels - p) / L) < K ? int((tile.outer_pixels - p) / L) : K;
+    Vec<A> mean[K] = {}, square[K] = {};
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int k = 0; k < n; ++k) mean[k] += load(buffer + c * capacity + p + k * L);
+    }
+    for (int k = 0; k < n; ++k) mean[k] *= inverse;
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int k = 0; k < n; ++k) {
+        const Vec<A> d = load(buffer + c * capacity + p + k * L) - mean[k];
+        square[k] += d * d;
+      }
+    }
+    for (int k = 0; k < n; ++k) {
+      for (int i = 0; i < L; ++i) square[k][i] = A(1) / A(__builtin_sqrt(square[k][i] * inverse + eps));
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      A* row = buffer + c * capacity + p;
+      for (int k = 0; k < n; ++k) store(row + k * L, (load(row + k * L) - mean[k]) * square[k] * weight[c] + bias[c]);
+    }
+  }
+  clear_outside(buffer, channels, capacity, tile);
+}
+
+// y = x + out for the output pixels of a tile; `line` is scratch for one line.
+template <class T>
+inline void add_tile(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity,
+                     const Acc<T>* out, T* y, Acc<T>* line) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<A>;
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const T* px = x + c * t.stride[1] + (tile.row + r) * t.stride[2] + tile.column * t.stride[3];
+      T* py = y + (c * tile.height + tile.row + r) * tile.width + tile.column;
+      const A* po = out + c * capacity + r * tile.stride;
+      if (t.stride[3] == 1) {
+        int64_t i = 0;
+        for (; i + L <= tile.columns; i += L) store(py + i, load(px + i) + load(po + i));
+        for (; i < tile.columns; ++i) py[i] = from_acc<T>(to_acc(px[i]) + po[i]);
+      } else {
+        load_row(px, t.stride[3], tile.columns, line);
+        for (int64_t i = 0; i < tile.columns; ++i) py[i] = from_acc<T>(line[i] + po[i]);
+      }
+    }
+  }
+}
+
+}  // namespace mirage::cpu::MIRAGE_ISA

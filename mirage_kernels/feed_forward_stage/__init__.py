@@ -1,0 +1,6 @@
+"""The second half of a MIRAGE block, ``x + ffn(norm2(x))``, as one operator for inference."""
+
+from mirage_kernels.feed_forward_stage.op import feed_forward_stage
+from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
+
+__all__ = ["feed_forward_stage", "reference"]
