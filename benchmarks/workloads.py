@@ -31,6 +31,7 @@ class Workload:
         public, expression: the operator, and the PyTorch expression that it replaces.
         bytes_forward, bytes_both: least traffic of forward, and of forward and backward, in float32.
         macs_forward: multiply-adds of forward; backward has twice as many.
+        differentiable: False for stages that serve inference only.
     """
 
     operator: str
@@ -41,6 +42,7 @@ class Workload:
     bytes_forward: int
     bytes_both: int
     macs_forward: int
+    differentiable: bool = True
 
     @property
     def name(self) -> str:
@@ -100,6 +102,30 @@ def _ffn(dim: int, side: int) -> Workload:
         bytes_forward=3 * half,
         bytes_both=8 * half,
         macs_forward=9 * 4 * dim * side * side,
+    )
+
+
+def _feed_forward_stage(dim: int, side: int) -> Workload:
+    norm, ffn = blocks.LayerNorm(dim), blocks.FeedForward(dim)
+
+    def expression(x: Tensor, *weights: Tensor) -> Tensor:
+        norm_weights = dict(zip(("body.weight", "body.bias"), weights[:2], strict=True))
+        ffn_weights = dict(zip((name for name, _ in ffn.named_parameters()), weights[2:], strict=True))
+        normed = torch.func.functional_call(norm, norm_weights, (x,))
+        return x + torch.func.functional_call(ffn, ffn_weights, (normed,))
+
+    unit = 4 * dim * side * side
+    shape = (1, dim, side, side)
+    return Workload(
+        "feed_forward_stage",
+        shape,
+        lambda: [_randn(*shape), *(p.detach() for m in (norm, ffn) for p in m.parameters())],
+        mirage_kernels.feed_forward_stage,
+        expression,
+        bytes_forward=2 * unit,
+        bytes_both=2 * unit,
+        macs_forward=(6 * dim * dim + 36 * dim) * side * side,
+        differentiable=False,
     )
 
 
@@ -164,5 +190,5 @@ def operator_workloads(size: int) -> list[Workload]:
     found = []
     for dim, heads, side in _levels(size):
         found += [_layer_norm(dim, side), _ffn(dim, side), _attention_fusion(dim, heads, side)]
-        found += [_dynamic_conv(dim, side)]
+        found += [_dynamic_conv(dim, side), _feed_forward_stage(dim, side)]
     return [*found, _covariance(1, 12, size), _covariance(1, 24, size // 8)]
