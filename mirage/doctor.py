@@ -50,6 +50,7 @@ class OperatorCase:
         rest: the other arguments.
         rest_at: the position at which those stand among the tensors; after them by default.
         shift: added to the normal random values, one number per tensor.
+        gradients: False to check the output without autograd, where another kernel runs.
     """
 
     name: str
@@ -57,6 +58,7 @@ class OperatorCase:
     rest: tuple[Any, ...] = ()
     shift: tuple[float, ...] = ()
     rest_at: int | None = None
+    gradients: bool = True
 
     def tensors(self) -> list[Tensor]:
         """The tensor arguments in float64, holding float32 values; the same at every call."""
@@ -134,6 +136,13 @@ def cases() -> tuple[OperatorCase, ...]:
         ),
         OperatorCase("tri_branch_fusion", (image, image, image, (1,), (1,), (1,))),
         OperatorCase("spd_covariance", (image,), (1e-5,), shift=(3.0,)),
+        OperatorCase(
+            "feed_forward_stage",
+            (image, (6,), (6,), (24, 6, 1, 1), (24, 1, 3, 3), (6, 12, 1, 1)),
+            (1e-5,),
+            shift=(3.0, 1.0, 0, 0, 0, 0),
+            gradients=False,
+        ),
     )
 
 
@@ -198,12 +207,14 @@ def _check(case: OperatorCase, function: Callable[..., Tensor], implementation: 
 
 
 def _run(case: OperatorCase, function, implementation: str, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """The output of a case and the gradient of each tensor argument."""
+    """The output of a case and, where it has them, the gradient of each tensor argument."""
     import mirage_kernels
 
-    inputs = [t.to(device, dtype).requires_grad_() for t in case.tensors()]
+    inputs = [t.to(device, dtype).requires_grad_(case.gradients) for t in case.tensors()]
     with mirage_kernels.use(implementation):
         output = function(*case.arguments(inputs))
+        if not case.gradients:
+            return {"output": output.double().cpu()}
         generator = torch.Generator().manual_seed(77)
         weights = torch.randn(output.shape, generator=generator).to(device, dtype)
         grads = torch.autograd.grad(output, inputs, weights)

@@ -66,6 +66,8 @@ def feed_forward_stage(
     if impl == "cpp" and not wanted and not autocast:
         _checks.check_same_dtype("x", x, **weights)
         return _forward_op(x, norm_weight, norm_bias, project_in, dwconv, project_out, eps, impl)
+    if not torch.compiler.is_compiling():
+        _dispatch.record("feed_forward_stage", impl)
     hidden = F.conv2d(channel_layer_norm(x, norm_weight, norm_bias, eps), project_in)
     return x + F.conv2d(gated_depthwise_ffn(hidden, dwconv), project_out)
 
