@@ -136,6 +136,7 @@ def plot_operators(found: list[Row], path: Path) -> None:
         rows = [r for r in found if r["direction"] == direction and r["size"] == "224"]
         labels = [f"{r['operator']} {r['shape']}" for r in rows]
         panel.barh(labels, [r["speedup"] for r in rows], color="#3b6ea5")
+        panel.set_xlim(left=0.8)
         panel.axvline(1, color="0.3", linestyle="--", linewidth=1)
         panel.set_xscale("log")
         top = max((r["speedup"] for r in rows), default=1.0)
@@ -144,8 +145,8 @@ def plot_operators(found: list[Row], path: Path) -> None:
         panel.xaxis.set_major_formatter("{x:g}x")
         panel.minorticks_off()
         panel.set_title(direction)
-        for y, row in enumerate(rows):
-            panel.text(row["speedup"] * 1.05, y, f"{row['speedup']:.1f}x", va="center", fontsize=7)
+        for label, row in zip(labels, rows, strict=True):
+            panel.text(row["speedup"] * 1.05, label, f"{row['speedup']:.1f}x", va="center", fontsize=7)
         panel.margins(x=0.15)
         panel.tick_params(axis="y", labelsize=7)
     figure.suptitle("Speed-up over the PyTorch expression, MIRAGE-T shapes at 224x224")
