@@ -1,0 +1,148 @@
+"""Which implementation runs: forcing one, the reasons against one, and an installation without the library."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import mirage_kernels
+from mirage_kernels import _dispatch
+from mirage_kernels.channel_layer_norm import native
+
+
+def norm(x):
+    return mirage_kernels.channel_layer_norm(x, torch.ones(x.shape[1]).to(x), torch.zeros(x.shape[1]).to(x))
+
+
+@pytest.fixture
+def x():
+    return torch.randn(1, 4, 3, 3)
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """A fresh interpreter, without what the test run has set."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("MIRAGE_KERNELS", "TRITON_INTERPRET")}
+    path = os.pathsep.join(p for p in sys.path if p)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, env={**kept, "PYTHONPATH": path, **environment}, capture_output=True, text=True)
+
+
+def test_the_device_decides(x):
+    norm(x)
+    expected = "cpp" if mirage_kernels.available()["cpp"] == "yes" else "torch"
+    assert mirage_kernels.last_used("channel_layer_norm") == expected
+
+
+def test_use_nests_and_ends(x):
+    with mirage_kernels.use("torch"):
+        norm(x)
+        assert mirage_kernels.last_used("channel_layer_norm") == "torch"
+        if mirage_kernels.available()["cpp"] == "yes":
+            with mirage_kernels.use("cpp"):
+                norm(x)
+                assert mirage_kernels.last_used("channel_layer_norm") == "cpp"
+        norm(x)
+        assert mirage_kernels.last_used("channel_layer_norm") == "torch"
+    assert _dispatch._forced is None
+    with pytest.raises(ZeroDivisionError), mirage_kernels.use("torch"):
+        raise ZeroDivisionError
+    assert _dispatch._forced is None
+
+
+def test_backward_runs_where_forward_ran(x, monkeypatch):
+    if mirage_kernels.available()["cpp"] != "yes":
+        pytest.skip(mirage_kernels.available()["cpp"])
+    ran = []
+    backward = native.backward
+    monkeypatch.setattr(native, "backward", lambda *arguments: ran.append("cpp") or backward(*arguments))
+    x.requires_grad_()
+    with mirage_kernels.use("cpp"):
+        y = norm(x)
+    with mirage_kernels.use("torch"):
+        y.sum().backward()
+    assert ran == ["cpp"]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="implementation: expected one of torch, cpp, triton, got 'cuda'"):
+        mirage_kernels.use("cuda").__enter__()
+    assert mirage_kernels.last_used("no_such_operator") is None
+
+
+def test_a_forced_implementation_that_cannot_run_says_why(x):
+    expected = "'triton' was asked for but cannot run: .*(float64|not installed)"
+    with mirage_kernels.use("triton"), pytest.raises(RuntimeError, match=expected):
+        norm(x.double())
+
+
+def test_environment_forces_one():
+    code = """
+        import torch, mirage_kernels
+        mirage_kernels.channel_layer_norm(torch.ones(1, 2, 3, 3), torch.ones(2), torch.ones(2))
+        print(mirage_kernels.last_used("channel_layer_norm"))
+    """
+    assert run_python(code, MIRAGE_KERNELS="torch").stdout.strip() == "torch"
+    result = run_python(code, MIRAGE_KERNELS="fortran")
+    assert "MIRAGE_KERNELS: expected one of torch, cpp, triton, got 'fortran'" in result.stderr
+    result = run_python(code, MIRAGE_KERNELS="triton")
+    assert "cannot run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("missing", "not built"),
+        ("broken", "broken: the extension exists but does not load"),
+    ],
+)
+def test_a_missing_extension_and_a_broken_one_differ(how, reason):
+    """Either way the PyTorch reference serves."""
+    code = f"""
+        import importlib.util, sys
+        find = importlib.util.find_spec
+        if {how!r} == "missing":
+            importlib.util.find_spec = lambda name, *a: None if name.endswith("._native") else find(name, *a)
+        else:
+            importlib.util.find_spec = lambda name, *a: True if name.endswith("._native") else find(name, *a)
+            sys.modules["mirage_kernels._native"] = None  # importing it raises ImportError
+        import torch, mirage_kernels
+        print(mirage_kernels.available()["cpp"])
+        mirage_kernels.channel_layer_norm(torch.ones(1, 2, 3, 3), torch.ones(2), torch.ones(2))
+        print(mirage_kernels.last_used("channel_layer_norm"))
+    """
+    result = run_python(code)
+    said, ran = result.stdout.strip().split("\n")
+    assert said.startswith(reason), result.stderr
+    assert ran == "torch"
+
+
+def test_importing_mirage_loads_no_kernels_and_no_triton():
+    code = """
+        import sys, mirage
+        print(sorted(m for m in sys.modules if m.split(".")[0] in ("mirage_kernels", "triton")))
+    """
+    assert run_python(code).stdout.strip() == "[]"
+
+
+def test_instruction_sets_agree():
+    """MIRAGE_CPU_ISA lowers the instruction set; results differ by rounding alone."""
+    if mirage_kernels.available()["cpp"] != "yes":
+        pytest.skip(mirage_kernels.available()["cpp"])
+    code = """
+        import torch, mirage_kernels
+        from mirage_kernels import _native
+        h = torch.randn(1, 6, 9, 21, generator=torch.Generator().manual_seed(0))
+        w = torch.randn(6, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+        y = mirage_kernels.gated_depthwise_ffn(h, w)
+        print(_native.cpu_isa(), *y.flatten().tolist())
+    """
+    results = {}
+    for wish in ("baseline", "avx2", "avx512"):
+        name, *values = run_python(code, MIRAGE_CPU_ISA=wish).stdout.split()
+        results[name] = torch.tensor([float(v) for v in values])
+    assert "baseline" in results
+    for values in results.values():
+        torch.testing.assert_close(values, results["baseline"], rtol=1e-5, atol=1e-6)
