@@ -165,6 +165,8 @@ class Attention(nn.Module):
         drop_path: stochastic depth of the gated CNN, in [0, 1).
     """
 
+    gated_cnn_class = GatedCNNBlock
+
     def __init__(self, dim: int, num_heads: int, drop_path: float = 0.1) -> None:
         super().__init__()
         if num_heads <= 0:
@@ -178,7 +180,7 @@ class Attention(nn.Module):
         self.alpha_mlp = nn.Parameter(torch.ones(1))
         self.qkv = nn.Conv2d(branch, branch * 3, 1, bias=False)
         self.qkv_dwconv = nn.Conv2d(branch * 3, branch * 3, 3, padding=1, groups=branch * 3, bias=False)
-        self.gatedcnn = GatedCNNBlock(branch, drop_path)
+        self.gatedcnn = self.gated_cnn_class(branch, drop_path)
         self.mlp = nn.Sequential(
             nn.Conv1d(branch, branch * 2, 1, bias=False), nn.GELU(), nn.Conv1d(branch * 2, branch, 1, bias=False)
         )
@@ -247,14 +249,18 @@ class TransformerBlock(nn.Module):
         drop_path: stochastic depth of the gated CNN, in [0, 1).
     """
 
+    norm_class = LayerNorm
+    attention_class = Attention
+    ffn_class = FeedForward
+
     def __init__(
         self, dim: int, num_heads: int, ffn_expansion_factor: float = 2.0, drop_path: float = 0.1
     ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, num_heads, drop_path)
-        self.norm2 = LayerNorm(dim)
-        self.ffn = FeedForward(dim, ffn_expansion_factor)
+        self.norm1 = self.norm_class(dim)
+        self.attn = self.attention_class(dim, num_heads, drop_path)
+        self.norm2 = self.norm_class(dim)
+        self.ffn = self.ffn_class(dim, ffn_expansion_factor)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))

@@ -47,7 +47,6 @@ MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2,
 template <class T>
 void run(const Tensor& x, const Weights<Acc<T>>& w, int64_t hidden, const Tensor& y) {
   using A = Acc<T>;
-  constexpr int L = kLanes<A>;
   const int64_t C = x.size[1], H = x.size[2], W = x.size[3];
   const Tiling tiling = Tiling::choose<A>(H, W, 1, /*channels held=*/2 * C + 3 * kGroupPairs);
   const int64_t outer = tiling.outer_capacity<A>(), inner = tiling.inner_capacity<A>();
@@ -83,7 +82,6 @@ void run(const Tensor& x, const Weights<Acc<T>>& w, int64_t hidden, const Tensor
       }
     }
     add_tile(px, x, tile, C, inner, out, static_cast<T*>(y.data) + sample * C * H * W, g);
-    (void)L;
   });
 }
 

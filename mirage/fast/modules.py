@@ -50,6 +50,8 @@ class Attention(blocks.Attention):
     `mirage_kernels.dynamic_depthwise_conv2d` with one kernel for all samples.
     """
 
+    gated_cnn_class = GatedCNNBlock
+
     def forward(self, x: Tensor) -> Tensor:
         x_att, x_conv, x_mlp = x.chunk(3, dim=1)
         q, k, v = self._depthwise(self.qkv(x_att)).chunk(3, dim=1)
@@ -94,13 +96,9 @@ class TransformerBlock(blocks.TransformerBlock):
     Without autograd its second half, ``x + ffn(norm2(x))``, is one pass on CPUs: `mirage_kernels.feed_forward_stage`.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, ffn_expansion_factor: float = 2.0, drop_path: float = 0.1
-    ) -> None:
-        super().__init__(dim, num_heads, ffn_expansion_factor, drop_path)
-        from mirage.fast.swap import build_fast
-
-        build_fast(self)
+    norm_class = LayerNorm
+    attention_class = Attention
+    ffn_class = FeedForward
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))

@@ -86,13 +86,6 @@ def accelerate(model: Model) -> Model:
     return model
 
 
-def build_fast(model: Model) -> Model:
-    """`accelerate` for good: for modules that are built fast, which `revert` leaves as they are."""
-    for module in accelerate(model).modules():
-        vars(module).pop(_ORIGINAL, None)
-    return model
-
-
 def revert(model: Model) -> Model:
     """Undo `accelerate` in place, and return `model`: every module is of its former class again.
 

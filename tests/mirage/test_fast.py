@@ -190,7 +190,9 @@ def test_modules_stand_alone(name):
 
 def test_what_is_built_fast_stays_fast():
     block = mirage.fast.TransformerBlock(24, 2)
-    assert type(mirage.fast.revert(block).ffn) is mirage.fast.FeedForward
+    mirage.fast.revert(block)
+    assert not mirage.fast.summary(block).kept
+    assert type(block.ffn) is mirage.fast.FeedForward and type(block.attn.gatedcnn) is mirage.fast.GatedCNNBlock
 
 
 def test_inference_runs_the_stage(model):
