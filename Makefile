@@ -11,6 +11,10 @@ else
 endif
 BIN := $(VENV)/bin
 
+# Setting up is done once per environment, checkout and torch, and again when something that is built has changed.
+STAMP := $(VENV)/.mirage-kernels$(subst /,-,$(CURDIR))-$(subst /,-,$(subst =,-,$(TORCH)))
+BUILT := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
+
 .PHONY: help setup bench test benchmarks lint ctest triton wheel clean
 
 help:  ## what can be made
@@ -19,9 +23,12 @@ help:  ## what can be made
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-setup: $(BIN)/python  ## install torch, then the package with everything that tests and benchmarks need
+$(STAMP): $(BUILT) | $(BIN)/python
 	$(if $(TORCH),$(BIN)/python -m pip install --quiet "$(TORCH)")
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch "$@"
+
+setup: $(STAMP)  ## install torch, then the package with everything that tests and benchmarks need
 
 bench: setup  ## the main job: the paper's Table 6 with our modules beside it
 	$(BIN)/mirage table6 --size $(SIZE)
@@ -48,4 +55,4 @@ wheel: setup  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist out *.egg-info mirage_kernels/_native*.so
+	rm -rf build dist out *.egg-info mirage_kernels/_native*.so $(VENV)/.mirage-kernels*
