@@ -152,27 +152,11 @@ void forward(const Tensor& x, const Tensor& weight, const Tensor& y) {
   });
 }
 
-// The sum of N lanes, halves added until one is left: in registers, where vec.h's goes through memory.
-template <class A, int N>
-struct Lanes {
-  typedef A V __attribute__((vector_size(N * sizeof(A))));
-};
-template <class A, int N>
-MIRAGE_INLINE A add_lanes(typename Lanes<A, N>::V v) {
-  if constexpr (N == 2) {
-    return v[0] + v[1];
-  } else {
-    typename Lanes<A, N / 2>::V half[2];
-    __builtin_memcpy(half, &v, sizeof(v));
-    return add_lanes<A, N / 2>(half[0] + half[1]);
-  }
-}
-
 // The sums over the lanes of K * K vectors.
 template <int K, class A>
 void reduce_lanes(const A* total, double* partial) {
   constexpr int L = kLanes<A>;
-  for (int64_t i = 0; i < K * K; ++i) partial[i] = double(add_lanes<A, L>(load(total + i * L)));
+  for (int64_t i = 0; i < K * K; ++i) partial[i] = double(sum<A>(load(total + i * L)));
 }
 
 template <class T>

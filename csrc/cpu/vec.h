@@ -147,15 +147,22 @@ MIRAGE_INLINE void store_n(T* p, Vec<Acc<T>> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
-template <class A>
-MIRAGE_INLINE A sum(Vec<A> v) {
-  A buffer[kLanes<A>];
-  store(buffer, v);
-  for (int step = kLanes<A> / 2; step; step /= 2) {
-    for (int i = 0; i < step; ++i) buffer[i] += buffer[i + step];
+// The sum of N lanes, halves added until one is left, in registers.
+template <class A, int N>
+struct Lanes {
+  typedef A V __attribute__((vector_size(N * sizeof(A))));
+};
+template <class A, int N>
+MIRAGE_INLINE A add_lanes(typename Lanes<A, N>::V v) {
+  if constexpr (N == 2) {
+    return v[0] + v[1];
+  } else {
+    typename Lanes<A, N / 2>::V half[2];
+    __builtin_memcpy(half, &v, sizeof(v));
+    return add_lanes<A, N / 2>(half[0] + half[1]);
   }
-  return buffer[0];
 }
+template <class A> MIRAGE_INLINE A sum(Vec<A> v) { return add_lanes<A, kLanes<A>>(v); }
 
 // mask lanes are all ones or all zeros, as comparisons yield them
 template <class A>
