@@ -13,12 +13,12 @@ from mirage import blocks
 
 __all__ = ["Attention", "FeedForward", "GatedCNNBlock", "LayerNorm", "SPDCovariance", "TransformerBlock"]
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def is_bare(*modules: nn.Module) -> bool:
     """True where calling the modules is the same as using their weights: no hooks, no parametrization."""
-    return not any(getattr(m, hooks) for m in modules for hooks in _HOOKS) and not any(
+    return not any(getattr(m, hooks) for m in modules for hooks in HOOKS) and not any(
         hasattr(m, "parametrizations") for m in modules
     )
 

@@ -211,7 +211,7 @@ def problem(module: nn.Module, kind: Kind) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module"
     found = kind.problem(module)
-    if found or isinstance(module, kind.reference):
+    if found or type(module) is kind.reference:
         return found
     return _behaviour_problem(module, kind)
 
@@ -241,6 +241,6 @@ def _behaviour_problem(module: nn.Module, kind: Kind) -> str:
 
 def _without_hooks(module: nn.Module) -> nn.Module:
     for child in module.modules():
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        for name in fast.HOOKS:
             getattr(child, name).clear()
     return module

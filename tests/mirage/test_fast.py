@@ -291,6 +291,19 @@ def test_what_computes_something_else_is_left_alone(lookalike):
     assert "computes something else than FeedForward" in summary.kept["encoder.0.ffn"]
 
 
+def test_a_subclass_of_the_reference_has_to_compute_the_same():
+    class Doubled(blocks.FeedForward):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Renamed(blocks.FeedForward):
+        pass
+
+    with pytest.warns(UserWarning, match="nothing in Doubled was recognised"):
+        assert type(mirage.fast.accelerate(Doubled(24))) is Doubled
+    assert type(mirage.fast.accelerate(Renamed(24))) is mirage.fast.FeedForward
+
+
 @pytest.mark.parametrize(
     ("change", "path", "reason"),
     [
