@@ -6,7 +6,8 @@ the fp64 reference (which the released cases pin).
 
 Any implementation is held to the same comparisons::
 
-    results = check_model("mirage_tiny_64x64", lambda **kw: accelerate(mirage_tiny(**kw)), torch.float32, "train")
+    factory = lambda **options: accelerate(mirage_tiny(**options))
+    assert_within(compare_model("mirage_tiny_64x64", factory, torch.float32, "train"))
 
 The expected tensors are stored in fp32, so that 3e-8 is the smallest error (relative, by norm) to be seen.
 """
@@ -141,19 +142,6 @@ def assert_within(results: Results) -> None:
         if not c.error <= c.limit
     ]
     assert not bad, "\n".join(bad)
-
-
-def check_model(
-    case: str,
-    model_factory: Callable[..., nn.Module],
-    dtype: torch.dtype = torch.float64,
-    mode: str = "eval",
-    device: str = "cpu",
-) -> Results:
-    """Compare and assert; see `compare_model`."""
-    results = compare_model(case, model_factory, dtype, mode, device)
-    assert_within(results)
-    return results
 
 
 def check_block(
