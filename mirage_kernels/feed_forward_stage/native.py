@@ -1,9 +1,17 @@
 """``feed_forward_stage`` on the C++ library (csrc/cpu/feed_forward_stage_kernels.cpp)."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
 from mirage_kernels._library import accumulator, dl, native
+from mirage_kernels.feed_forward_stage import composite
+
+
+def _flat(x: Tensor, *weights: Tensor) -> list[Tensor]:
+    """The weights as matrices of the accumulator's type, in which the kernels multiply."""
+    return [(w.flatten(1) if w.dim() == 4 else w).to(accumulator(x.dtype)).contiguous() for w in weights]
 
 
 def forward(
@@ -14,10 +22,41 @@ def forward(
     dwconv: Tensor,
     project_out: Tensor,
     eps: float,
-) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype)
-    # The kernels multiply in the accumulator's type; 16-bit weights are widened once per call, a small copy.
-    matrices = (norm_weight, norm_bias, project_in.flatten(1), dwconv.flatten(1), project_out.flatten(1))
-    norm_w, norm_b, first, depthwise, last = (dl(m.to(accumulator(x.dtype)).contiguous()) for m in matrices)
-    native().feed_forward_stage(dl(x), norm_w, norm_b, eps, first, depthwise, last, dl(y))
-    return y
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor]:
+    whole = hasattr(native(), "feed_forward_stage_backward")  # the pass that can also keep its hidden tensor
+    if keep_hidden and not whole:
+        return composite.forward(
+            x, norm_weight, norm_bias, project_in, dwconv, project_out, eps, keep_hidden, "cpp"
+        )
+    y, hidden = torch.empty(x.shape, dtype=x.dtype), torch.empty(0, dtype=x.dtype)
+    if keep_hidden:
+        hidden = torch.empty(x.shape[0], dwconv.shape[0], *x.shape[2:], dtype=x.dtype)
+    norm_w, norm_b, *matrices = map(dl, _flat(x, norm_weight, norm_bias, project_in, dwconv, project_out))
+    optional = (dl(hidden) if keep_hidden else None,) if whole else ()
+    native().feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), *optional)
+    return y, hidden
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_in: Tensor,
+    dwconv: Tensor,
+    project_out: Tensor,
+    hidden: Tensor,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
+    if not hasattr(native(), "feed_forward_stage_backward"):
+        return composite.backward(grad_y, x, *weights, hidden, eps, "cpp")
+    matrices = _flat(x, *weights)
+    grad_x, grads = torch.empty(x.shape, dtype=x.dtype), [torch.empty_like(m) for m in matrices]
+    norm_w, norm_b, *rest = map(dl, matrices)
+    kept = dl(hidden) if hidden.dim() == 4 else None
+    native().feed_forward_stage_backward(
+        dl(grad_y), dl(x), norm_w, norm_b, eps, *rest, kept, dl(grad_x), [dl(g) for g in grads]
+    )
+    return grad_x, *(g.view(w.shape).to(w.dtype) for g, w in zip(grads, weights, strict=True))

@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _checks, _dispatch
-from mirage_kernels._library import Implementations, define
-from mirage_kernels.channel_layer_norm import channel_layer_norm
+from mirage_kernels import _checks, _dispatch, _stage
+from mirage_kernels._library import define
+from mirage_kernels.feed_forward_stage import composite, native
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
-from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
-
-_implementations = Implementations(__package__)
 
 
 def feed_forward_stage(
@@ -26,6 +22,7 @@ def feed_forward_stage(
     dwconv: Tensor,
     project_out: Tensor,
     eps: float = 1e-5,
+    keep_hidden: bool = False,
 ) -> Tensor:
     r"""Layer norm, feed-forward network and residual: the second half of a MIRAGE block.
 
@@ -33,18 +30,22 @@ def feed_forward_stage(
         y = x + W_o (\mathrm{gelu}(d_1) \odot d_2), \qquad
         d = \mathrm{depthwise}_{3\times3}(\mathrm{gelu}(W_i \, \mathrm{LN}(x)))
 
-    On the C++ library and without autograd it is one pass: the hidden tensor of 2M channels exists a tile at a time,
-    in cache. Where a gradient is wanted, under autocast, and on Triton it is made of the operators
-    `channel_layer_norm` and `gated_depthwise_ffn` and two 1x1 convolutions.
+    Autograd keeps `x` and the weights, no tensor of 2M channels: backward recomputes what it needs. On the C++ library
+    forward is one pass in which the hidden tensor exists a tile at a time, in cache. On Triton, and on devices that
+    have neither, the stage is a chain of operators with the same backward (see `mirage_kernels._stage`). Under
+    ``use("torch")`` it is the reference expression with PyTorch's autograd, which keeps everything and can be
+    differentiated twice.
 
     Args:
-        x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides.
+        x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides. Under autocast it is rounded to its dtype.
         norm_weight, norm_bias: [C]. project_in: [2M, C, 1, 1]. dwconv: [2M, 1, 3, 3]. project_out: [C, M, 1, 1].
-            All of the dtype of `x` (autocast aside).
+            Floating point, of any dtype: each has its gradient in its own.
         eps: Added to the variance.
+        keep_hidden: Keep the output of `project_in` too, 2M channels in the dtype of `x`: more memory, and backward
+            has less to recompute. Without effect where no gradient is wanted.
 
     Returns:
-        [B, C, H, W], contiguous, of the dtype of `x`.
+        [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast).
 
     Raises:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
@@ -58,18 +59,12 @@ def feed_forward_stage(
         "project_out": project_out,
     }
     _check(x, weights)
-    impl = _dispatch.choose("feed_forward_stage", x)
+    impl = _stage.choose("feed_forward_stage", x)
     if impl == "torch":
         return reference(x, **weights, eps=eps)
-    autocast = torch.is_autocast_enabled(x.device.type)
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights.values()))
-    if impl == "cpp" and not wanted and not autocast:
-        _checks.check_same_dtype("x", x, **weights)
-        return _forward_op(x, norm_weight, norm_bias, project_in, dwconv, project_out, eps, impl)
-    if not torch.compiler.is_compiling():
-        _dispatch.record("feed_forward_stage", impl)
-    hidden = F.conv2d(channel_layer_norm(x, norm_weight, norm_bias, eps), project_in)
-    return x + F.conv2d(gated_depthwise_ffn(hidden, dwconv), project_out)
+    tensors = (x, *weights.values())
+    keep = keep_hidden and torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return _forward_op(*tensors, eps, keep, impl)[0]
 
 
 def _check(x: Tensor, weights: dict[str, Tensor]) -> None:
@@ -89,22 +84,55 @@ def _check(x: Tensor, weights: dict[str, Tensor]) -> None:
     _checks.check_same_device("x", x, **weights)
 
 
-def _forward(*arguments: Any) -> Tensor:
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, impl = arguments
     _dispatch.record("feed_forward_stage", impl)
-    return _implementations[impl].forward(*inputs)
+    return native.forward(*inputs) if impl == "cpp" else composite.forward(*inputs, impl)
 
 
-def _forward_fake(x: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(x.shape)
+def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, dwconv, _, _, keep_hidden, _ = rest
+    hidden = (x.shape[0], dwconv.shape[0], x.shape[2], x.shape[3]) if keep_hidden else 0
+    return x.new_empty(x.shape), x.new_empty(hidden)
 
 
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, impl = arguments
+    return native.backward(*inputs) if impl == "cpp" else composite.backward(*inputs, impl)
+
+
+def _backward_fake(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in arguments[:6])
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    *tensors, ctx.eps, _, ctx.impl = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad_y: Tensor | None, unused: None) -> tuple[Any, ...]:
+    if grad_y is None:
+        return (None,) * 9
+    return *_backward_op(grad_y, *ctx.saved_tensors, ctx.eps, ctx.impl), None, None, None
+
+
+_WEIGHTS = "Tensor norm_weight, Tensor norm_bias, Tensor project_in, Tensor dwconv, Tensor project_out"
+_backward_op = define(
+    "feed_forward_stage_backward",
+    f"(Tensor grad_y, Tensor x, {_WEIGHTS}, Tensor hidden, float eps, str impl) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
 _forward_op = define(
     "feed_forward_stage",
-    "(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor project_in, Tensor dwconv, Tensor project_out, "
-    "float eps, str impl) -> Tensor",
+    f"(Tensor x, {_WEIGHTS}, float eps, bool keep_hidden, str impl) -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
+    backward=_autograd,
+    setup_context=_setup_context,
+    autocast=(0,),
 )
 
 
@@ -113,3 +141,9 @@ def _flops(x: Any, norm_weight: Any, norm_bias: Any, project_in: Any, *rest: Any
     batch, channels, height, width = x
     doubled = project_in[0]  # 2M
     return 2 * batch * height * width * (doubled * channels + 9 * doubled + channels * doubled // 2)
+
+
+@register_flop_formula(torch.ops.mirage_kernels.feed_forward_stage_backward)
+def _backward_flops(grad: Any, *arguments: Any, **kwargs: Any) -> int:
+    """The gradients of both factors of each product; what is recomputed is not counted."""
+    return 2 * _flops(*arguments)

@@ -1,186 +1,244 @@
-"""feed_forward_stage: the kernel of inference, and the operators it is made of where a gradient is wanted."""
+"""feed_forward_stage on C++, as a composite of operators (Triton) and as a composite of plain PyTorch."""
+
+from functools import partial
 
 import pytest
 import torch
-from harness import LAYOUTS, relative_error, require, unavoidable
+import torch.nn.functional as F
+from harness import (
+    ROUNDING_NOISE,
+    Operator,
+    OperatorTests,
+    device_of,
+    evaluate,
+    forced,
+    in_float64,
+    relative_error,
+    require,
+    unavoidable,
+)
+from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
-from mirage_kernels import feed_forward_stage
+from mirage_kernels import _dispatch, feed_forward_stage
+from mirage_kernels.channel_layer_norm import reference as channel_layer_norm
 from mirage_kernels.feed_forward_stage import reference
+from mirage_kernels.gated_depthwise_ffn import reference as gated_depthwise_ffn
 
-SHAPES = [
-    (2, 6, 5, 7),
-    (1, 3, 1, 1),
-    (1, 5, 1, 37),
-    (2, 4, 37, 1),
-    (1, 24, 33, 47),
-    (3, 30, 8, 8),
-    (1, 50, 13, 90),
-    (1, 96, 41, 29),
-]
 NAMES = ("norm_weight", "norm_bias", "project_in", "dwconv", "project_out")
+IMPLEMENTATIONS = ("cpp", "triton", "composite")
 
 
-def arguments(shape, dtype, hidden_ratio=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
+def make(shape, generator, ratio=2):
     def randn(*size):
-        return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(size, generator=generator, dtype=torch.float64)
 
     channels = shape[1]
-    hidden = hidden_ratio * channels
-    weights = {
-        "norm_weight": 1 + 0.1 * randn(channels),
-        "norm_bias": 0.3 * randn(channels),
-        "project_in": randn(2 * hidden, channels, 1, 1) / channels**0.5,
-        "dwconv": randn(2 * hidden, 1, 3, 3) / 3,
-        "project_out": randn(channels, hidden, 1, 1) / hidden**0.5,
-    }
-    return randn(*shape) * 2 + 0.5, weights
+    hidden = ratio * channels
+    return (
+        randn(*shape) * 2 + 0.5,
+        1 + 0.1 * randn(channels),
+        0.3 * randn(channels),
+        randn(2 * hidden, channels, 1, 1) / channels**0.5,
+        randn(2 * hidden, 1, 3, 3) / 3,
+        randn(channels, hidden, 1, 1) / hidden**0.5,
+    )
 
 
-def in_double(x, weights):
-    return reference(x.double(), **{name: w.double() for name, w in weights.items()})
+def arguments(shape, dtype=torch.float32, device="cpu", ratio=2):
+    tensors = make(shape, torch.Generator().manual_seed(0), ratio)
+    return [t.to(device, dtype).requires_grad_() for t in tensors]
 
 
-@pytest.fixture(autouse=True)
-def _cpp_over_poisoned_memory():
-    require("cpp")
-    torch.use_deterministic_algorithms(True)
-    with mirage_kernels.use("cpp"), torch.inference_mode():
-        yield
-    torch.use_deterministic_algorithms(False)
+def terms(inputs, grad_output):
+    """The gradients of the layer norm's weights are sums over every pixel that may cancel; their terms."""
+    x, norm_weight, norm_bias, *weights = (t.detach() for t in inputs)
+    normal = channel_layer_norm(x, torch.ones_like(norm_weight), torch.zeros_like(norm_bias))
+    scaled = (normal * norm_weight.view(1, -1, 1, 1) + norm_bias.view(1, -1, 1, 1)).requires_grad_()
+    project_in, dwconv, project_out = weights
+    y = F.conv2d(gated_depthwise_ffn(F.conv2d(scaled, project_in), dwconv), project_out)
+    (grad,) = torch.autograd.grad(y, scaled, grad_output)
+    return {"grad_norm_weight": grad * normal, "grad_norm_bias": grad}
+
+
+class TestFeedForwardStage(OperatorTests):
+    implementations = IMPLEMENTATIONS
+    operator = Operator(
+        name="feed_forward_stage",
+        public=feed_forward_stage,
+        reference=reference,
+        make=make,
+        arguments=("x", *NAMES),
+        shapes=((2, 6, 5, 7), (1, 3, 1, 1), (1, 5, 1, 17), (2, 4, 17, 1), (1, 6, 13, 16)),
+        empty=(0, 6, 5, 7),
+        large=(1, 2, 1024, 1024),
+        terms=terms,
+        roundings=9,
+    )
+
+    @pytest.mark.parametrize("wide", [(1, 24, 33, 47), (3, 30, 8, 8), (1, 50, 13, 90)], ids=str)
+    @pytest.mark.parametrize("name", ["cpp", "composite"])
+    def test_wide(self, name, wide):
+        require(name)
+        with forced(name):
+            for dtype in (torch.float32, torch.bfloat16):
+                self.compare(self.operator.inputs(wide, dtype), name)
+
+    def test_deterministic(self, impl):
+        """The same bits every time; on the C++ library also on any number of threads, unlike PyTorch's convolutions."""
+        if impl == "cpp" and hasattr(_dispatch.native, "feed_forward_stage_backward"):
+            return super().test_deterministic(impl)
+        inputs = self.operator.inputs(self.operator.shapes[-1], torch.float32, device_of(impl))
+        runs = [self.run(self.operator.public, inputs) for _ in range(2)]
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    def test_autocast(self):
+        """The residual stream has the dtype of autocast; weights keep their own, and so do their gradients."""
+        require("cpp")
+        x, *weights = arguments((2, 6, 9, 11))
+        x16 = x.detach().to(torch.bfloat16).requires_grad_()
+        exact = evaluate(reference, in_float64([x16, *weights]))
+        with torch.autocast("cpu", torch.bfloat16):
+            peer = reference(x16, *weights)
+        peers = [peer, *torch.autograd.grad(peer, [x16, *weights], exact[0].to(peer))]
+        truth = in_float64([x16, *weights])
+        output = reference(*truth)
+        truth = [output, *torch.autograd.grad(output, truth, exact[0])]
+        for impl in ("cpp", "composite"):
+            with forced(impl), torch.autocast("cpu", torch.bfloat16):
+                value = feed_forward_stage(x16, *weights)
+                assert feed_forward_stage(x, *weights).dtype == torch.bfloat16
+                values = [value, *torch.autograd.grad(value, [x16, *weights], exact[0].to(value))]
+            for result, eager, expected in zip(values, peers, truth, strict=True):
+                assert result.dtype == eager.dtype
+                allowed = max(ROUNDING_NOISE * relative_error(eager, expected), unavoidable(expected, result.dtype))
+                assert relative_error(result, expected) <= allowed
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request):
+    require(request.param)
+    with forced(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
-def test_truth(shape, dtype):
-    x, weights = arguments(shape, dtype)
-    value, eager, truth = feed_forward_stage(x, **weights), reference(x, **weights), in_double(x, weights)
-    assert mirage_kernels.last_used("feed_forward_stage") == "cpp"
-    assert value.dtype == dtype and value.shape == truth.shape and value.is_contiguous()
+@pytest.mark.parametrize("shape", [(1, 24, 33, 47), (1, 50, 13, 90), (1, 96, 41, 29)], ids=str)
+def test_wide_inference(shape, dtype):
+    require("cpp")
+    tensors = [t.detach() for t in arguments(shape, dtype)]
+    truth = reference(*in_float64(tensors))
+    with mirage_kernels.use("cpp"), torch.inference_mode():
+        value, eager = feed_forward_stage(*tensors), reference(*tensors)
     if dtype == torch.float64:
         assert relative_error(value, truth) <= 1e-14
     else:
-        factor = 2 if dtype == torch.float32 else 1.05
+        factor = 2 if dtype == torch.float32 else ROUNDING_NOISE
         assert relative_error(value, truth) <= max(factor * relative_error(eager, truth), unavoidable(truth, dtype))
 
 
 def test_many_tiles_and_groups():
-    """A plane of a quarter million pixels, and hidden channels that are no multiple of the group."""
+    """A plane of a quarter million pixels, and hidden channels that are no multiple of a group."""
+    require("cpp")
     for shape, ratio in (((1, 7, 512, 512), 5), ((1, 48, 130, 226), 2)):
-        x, weights = arguments(shape, torch.float32, hidden_ratio=ratio)
-        truth = in_double(x, weights)
-        limit = max(2 * relative_error(reference(x, **weights), truth), 1.2e-7)
-        assert relative_error(feed_forward_stage(x, **weights), truth) <= limit
+        tensors = [t.detach() for t in arguments(shape, ratio=ratio)]
+        truth = reference(*(t.double() for t in tensors))
+        limit = max(2 * relative_error(reference(*tensors), truth), 1.2e-7)
+        with mirage_kernels.use("cpp"):
+            assert relative_error(feed_forward_stage(*tensors), truth) <= limit
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout(layout):
-    x, weights = arguments((2, 6, 9, 20), torch.float32)
-    expected = feed_forward_stage(x, **weights)
-    assert torch.equal(feed_forward_stage(LAYOUTS[layout](x), **weights), expected)
-    moved = {name: LAYOUTS["unaligned"](w) for name, w in weights.items()}
-    assert torch.equal(feed_forward_stage(x, **moved), expected)
+def remember(sizes, tensor):
+    sizes.append(tensor.numel())
+    return tensor
 
 
-def test_expanded_and_empty():
-    x, weights = arguments((1, 6, 9, 20), torch.float32)
-    both = feed_forward_stage(x.expand(3, -1, -1, -1), **weights)
-    assert torch.equal(both, feed_forward_stage(x, **weights).expand(3, -1, -1, -1))
-    assert feed_forward_stage(x[:0], **weights).shape == (0, 6, 9, 20)
+def test_keep_hidden_changes_memory_only(impl):
+    """More is kept, the results are the same to rounding."""
+    tensors = arguments((2, 6, 9, 11), device=device_of(impl))
+    results, kept = [], []
+    for keep in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(remember, sizes), lambda t: t):
+            value = feed_forward_stage(*tensors, keep_hidden=keep)
+        results.append([value, *torch.autograd.grad(value.square().sum(), tensors)])
+        kept.append(sum(sizes))
+    parameters = sum(t.numel() for t in tensors[1:])
+    assert kept == [parameters + tensors[0].numel(), parameters + tensors[0].numel() * 5]
+    for low, fast in zip(*results, strict=True):
+        assert relative_error(fast, low) < 1e-6
 
 
-def test_inputs_unchanged_and_deterministic():
-    x, weights = arguments((2, 24, 40, 56), torch.float32)
-    copies = [t.clone() for t in (x, *weights.values())]
-    first = feed_forward_stage(x, **weights)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
-        second = feed_forward_stage(x, **weights)
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(first, second)
-    assert all(torch.equal(t, copy) for t, copy in zip((x, *weights.values()), copies, strict=True))
+def test_weights_of_other_dtypes(impl):
+    """Gradients come in the dtype of each weight."""
+    tensors = arguments((2, 6, 9, 11), device=device_of(impl))
+    x, *weights = (t.detach() for t in tensors)
+    mixed = [t.requires_grad_() for t in (x, *(w.to(torch.bfloat16) for w in weights))]
+    expected = evaluate(reference, in_float64(mixed))
+    results = evaluate(feed_forward_stage, mixed)
+    for result, peer, argument in zip(results, expected, [mixed[0], *mixed], strict=True):
+        assert result.dtype == argument.dtype
+        assert relative_error(result, peer) < (1e-5 if result.dtype == torch.float32 else 4e-3)
+
+
+def test_frozen_weights_and_input(impl):
+    tensors = arguments((1, 4, 9, 11), device=device_of(impl))
+    expected = torch.autograd.grad(reference(*tensors).square().sum(), tensors)
+    for chosen in ([0], [3], [1, 5]):
+        some = [t.detach().requires_grad_(i in chosen) for i, t in enumerate(tensors)]
+        grads = torch.autograd.grad(feed_forward_stage(*some).square().sum(), [some[i] for i in chosen])
+        for grad, i in zip(grads, chosen, strict=True):
+            assert relative_error(grad, expected[i]) < 1e-5
+    assert not feed_forward_stage(*(t.detach() for t in tensors)).requires_grad
+
+
+def test_second_derivatives_of_the_reference():
+    tensors = arguments((1, 4, 3, 3), torch.float64)
+    with mirage_kernels.use("torch"):
+        value = feed_forward_stage(*tensors)
+        (grad,) = torch.autograd.grad(value.square().sum(), tensors[:1], create_graph=True)
+        grad.square().sum().backward()
+    assert tensors[3].grad.norm() > 0
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_near(poison):
     """A pixel reaches its own 3x3 neighbourhood and no further."""
-    x, weights = arguments((1, 6, 40, 56), torch.float32)
-    clean = feed_forward_stage(x, **weights)
-    x[0, 2, 20, 28] = poison
-    value, peer = feed_forward_stage(x, **weights), reference(x, **weights)
-    assert torch.equal(value.isfinite(), peer.isfinite())
+    require("cpp")
+    x, *weights = (t.detach() for t in arguments((1, 6, 40, 56)))
+    with mirage_kernels.use("cpp"):
+        clean = feed_forward_stage(x, *weights)
+        x[0, 2, 20, 28] = poison
+        value = feed_forward_stage(x, *weights)
     untouched = torch.ones(40, 56, dtype=torch.bool)
     untouched[19:22, 27:30] = False
     assert torch.equal(value[..., untouched], clean[..., untouched])
 
 
-@pytest.mark.parametrize("change", [lambda x: x * 0, lambda x: x * 0 + 3, lambda x: x * (200 / x.abs().max())])
-def test_extremes(change):
-    x, weights = arguments((1, 24, 9, 9), torch.float32)
-    x = change(x)
-    truth = in_double(x, weights)
-    limit = max(2 * relative_error(reference(x, **weights), truth), 2.4e-7)
-    assert relative_error(feed_forward_stage(x, **weights), truth) <= limit
-
-
-def test_with_gradients_it_is_made_of_operators():
-    x, weights = arguments((2, 6, 9, 11), torch.float64)
-    with torch.inference_mode(False), torch.enable_grad():
-        tensors = [t.clone().requires_grad_() for t in (x, *weights.values())]
-        value = feed_forward_stage(*tensors)
-        gradients = torch.autograd.grad(value.square().sum(), tensors)
-        expected = torch.autograd.grad(reference(*tensors).square().sum(), tensors)
-    for gradient, peer in zip(gradients, expected, strict=True):
-        assert relative_error(gradient, peer) < 1e-12
-
-
-def test_autocast_gives_the_reference_dtype():
-    x, weights = arguments((1, 6, 9, 11), torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        value, peer = feed_forward_stage(x, **weights), reference(x, **weights)
-    truth = in_double(x, weights)
-    assert value.dtype == peer.dtype
-    assert relative_error(value, truth) <= 1.05 * relative_error(peer, truth)
-
-
-def test_registration_and_compile():
-    torch.use_deterministic_algorithms(False)
-    x, weights = arguments((1, 6, 9, 11), torch.float32)
-    with torch.inference_mode(False), torch.no_grad():
-        x, *rest = (t.clone() for t in (x, *weights.values()))
-        torch.library.opcheck(
-            torch.ops.mirage_kernels.feed_forward_stage.default,
-            (x, *rest, 1e-5, "cpp"),
-            test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
-        )
-        torch._dynamo.reset()
-        compiled = torch.compile(feed_forward_stage, fullgraph=True, backend="aot_eager")
-        assert torch.equal(compiled(x, *rest), feed_forward_stage(x, *rest))
-
-
-def test_flops_are_those_of_the_reference():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    x, weights = arguments((2, 6, 9, 11), torch.float32)
-    with torch.inference_mode(False), torch.no_grad():
-        counts = []
-        for function in (feed_forward_stage, reference):
-            with FlopCounterMode(display=False) as counter:
-                function(x.clone(), **{name: w.clone() for name, w in weights.items()})
-            counts.append(counter.get_total_flops())
+def test_flops_are_those_of_the_reference(impl):
+    """Forward as counted; backward the gradients of both factors of each product."""
+    tensors = arguments((2, 6, 9, 11), device=device_of(impl))
+    counts = []
+    for function in (feed_forward_stage, reference):
+        with FlopCounterMode(display=False) as counter:
+            output = function(*tensors)
+        counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+    output = feed_forward_stage(*tensors)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(output.sum(), tensors)
+    assert counter.get_total_flops() == 2 * counts[0]
 
 
 def test_errors_name_the_argument():
-    x, weights = arguments((1, 6, 9, 11), torch.float32)
+    tensors = dict(zip(("x", *NAMES), arguments((1, 6, 9, 11)), strict=True))
+    call = partial(feed_forward_stage, **tensors)
     with pytest.raises(ValueError, match=r"x: expected 4 dimensions, got shape \[6, 9, 11\]"):
-        feed_forward_stage(x[0], **weights)
+        call(x=tensors["x"][0])
     for name in NAMES:
         with pytest.raises(ValueError, match=f"{name}: expected shape"):
-            feed_forward_stage(x, **{**weights, name: weights[name][:-1]})
-    with pytest.raises(TypeError, match="project_in: expected torch.float32 like x, got torch.float64"):
-        feed_forward_stage(x, **{**weights, "project_in": weights["project_in"].double()})
+            call(**{name: tensors[name][:-1]})
+    with pytest.raises(TypeError, match="project_in: expected float32, float64, float16 or bfloat16, got torch.int64"):
+        call(project_in=tensors["project_in"].long())
+    with pytest.raises(ValueError, match="dwconv: expected a tensor on cpu like x, got meta"):
+        call(dwconv=tensors["dwconv"].to("meta"))
