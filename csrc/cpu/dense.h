@@ -1,0 +1,147 @@
+// Dense tiles: the pixels of a tile without its halo, line after line with nothing in between, so that products over
+// channels waste nothing on the halo. Depthwise convolutions read a tile with its halo and write a dense one.
+#pragma once
+
+#include "tiles.h"
+
+namespace mirage::cpu::MIRAGE_ISA {
+
+MIRAGE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class A>
+MIRAGE_INLINE int64_t whole_vectors(int64_t pixels) { return round_up(pixels, kLanes<A>); }
+
+// Elements per channel of a dense buffer: loads and stores of a last vector may run past the last pixel.
+template <class A>
+inline int64_t dense_capacity(const Tiling& t) { return whole_vectors<A>(t.tile_rows * t.tile_columns) + kLanes<A>; }
+
+template <class A>
+inline int64_t dense_pixels(const Tile& t) { return whole_vectors<A>(t.rows * t.columns); }
+
+// Tiles for which `outer` channels with the halo and `inner` dense ones fit in most of a megabyte of second-level cache,
+// with the least work on halos and at least two per sample where the plane allows. The shape alone decides.
+template <class A>
+inline Tiling choose_dense(int64_t height, int64_t width, int64_t halo, int64_t outer, int64_t inner) {
+  const int64_t budget = (int64_t(768) << 10) / int64_t(sizeof(A)), L = kLanes<A>;
+  Tiling best{height, width, halo, 0, 0};
+  double least = 0;
+  for (int64_t across = 1; across == 1 || (width + across - 1) / across >= 16; ++across) {
+    int64_t columns = (width + across - 1) / across;
+    if (across > 1) columns = smaller(round_up(columns, L), width);
+    const int64_t fixed = outer * 2 * halo * (columns + 2 * halo);
+    int64_t rows = (budget - fixed) / (outer * (columns + 2 * halo) + inner * columns);
+    if (rows < 2) rows = 2;
+    const int64_t most = height >= 8 && columns == width ? (height + 1) / 2 : height;
+    if (rows > most) rows = most;
+    const int64_t down = (height + rows - 1) / rows;
+    rows = (height + down - 1) / down;
+    const double held = double(outer * (rows + 2 * halo) * (columns + 2 * halo) + inner * rows * columns);
+    // Work grows with what is held; a tile beyond the budget works from the next cache.
+    double cost = double(down) * double((width + columns - 1) / columns) *
+                  double(outer * (rows + 2 * halo) * (columns + 2 * halo) + 4 * inner * whole_vectors<A>(rows * columns));
+    if (held > double(budget)) cost *= held / double(budget);
+    if (best.tile_rows == 0 || cost < least) {
+      best.tile_rows = rows;
+      best.tile_columns = columns;
+      least = cost;
+    }
+  }
+  return best;
+}
+
+// Zeros behind the last pixel of every channel, up to a whole vector.
+template <class A>
+inline void clear_tails(A* buffer, int64_t channels, int64_t capacity, int64_t pixels) {
+  const int64_t whole = whole_vectors<A>(pixels);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t p = pixels; p < whole; ++p) buffer[c * capacity + p] = A(0);
+  }
+}
+
+// The tile without `skip` pixels of halo on each side, as dense lines; zeros behind them.
+template <class A>
+inline void copy_dense(const A* in, int64_t in_capacity, const Tile& tile, int64_t channels, A* out,
+                       int64_t out_capacity) {
+  constexpr int L = kLanes<A>;
+  for (int64_t c = 0; c < channels; ++c) {
+    const A* from = in + c * in_capacity + tile.halo * (tile.stride + 1);
+    A* to = out + c * out_capacity;
+    for (int64_t r = 0; r < tile.rows; ++r, from += tile.stride, to += tile.columns) {
+      // The last vector of a line runs into the next, which is written later.
+      for (int64_t i = 0; i < tile.columns; i += L) store(to + i, load(from + i));
+    }
+  }
+  clear_tails(out, channels, out_capacity, tile.rows * tile.columns);
+}
+
+template <int K, int R, int V, class A>
+MIRAGE_INLINE void depthwise_block(const A* x, int64_t stride, const A* w, A* y, int64_t columns, int64_t last) {
+  Vec<A> sums[R][V] = {};
+  for (int ky = 0; ky < K; ++ky) {
+#pragma GCC unroll 8
+    for (int kx = 0; kx < K; ++kx) {
+      const Vec<A> tap = splat(w[ky * K + kx]);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const A* const line = x + (r + ky) * stride + kx;
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sums[r][v] += tap * load(line + (v == V - 1 ? last : v * kLanes<A>));
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      A* const to = y + r * columns + (v == V - 1 ? last : v * kLanes<A>);
+      if (columns >= kLanes<A>) store(to, sums[r][v]);
+      else store_n(to, sums[r][v], int(columns));
+    }
+  }
+}
+
+template <int K, int R, class A>
+inline void depthwise_rows(const A* x, int64_t stride, const A* w, A* y, int64_t columns) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t p = 0;
+  for (; columns - p > L; p += 2 * L) {
+    depthwise_block<K, R, 2>(x + p, stride, w, y + p, columns, smaller(L, columns - L - p));
+  }
+  if (p < columns) {
+    const int64_t at = columns >= L ? columns - L : 0;  // overlaps what is there rather than storing a part
+    depthwise_block<K, R, 1>(x + at, stride, w, y + at, columns, 0);
+  }
+}
+
+// y[i][j] = sum w[ky][kx] x[i + ky][j + kx] for `rows` dense lines of `columns` pixels; x: lines of `stride` pixels, the
+// first tap of the first output.
+template <int K, class A>
+inline void depthwise(const A* x, int64_t stride, const A* w, A* y, int64_t rows, int64_t columns) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) depthwise_rows<K, 4>(x + r * stride, stride, w, y + r * columns, columns);
+  for (; r < rows; ++r) depthwise_rows<K, 1>(x + r * stride, stride, w, y + r * columns, columns);
+}
+
+// y = x + out for the pixels of a dense tile; `line` is scratch for one line.
+template <class T>
+inline void add_dense(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity,
+                      const Acc<T>* out, T* y, Acc<T>* line) {
+  constexpr int L = kLanes<Acc<T>>;
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const T* px = x + c * t.stride[1] + (tile.row + r) * t.stride[2] + tile.column * t.stride[3];
+      T* py = y + (c * tile.height + tile.row + r) * tile.width + tile.column;
+      const Acc<T>* po = out + c * capacity + r * tile.columns;
+      if (t.stride[3] == 1) {
+        int64_t i = 0;
+        for (; i + L <= tile.columns; i += L) store(py + i, load(px + i) + load(po + i));
+        for (; i < tile.columns; ++i) py[i] = from_acc<T>(to_acc(px[i]) + po[i]);
+      } else {
+        load_row(px, t.stride[3], tile.columns, line);
+        for (int64_t i = 0; i < tile.columns; ++i) py[i] = from_acc<T>(line[i] + po[i]);
+      }
+    }
+  }
+}
+
+}  // namespace mirage::cpu::MIRAGE_ISA

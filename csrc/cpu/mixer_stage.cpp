@@ -1,0 +1,69 @@
+// mixer_stage on the CPU: argument checks and the choice of instruction set.
+#include "mirage/mixer_stage.h"
+
+#include "mixer_stage_kernels.h"
+
+namespace mirage {
+namespace {
+
+struct Named {
+  const char* name;
+  const Tensor& tensor;
+};
+
+void check_dense(const Named& argument, DType dtype, std::initializer_list<int64_t> shape) {
+  check_shape(argument.name, argument.tensor, shape);
+  check_dtype(argument.name, argument.tensor, dtype);
+  check_contiguous(argument.name, argument.tensor);
+}
+
+void check(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale, const MixerStatistics& s) {
+  check_ndim("x", x, 4);
+  check_ndim("gic2", w.gic2, 2);
+  check_ndim("temperature", w.temperature, 1);
+  const DType acc = accumulator_of(x.dtype);
+  const int64_t C = x.size[1], c = C / 3, h = w.gic2.size[1], heads = w.temperature.size[0];
+  if (C == 0 || C % 3) fail("x", "a multiple of 3 channels", shape_of(x));
+  if (heads == 0 || c % heads) fail("temperature", "a divisor of " + std::to_string(c), shape_of(w.temperature));
+  if (h < c) fail("gic2", "at least " + std::to_string(c) + " columns", shape_of(w.gic2));
+  check_dense({"norm_weight", w.norm_weight}, acc, {C});
+  check_dense({"norm_bias", w.norm_bias}, acc, {C});
+  check_dense({"qkv", w.qkv}, acc, {3 * c, c});
+  check_dense({"qkv_dwconv", w.qkv_dwconv}, acc, {3 * c, 9});
+  check_dense({"temperature", w.temperature}, acc, {heads});
+  check_dense({"bn_weight", w.bn_weight}, acc, {c});
+  check_dense({"bn_bias", w.bn_bias}, acc, {c});
+  check_dense({"bn_mean", w.bn_mean}, acc, {c});
+  check_dense({"bn_var", w.bn_var}, acc, {c});
+  check_dense({"gic1", w.gic1}, acc, {2 * h, c});
+  check_dense({"generator_in", w.generator_in}, acc, {c, c});
+  check_dense({"generator_out", w.generator_out}, acc, {kMixerKernelSize * kMixerKernelSize * c, c});
+  check_dense({"gate_temperature", w.gate_temperature}, acc, {1});
+  check_dense({"gic2", w.gic2}, acc, {c, h});
+  check_dense({"proj_out", w.proj_out}, acc, {c, c});
+  check_dense({"mlp_in", w.mlp_in}, acc, {2 * c, c});
+  check_dense({"mlp_out", w.mlp_out}, acc, {c, 2 * c});
+  check_dense({"alpha_att", w.alpha_att}, acc, {1});
+  check_dense({"alpha_conv", w.alpha_conv}, acc, {1});
+  check_dense({"alpha_mlp", w.alpha_mlp}, acc, {1});
+  check_dense({"project_out", w.project_out}, acc, {C, C});
+  check_dense({"branch_scale", branch_scale}, acc, {x.size[0]});
+  check_dense({"attention", s.attention}, acc, {x.size[0], heads, 2 * (c / heads) + 2, c / heads});
+  check_dense({"kernels", s.kernels}, acc, {x.size[0], c, kMixerKernelSize * kMixerKernelSize});
+  check_dense({"branch_mean", s.branch_mean}, acc, {x.size[0], c});
+  check_dense({"batch_mean", s.batch_mean}, acc, {c});
+  check_dense({"batch_var", s.batch_var}, acc, {c});
+}
+
+}  // namespace
+
+void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& options,
+                 const MixerStatistics& statistics, const Tensor& y) {
+  check(x, weights, branch_scale, statistics);
+  check_dense({"y", y}, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
+  if (x.numel() == 0) return;
+  using namespace cpu;
+  MIRAGE_DISPATCH_ISA(mixer_stage(x, weights, branch_scale, options, statistics, y));
+}
+
+}  // namespace mirage

@@ -1,0 +1,7 @@
+#pragma once
+
+#include "isa.h"
+#include "mirage/mixer_stage.h"
+
+MIRAGE_DECLARE_KERNEL(void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale,
+                                       const MixerOptions& options, const MixerStatistics& statistics, const Tensor& y))

@@ -1,0 +1,196 @@
+// What the forward and the backward pass of mixer_stage share: the weights, BatchNorm folded into gic1, and the parts of
+// the mixer on one tile.
+#pragma once
+
+#include "dense.h"
+#include "gemm.h"
+#include "mirage/mixer_stage.h"
+#include "vec_math.h"
+
+namespace mirage::cpu::MIRAGE_ISA {
+
+constexpr int64_t kTaps = kMixerKernelSize * kMixerKernelSize;
+constexpr int64_t kMixerHalo = kMixerKernelSize / 2;
+constexpr int64_t kGroup = 48;  // hidden channels at a time
+
+// C channels in three branches of c; h hidden channels of the gated CNN; d channels per head.
+template <class A>
+struct Mixer {
+  int64_t C, c, h, heads, d;
+  const A *norm_weight, *norm_bias, *qkv, *qkv_dwconv, *temperature, *bn_weight, *bn_bias, *gic1, *generator_in,
+      *generator_out, *gic2, *proj_out, *mlp_in, *mlp_out, *project_out;
+  A tau, alpha_att, alpha_conv, alpha_mlp, norm_eps, bn_eps;
+
+  Mixer(const MixerWeights& w, const MixerOptions& o)
+      : C(w.norm_weight.size[0]), c(C / 3), h(w.gic2.size[1]), heads(w.temperature.size[0]), d(c / heads),
+        norm_weight(w.norm_weight.as<A>()), norm_bias(w.norm_bias.as<A>()), qkv(w.qkv.as<A>()),
+        qkv_dwconv(w.qkv_dwconv.as<A>()), temperature(w.temperature.as<A>()), bn_weight(w.bn_weight.as<A>()),
+        bn_bias(w.bn_bias.as<A>()), gic1(w.gic1.as<A>()), generator_in(w.generator_in.as<A>()),
+        generator_out(w.generator_out.as<A>()), gic2(w.gic2.as<A>()), proj_out(w.proj_out.as<A>()),
+        mlp_in(w.mlp_in.as<A>()), mlp_out(w.mlp_out.as<A>()), project_out(w.project_out.as<A>()),
+        tau(*w.gate_temperature.as<A>()), alpha_att(*w.alpha_att.as<A>()), alpha_conv(*w.alpha_conv.as<A>()),
+        alpha_mlp(*w.alpha_mlp.as<A>()), norm_eps(A(o.norm_eps)), bn_eps(A(o.bn_eps)) {}
+};
+
+// BatchNorm as x * scale + shift, and gic1 with it folded in: gate rows (divided by the gate's temperature), identity
+// rows, detail rows, and a bias for each.
+template <class A>
+struct Folded {
+  Buffer<A> scale, shift, gic1, bias;
+
+  Folded(const Mixer<A>& w, const A* mean, const A* var)
+      : scale(w.c), shift(w.c), gic1(2 * w.h * w.c), bias(2 * w.h) {
+    for (int64_t k = 0; k < w.c; ++k) {
+      const double s = w.bn_weight[k] / __builtin_sqrt(double(var[k]) + double(w.bn_eps));
+      scale[k] = A(s);
+      shift[k] = A(w.bn_bias[k] - mean[k] * s);
+    }
+    for (int64_t m = 0; m < 2 * w.h; ++m) {
+      const A factor = m < w.h ? A(1) / w.tau : A(1);
+      double sum = 0;
+      for (int64_t k = 0; k < w.c; ++k) {
+        const A v = w.gic1[m * w.c + k] * factor;
+        gic1[m * w.c + k] = v * scale[k];
+        sum += double(v) * shift[k];
+      }
+      bias[m] = A(sum);
+    }
+  }
+};
+
+// A tile of one sample and the sizes of its buffers: per channel `outer` elements with the halo, `inner` without.
+struct MixerTile {
+  Tile tile;
+  int64_t outer, inner, pixels;  // pixels: of the dense tile, whole vectors
+  int64_t sample;
+
+  // Where a channel's lines begin that have a halo of `halo` pixels only.
+  int64_t inset(int64_t halo) const { return (tile.halo - halo) * (tile.stride + 1); }
+};
+
+// x of a tile, normalised over its channels: [C, outer].
+template <class T>
+inline void load_normalised(const Mixer<Acc<T>>& w, const Tensor& x, const MixerTile& at, Acc<T>* normed) {
+  const T* px = x.as<const T>() + at.sample * x.stride[0];
+  load_tile(px, x, at.tile, w.C, at.outer, normed);
+  normalise_tile(normed, w.C, at.outer, at.tile, w.norm_weight, w.norm_bias, w.norm_eps);
+}
+
+// `rows` of q, k and v from row `first` on: 1x1 and 3x3 depthwise of the normalised tile. before: [rows, outer].
+template <class A>
+inline void attention_inputs(const Mixer<A>& w, const MixerTile& at, const A* normed, int64_t first, int64_t rows,
+                             A* before, A* out) {
+  const int64_t skip = (at.tile.halo - 1) * at.tile.stride;  // whole lines
+  mix(w.qkv + first * w.c, w.c, rows, w.c, normed + skip, at.outer,
+      whole_vectors<A>((at.tile.rows + 2) * at.tile.stride),
+      [&](int64_t m, int64_t p, Vec<A> v) { store(before + m * at.outer + p, v); });
+  for (int64_t j = 0; j < rows; ++j) {
+    depthwise<3>(before + j * at.outer + at.tile.halo - 1, at.tile.stride, w.qkv_dwconv + (first + j) * 9,
+                 out + j * at.inner, at.tile.rows, at.tile.columns);
+  }
+}
+
+// attention * v, head by head. attention: of this sample, [heads, 2d + 2, d].
+template <class A>
+inline void attend(const Mixer<A>& w, const MixerTile& at, const A* attention, const A* v, A* out) {
+  for (int64_t head = 0; head < w.heads; ++head) {
+    const int64_t first = head * w.d;
+    mix(attention + head * (2 * w.d + 2) * w.d, w.d, w.d, w.d, v + first * at.inner, at.inner, at.pixels,
+        [&](int64_t m, int64_t p, Vec<A> value) { store(out + (first + m) * at.inner + p, value); });
+  }
+}
+
+// The detail rows of gic1 with the halo of the 7x7 kernels [c, outer], zero outside the plane.
+template <class A>
+inline void detail_rows(const Mixer<A>& w, const Folded<A>& f, const MixerTile& at, const A* normed, A* detail) {
+  const int64_t first = 2 * w.h - w.c;
+  const A* const bias = f.bias.get() + first;
+  mix(f.gic1.get() + first * w.c, w.c, w.c, w.c, normed + w.c * at.outer, at.outer, at.tile.outer_pixels,
+      [&](int64_t m, int64_t p, Vec<A> v) { store(detail + m * at.outer + p, v + bias[m]); });
+  clear_outside(detail, w.c, at.outer, at.tile);
+}
+
+// The sample's own 7x7 kernels on the detail rows.
+template <class A>
+inline void dynamic_rows(const Mixer<A>& w, const MixerTile& at, const A* kernels, const A* detail, A* out) {
+  for (int64_t j = 0; j < w.c; ++j) {
+    depthwise<kMixerKernelSize>(detail + j * at.outer, at.tile.stride, kernels + j * kTaps, out + j * at.inner,
+                                at.tile.rows, at.tile.columns);
+  }
+}
+
+// out[m] = v, or out[m] += v where it is not the first share of a sum over groups.
+template <class A>
+inline void mix_share(const A* a, int64_t a_stride, int64_t rows, int64_t depth, const A* b, int64_t stride,
+                      int64_t pixels, bool first, A* out) {
+  if (first) {
+    mix(a, a_stride, rows, depth, b, stride, pixels,
+        [&](int64_t m, int64_t p, Vec<A> v) { store(out + m * stride + p, v); });
+  } else {
+    mix(a, a_stride, rows, depth, b, stride, pixels, [&](int64_t m, int64_t p, Vec<A> v) {
+      store(out + m * stride + p, load(out + m * stride + p) + v);
+    });
+  }
+}
+
+// gic2(gelu(gate) * concat(identity, dynamic)) * scale + branch, written to `mixed`, which may be `branch` itself.
+template <class A>
+inline void gated_branch(const Mixer<A>& w, const Folded<A>& f, const MixerTile& at, const A* branch, const A* dynamic,
+                         A scale, A* group, A* sum, A* mixed) {
+  const int64_t I = at.inner, identities = w.h - w.c;
+  for (int64_t first = 0; first < w.h; first += kGroup) {
+    const int64_t n = smaller(kGroup, w.h - first), plain = smaller(n, identities > first ? identities - first : 0);
+    const A *gate_bias = f.bias.get() + first, *bias = gate_bias + w.h;
+    mix(f.gic1.get() + first * w.c, w.c, n, w.c, branch, I, at.pixels,
+        [&](int64_t m, int64_t p, Vec<A> v) { store(group + m * I + p, vgelu<A>(v + gate_bias[m])); });
+    mix(f.gic1.get() + (w.h + first) * w.c, w.c, plain, w.c, branch, I, at.pixels,
+        [&](int64_t m, int64_t p, Vec<A> v) { store(group + m * I + p, load(group + m * I + p) * (v + bias[m])); });
+    for (int64_t m = plain; m < n; ++m) {
+      const A* other = dynamic + (first + m - identities) * I;
+      for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
+        store(group + m * I + p, load(group + m * I + p) * load(other + p));
+      }
+    }
+    mix_share(w.gic2 + first, w.h, w.c, n, group, I, at.pixels, first == 0, sum);
+  }
+  for (int64_t j = 0; j < w.c; ++j) {
+    for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
+      store(mixed + j * I + p, load(sum + j * I + p) * scale + load(branch + j * I + p));
+    }
+  }
+}
+
+// out = W v for a square or rectangular matrix over dense rows.
+template <class A>
+inline void project(const A* matrix, int64_t rows, int64_t depth, const MixerTile& at, const A* in, A* out) {
+  mix(matrix, depth, rows, depth, in, at.inner, at.pixels,
+      [&](int64_t m, int64_t p, Vec<A> v) { store(out + m * at.inner + p, v); });
+}
+
+// The per-pixel MLP, a group of hidden channels at a time.
+template <class A>
+inline void pixel_mlp(const Mixer<A>& w, const MixerTile& at, const A* in, A* group, A* out) {
+  for (int64_t first = 0; first < 2 * w.c; first += kGroup) {
+    const int64_t n = smaller(kGroup, 2 * w.c - first);
+    mix(w.mlp_in + first * w.c, w.c, n, w.c, in, at.inner, at.pixels,
+        [&](int64_t m, int64_t p, Vec<A> v) { store(group + m * at.inner + p, vgelu<A>(v)); });
+    mix_share(w.mlp_out + first, 2 * w.c, w.c, n, group, at.inner, at.pixels, first == 0, out);
+  }
+}
+
+// The branches modulate each other, in place: [att; conv; mlp], c rows each.
+template <class A>
+inline void fuse(const Mixer<A>& w, const MixerTile& at, A* rows) {
+  const int64_t branch = w.c * at.inner;
+  for (int64_t j = 0; j < w.c; ++j) {
+    A *a = rows + j * at.inner, *g = a + branch, *m = g + branch;
+    for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
+      const Vec<A> va = load(a + p), vg = load(g + p), vm = load(m + p);
+      store(a + p, va + w.alpha_att * vsigmoid<A>(vg + vm));
+      store(g + p, vg + w.alpha_conv * vsigmoid<A>(va + vm));
+      store(m + p, vm + w.alpha_mlp * vsigmoid<A>(va + vg));
+    }
+  }
+}
+
+}  // namespace mirage::cpu::MIRAGE_ISA

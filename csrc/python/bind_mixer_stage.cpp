@@ -1,0 +1,43 @@
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "bind.h"
+#include "mirage/mixer_stage.h"
+
+namespace mirage::python {
+namespace {
+
+using Capsules = std::vector<py::capsule>;
+
+constexpr std::array<const char*, kMixerWeights> kWeights = {
+    "norm_weight", "norm_bias", "qkv", "qkv_dwconv", "temperature", "bn_weight", "bn_bias", "bn_mean", "bn_var", "gic1",
+    "generator_in", "generator_out", "gate_temperature", "gic2", "proj_out", "mlp_in", "mlp_out", "alpha_att",
+    "alpha_conv", "alpha_mlp", "project_out"};
+constexpr std::array<const char*, 5> kStatistics = {"attention", "kernels", "branch_mean", "batch_mean", "batch_var"};
+
+// A struct of tensors from capsules in the order of its members.
+template <class Struct, size_t N>
+Struct from_capsules(const char* argument, const std::array<const char*, N>& names, const Capsules& capsules) {
+  static_assert(sizeof(Struct) == N * sizeof(Tensor), "one name per member");
+  if (capsules.size() != N) fail(argument, std::to_string(N) + " tensors", std::to_string(capsules.size()));
+  Struct result;
+  Tensor* const members = reinterpret_cast<Tensor*>(&result);
+  for (size_t i = 0; i < N; ++i) members[i] = from_dlpack(names[i], capsules[i]);
+  return result;
+}
+
+}  // namespace
+
+MIRAGE_BINDINGS(m) {
+  m.def("mixer_stage", [](py::capsule x, const Capsules& weights, py::capsule branch_scale, bool training,
+                          double norm_eps, double bn_eps, const Capsules& statistics, py::capsule y) {
+    const Tensor tx = from_dlpack("x", x), ts = from_dlpack("branch_scale", branch_scale), ty = from_dlpack("y", y);
+    const auto w = from_capsules<MixerWeights>("weights", kWeights, weights);
+    const auto s = from_capsules<MixerStatistics>("statistics", kStatistics, statistics);
+    py::gil_scoped_release release;
+    mixer_stage(tx, w, ts, {training, norm_eps, bn_eps}, s, ty);
+  });
+}
+
+}  // namespace mirage::python
