@@ -122,6 +122,54 @@ inline void depthwise(const A* x, int64_t stride, const A* w, A* y, int64_t rows
   for (; r < rows; ++r) depthwise_rows<K, 1>(x + r * stride, stride, w, y + r * columns, columns);
 }
 
+// sums[ky][kx] += sum over the tile of g[i][j] * x[i + ky][j + kx]; x and g: the first lines, `x_stride` and `g_stride`
+// apart.
+template <int K, class A>
+inline void correlate(const A* x, int64_t x_stride, const A* g, int64_t g_stride, int64_t rows, int64_t columns,
+                      A* sums) {
+  constexpr int L = kLanes<A>;
+  const int64_t full = columns / L * L;
+  IVec<A> inside = {};
+  for (int i = 0; i < L; ++i) inside[i] = i < columns - full ? -1 : 0;
+  for (int ky = 0; ky < K; ++ky) {
+    Vec<A> acc[K] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const A *line = x + (r + ky) * x_stride, *to = g + r * g_stride;
+      for (int64_t p = 0; p < full; p += L) {
+        const Vec<A> v = load(to + p);
+#pragma GCC unroll 8
+        for (int kx = 0; kx < K; ++kx) acc[kx] += v * load(line + p + kx);
+      }
+      if (full < columns) {  // zero times infinity is not zero: both sides count only inside the line
+        const Vec<A> v = select<A>(inside, load(to + full), Vec<A>{});
+#pragma GCC unroll 8
+        for (int kx = 0; kx < K; ++kx) acc[kx] += v * select<A>(inside, load(line + full + kx), Vec<A>{});
+      }
+    }
+    for (int kx = 0; kx < K; ++kx) sums[ky * K + kx] += sum<A>(acc[kx]);
+  }
+}
+
+// The same tile with another halo.
+template <class A>
+inline Tile with_halo(Tile t, int64_t halo) {
+  t.halo = halo;
+  t.stride = t.columns + 2 * halo;
+  t.outer_pixels = whole_vectors<A>((t.rows + 2 * halo) * t.stride);
+  return t;
+}
+
+// A dense tile to its place in contiguous planes.
+template <class T>
+inline void store_dense(const Acc<T>* in, int64_t capacity, const Tile& tile, int64_t channels, T* planes) {
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      store_row(planes + (c * tile.height + tile.row + r) * tile.width + tile.column, in + c * capacity + r * tile.columns,
+                tile.columns);
+    }
+  }
+}
+
 // y = x + out for the pixels of a dense tile; `line` is scratch for one line.
 template <class T>
 inline void add_dense(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity,

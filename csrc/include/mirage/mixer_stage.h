@@ -28,6 +28,12 @@ struct MixerWeights {
   Tensor project_out;                       // [C, C]
 };
 
+// The gradients of the weights, in the same order and shapes; BatchNorm's running statistics have none.
+struct MixerGradients {
+  Tensor norm_weight, norm_bias, qkv, qkv_dwconv, temperature, bn_weight, bn_bias, gic1, generator_in, generator_out,
+      gate_temperature, gic2, proj_out, mlp_in, mlp_out, alpha_att, alpha_conv, alpha_mlp, project_out;
+};
+
 // What backward needs besides x, of the accumulator type, contiguous.
 struct MixerStatistics {
   Tensor attention;              // [B, heads, 2d + 2, d]: softmax, q k^T, |q|, |k|
@@ -45,5 +51,11 @@ struct MixerOptions {
 // of the dtype of x. Scratch memory: at most about a megabyte per thread, and B * H * W * c / 100 sums.
 void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& options,
                  const MixerStatistics& statistics, const Tensor& y);
+
+// Recomputes forward from x, tile by tile. Scratch memory: about a megabyte per thread, 2 C feature maps of the
+// accumulator type (gradients that one pass leaves to the next), and at most 16 copies of the weights' gradients.
+void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale,
+                          const MixerOptions& options, const MixerStatistics& statistics, const Tensor& grad_x,
+                          const MixerGradients& gradients);
 
 }  // namespace mirage

@@ -1,0 +1,124 @@
+// What the three passes of mixer_stage's backward share: where each gradient's sums lie, the tensors between the passes,
+// transposed weights.
+#pragma once
+
+#include "mixer_stage_parts.h"
+#include "outer.h"
+
+namespace mirage::cpu::MIRAGE_ISA {
+
+// The sums that the passes gather over all pixels, one run of them per chunk of tiles. All but the norm's come from the
+// first two passes.
+template <class A>
+struct Gradients {
+  int64_t norm_weight, norm_bias, qkv, qkv_dwconv, bn_weight, bn_bias, gic1, tau, gic2, proj_out, mlp_in, mlp_out, alphas,
+      project_out, count;
+
+  explicit Gradients(const Mixer<A>& w) {
+    int64_t next = 0;
+    auto take = [&](int64_t n) { const int64_t at = next; next += n; return at; };
+    norm_weight = take(w.C);
+    norm_bias = take(w.C);
+    qkv = take(3 * w.c * w.c);
+    qkv_dwconv = take(3 * w.c * 9);
+    bn_weight = take(w.c);
+    bn_bias = take(w.c);
+    gic1 = take(2 * w.h * w.c);
+    tau = take(1);
+    gic2 = take(w.c * w.h);
+    proj_out = take(w.c * w.c);
+    mlp_in = take(2 * w.c * w.c);
+    mlp_out = take(2 * w.c * w.c);
+    alphas = take(3);
+    project_out = take(w.C * w.C);
+    count = next;
+  }
+};
+
+// Tiles in chunks, each with sums of its own: at most 16, cut by the number of tiles alone, so that the sums have the
+// same bits at every thread count.
+struct Chunks {
+  int64_t units, count;
+  explicit Chunks(int64_t n) : units(n), count(n < 16 ? n : 16) {}
+  int64_t begin(int64_t chunk) const { return units * chunk / count; }
+};
+
+// f(unit, sums, scratch) for every unit; sums: [chunks, size], cleared first. total (double) += the sums, in order.
+template <class A, class F>
+inline void sum_over_units(int64_t units, int64_t size, int64_t scratch_size, double* total, const F& f) {
+  const Chunks chunks(units);
+  Buffer<A> partial(chunks.count * size);
+  parallel_units<A>(chunks.count, scratch_size, [&](int64_t chunk, A* scratch) {
+    A* const sums = partial.get() + chunk * size;
+    for (int64_t i = 0; i < size; ++i) sums[i] = A(0);
+    for (int64_t unit = chunks.begin(chunk); unit < chunks.begin(chunk + 1); ++unit) f(unit, sums, scratch);
+  });
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+    for (int64_t i = 0; i < size; ++i) total[i] += partial[chunk * size + i];
+  }
+}
+
+// Feature maps that one pass leaves to the next, [B, channels, H, W] of the accumulator type: 2 C channels in all.
+template <class A>
+struct Between {
+  int64_t batch, c, height, width;
+  Buffer<A> dynamic, value, residual, normed;
+
+  Between(const Mixer<A>& w, const Tensor& x)
+      : batch(x.size[0]), c(w.c), height(x.size[2]), width(x.size[3]), dynamic(size(1)), value(size(1)),
+        residual(size(1)), normed(size(3)) {}
+
+  int64_t plane() const { return height * width; }
+  int64_t size(int64_t branches) const { return batch * branches * c * plane(); }
+
+  // A sample of the buffers: gradients of the dynamic convolution's output, of v, of the gated CNN's residual; and of the
+  // normalised x, in branches (attention, BatchNorm's output, MLP).
+  A* dynamic_of(int64_t b) const { return dynamic.get() + b * c * plane(); }
+  A* value_of(int64_t b) const { return value.get() + b * c * plane(); }
+  A* residual_of(int64_t b) const { return residual.get() + b * c * plane(); }
+  A* normed_of(int64_t b, int64_t branch) const { return normed.get() + (b * 3 + branch) * c * plane(); }
+
+  // One sample's planes as load_tile takes them.
+  Tensor planes(A* data) const {
+    Tensor t;
+    t.data = data;
+    t.ndim = 4;
+    t.stride[1] = plane();
+    t.stride[2] = width;
+    t.stride[3] = 1;
+    return t;
+  }
+};
+
+template <class A>
+struct Transposed {
+  Buffer<A> data;
+  int64_t columns;  // of the transposed matrix
+
+  Transposed(const A* matrix, int64_t rows, int64_t depth) : data(rows * depth), columns(rows) {
+    for (int64_t m = 0; m < rows; ++m) {
+      for (int64_t k = 0; k < depth; ++k) data[k * rows + m] = matrix[m * depth + k];
+    }
+  }
+  const A* get() const { return data.get(); }
+};
+
+// The weights as the backward passes multiply by them. gic1's gate rows are divided by the gate's temperature.
+template <class A>
+struct BackwardWeights {
+  Buffer<A> gic1;
+  Transposed<A> gic1_t, gic2_t, qkv_t, proj_out_t, mlp_in_t, mlp_out_t, project_out_t;
+
+  explicit BackwardWeights(const Mixer<A>& w)
+      : gic1(2 * w.h * w.c), gic1_t(tempered(w, gic1.get()), 2 * w.h, w.c), gic2_t(w.gic2, w.c, w.h),
+        qkv_t(w.qkv, 3 * w.c, w.c), proj_out_t(w.proj_out, w.c, w.c), mlp_in_t(w.mlp_in, 2 * w.c, w.c),
+        mlp_out_t(w.mlp_out, w.c, 2 * w.c), project_out_t(w.project_out, w.C, w.C) {}
+
+ private:
+  static const A* tempered(const Mixer<A>& w, A* out) {
+    for (int64_t i = 0; i < 2 * w.h * w.c; ++i) out[i] = i < w.h * w.c ? w.gic1[i] / w.tau : w.gic1[i];
+    return out;
+  }
+};
+
+}  // namespace mirage::cpu::MIRAGE_ISA
