@@ -44,8 +44,25 @@ MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2,
   }
 }
 
+// h = gelu(W n), and W n itself, without the halo, to `planes`.
 template <class T>
-void run(const Tensor& x, const Weights<Acc<T>>& w, int64_t hidden, const Tensor& y) {
+void mix_and_keep(const Acc<T>* rows, int64_t channels, int64_t count, const Acc<T>* normed, int64_t outer,
+                  const Tile& tile, Acc<T>* h, T* planes) {
+  using A = Acc<T>;
+  mix(rows, channels, count, channels, normed, outer, tile.outer_pixels,
+      [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + p, v); });
+  for (int64_t m = 0; m < count; ++m) {
+    A* const row = h + m * outer;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      store_row(planes + (m * tile.height + tile.row + r) * tile.width + tile.column,
+                row + (r + tile.halo) * tile.stride + tile.halo, tile.columns);
+    }
+    for (int64_t p = 0; p < tile.outer_pixels; p += kLanes<A>) store(row + p, vgelu<A>(load(row + p)));
+  }
+}
+
+template <class T>
+void run(const Tensor& x, const Weights<Acc<T>>& w, int64_t hidden, const Tensor& y, T* kept) {
   using A = Acc<T>;
   const int64_t C = x.size[1], H = x.size[2], W = x.size[3];
   const Tiling tiling = Tiling::choose<A>(H, W, 1, /*channels held=*/2 * C + 3 * kGroupPairs);
@@ -65,8 +82,14 @@ void run(const Tensor& x, const Weights<Acc<T>>& w, int64_t hidden, const Tensor
       const int64_t pairs = hidden - first < group ? hidden - first : group;
       for (int half = 0; half < 2; ++half) {
         A* const h = half ? h2 : h1;
-        mix(w.project_in + (first + half * hidden) * C, C, pairs, C, normed, outer, tile.outer_pixels,
-            [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + p, vgelu<A>(v)); });
+        const A* const rows = w.project_in + (first + half * hidden) * C;
+        if (kept) {
+          T* const planes = kept + (sample * 2 * hidden + first + half * hidden) * H * W;
+          mix_and_keep(rows, C, pairs, normed, outer, tile, h, planes);
+        } else {
+          mix(rows, C, pairs, C, normed, outer, tile.outer_pixels,
+              [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + p, vgelu<A>(v)); });
+        }
       }
       for (int64_t i = 0; i < pairs; ++i) {
         const A *w1 = w.dwconv + (first + i) * 9, *w2 = w1 + hidden * 9;
@@ -88,13 +111,14 @@ void run(const Tensor& x, const Weights<Acc<T>>& w, int64_t hidden, const Tensor
 }  // namespace
 
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
-                        const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y) {
+                        const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
+                        const Tensor* hidden) {
   MIRAGE_FOR_DTYPE(x.dtype, T, {
     using A = Acc<T>;
     const Weights<A> w{static_cast<const A*>(norm_weight.data), static_cast<const A*>(norm_bias.data),
                        static_cast<const A*>(project_in.data), static_cast<const A*>(dwconv.data),
                        static_cast<const A*>(project_out.data), A(eps)};
-    run<T>(x, w, project_out.size[1], y);
+    run<T>(x, w, project_out.size[1], y, hidden ? hidden->as<T>() : nullptr);
   })
 }
 

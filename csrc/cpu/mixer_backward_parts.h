@@ -2,8 +2,8 @@
 // transposed weights.
 #pragma once
 
+#include "gradients.h"
 #include "mixer_stage_parts.h"
-#include "outer.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
 
@@ -35,29 +35,6 @@ struct Gradients {
   }
 };
 
-// Tiles in chunks, each with sums of its own: at most 16, cut by the number of tiles alone, so that the sums have the
-// same bits at every thread count.
-struct Chunks {
-  int64_t units, count;
-  explicit Chunks(int64_t n) : units(n), count(n < 16 ? n : 16) {}
-  int64_t begin(int64_t chunk) const { return units * chunk / count; }
-};
-
-// f(unit, sums, scratch) for every unit; sums: [chunks, size], cleared first. total (double) += the sums, in order.
-template <class A, class F>
-inline void sum_over_units(int64_t units, int64_t size, int64_t scratch_size, double* total, const F& f) {
-  const Chunks chunks(units);
-  Buffer<A> partial(chunks.count * size);
-  parallel_units<A>(chunks.count, scratch_size, [&](int64_t chunk, A* scratch) {
-    A* const sums = partial.get() + chunk * size;
-    for (int64_t i = 0; i < size; ++i) sums[i] = A(0);
-    for (int64_t unit = chunks.begin(chunk); unit < chunks.begin(chunk + 1); ++unit) f(unit, sums, scratch);
-  });
-  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-    for (int64_t i = 0; i < size; ++i) total[i] += partial[chunk * size + i];
-  }
-}
-
 // Feature maps that one pass leaves to the next, [B, channels, H, W] of the accumulator type: 2 C channels in all.
 template <class A>
 struct Between {
@@ -88,19 +65,6 @@ struct Between {
     t.stride[3] = 1;
     return t;
   }
-};
-
-template <class A>
-struct Transposed {
-  Buffer<A> data;
-  int64_t columns;  // of the transposed matrix
-
-  Transposed(const A* matrix, int64_t rows, int64_t depth) : data(rows * depth), columns(rows) {
-    for (int64_t m = 0; m < rows; ++m) {
-      for (int64_t k = 0; k < depth; ++k) data[k * rows + m] = matrix[m * depth + k];
-    }
-  }
-  const A* get() const { return data.get(); }
 };
 
 // The weights as the backward passes multiply by them. gic1's gate rows are divided by the gate's temperature.

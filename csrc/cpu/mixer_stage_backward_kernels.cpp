@@ -2,6 +2,7 @@
 // the second to the normalised x, the third through LayerNorm (BatchNorm's gradient needs the sums of the second).
 #include "attention_softmax.h"
 #include "dtypes.h"
+#include "layer_norm_tile.h"
 #include "mixer_backward_branches.h"
 #include "mixer_backward_inputs.h"
 #include "mixer_stage_kernels.h"
@@ -122,44 +123,15 @@ class NormsPass {
     load_tile(grad_y_.as<const T>() + sample * grad_y_.stride[0], grad_y_, tile, C, I, out);
     load_tile(between_.normed_of(sample, 0), between_.planes(nullptr), tile, C, I, grad);
     load_tile(between_.residual_of(sample), between_.planes(nullptr), tile, c, I, residual);
-    for (int64_t p = 0; p < pixels; p += kLanes<A>) standardise(normal + p, rstd + p);
+    const NormTile<A> norm{C, I, pixels, tile.rows * tile.columns, w_.norm_weight, w_.norm_eps};
+    norm.standardise(normal, rstd);
     for (int64_t j = 0; j < c; ++j) through_batch_norm(j, pixels, normal, residual + j * I, grad + (c + j) * I);
-    for (int64_t k = 0; k < C; ++k) {
-      Vec<A> weight = {}, bias = {};
-      for (int64_t p = 0; p < pixels; p += kLanes<A>) {
-        const Vec<A> g = inside(load(grad + k * I + p), tile.rows * tile.columns - p);
-        weight += g * load(normal + k * I + p);
-        bias += g;
-      }
-      sums[k] += sum<A>(weight);
-      sums[C + k] += sum<A>(bias);
-    }
-    for (int64_t p = 0; p < pixels; p += kLanes<A>) through_layer_norm(normal + p, grad + p, load(rstd + p), out + p);
+    norm.add_sums(normal, grad, sums);
+    norm.add_input_gradient(normal, rstd, grad, out);
     store_dense(out, I, tile, C, grad_x_.as<T>() + sample * C * between_.plane());
   }
 
  private:
-  // The lanes that are pixels of the tile, zero beyond (BatchNorm's mean gradient is not zero there).
-  static MIRAGE_INLINE Vec<A> inside(Vec<A> v, int64_t left) {
-    for (int64_t i = left; i < kLanes<A>; ++i) v[i] = A(0);
-    return v;
-  }
-
-  // (x - mean) / sqrt(var + eps) over the channels of a vector of pixels, in place.
-  MIRAGE_INLINE void standardise(A* x, A* rstd) const {
-    const A inverse = A(1) / A(w_.C);
-    Vec<A> mean = {}, square = {};
-    for (int64_t k = 0; k < w_.C; ++k) mean += load(x + k * inner_);
-    mean *= inverse;
-    for (int64_t k = 0; k < w_.C; ++k) {
-      const Vec<A> e = load(x + k * inner_) - mean;
-      square += e * e;
-    }
-    for (int i = 0; i < kLanes<A>; ++i) square[i] = A(1) / A(__builtin_sqrt(square[i] * inverse + w_.norm_eps));
-    for (int64_t k = 0; k < w_.C; ++k) store(x + k * inner_, (load(x + k * inner_) - mean) * square);
-    store(rstd, square);
-  }
-
   // grad: of BatchNorm's output, which becomes that of its input, the residual's share included.
   MIRAGE_INLINE void through_batch_norm(int64_t j, int64_t pixels, const A* normal, const A* residual, A* grad) const {
     const int64_t k = w_.c + j;
@@ -168,22 +140,6 @@ class NormsPass {
       const Vec<A> in = load(normal + k * inner_ + p) * w_.norm_weight[k] + w_.norm_bias[k];
       const Vec<A> standard = (in - mean_[j]) * inverse;
       store(grad + p, load(residual + p) + scale * (load(grad + p) - center_[j] - standard * slope_[j]));
-    }
-  }
-
-  MIRAGE_INLINE void through_layer_norm(const A* normal, const A* grad, Vec<A> rstd, A* out) const {
-    const A inverse = A(1) / A(w_.C);
-    Vec<A> mean = {}, along = {};
-    for (int64_t k = 0; k < w_.C; ++k) {
-      const Vec<A> g = load(grad + k * inner_) * w_.norm_weight[k];
-      mean += g;
-      along += g * load(normal + k * inner_);
-    }
-    mean *= inverse;
-    along *= inverse;
-    for (int64_t k = 0; k < w_.C; ++k) {
-      const Vec<A> g = load(grad + k * inner_) * w_.norm_weight[k] - mean - load(normal + k * inner_) * along;
-      store(out + k * inner_, load(out + k * inner_) + rstd * g);
     }
   }
 

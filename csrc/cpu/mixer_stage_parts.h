@@ -119,20 +119,6 @@ inline void dynamic_rows(const Mixer<A>& w, const MixerTile& at, const A* kernel
   }
 }
 
-// out[m] = v, or out[m] += v where it is not the first share of a sum over groups.
-template <class A>
-inline void mix_share(const A* a, int64_t a_stride, int64_t rows, int64_t depth, const A* b, int64_t stride,
-                      int64_t pixels, bool first, A* out) {
-  if (first) {
-    mix(a, a_stride, rows, depth, b, stride, pixels,
-        [&](int64_t m, int64_t p, Vec<A> v) { store(out + m * stride + p, v); });
-  } else {
-    mix(a, a_stride, rows, depth, b, stride, pixels, [&](int64_t m, int64_t p, Vec<A> v) {
-      store(out + m * stride + p, load(out + m * stride + p) + v);
-    });
-  }
-}
-
 // gic2(gelu(gate) * concat(identity, dynamic)) * scale + branch, written to `mixed`, which may be `branch` itself.
 template <class A>
 inline void gated_branch(const Mixer<A>& w, const Folded<A>& f, const MixerTile& at, const A* branch, const A* dynamic,

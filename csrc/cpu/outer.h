@@ -1,28 +1,46 @@
-// placeholder until the shared header lands
+// Weight gradients: S[m][k] += sum over pixels of A[m][p] B[k][p]. A block of kOuterRows x kOuterColumns vectors of
+// products stays in registers while the pixels run; lanes are added up once per block.
 #pragma once
+
 #include "vec.h"
+
 namespace mirage::cpu::MIRAGE_ISA {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kOuterRows = 4, kOuterColumns = 4;
+#else
+constexpr int kOuterRows = 3, kOuterColumns = 3;
+#endif
+
+// `pixels` is a multiple of the lanes: where the last vector holds fewer, one operand is zero there and the other finite.
 template <class A>
-void add_outer(const A* a, int64_t a_stride, int64_t rows, const A* b, int64_t b_stride, int64_t columns,
-               int64_t pixels, A* sums, int64_t sums_stride) {
-  for (int64_t m = 0; m < rows; m += 4)
-    for (int64_t k = 0; k < columns; k += 4) {
-      Vec<A> acc[4][4] = {};
-      const int64_t mr = rows - m < 4 ? rows - m : 4, kr = columns - k < 4 ? columns - k : 4;
-      const A *pa[4], *pb[4];
-      for (int i = 0; i < 4; ++i) { pa[i] = a + (m + (i < mr ? i : mr - 1)) * a_stride; pb[i] = b + (k + (i < kr ? i : kr - 1)) * b_stride; }
+inline void add_outer(const A* a, int64_t a_stride, int64_t rows, const A* b, int64_t b_stride, int64_t columns,
+                      int64_t pixels, A* sums, int64_t sums_stride) {
+  for (int64_t m = 0; m < rows; m += kOuterRows) {
+    const int64_t here = rows - m < kOuterRows ? rows - m : kOuterRows;
+    const A* x[kOuterRows];
+    for (int i = 0; i < kOuterRows; ++i) x[i] = a + (m + (i < here ? i : here - 1)) * a_stride;
+    for (int64_t k = 0; k < columns; k += kOuterColumns) {
+      const int64_t wide = columns - k < kOuterColumns ? columns - k : kOuterColumns;
+      const A* y[kOuterColumns];
+      for (int j = 0; j < kOuterColumns; ++j) y[j] = b + (k + (j < wide ? j : wide - 1)) * b_stride;
+      Vec<A> products[kOuterRows][kOuterColumns] = {};
       for (int64_t p = 0; p < pixels; p += kLanes<A>) {
-        Vec<A> vb[4];
+        Vec<A> v[kOuterColumns];
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) vb[j] = load(pb[j] + p);
+        for (int j = 0; j < kOuterColumns; ++j) v[j] = load(y[j] + p);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          const Vec<A> va = load(pa[i] + p);
+        for (int i = 0; i < kOuterRows; ++i) {
+          const Vec<A> u = load(x[i] + p);
 #pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) acc[i][j] += va * vb[j];
+          for (int j = 0; j < kOuterColumns; ++j) products[i][j] += u * v[j];
         }
       }
-      for (int i = 0; i < mr; ++i) for (int j = 0; j < kr; ++j) sums[(m + i) * sums_stride + k + j] += sum<A>(acc[i][j]);
+      for (int64_t i = 0; i < here; ++i) {
+        for (int64_t j = 0; j < wide; ++j) sums[(m + i) * sums_stride + k + j] += sum<A>(products[i][j]);
+      }
     }
+  }
 }
-}
+
+}  // namespace mirage::cpu::MIRAGE_ISA

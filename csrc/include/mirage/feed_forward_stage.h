@@ -1,4 +1,4 @@
-// The second half of a MIRAGE block in one pass, for inference: y = x + project_out(gelu(d1) * d2) with
+// The second half of a MIRAGE block in one pass, and its gradients in one: y = x + project_out(gelu(d1) * d2) with
 // d = depthwise3x3(gelu(project_in(layer_norm(x)))), d1 and d2 its halves.
 #pragma once
 
@@ -12,8 +12,21 @@ namespace mirage {
 //   dwconv                  [2M, 9]        contiguous
 //   project_out             [C, M]         contiguous
 //   y                       [B, C, H, W]   contiguous, dtype of x
+//   hidden                  [B, 2M, H, W]  contiguous, dtype of x, or null: receives project_in's result before its GELU
 // The weights are of the accumulator type of x. The hidden tensor of 2M channels exists a tile at a time, in cache.
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
-                        const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y);
+                        const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
+                        const Tensor* hidden = nullptr);
+
+struct FeedForwardGradients {
+  Tensor norm_weight, norm_bias, project_in, dwconv, project_out;  // contiguous, of the shapes and type of the weights
+};
+
+// Recomputes forward from x tile by tile, or reads `hidden` where it is given. grad_y: any strides, dtype of x; grad_x:
+// contiguous, dtype of x. Scratch memory: a few megabytes per thread and at most 16 copies of the weights' gradients.
+void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,
+                                 const Tensor& norm_bias, double eps, const Tensor& project_in, const Tensor& dwconv,
+                                 const Tensor& project_out, const Tensor* hidden, const Tensor& grad_x,
+                                 const FeedForwardGradients& gradients);
 
 }  // namespace mirage
