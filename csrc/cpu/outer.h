@@ -12,6 +12,39 @@ constexpr int kOuterRows = 4, kOuterColumns = 4;
 constexpr int kOuterRows = 3, kOuterColumns = 3;
 #endif
 
+#if defined(__AVX512F__)
+// The lane sums of 16 vectors of 16 lanes, one per lane of the result. With N vectors each owns a run of 16 / N lanes;
+// a step adds the halves of every run of two such results.
+template <int N>
+MIRAGE_INLINE __m512 sum_each(const Vec<float>* v) {
+  if constexpr (N == 1) {
+    return (__m512)v[0];
+  } else {
+    const __m512 a = sum_each<N / 2>(v), b = sum_each<N / 2>(v + N / 2);
+    constexpr int run = 16 / N;
+    alignas(64) int32_t low[16], high[16];
+    for (int i = 0; i < 16; ++i) {
+      low[i] = i / 8 * 16 + i % 8 / run * 2 * run + i % run;
+      high[i] = low[i] + run;
+    }
+    return _mm512_add_ps(_mm512_permutex2var_ps(a, _mm512_load_si512(low), b),
+                         _mm512_permutex2var_ps(a, _mm512_load_si512(high), b));
+  }
+}
+#endif
+
+// out[i] = the sum of the lanes of v[i].
+template <class A, int N>
+MIRAGE_INLINE void sum_all(const Vec<A> (&v)[N], A* out) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4 && N == 16) {
+    _mm512_storeu_ps(out, sum_each<16>(v));
+    return;
+  }
+#endif
+  for (int i = 0; i < N; ++i) out[i] = sum<A>(v[i]);
+}
+
 // `pixels` is a multiple of the lanes: where the last vector holds fewer, one operand is zero there and the other finite.
 template <class A>
 inline void add_outer(const A* a, int64_t a_stride, int64_t rows, const A* b, int64_t b_stride, int64_t columns,
@@ -24,7 +57,7 @@ inline void add_outer(const A* a, int64_t a_stride, int64_t rows, const A* b, in
       const int64_t wide = columns - k < kOuterColumns ? columns - k : kOuterColumns;
       const A* y[kOuterColumns];
       for (int j = 0; j < kOuterColumns; ++j) y[j] = b + (k + (j < wide ? j : wide - 1)) * b_stride;
-      Vec<A> products[kOuterRows][kOuterColumns] = {};
+      Vec<A> products[kOuterRows * kOuterColumns] = {};
       for (int64_t p = 0; p < pixels; p += kLanes<A>) {
         Vec<A> v[kOuterColumns];
 #pragma GCC unroll 4
@@ -33,11 +66,13 @@ inline void add_outer(const A* a, int64_t a_stride, int64_t rows, const A* b, in
         for (int i = 0; i < kOuterRows; ++i) {
           const Vec<A> u = load(x[i] + p);
 #pragma GCC unroll 4
-          for (int j = 0; j < kOuterColumns; ++j) products[i][j] += u * v[j];
+          for (int j = 0; j < kOuterColumns; ++j) products[i * kOuterColumns + j] += u * v[j];
         }
       }
+      A totals[kOuterRows * kOuterColumns];
+      sum_all<A>(products, totals);
       for (int64_t i = 0; i < here; ++i) {
-        for (int64_t j = 0; j < wide; ++j) sums[(m + i) * sums_stride + k + j] += sum<A>(products[i][j]);
+        for (int64_t j = 0; j < wide; ++j) sums[(m + i) * sums_stride + k + j] += totals[i * kOuterColumns + j];
       }
     }
   }
