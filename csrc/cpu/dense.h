@@ -18,12 +18,12 @@ inline int64_t dense_capacity(const Tiling& t) { return whole_vectors<A>(t.tile_
 template <class A>
 inline int64_t dense_pixels(const Tile& t) { return whole_vectors<A>(t.rows * t.columns); }
 
-// Tiles for which `outer` channels with the halo and `inner` dense ones fit in most of a megabyte of second-level cache,
-// with the least work on halos and at least two per sample where the plane allows. The shape alone decides.
+// Tiles for which `outer` channels with the halo and `inner` dense ones fit in two megabytes, with the least work on halos
+// and at least two per sample where the plane allows. The shape alone decides. Two megabytes are more than most
+// second-level caches: a product reads a panel of pixels once per pass, and larger halos cost more than the next cache.
 template <class A>
-inline Tiling choose_dense(int64_t height, int64_t width, int64_t halo, int64_t outer, int64_t inner,
-                           int64_t kilobytes = 768) {
-  const int64_t budget = (kilobytes << 10) / int64_t(sizeof(A)), L = kLanes<A>;
+inline Tiling choose_dense(int64_t height, int64_t width, int64_t halo, int64_t outer, int64_t inner) {
+  const int64_t budget = (int64_t(2048) << 10) / int64_t(sizeof(A)), L = kLanes<A>;
   Tiling best{height, width, halo, 0, 0};
   double least = 0;
   for (int64_t across = 1; across == 1 || (width + across - 1) / across >= 16; ++across) {

@@ -34,7 +34,7 @@ class BackwardPass {
         group_(smaller(kPairs, M_)), norm_weight_(norm_weight.as<A>()), norm_bias_(norm_bias.as<A>()), eps_(A(eps)),
         project_in_(project_in.as<A>()), dwconv_(dwconv.as<A>()), project_in_t_(project_in_, 2 * M_, C_),
         project_out_t_(project_out.as<A>(), C_, M_), turned_(2 * M_ * 9), sums_(C_, M_),
-        tiling_(choose_dense<A>(x.size[2], x.size[3], 2, 2 * C_ + 7 * group_, 3 * C_ + 3 * group_, kKilobytes)),
+        tiling_(choose_dense<A>(x.size[2], x.size[3], 2, 2 * C_ + 7 * group_, 3 * C_ + 3 * group_)),
         outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)) {
     for (int64_t j = 0; j < 2 * M_; ++j) {
       for (int64_t i = 0; i < 9; ++i) turned_[j * 9 + i] = dwconv_[j * 9 + 8 - i];
@@ -85,8 +85,6 @@ class BackwardPass {
   }
 
  private:
-  static constexpr int64_t kKilobytes = 768;
-
   // Buffers of a tile: [channels, outer] with a halo of two or one, [channels, inner] without.
   struct Work {
     Tile tile, by_one;

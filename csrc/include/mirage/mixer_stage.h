@@ -48,11 +48,12 @@ struct MixerOptions {
 };
 
 // x [B, C, H, W] of any strides; branch_scale [B] multiplies the gated CNN's branch before its residual; y contiguous,
-// of the dtype of x. Scratch memory: at most about a megabyte per thread, and B * H * W * c / 100 sums.
+// of the dtype of x. Scratch memory: about two megabytes per thread, and a few sums per
+// tile.
 void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& options,
                  const MixerStatistics& statistics, const Tensor& y);
 
-// Recomputes forward from x, tile by tile. Scratch memory: about a megabyte per thread, 2 C feature maps of the
+// Recomputes forward from x, tile by tile. Scratch memory: about two megabytes per thread, 2 C feature maps of the
 // accumulator type (gradients that one pass leaves to the next), and at most 16 copies of the weights' gradients.
 void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale,
                           const MixerOptions& options, const MixerStatistics& statistics, const Tensor& grad_x,
