@@ -11,6 +11,7 @@ from mirage_kernels.channel_layer_norm import channel_layer_norm
 from mirage_kernels.dynamic_depthwise_conv2d import dynamic_depthwise_conv2d
 from mirage_kernels.feed_forward_stage import feed_forward_stage
 from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
+from mirage_kernels.mixer_stage import MixerOutput, MixerWeights, mixer_stage
 from mirage_kernels.spd_covariance import spd_covariance
 from mirage_kernels.tri_branch_fusion import tri_branch_fusion
 
@@ -18,6 +19,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "MixerOutput",
+    "MixerWeights",
     "available",
     "channel_attention",
     "channel_attention_fusion",
@@ -26,6 +29,7 @@ __all__ = [
     "feed_forward_stage",
     "gated_depthwise_ffn",
     "last_used",
+    "mixer_stage",
     "spd_covariance",
     "tri_branch_fusion",
     "use",

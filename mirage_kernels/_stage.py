@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from mirage_kernels import _dispatch
 from mirage_kernels._library import accumulator
+from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference_depthwise
+from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion
 
 OPERATOR_IMPLEMENTATIONS = ("cpp", "triton")
 _Two = tuple[Tensor, Tensor]
@@ -41,6 +43,12 @@ def without_autocast() -> Iterator[None]:
     )
     with torch._C._ExcludeDispatchKeyGuard(keys):
         yield
+
+
+def working(x: Tensor, impl: str) -> Tensor:
+    """x in the dtype in which a composite computes: 16-bit maps are widened, except on Triton, where the matrix
+    products of a GPU are worth rounding between the steps as eager PyTorch does."""
+    return x if impl == "triton" else x.to(accumulator(x.dtype))
 
 
 def operator(name: str, impl: str) -> Any:
@@ -144,3 +152,123 @@ def gate_backward(grad_y: Tensor, h: Tensor, weight: Tensor, impl: str) -> _Two:
         torch.cat((grad_first, grad_second), 1), activated, weight, padding=1, groups=h.shape[1]
     )
     return torch.ops.aten.gelu_backward(grad_activated, h), grad_weight
+
+
+# ---- depthwise convolutions ----------------------------------------------------------------------------------------
+
+
+def depthwise(x: Tensor, kernels: Tensor, impl: str) -> Tensor:
+    """`dynamic_depthwise_conv2d` of x [B, C, H, W] with kernels [B, C, K, K], rounded to the dtype of x."""
+    kernels = kernels.to(x.dtype)
+    run = operator("dynamic_depthwise_conv2d", impl)
+    return reference_depthwise(x, kernels) if run is None else run(x, kernels, impl)
+
+
+def depthwise_backward(grad_y: Tensor, x: Tensor, kernels: Tensor, impl: str) -> _Two:
+    """Gradients of x and of the kernels [B, C, K, K], in the dtype of x."""
+    kernels = kernels.to(x.dtype)
+    run = operator("dynamic_depthwise_conv2d_backward", impl)
+    if run is not None:
+        return run(grad_y, x, kernels, True, True, impl)
+    batch, channels, height, width = x.shape
+    planes, size = batch * channels, kernels.shape[-1]
+    if planes == 0:  # a convolution needs a group
+        return torch.zeros_like(x), torch.zeros_like(kernels)
+    grad_x, grad_kernels = convolution_backward(
+        grad_y.reshape(1, planes, height, width),
+        x.reshape(1, planes, height, width),
+        kernels.reshape(planes, 1, size, size),
+        padding=size // 2,
+        groups=planes,
+    )
+    return grad_x.view(x.shape), grad_kernels.view(kernels.shape)
+
+
+# ---- attention and fusion ------------------------------------------------------------------------------------------
+
+NORM_EPS = 1e-12  # of F.normalize
+
+
+class Fusion(NamedTuple):
+    """What the fusion of the branches reads: three parts of the attention [B, c, H, W], its temperature [heads], the
+    other two branches and the weights of the modulations (scalars)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    temperature: Tensor
+    conv: Tensor
+    mlp: Tensor
+    alphas: _Three
+
+
+def fuse(f: Fusion, impl: str) -> _Two:
+    """`channel_attention_fusion` in the dtype of q, and the small matrices that its backward takes."""
+    heads = f.temperature.shape[0]
+    run = operator("channel_attention_fusion", impl)
+    if run is not None:
+        return run(f.q, f.k, f.v, f.temperature, heads, f.conv, f.mlp, *f.alphas, impl)
+    q, k, v = _by_head(f)
+    sums = q.to(f.temperature.dtype), k.to(f.temperature.dtype)
+    gram, norms = sums[0] @ sums[1].mT, [t.norm(dim=-1) for t in sums]
+    attn = (_cosines(gram, *norms) * f.temperature.view(-1, 1, 1)).softmax(-1)
+    matrices = torch.cat((attn, gram, *(n.unsqueeze(2) for n in norms)), 2)
+    att = (attn.to(v.dtype) @ v).reshape(f.v.shape)
+    return tri_branch_fusion(att, f.conv, f.mlp, *f.alphas), matrices
+
+
+def fuse_backward(grad_y: Tensor, f: Fusion, matrices: Tensor, impl: str) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v, temperature, conv, mlp and the three weights."""
+    run = operator("channel_attention_fusion_backward", impl)
+    if run is not None:
+        return run(grad_y, f.q, f.k, f.v, f.temperature, f.conv, f.mlp, *f.alphas, matrices, impl)
+    dtype, (q, k, v), d = f.temperature.dtype, _by_head(f), matrices.shape[-1]
+    attn, gram, (norm_q, norm_k) = matrices[:, :, :d], matrices[:, :, d : 2 * d], matrices[:, :, 2 * d :].unbind(2)
+    att = (attn.to(v.dtype) @ v).reshape(f.v.shape)
+    grad_att, grad_conv, grad_mlp, grad_alphas = _modulation_backward(grad_y, att, f)
+    grad_att = grad_att.reshape(v.shape)
+    grad_v = attn.mT.to(v.dtype) @ grad_att
+    cosines = _cosines(gram, norm_q, norm_k)
+    grad_attn = grad_att.to(dtype) @ v.to(dtype).mT
+    grad_scores = attn * (grad_attn - (attn * grad_attn).sum(-1, keepdim=True))
+    grad_temperature = (grad_scores * cosines).sum((0, 2, 3))
+    grad_cosines = grad_scores * f.temperature.view(-1, 1, 1)
+    through = _cosines(grad_cosines, norm_q, norm_k)
+    along = grad_cosines * cosines
+    grad_q = through @ k.to(dtype) - _unit_part(along.sum(-1), norm_q) * q.to(dtype)
+    grad_k = through.mT @ q.to(dtype) - _unit_part(along.sum(-2), norm_k) * k.to(dtype)
+    maps = (g.reshape(f.q.shape).to(f.q.dtype) for g in (grad_q, grad_k, grad_v))
+    return *maps, grad_temperature, grad_conv, grad_mlp, *grad_alphas
+
+
+def _by_head(f: Fusion) -> _Three:
+    batch, channels, height, width = f.q.shape
+    heads = f.temperature.shape[0]
+    shape = (batch, heads, channels // heads, height * width)
+    return f.q.reshape(shape), f.k.reshape(shape), f.v.reshape(shape)
+
+
+def _cosines(gram: Tensor, norm_q: Tensor, norm_k: Tensor) -> Tensor:
+    return gram / norm_q.clamp_min(NORM_EPS).unsqueeze(-1) / norm_k.clamp_min(NORM_EPS).unsqueeze(-2)
+
+
+def _unit_part(along: Tensor, norm: Tensor) -> Tensor:
+    """The factor of a row in its own gradient; none where the norm was clamped."""
+    return torch.where(norm < NORM_EPS, 0, along / norm.square()).unsqueeze(-1)
+
+
+def _modulation_backward(grad_y: Tensor, att: Tensor, f: Fusion) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Gradients of the three branches and of the three weights of `tri_branch_fusion`."""
+    dtype = f.temperature.dtype
+    grads = grad_y.chunk(3, 1)
+    gates = [torch.sigmoid(a + b) for a, b in ((f.conv, f.mlp), (att, f.mlp), (att, f.conv))]
+    grad_alphas = [(g * s).sum(dtype=dtype) for g, s in zip(grads, gates, strict=True)]
+    of_conv_mlp, of_att_mlp, of_att_conv = (
+        torch.ops.aten.sigmoid_backward(g * a, s) for g, a, s in zip(grads, f.alphas, gates, strict=True)
+    )
+    return (
+        grads[0] + of_att_mlp + of_att_conv,
+        grads[1] + of_conv_mlp + of_att_conv,
+        grads[2] + of_conv_mlp + of_att_mlp,
+        grad_alphas,
+    )

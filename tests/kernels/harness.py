@@ -129,6 +129,11 @@ def unavoidable(truth: Tensor, dtype: torch.dtype) -> float:
     return max(rounded, torch.finfo(dtype).eps) if dtype == torch.float32 else rounded
 
 
+def cancellation(terms: Tensor | None, exact: Tensor) -> float:
+    """How much larger the terms of a sum are than the sum, at least 1."""
+    return 1.0 if terms is None else max(1.0, (terms.norm() / exact.norm()).item())
+
+
 def assert_as_good_as_eager(
     operator: Operator,
     dtype: torch.dtype,
@@ -146,7 +151,7 @@ def assert_as_good_as_eager(
         assert value.shape == exact.shape, f"{name}: shape {list(value.shape)} instead of {list(exact.shape)}"
         assert value.dtype == peer.dtype, f"{name}: {value.dtype} where the reference gives {peer.dtype}"
         # Independent roundings of the terms add up to the root of the sum of their squares: eager's expected error.
-        cancels = max(1.0, (terms[name].norm() / exact.norm()).item()) if name in terms else 1.0
+        cancels = cancellation(terms.get(name), exact)
         if dtype == torch.float64:
             allowed = FLOAT64 * cancels
         else:
@@ -223,6 +228,8 @@ class OperatorTests:
 
     operator: Operator
     implementations: tuple[str, ...] = ("cpp", "triton")
+    extremes_floor = 2
+    """Error in epsilons that passes whatever eager's is, on planes so regular that eager's roundings may all vanish."""
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "impl" in metafunc.fixturenames:
@@ -271,7 +278,7 @@ class OperatorTests:
         """Eager's error in each result, the largest of `errors` and those of equivalent inputs."""
         op = self.operator
         generator = torch.Generator().manual_seed(17)
-        for _ in range(op.roundings - 1 if inputs[0].numel() < 1e5 else 0):
+        for _ in range(op.roundings - 1 if inputs[0].numel() < 1e5 else min(op.roundings - 1, 2)):
             noise = [torch.randn(t.shape, generator=generator).to(t) * torch.finfo(t.dtype).eps for t in inputs]
             other = [(t.detach() * (1 + n)).requires_grad_() for t, n in zip(inputs, noise, strict=True)]
             eager = self.run(op.reference, other, grad_output=grad_output)
@@ -318,8 +325,10 @@ class OperatorTests:
             ]
             moved_grad = LAYOUTS[layout](grad) if grad.dim() == 4 else grad
             results = self.run(op.public, moved, grad_output=moved_grad)
+            terms = op.terms(in_float64(inputs), grad.double().cpu()) if op.terms else {}
             for name, value, peer in zip(("output", *op.arguments), results, expected, strict=True):
-                bound = 4 * torch.finfo(dtype).eps
+                cancels = cancellation(terms.get(f"grad_{name}"), peer.double().cpu())
+                bound = 4 * torch.finfo(dtype).eps * cancels
                 assert relative_error(value, peer) <= bound, f"{name} changes in layout {layout}"
                 assert not value.isnan().any(), name
             assert results[0].is_contiguous()
@@ -377,7 +386,7 @@ class OperatorTests:
                     scale = max(exact.double().norm().item(), 1.0)
                     error, peers = ((v.double().cpu() - exact).norm().item() / scale for v in (value, peer))
                     assert value.isfinite().all()
-                    assert error <= max(2 * peers, 2 * torch.finfo(dtype).eps)
+                    assert error <= max(2 * peers, self.extremes_floor * torch.finfo(dtype).eps)
 
     @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
     def test_not_finite(self, impl: str, poison: float) -> None:

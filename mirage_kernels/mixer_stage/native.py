@@ -1,0 +1,65 @@
+"""``mixer_stage`` on the C++ library (csrc/cpu/mixer_stage_kernels.cpp)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mirage_kernels._library import accumulator, dl, native
+from mirage_kernels.channel_attention.arguments import small_matrices
+from mirage_kernels.mixer_stage import composite
+from mirage_kernels.mixer_stage.composite import Statistics
+from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights
+
+
+def _flat(w: MixerWeights, dtype: torch.dtype) -> MixerWeights:
+    """Matrices and vectors of the accumulator's type, in which the kernels multiply."""
+    flat = (t.flatten(1) if t.dim() > 1 and name != "temperature" else t.flatten() for name, t in w._asdict().items())
+    return MixerWeights(*(t.to(dtype).contiguous() for t in flat))
+
+
+def _scale(x: Tensor, branch_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return torch.ones(x.shape[0], dtype=dtype) if branch_scale is None else branch_scale.to(dtype).contiguous()
+
+
+def forward(
+    x: Tensor, w: MixerWeights, branch_scale: Tensor | None, training: bool, norm_eps: float, bn_eps: float
+) -> tuple[Tensor, Statistics]:
+    if not hasattr(native(), "mixer_stage"):
+        return composite.forward(x, w, branch_scale, training, norm_eps, bn_eps, "cpp")
+    dtype, branch = accumulator(x.dtype), x.shape[1] // 3
+    statistics = Statistics(
+        small_matrices(x[:, :branch], w.temperature.numel(), x.dtype),
+        torch.empty(x.shape[0], branch, TAPS, dtype=dtype),
+        torch.empty(x.shape[0], branch, dtype=dtype),
+        w.bn_mean.to(dtype, copy=True),
+        w.bn_var.to(dtype, copy=True),
+    )
+    y = torch.empty(x.shape, dtype=x.dtype)
+    weights, scale = [dl(t) for t in _flat(w, dtype)], dl(_scale(x, branch_scale, dtype))
+    native().mixer_stage(dl(x), weights, scale, training, norm_eps, bn_eps, [dl(t) for t in statistics], dl(y))
+    return y, statistics
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    w: MixerWeights,
+    branch_scale: Tensor | None,
+    statistics: Statistics,
+    training: bool,
+    norm_eps: float,
+    bn_eps: float,
+) -> tuple[Tensor, ...]:
+    if not hasattr(native(), "mixer_stage_backward"):
+        return composite.backward(grad_y, x, w, branch_scale, statistics, training, norm_eps, bn_eps, "cpp")
+    dtype = accumulator(x.dtype)
+    flat = _flat(w, dtype)
+    grad_x = torch.empty(x.shape, dtype=x.dtype)
+    grads = {name: torch.empty_like(getattr(flat, name)) for name in LEARNED}
+    native().mixer_stage_backward(
+        *(dl(grad_y), dl(x), [dl(t) for t in flat], dl(_scale(x, branch_scale, dtype))),
+        *(training, norm_eps, bn_eps, [dl(t.contiguous()) for t in statistics]),
+        *(dl(grad_x), [dl(g) for g in grads.values()]),
+    )
+    return grad_x, *(g.view(getattr(w, name).shape).to(getattr(w, name).dtype) for name, g in grads.items())

@@ -1,0 +1,181 @@
+"""The public function ``mixer_stage`` and its registration with PyTorch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from mirage_kernels import _checks, _dispatch, _stage
+from mirage_kernels._library import accumulator, define
+from mirage_kernels.mixer_stage import composite, native
+from mirage_kernels.mixer_stage.composite import Statistics
+from mirage_kernels.mixer_stage.reference import MixerOutput
+from mirage_kernels.mixer_stage.reference import mixer_stage as reference
+from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights, shapes
+
+_COUNT = len(MixerWeights._fields)
+
+
+def mixer_stage(
+    x: Tensor,
+    weights: MixerWeights,
+    branch_scale: Tensor | None = None,
+    training: bool = False,
+    norm_eps: float = 1e-5,
+    bn_eps: float = 1e-5,
+) -> MixerOutput:
+    r"""Layer norm, mixer and residual: the first half of a MIRAGE block.
+
+    .. math::
+        y = x + W_p \, \mathrm{fuse}(\mathrm{attention}(n_1), \mathrm{gated}(n_2), \mathrm{mlp}(n_3)), \qquad
+        (n_1, n_2, n_3) = \mathrm{LN}(x)
+
+    with the channel attention, the gated CNN with its generated 7x7 kernels and the per-pixel MLP of `mirage.blocks`,
+    on a third of the channels each. Autograd keeps `x`, the weights and small statistics (a few d x d matrices a
+    head, the generated kernels, the moments of the batch norm): backward recomputes the rest. On the C++ library each
+    direction is one call of a kernel that works on tiles; on Triton, and on devices that have neither, a chain of
+    operators with the same backward (see `mirage_kernels._stage`). Under ``use("torch")`` it is the reference
+    expression with PyTorch's autograd, which keeps everything and can be differentiated twice.
+
+    Args:
+        x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides. Under autocast it is rounded to its dtype.
+        weights: See :class:`MixerWeights`; floating point, of any dtype: each has its gradient in its own.
+        branch_scale: [B], what stochastic depth multiplies the gated CNN's output of each sample by; None for 1. It
+            has no gradient.
+        training: Whether the batch norm of the gated CNN uses the statistics of the batch, through which gradients
+            then flow, or the running ones. The caller updates the latter.
+        norm_eps, bn_eps: Added to the variances.
+
+    Returns:
+        y, [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast), and mean and biased variance
+        that the batch norm used, [c], in the dtype of the accumulator (float32; float64 for float64).
+
+    Raises:
+        TypeError, ValueError: naming the argument that has the wrong dtype, shape or device. In training also where
+            a channel has one value only, as in ``nn.BatchNorm2d``.
+        RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
+    """
+    _check(x, weights, branch_scale)
+    if training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        raise ValueError(f"x: expected more than 1 value per channel when training, got shape {list(x.shape)}")
+    impl = _stage.choose("mixer_stage", x)
+    if impl == "torch":
+        return reference(x, weights, branch_scale, training, norm_eps, bn_eps)
+    y, *_, batch_mean, batch_var = _forward_op(x, *weights, branch_scale, training, norm_eps, bn_eps, impl)
+    return MixerOutput(y, batch_mean.detach(), batch_var.detach())
+
+
+def _check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None) -> None:
+    _checks.check_tensor("x", x, ndim=4)
+    channels = x.shape[1]
+    if channels == 0 or channels % 3:
+        raise ValueError(f"x: expected a positive multiple of 3 channels, got shape {list(x.shape)}")
+    if not isinstance(weights, MixerWeights):
+        raise TypeError(f"weights: expected MixerWeights, got {type(weights).__name__}")
+    named = weights._asdict()
+    for name, value in named.items():
+        _checks.check_tensor(name, value)
+    _checks.check_tensor("temperature", weights.temperature, ndim=3)
+    _checks.check_tensor("gic2", weights.gic2, ndim=4)
+    branch, heads, hidden = channels // 3, weights.temperature.shape[0], weights.gic2.shape[1]
+    if heads == 0 or branch % heads:
+        raise ValueError(f"temperature: expected a head count that divides {branch} channels, got {heads}")
+    if hidden < branch:
+        raise ValueError(f"gic2: expected at least {branch} input channels, got shape {list(weights.gic2.shape)}")
+    for name, shape in shapes(channels, heads, hidden).items():
+        _checks.check_shape(name, named[name], shape, "C channels of x, heads of temperature, h inputs of gic2")
+    _checks.check_same_device("x", x, **named)
+    if branch_scale is not None:
+        _checks.check_tensor("branch_scale", branch_scale, ndim=1)
+        _checks.check_shape("branch_scale", branch_scale, (x.shape[0],), "one factor for each sample of x")
+        _checks.check_same_device("x", x, branch_scale=branch_scale)
+
+
+def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    weights, (*rest, impl) = MixerWeights(*arguments[:_COUNT]), arguments[_COUNT:]
+    _dispatch.record("mixer_stage", impl)
+    run = native.forward(x, weights, *rest) if impl == "cpp" else composite.forward(x, weights, *rest, impl)
+    return run[0], *run[1]
+
+
+def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    weights, dtype = MixerWeights(*arguments[:_COUNT]), accumulator(x.dtype)
+    batch, branch, heads = x.shape[0], x.shape[1] // 3, weights.temperature.shape[0]
+    depth = branch // heads
+    small = ((batch, heads, 2 * depth + 2, depth), (batch, branch, TAPS), (batch, branch), (branch,), (branch,))
+    return x.new_empty(x.shape), *(x.new_empty(shape, dtype=dtype) for shape in small)
+
+
+def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    weights, (branch_scale, *rest) = MixerWeights(*arguments[:_COUNT]), arguments[_COUNT:]
+    statistics, (*options, impl) = Statistics(*rest[:5]), rest[5:]
+    inputs = (grad_y, x, weights, branch_scale, statistics, *options)
+    return native.backward(*inputs) if impl == "cpp" else composite.backward(*inputs, impl)
+
+
+def _backward_fake(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    weights = MixerWeights(*arguments[:_COUNT])
+    return x.new_empty(x.shape), *(t.new_empty(t.shape) for t in (getattr(weights, name) for name in LEARNED))
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weights, branch_scale = inputs[0], MixerWeights(*inputs[1 : _COUNT + 1]), inputs[_COUNT + 1]
+    ctx.options = inputs[_COUNT + 2 :]
+    # The running statistics change before backward; what it needs of them is in batch_mean and batch_var.
+    learned = (getattr(weights, name) for name in LEARNED)
+    ctx.save_for_backward(x, branch_scale, *output[1:], *learned)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, grad_y: Tensor | None, *unused: None) -> tuple[Any, ...]:
+    if grad_y is None:
+        return (None,) * (_COUNT + 6)
+    x, branch_scale, *statistics = ctx.saved_tensors[:7]
+    learned = dict(zip(LEARNED, ctx.saved_tensors[7:], strict=True))
+    weights = MixerWeights(**learned, bn_mean=statistics[3], bn_var=statistics[4])
+    grad_x, *grads = _backward_op(grad_y, x, *weights, branch_scale, *statistics, *ctx.options)
+    by_name = dict(zip(LEARNED, grads, strict=True))
+    return grad_x, *(by_name.get(name) for name in MixerWeights._fields), *(None,) * 5
+
+
+_WEIGHTS = ", ".join(f"Tensor {name}" for name in MixerWeights._fields)
+_OPTIONS = "bool training, float norm_eps, float bn_eps, str impl"
+_backward_op = define(
+    "mixer_stage_backward",
+    f"(Tensor grad_y, Tensor x, {_WEIGHTS}, Tensor? branch_scale, "
+    f"{', '.join(f'Tensor {name}' for name in Statistics._fields)}, {_OPTIONS}) -> "
+    f"({', '.join(['Tensor'] * (1 + len(LEARNED)))})",
+    _backward,
+    _backward_fake,
+)
+_forward_op = define(
+    "mixer_stage",
+    f"(Tensor x, {_WEIGHTS}, Tensor? branch_scale, {_OPTIONS}) -> ({', '.join(['Tensor'] * 6)})",
+    _forward,
+    _forward_fake,
+    backward=_autograd,
+    setup_context=_setup_context,
+    autocast=(0,),
+)
+
+
+@register_flop_formula(torch.ops.mirage_kernels.mixer_stage)
+def _flops(x: Any, *arguments: Any, **kwargs: Any) -> int:
+    """The products of the reference: matrices on every pixel, the generator's on every sample."""
+    weights, (batch, channels, height, width) = MixerWeights(*arguments[:_COUNT]), x
+    branch, heads = channels // 3, weights.temperature[0]
+    matrices = (weights.qkv, weights.qkv_dwconv, weights.gic1, weights.gic2, weights.proj_out)
+    matrices += (weights.mlp_in, weights.mlp_out, weights.project_out)
+    of_pixel = sum(math.prod(shape) for shape in matrices) + TAPS * branch + 2 * branch * (branch // heads)
+    of_sample = math.prod(weights.generator_in) + math.prod(weights.generator_out)
+    return 2 * batch * (height * width * of_pixel + of_sample)
+
+
+@register_flop_formula(torch.ops.mirage_kernels.mixer_stage_backward)
+def _backward_flops(grad: Any, *arguments: Any, **kwargs: Any) -> int:
+    """The gradients of both factors of each product; what is recomputed is not counted."""
+    return 2 * _flops(*arguments)

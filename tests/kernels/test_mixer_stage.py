@@ -1,0 +1,318 @@
+"""mixer_stage on C++, as a composite of operators (Triton) and as a composite of plain PyTorch."""
+
+import math
+from functools import partial
+from importlib import import_module
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import (
+    ON_GPU,
+    ROUNDING_NOISE,
+    Operator,
+    OperatorTests,
+    device_of,
+    evaluate,
+    forced,
+    in_float64,
+    relative_error,
+    require,
+    unavoidable,
+)
+from torch.utils.flop_counter import FlopCounterMode
+
+import mirage_kernels
+from mirage_kernels import MixerWeights, _dispatch, mixer_stage
+from mirage_kernels.channel_layer_norm import reference as channel_layer_norm
+from mirage_kernels.mixer_stage import reference
+from mirage_kernels.mixer_stage.weights import LEARNED, shapes
+
+IMPLEMENTATIONS = ("cpp", "composite", "triton") if ON_GPU else ("cpp", "composite")  # minutes in the interpreter
+SMALL = (2, 12, 5, 7, 2)
+
+
+def make(shape, generator):
+    """x and the weights that have gradients, for a shape (B, C, H, W, heads)."""
+    *size, heads = shape
+    branch = size[1] // 3
+
+    def randn(*size):
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    tensors = [randn(*size) * 2 + 0.5]
+    for name, of_weight in shapes(size[1], heads, int(8 / 3 * branch)).items():
+        if name not in LEARNED:
+            continue
+        noise = randn(*of_weight)
+        if name == "temperature":
+            tensors.append(2 + noise.abs())
+        elif len(of_weight) == 1:
+            tensors.append((0.3 if name.endswith("bias") else 1) + 0.2 * noise)
+        else:
+            tensors.append(noise / math.prod(of_weight[1:]) ** 0.5)
+    return tuple(tensors)
+
+
+def flat(function, x, *learned, training=False, drop=False):
+    """A stage as a function of x and the learned weights; the rest is a function of the shape."""
+    branch = x.shape[1] // 3
+    mean, var = (torch.linspace(*ends, branch).to(learned[0]) for ends in ((-0.3, 0.4), (0.5, 2)))
+    scale = torch.tensor([1.25, 0.0, 1.25])[: x.shape[0]].to(x) if drop else None
+    weights = MixerWeights(**dict(zip(LEARNED, learned, strict=True)), bn_mean=mean, bn_var=var)
+    return function(x, weights, scale, training).y
+
+
+def arguments(shape, dtype=torch.float32, device="cpu"):
+    return [t.to(device, dtype).requires_grad_() for t in make(shape, torch.Generator().manual_seed(0))]
+
+
+def terms(inputs, grad_output, **options):
+    """The terms of gradients that are sums over every pixel: those of the weight, had every pixel its own."""
+    x, *learned = (t.detach() for t in inputs)
+    named, own = dict(zip(LEARNED, learned, strict=True)), {}
+
+    def spread(name, shape):
+        shaped = named[name].view(1, -1, 1, 1) if named[name].numel() > 1 else named[name]
+        own[name] = shaped.expand(shape).clone().requires_grad_()
+        return own[name]
+
+    def layer_norm(x, weight, bias, eps):
+        normal = channel_layer_norm(x, torch.ones_like(weight), torch.zeros_like(bias), eps)
+        return normal * spread("norm_weight", x.shape) + spread("norm_bias", x.shape)
+
+    def batch_norm(x, mean, var, weight, bias, *rest):
+        normal = F_BATCH_NORM(x, mean, var, None, None, *rest)
+        return normal * spread("bn_weight", x.shape) + spread("bn_bias", x.shape)
+
+    batch, channels, height, width = x.shape
+    maps = {"gate_temperature": named["gic2"].shape[1], **dict.fromkeys(("alpha_att", "alpha_conv", "alpha_mlp"), 1)}
+    for name, count in maps.items():
+        spread(name, (batch, count if count > 1 else channels // 3, height, width))
+    module = import_module("mirage_kernels.mixer_stage.reference")
+    with mock.patch.object(module, "channel_layer_norm", layer_norm), mock.patch.object(F, "batch_norm", batch_norm):
+        y = flat(reference, x, *({**named, **{name: own[name] for name in maps}}.values()), **options)
+    gradients = torch.autograd.grad(y, list(own.values()), grad_output)
+    return dict(zip((f"grad_{name}" for name in own), gradients, strict=True))
+
+
+F_BATCH_NORM = F.batch_norm
+
+
+class StageTests(OperatorTests):
+    implementations = IMPLEMENTATIONS
+    extremes_floor = 40  # a deviation of zero makes the batch norm multiply roundings by 316
+
+    def test_deterministic(self, impl):
+        """The same bits every time; on the C++ library also on any number of threads, unlike PyTorch's convolutions."""
+        if impl == "cpp" and hasattr(_dispatch.native, "mixer_stage_backward"):
+            return super().test_deterministic(impl)
+        inputs = self.operator.inputs(self.operator.shapes[-1], torch.float32, device_of(impl))
+        runs = [self.run(self.operator.public, inputs) for _ in range(2)]
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    def test_autocast(self):
+        """The residual stream has the dtype of autocast; weights keep their own, and so do their gradients."""
+        require("cpp")
+        op = self.operator
+        x, *weights = op.inputs(op.shapes[0], torch.float32)
+        tensors = [x.detach().to(torch.bfloat16).requires_grad_(), *weights]
+        grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+        truth = self.run(op.reference, in_float64(tensors), grad_output=grad.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            eager = self.run(op.reference, tensors, grad_output=grad)
+        for impl in ("cpp", "composite"):
+            with forced(impl), torch.autocast("cpu", torch.bfloat16):
+                values = self.run(op.public, tensors, grad_output=grad)
+                assert op.public(x, *weights, **op.options).dtype == torch.bfloat16
+            for name, value, peer, expected in zip(("y", "x", *LEARNED), values, eager, truth, strict=True):
+                assert value.dtype == peer.dtype
+                allowed = max(ROUNDING_NOISE * relative_error(peer, expected), unavoidable(expected, value.dtype))
+                assert relative_error(value, expected) <= allowed, name
+
+
+class TestEval(StageTests):
+    operator = Operator(
+        name="mixer_stage",
+        public=partial(flat, mixer_stage),
+        reference=partial(flat, reference),
+        make=make,
+        arguments=("x", *LEARNED),
+        shapes=(SMALL, (1, 9, 1, 1, 3), (1, 6, 1, 13, 1), (2, 6, 11, 1, 2), (1, 12, 9, 10, 1)),
+        empty=(0, 12, 5, 7, 2),
+        large=(1, 6, 512, 1024, 1),
+        terms=terms,
+        roundings=9,
+    )
+
+
+class TestTraining(StageTests):
+    operator = Operator(
+        name="mixer_stage",
+        public=partial(flat, mixer_stage),
+        reference=partial(flat, reference),
+        make=make,
+        arguments=("x", *LEARNED),
+        shapes=(SMALL, (3, 9, 1, 1, 3), (1, 6, 1, 13, 1), (2, 6, 11, 1, 2), (1, 12, 9, 10, 1)),
+        empty=(0, 12, 5, 7, 2),
+        large=(1, 6, 512, 1024, 1),
+        options={"training": True, "drop": True},
+        terms=partial(terms, training=True, drop=True),
+        roundings=9,
+    )
+
+    @pytest.mark.parametrize("wide", [(1, 24, 33, 47, 1), (3, 30, 8, 8, 2), (1, 96, 13, 30, 4)], ids=str)
+    @pytest.mark.parametrize("name", ["cpp", "composite"])
+    def test_wide(self, name, wide):
+        require(name)
+        with forced(name):
+            for dtype in (torch.float32, torch.bfloat16):
+                self.compare(self.operator.inputs(wide, dtype), name)
+
+
+@pytest.mark.skipif(ON_GPU, reason="all tests run Triton on this GPU")
+@pytest.mark.parametrize("training", [False, True])
+def test_triton_in_the_interpreter(training):
+    require("triton")
+    inputs = arguments((1, 6, 3, 4, 2))
+    expected = evaluate(partial(flat, reference), in_float64(inputs), training=training, drop=True)
+    with mirage_kernels.use("triton"):
+        results = evaluate(partial(flat, mixer_stage), inputs, training=training, drop=True)
+    assert mirage_kernels.last_used("mixer_stage") == "triton"
+    for name, value, exact in zip(("y", "x", *LEARNED), results, expected, strict=True):
+        assert relative_error(value, exact) < 1e-5, name
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request):
+    require(request.param)
+    with forced(request.param):
+        yield request.param
+
+
+def weights_of(tensors, **more):
+    """MixerWeights from x and the learned weights, with statistics of zero and one."""
+    zeros = torch.zeros_like(tensors[1 + LEARNED.index("bn_weight")], requires_grad=False)
+    named = dict(zip(LEARNED, tensors[1:], strict=True))
+    return MixerWeights(**{**named, "bn_mean": zeros.detach(), "bn_var": torch.ones_like(zeros), **more})
+
+
+def test_batch_statistics(impl):
+    """Of the normalised input of the gated CNN; in eval mode the running ones, not an alias of them."""
+    tensors = arguments(SMALL, device=device_of(impl))
+    weights = weights_of(tensors)
+    normal = F.layer_norm(
+        tensors[0].double().movedim(1, -1), (12,), weights.norm_weight.double(), weights.norm_bias.double()
+    ).movedim(-1, 1)[:, 4:8]
+    output = mixer_stage(tensors[0], weights, training=True)
+    torch.testing.assert_close(output.batch_mean, normal.mean((0, 2, 3)).float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.batch_var, normal.var((0, 2, 3), correction=0).float(), rtol=1e-5, atol=1e-6)
+    assert not output.batch_mean.requires_grad
+    output = mixer_stage(tensors[0], weights)
+    assert torch.equal(output.batch_mean, weights.bn_mean) and torch.equal(output.batch_var, weights.bn_var)
+    assert output.batch_var.data_ptr() != weights.bn_var.data_ptr()
+
+
+def test_running_statistics_may_change_before_backward(impl):
+    tensors = arguments(SMALL, device=device_of(impl))
+    for training in (False, True):
+        grads = []
+        for change in (False, True):
+            weights = weights_of(tensors)
+            y = mixer_stage(tensors[0], weights, training=training).y
+            if change:
+                weights.bn_mean.add_(3)
+                weights.bn_var.mul_(5)
+            grads.append(torch.autograd.grad(y.square().sum(), tensors))
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_one_pixel_statistics_are_refused(impl):
+    tensors = arguments((1, 12, 1, 1, 2), device=device_of(impl))
+    with pytest.raises(ValueError, match=r"more than 1 value per channel when training, got shape \[1, 12, 1, 1\]"):
+        mixer_stage(tensors[0], weights_of(tensors), training=True)
+    assert mixer_stage(tensors[0], weights_of(tensors)).y.shape == (1, 12, 1, 1)
+
+
+def remember(sizes, tensor):
+    sizes.append(tensor.numel())
+    return tensor
+
+
+def test_what_is_kept(impl):
+    """x, the weights and statistics that do not grow with the image."""
+    small = 2 * 2 * (2 * 2 + 2) * 2 + 2 * 4 * 49 + 2 * 4 + 4 + 4
+    for side in (6, 12):
+        tensors = arguments((2, 12, side, side, 2), device=device_of(impl))
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(remember, sizes), lambda t: t):
+            mixer_stage(tensors[0], weights_of(tensors), training=True)
+        assert sum(sizes) == sum(t.numel() for t in tensors) + small
+
+
+def test_weights_of_other_dtypes(impl):
+    """Gradients come in the dtype of each weight."""
+    x, *weights = (t.detach() for t in arguments(SMALL, device=device_of(impl)))
+    mixed = [t.requires_grad_() for t in (x, *(w.to(torch.bfloat16) for w in weights))]
+    expected = evaluate(partial(flat, reference), in_float64(mixed), training=True)
+    results = evaluate(partial(flat, mixer_stage), mixed, training=True)
+    for result, peer, argument in zip(results, expected, [mixed[0], *mixed], strict=True):
+        assert result.dtype == argument.dtype
+        assert relative_error(result, peer) < (1e-4 if result.dtype == torch.float32 else 4e-3)
+
+
+def test_frozen_weights_and_input(impl):
+    tensors = arguments(SMALL, device=device_of(impl))
+    expected = torch.autograd.grad(flat(reference, *tensors).square().sum(), tensors)
+    for chosen in ([0], [3], [1, 8, 19]):
+        some = [t.detach().requires_grad_(i in chosen) for i, t in enumerate(tensors)]
+        grads = torch.autograd.grad(flat(mixer_stage, *some).square().sum(), [some[i] for i in chosen])
+        for grad, i in zip(grads, chosen, strict=True):
+            assert relative_error(grad, expected[i]) < 2e-5
+    assert not flat(mixer_stage, *(t.detach() for t in tensors)).requires_grad
+
+
+def test_second_derivatives_of_the_reference():
+    tensors = arguments((1, 6, 3, 3, 1), torch.float64)
+    with mirage_kernels.use("torch"):
+        (grad,) = torch.autograd.grad(flat(mixer_stage, *tensors).square().sum(), tensors[:1], create_graph=True)
+        grad.square().sum().backward()
+    assert tensors[3].grad.norm() > 0
+
+
+def test_flops_are_those_of_the_reference(impl):
+    """Forward as counted; backward the gradients of both factors of each product."""
+    tensors = arguments(SMALL, device=device_of(impl))
+    counts = []
+    for function in (mixer_stage, reference):
+        with FlopCounterMode(display=False) as counter:
+            flat(function, *tensors)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+    output = flat(mixer_stage, *tensors)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(output.sum(), tensors)
+    assert counter.get_total_flops() == 2 * counts[0]
+
+
+def test_errors_name_the_argument():
+    tensors = arguments(SMALL)
+    x, weights = tensors[0], weights_of(tensors)
+    with pytest.raises(ValueError, match=r"x: expected 4 dimensions, got shape \[12, 5, 7\]"):
+        mixer_stage(x[0], weights)
+    with pytest.raises(ValueError, match=r"x: expected a positive multiple of 3 channels, got shape \[2, 11, 5, 7\]"):
+        mixer_stage(x[:, 1:], weights)
+    with pytest.raises(TypeError, match="weights: expected MixerWeights, got tuple"):
+        mixer_stage(x, tuple(weights))
+    for name, value in weights._asdict().items():
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            mixer_stage(x, weights._replace(**{name: value.unsqueeze(0)}))
+        with pytest.raises(TypeError, match=f"{name}: expected float32, float64, float16 or bfloat16"):
+            mixer_stage(x, weights._replace(**{name: value.long()}))
+        with pytest.raises(ValueError, match=f"{name}: expected a tensor on cpu like x, got meta"):
+            mixer_stage(x, weights._replace(**{name: value.to("meta")}))
+    with pytest.raises(ValueError, match="temperature: expected a head count that divides 4 channels, got 3"):
+        mixer_stage(x, weights._replace(temperature=torch.ones(3, 1, 1)))
+    with pytest.raises(ValueError, match=r"branch_scale: expected shape \[2\]"):
+        mixer_stage(x, weights, torch.ones(3))
