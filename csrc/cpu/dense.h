@@ -18,33 +18,39 @@ inline int64_t dense_capacity(const Tiling& t) { return whole_vectors<A>(t.tile_
 template <class A>
 inline int64_t dense_pixels(const Tile& t) { return whole_vectors<A>(t.rows * t.columns); }
 
-// Tiles for which `outer` channels with the halo and `inner` dense ones fit in two megabytes, with the least work on halos
-// and at least two per sample where the plane allows. The shape alone decides. Two megabytes are more than most
-// second-level caches: a product reads a panel of pixels once per pass, and larger halos cost more than the next cache.
+// What a sample costs in tiles of rows x columns: work on halos included, and what threads wait for the last tile.
+template <class A>
+inline double cost_of_tiles(const Tiling& t, int64_t outer, int64_t inner) {
+  const double tiles = double(t.count()), even = double((t.count() + 1) / 2 * 2);
+  const double held = double(outer * (t.tile_rows + 2 * t.halo) * (t.tile_columns + 2 * t.halo)),
+               dense = double(inner * whole_vectors<A>(t.tile_rows * t.tile_columns));
+  return (held + 2 * dense) * (tiles + 0.5) * even / tiles;
+}
+
+// Tiles for which `outer` channels with the halo and `inner` dense ones fit in two megabytes, where their cost is least.
+// The shape alone decides. Two megabytes are more than most second-level caches: a product reads a panel of pixels once
+// per pass, and larger halos cost more than the next cache.
 template <class A>
 inline Tiling choose_dense(int64_t height, int64_t width, int64_t halo, int64_t outer, int64_t inner) {
   const int64_t budget = (int64_t(2048) << 10) / int64_t(sizeof(A)), L = kLanes<A>;
   Tiling best{height, width, halo, 0, 0};
   double least = 0;
-  for (int64_t across = 1; across == 1 || (width + across - 1) / across >= 16; ++across) {
+  for (int64_t across = 1; across == 1 || (width + across - 1) / across >= 2 * L; ++across) {
     int64_t columns = (width + across - 1) / across;
     if (across > 1) columns = smaller(round_up(columns, L), width);
-    const int64_t fixed = outer * 2 * halo * (columns + 2 * halo);
-    int64_t rows = (budget - fixed) / (outer * (columns + 2 * halo) + inner * columns);
-    if (rows < 2) rows = 2;
-    const int64_t most = height >= 8 && columns == width ? (height + 1) / 2 : height;
-    if (rows > most) rows = most;
-    const int64_t down = (height + rows - 1) / rows;
-    rows = (height + down - 1) / down;
-    const double held = double(outer * (rows + 2 * halo) * (columns + 2 * halo) + inner * rows * columns);
-    // Work grows with what is held; a tile beyond the budget works from the next cache.
-    double cost = double(down) * double((width + columns - 1) / columns) *
-                  double(outer * (rows + 2 * halo) * (columns + 2 * halo) + 4 * inner * whole_vectors<A>(rows * columns));
-    if (held > double(budget)) cost *= held / double(budget);
-    if (best.tile_rows == 0 || cost < least) {
-      best.tile_rows = rows;
-      best.tile_columns = columns;
-      least = cost;
+    int64_t rows = (budget - outer * 2 * halo * (columns + 2 * halo)) / (outer * (columns + 2 * halo) + inner * columns);
+    if (rows < 2) {
+      if ((columns + 1) / 2 >= 2 * L) continue;  // narrower tiles will fit
+      rows = 2;
+    }
+    const int64_t fewest = (height + smaller(rows, height) - 1) / smaller(rows, height);
+    for (int64_t down = fewest; down < fewest + 8 && down <= height; ++down) {
+      const Tiling t{height, width, halo, (height + down - 1) / down, columns};
+      const double cost = cost_of_tiles<A>(t, outer, inner);
+      if (best.tile_rows == 0 || cost < least) {
+        best = t;
+        least = cost;
+      }
     }
   }
   return best;
