@@ -3,6 +3,7 @@
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 SIZE ?= 224
+PEERS ?= all
 
 ifdef VIRTUAL_ENV
   VENV := $(VIRTUAL_ENV)
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.mirage-kernels$(subst /,-,$(CURDIR))-$(subst /,-,$(subst =,-,$(TORCH)))
 BUILT := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help setup bench test benchmarks lint ctest triton wheel clean
+.PHONY: help setup bench test benchmarks peers lint ctest triton wheel clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,9 +37,16 @@ bench: setup  ## the main job: the paper's Table 6 with our modules beside it
 test: setup  ## the whole test suite
 	$(BIN)/pytest
 
-benchmarks: setup  ## every benchmark, and the report in docs/
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=out/benchmarks.json
+benchmarks: setup  ## operators, network and Table 6, and docs/benchmarks.md
+	$(BIN)/pytest benchmarks/test_operators.py benchmarks/test_model.py benchmarks/test_table6.py --benchmark-only \
+	  --benchmark-json=out/benchmarks.json
 	$(BIN)/python -m benchmarks.report out/benchmarks.json
+
+peers: setup  ## the CPU path beside ONNX Runtime, OpenVINO and others, stages beside their floors, and docs/cpu-peers.md
+	$(BIN)/python -m pip install --quiet --editable ".[peers]"
+	$(BIN)/pytest benchmarks/test_cpu_peers.py benchmarks/test_stages.py --benchmark-only --peers $(PEERS) \
+	  --benchmark-json=out/cpu-peers.json
+	$(BIN)/python -m benchmarks.peers_report out/cpu-peers.json
 
 lint: setup  ## ruff over everything
 	$(BIN)/ruff check .

@@ -20,6 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mirage")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     group.addoption("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads (default 2)")
+    group.addoption("--peers", default="quick", choices=("quick", "all"), help="all: also the slow to compile")
+    group.addoption("--peer-seconds", type=float, default=60, help="time for the rounds of one problem (default 60)")
 
 
 def pytest_configure(config: pytest.Config) -> None:

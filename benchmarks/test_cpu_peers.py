@@ -1,0 +1,240 @@
+"""The network on a CPU beside the engines that people deploy: time, memory, and how time grows with the image.
+
+    pytest benchmarks/test_cpu_peers.py --benchmark-only                (--peers all adds torch.compile)
+
+How times are taken. Every peer lives in a process of its own, with two threads, as it would be deployed: no engine
+meets another's thread pool, allocator or settings. All peers of one problem are built first, each runs once, and what
+comes out is compared with the reference (``max_error``; a peer that is too far off fails). After one more pass to warm
+up the timed rounds begin: in each round every peer runs once, one after the other, so a slow moment of the machine
+meets all of them alike. While one runs the others wait for a message, their pools asleep (ONNX Runtime is told to stop
+spinning when a pass ends; OpenMP and TBB threads stop by themselves within the pause before each pass). A pass is
+timed inside its process. There are as many rounds as fit into --peer-seconds, at least 5 and at most 25; medians are
+reported. A test is one peer at one problem; pytest-benchmark gets its samples through a clock that replays them, since
+its own loop would time one peer to the end before the next.
+
+How memory is taken: see `peak_memory`. A fresh process for every figure, one pass in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import peak_memory
+import peers
+import pytest
+import torch
+from worker import Worker, WorkerError
+
+PAUSE_SECONDS = 0.02
+ROUNDS = (5, 25)
+INFERENCE_SHAPES = ((1, 3, 224, 224), (1, 3, 512, 768))
+STEP_SHAPES = ((1, 3, 128, 128), (4, 3, 128, 128))
+SCALING_SHAPES = ((1, 3, 128, 128), (1, 3, 256, 256), (1, 3, 512, 768), (1, 3, 1024, 1536))
+MEMORY_SHAPES = {"inference": (1, 3, 1024, 1536), "forward": (1, 3, 224, 224), "step": (1, 3, 128, 128)}
+MEMORY_WITHOUT = ("compile",)
+TIMED = ("test_inference", "test_step", "test_scaling")
+
+
+class Case(NamedTuple):
+    """One peer at one problem. Cases of one `round` are timed together."""
+
+    round: str
+    peer: str
+    mode: str
+    variant: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    def __str__(self) -> str:
+        return f"{self.round.replace(' ', '-')}-{self.size}-{self.peer}"
+
+
+def cases(mode: str, shapes: tuple[tuple[int, ...], ...]) -> list[Case]:
+    return [
+        Case(f"{mode} {variant} {'x'.join(map(str, shape))}", peer, mode, variant, shape)
+        for variant in peers.BUILDERS
+        for shape in shapes
+        for peer in peers.peers_of(mode)
+    ]
+
+
+SCALING = [
+    Case(f"scaling {variant}", "fast", "inference", variant, shape)
+    for variant in peers.BUILDERS
+    for shape in SCALING_SHAPES
+]
+MEMORY = [
+    case for mode, shape in MEMORY_SHAPES.items() for case in cases(mode, (shape,)) if case.peer not in MEMORY_WITHOUT
+]
+
+
+class Clock:
+    """A clock that stands still but for `advance`: it hands samples that were taken before to pytest-benchmark."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.samples: Iterator[float] = iter(())
+
+    def read(self) -> float:
+        return self.now
+
+    def advance(self) -> None:
+        self.now += next(self.samples)
+
+
+CLOCK = Clock()
+pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
+
+
+def replay(benchmark: Any, samples: list[float]) -> None:
+    CLOCK.samples = iter(samples)
+    benchmark.pedantic(CLOCK.advance, rounds=len(samples))
+
+
+class Rounds:
+    """Measures the selected cases of a round together, when the first of them is asked for."""
+
+    def __init__(self, selected: list[Case], folder: Path, threads: int, seconds: float) -> None:
+        self.folder, self.threads, self.seconds = folder, threads, seconds
+        self._selected: dict[str, list[Case]] = defaultdict(list)
+        for case in selected:
+            self._selected[case.round].append(case)
+        self._measured: dict[Case, tuple[list[float], dict[str, float]] | str] = {}
+
+    def problem(self, case: Case) -> peers.Problem:
+        return peers.Problem(case.mode, case.variant, case.shape, self.threads, str(self.folder))
+
+    def measured(self, case: Case) -> tuple[list[float], dict[str, float]]:
+        """The samples of a case, and how far its outputs are from the reference.
+
+        Raises:
+            WorkerError: its process failed, or what it computes is too far from the reference.
+        """
+        if case not in self._measured:
+            self._measure(self._selected[case.round])
+        found = self._measured[case]
+        if isinstance(found, str):
+            raise WorkerError(found)
+        return found
+
+    def _output(self, case: Case) -> Path:
+        return self.folder / f"{case.mode}-{case.variant}-{case.size}-{case.peer}.pt"
+
+    def _expected(self, case: Case) -> dict[str, torch.Tensor]:
+        reference = case._replace(peer="eager")
+        path = self._output(reference)
+        if not path.exists():
+            Worker("eager", self.problem(case), path).close()
+        return torch.load(path)
+
+    def _start(self, case: Case) -> tuple[Worker, dict[str, float]]:
+        peer, output = peers.peers_of(case.mode)[case.peer], self._output(case)
+        expected = None if case.peer == "eager" else self._expected(case)
+        worker = Worker(case.peer, self.problem(case), output)
+        outputs = torch.load(output)
+        facts, too_far = {}, []
+        for name, error, relative in peers.errors(outputs, expected or outputs):
+            facts |= {f"error_{name}": error, f"relative_error_{name}": relative}
+            if not relative <= peers.FARTHEST[peer.dtype]:
+                too_far.append(f"{name} is {relative:.1e} off, at most {peers.FARTHEST[peer.dtype]:.0e} expected")
+        if too_far:
+            worker.close()
+            raise WorkerError(f"{case.peer} does not compute what the reference does: {', '.join(too_far)}")
+        return worker, facts
+
+    def _measure(self, together: list[Case]) -> None:
+        workers, facts = {}, {}
+        try:
+            for case in together:
+                try:
+                    workers[case], facts[case] = self._start(case)
+                except WorkerError as error:
+                    self._measured[case] = str(error)
+            samples = self._timed(workers)
+        finally:
+            for worker in workers.values():
+                worker.close()
+        self._measured |= {case: (samples[case], facts[case]) for case in workers}
+
+    def _timed(self, workers: dict[Case, Worker]) -> dict[Case, list[float]]:
+        samples = {case: [] for case in workers}
+        warm = sum(worker.seconds() for worker in workers.values())
+        rounds = min(max(int(self.seconds / max(warm, 1e-9)), ROUNDS[0]), ROUNDS[1])
+        for _ in range(rounds):
+            for case, worker in workers.items():
+                time.sleep(PAUSE_SECONDS)
+                samples[case].append(worker.seconds())
+        return samples
+
+
+def reason_to_skip(case: Case, config: pytest.Config) -> str:
+    peer = peers.peers_of(case.mode)[case.peer]
+    if config.getoption("--device") != "cpu":
+        return "CPU figures: --device cpu"
+    return peer.missing() or (peer.slow if config.getoption("--peers") != "all" else "")
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+    config = request.config
+    timed = [item for item in request.session.items if getattr(item, "originalname", "") in TIMED]
+    found = [item.callspec.params["case"] for item in timed]
+    selected = [case for case in found if not reason_to_skip(case, config)]
+    folder = tmp_path_factory.mktemp("peers")
+    return Rounds(selected, folder, config.getoption("--threads"), config.getoption("--peer-seconds"))
+
+
+@pytest.fixture
+def facts(case: Case, request: pytest.FixtureRequest, benchmark: Any) -> dict[str, Any]:
+    """extra_info of the row, or a skip with its reason."""
+    if reason := reason_to_skip(case, request.config):
+        pytest.skip(reason)
+    peer = peers.peers_of(case.mode)[case.peer]
+    benchmark.group = case.round
+    benchmark.extra_info.update(
+        peer=case.peer,
+        label=peer.label,
+        mode=case.mode,
+        variant=case.variant,
+        shape=list(case.shape),
+        dtype=peer.dtype,
+        versions=peers.versions(),
+    )
+    return benchmark.extra_info
+
+
+def time_case(case: Case, rounds: Rounds, facts: dict[str, Any], benchmark: Any) -> None:
+    samples, errors = rounds.measured(case)
+    facts.update(errors)
+    replay(benchmark, samples)
+
+
+@pytest.mark.parametrize("case", cases("inference", INFERENCE_SHAPES), ids=str)
+def test_inference(case, rounds, facts, benchmark):
+    time_case(case, rounds, facts, benchmark)
+
+
+@pytest.mark.parametrize("case", cases("step", STEP_SHAPES), ids=str)
+def test_step(case, rounds, facts, benchmark):
+    time_case(case, rounds, facts, benchmark)
+
+
+@pytest.mark.parametrize("case", SCALING, ids=str)
+def test_scaling(case, rounds, facts, benchmark):
+    time_case(case, rounds, facts, benchmark)
+
+
+@pytest.mark.parametrize("case", MEMORY, ids=str)
+def test_memory(case, rounds, facts, benchmark):
+    problem = rounds.problem(case)
+    row = peak_memory.measure_fresh(case.peer, problem)
+    benchmark.group = f"memory, {case.round}"
+    facts.update({name: row[name] for name in ("rss_mib", "code_mib", "tracker_mib")})
+    replay(benchmark, [row["seconds"]])

@@ -1,0 +1,97 @@
+"""A process of its own for one peer and one problem, and the other end of its pipe.
+
+`Worker(...)` starts ``python benchmarks/worker.py``, which builds the peer, runs it once and keeps what came out; each
+`seconds()` then is one timed pass. Between passes the process waits on its pipe, so its thread pool is quiet while
+another worker runs. Messages are lines of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+SCRIPT = Path(__file__).resolve()
+
+
+class WorkerError(RuntimeError):
+    """A worker ended; the message is the end of what it wrote to standard error."""
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What every measured process runs under: no GPU, and the same number of threads in every pool."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
+
+
+class Worker:
+    """A running peer.
+
+    Args:
+        peer: its name among the peers of the problem's mode.
+        problem: a `peers.Problem`.
+        output: file that the outputs of the first pass are written to.
+
+    Raises:
+        WorkerError: building it or its first pass failed.
+    """
+
+    def __init__(self, peer: str, problem: Any, output: Path) -> None:
+        self._log = open(output.with_suffix(".log"), "w+")  # noqa: SIM115
+        request = json.dumps({"peer": peer, "problem": asdict(problem), "output": str(output)})
+        self._process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), request],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment(problem.threads),
+        )
+        self._answer()
+
+    def seconds(self) -> float:
+        """Run one pass; its duration, measured inside the worker."""
+        print("run", file=self._process.stdin, flush=True)
+        return self._answer()["seconds"]
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+        self._log.close()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._process.wait()
+        self._log.seek(0)
+        raise WorkerError(f"exit status {self._process.returncode}: {self._log.read()[-2000:]}")
+
+
+def main() -> None:
+    import torch
+    from peers import Problem, peers_of
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever an engine prints must not end up among the answers
+    request = json.loads(sys.argv[1])
+    problem = Problem(**{**request["problem"], "shape": tuple(request["problem"]["shape"])})
+    torch.set_num_threads(problem.threads)
+    runner = peers_of(problem.mode)[request["peer"]].build(problem)
+    torch.save(runner.outputs(runner.run()), request["output"])
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        result = runner.run()
+        seconds = time.perf_counter() - start
+        del result
+        print(json.dumps({"seconds": seconds}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
