@@ -53,7 +53,7 @@ class Case(NamedTuple):
         return "x".join(map(str, self.shape))
 
     def __str__(self) -> str:
-        return f"{self.round.replace(' ', '-')}-{self.size}-{self.peer}"
+        return f"{self.round.split()[0]}-{self.variant}-{self.size}-{self.peer}"
 
 
 def cases(mode: str, shapes: tuple[tuple[int, ...], ...]) -> list[Case]:
