@@ -5,7 +5,9 @@ memory is reset and one pass runs. ``rss_mib`` is how far the peak rose above th
 everything that the pass touched for the first time, native workspaces, generated code and thread stacks included, and
 neither weights nor images, which were there before. ``code_mib`` is the part of it that is pages of files: the code of
 the libraries, which every first pass reads. ``tracker_mib`` counts as `mirage.complexity` does: the storages
-that PyTorch sees, weights and images included; it is null for engines that are not PyTorch.
+that PyTorch sees, weights and images included; it is null for engines that are not PyTorch. ``built_mib`` is what
+building the peer added before the pass, weights, images and its own libraries included: some engines allocate there
+what others allocate in the first pass.
 
 The peak is VmHWM of /proc/self/status, which is what `ru_maxrss` reports, except that it can be reset, and that
 `ru_maxrss` of a new process starts at the size of the process that launched it. Without /proc (not Linux) it is
@@ -46,11 +48,15 @@ def max_rss() -> int:
 
 
 class PeakMemory:
-    """Context manager: `risen` is how many bytes the peak resident memory inside lay above that on entry, and `files`
-    how many more bytes of files (code) are resident on exit; the latter is 0 where the system does not tell."""
+    """Context manager: how many bytes the resident memory rose inside.
 
-    risen = 0
-    files = 0
+    Attributes:
+        risen: from entry to the peak.
+        kept: from entry to exit.
+        files: from entry to exit, pages of files (code) alone; 0 where the system does not tell.
+    """
+
+    risen = kept = files = 0
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
@@ -64,6 +70,7 @@ class PeakMemory:
     def __exit__(self, *exception: object) -> None:
         peak = status_bytes("VmHWM") if self._linux else max_rss()
         self.risen = max(0, peak - self._before)
+        self.kept = max(0, (status_bytes("VmRSS") if self._linux else peak) - self._before)
         self.files = max(0, status_bytes("RssFile") - self._files) if self._linux else 0
 
 
@@ -75,7 +82,8 @@ def measure(peer: str, problem: Any) -> dict[str, Any]:
     from mirage.complexity import MemoryTracker
 
     torch.set_num_threads(problem.threads)
-    runner = peers_of(problem.mode)[peer].build(problem)
+    with PeakMemory() as building:
+        runner = peers_of(problem.mode)[peer].build(problem)
     with PeakMemory() as memory:
         start = time.perf_counter()
         result = runner.run()
@@ -98,6 +106,7 @@ def measure(peer: str, problem: Any) -> dict[str, Any]:
         "rss_mib": memory.risen / MIB,
         "code_mib": memory.files / MIB,
         "tracker_mib": tracked,
+        "built_mib": building.kept / MIB,
         "seconds": seconds,
     }
 

@@ -43,11 +43,16 @@ def paragraph(text: str) -> Lines:
     return [*textwrap.wrap(" ".join(text.split()), 118), ""]
 
 
-def ratio(row: Row | None, other: Row | None, key: str = "median") -> str:
-    """How many times `other` is `row`; a dash where one of them was not measured."""
-    if row is None or other is None or not row.get(key) or other.get(key) is None:
+def ratio(row: Row | None, other: Row | None) -> str:
+    """How many times as long `other` took as `row`; a dash where one of them was not measured."""
+    return "-" if row is None or other is None else f"{other['median'] / row['median']:.2f}x"
+
+
+def share(row: Row, whole: Row | None, key: str) -> str:
+    """A figure of `row` in percent of that of `whole`; a dash where one of them was not measured."""
+    if whole is None or row[key] is None or not whole[key]:
         return "-"
-    return f"{other[key] / row[key]:.2f}x"
+    return f"{100 * row[key] / whole[key]:.0f}%"
 
 
 def mebibytes(value: float | None) -> str:
@@ -132,17 +137,18 @@ def memory_section(rows: list[Row]) -> Lines:
     lines += paragraph(
         """MiB of one pass, each in a fresh process. Resident: how far the peak of resident memory (what ru_maxrss
         reports) rose above that before the pass, weights and image not included; code is the part of it that is
-        pages of libraries read for the first time. Tracker: `mirage.complexity`, the storages that PyTorch allocates,
-        weights and image included."""
+        pages of libraries read for the first time; built is what making the peer ready had added before, weights and
+        the engine's libraries included. Tracker: `mirage.complexity`, the storages that PyTorch allocates, weights
+        and image included."""
     )
-    header = ("model", "image", "peer", "resident", "code", "tracker", "of eager's resident", "of eager's tracker")
+    header = ("model", "image", "peer", "resident", "code", "built", "tracker", "of eager's resident", "of tracker's")
     for mode, title in MODES.items():
         body = []
         for (variant, shape), by_peer in problems(rows, "test_memory", mode).items():
             eager = by_peer.get("eager")
             for row in by_peer.values():
-                shares = (ratio(eager, row, "rss_mib"), ratio(eager, row, "tracker_mib"))
-                figures = (mebibytes(row[key]) for key in ("rss_mib", "code_mib", "tracker_mib"))
+                shares = (share(row, eager, "rss_mib"), share(row, eager, "tracker_mib"))
+                figures = (mebibytes(row[key]) for key in ("rss_mib", "code_mib", "built_mib", "tracker_mib"))
                 body.append((NAMES[variant], shape, row["label"], *figures, *shares))
         if body:
             lines += [title, "", *table(header, body, left=3), ""]
@@ -202,12 +208,12 @@ def step_profile_section(facts: Row, rows: list[Row]) -> Lines:
         if whole is None:
             continue
         least = "-" if row["is_blocks"] or row is whole else milliseconds(floor(facts, row)[0])
-        share = f"{100 * row['median'] / whole['median']:.1f}%"
-        body.append((NAMES[row["variant"]], row["step"], milliseconds(row["median"]), share, least))
+        part = f"{100 * row['median'] / whole['median']:.1f}%"
+        body.append((NAMES[row["variant"]], row["step"], milliseconds(row["median"]), part, least))
     for variant, whole in wholes.items():
         outside = sum(r["median"] for r in found if r["variant"] == variant and not r["is_blocks"] and r is not whole)
-        share = f"{100 * outside / whole['median']:.1f}%"
-        body.append((NAMES[variant], "everything outside the blocks", milliseconds(outside), share, "-"))
+        part = f"{100 * outside / whole['median']:.1f}%"
+        body.append((NAMES[variant], "everything outside the blocks", milliseconds(outside), part, "-"))
     if not body:
         return []
     lines = ["## Where a pass goes", "", "Inference of mirage.fast at 224x224, float32, every step timed alone.", ""]

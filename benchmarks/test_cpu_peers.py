@@ -236,5 +236,5 @@ def test_memory(case, rounds, facts, benchmark):
     problem = rounds.problem(case)
     row = peak_memory.measure_fresh(case.peer, problem)
     benchmark.group = f"memory, {case.round}"
-    facts.update({name: row[name] for name in ("rss_mib", "code_mib", "tracker_mib")})
+    facts.update({name: row[name] for name in ("rss_mib", "code_mib", "tracker_mib", "built_mib")})
     replay(benchmark, [row["seconds"]])
