@@ -1,4 +1,4 @@
-"""benchmarks/peers.py and worker.py: every PyTorch peer computes what the reference does, here and in its own process."""
+"""benchmarks/peers.py and worker.py: every PyTorch peer computes what the reference does, here and in a worker."""
 
 import peers
 import pytest
