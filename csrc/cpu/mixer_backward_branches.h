@@ -180,6 +180,7 @@ class BranchesPass {
     const int64_t c = w_.c, I = at.inner, pixels = at.tile.rows * at.tile.columns;
     load_normalised<T>(w_, x_, at, normed);
     copy_dense(normed + c * at.outer, at.outer, at.tile, 2 * c, conv_in, I);
+    center(w_, f_, I, at.pixels, conv_in);
     attention_inputs(w_, at, normed, 2 * c, c, detail, v);
     clear_tails(v, c, I, pixels);
     attend(w_, at, attention, v, branches);

@@ -26,9 +26,8 @@ class InputsPass {
  public:
   using A = Acc<T>;
 
-  InputsPass(const Tensor& x, const Mixer<A>& w, const BackwardWeights<A>& t, const Folded<A>& f, const A* mean,
-             const A* var, const Matrices<A>& matrices, const Between<A>& between)
-      : x_(x), w_(w), t_(t), f_(f), mean_(mean), var_(var), m_(matrices), between_(between), g_(w),
+  InputsPass(const Tensor& x, const Mixer<A>& w, const BackwardWeights<A>& t, const Folded<A>& f, const A* var, const Matrices<A>& matrices, const Between<A>& between)
+      : x_(x), w_(w), t_(t), f_(f), var_(var), m_(matrices), between_(between), g_(w),
         rows_(w.d < kRowsAtOnce ? w.d * smaller(w.heads, kRowsAtOnce / w.d) : w.d),
         tiling_(choose_dense<A>(x.size[2], x.size[3], kMixerHalo, w.C + w.c + 6 * rows_, 5 * w.c + 2 * rows_)),
         outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)) {}
@@ -87,9 +86,9 @@ class InputsPass {
       const A inverse = A(1 / __builtin_sqrt(double(var_[j]) + double(w_.bn_eps)));
       Vec<A> weight = {}, bias = {};
       for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
-        const Vec<A> g = load(grad_normal + j * I + p), n = load(row + p);
+        const Vec<A> g = load(grad_normal + j * I + p), n = load(row + p) - f_.mean[j];
         bias += g;
-        weight += g * ((n - mean_[j]) * inverse);
+        weight += g * (n * inverse);
         store(row + p, n * f_.scale[j] + f_.shift[j]);
       }
       sums[g_.bn_weight + j] += sum<A>(weight);
@@ -154,7 +153,7 @@ class InputsPass {
   const Mixer<A>& w_;
   const BackwardWeights<A>& t_;
   const Folded<A>& f_;
-  const A *mean_, *var_;
+  const A* var_;
   const Matrices<A>& m_;
   const Between<A>& between_;
   const Gradients<A> g_;

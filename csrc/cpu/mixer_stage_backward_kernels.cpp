@@ -21,7 +21,7 @@ void generator_backward(const Mixer<A>& w, const Folded<A>& f, const A* branch_m
     double *m = mean.get() + b * c, *g = grad_hidden.get() + b * c;
     for (int64_t j = 0; j < c; ++j) {
       m[j] = f.bias[first + j];
-      for (int64_t k = 0; k < c; ++k) m[j] += double(f.gic1[(first + j) * c + k]) * branch_mean[b * c + k];
+      for (int64_t k = 0; k < c; ++k) m[j] += double(f.gic1[(first + j) * c + k]) * (double(branch_mean[b * c + k]) - f.mean[k]);
     }
     for (int64_t j = 0; j < c; ++j) {
       double u = 0;
@@ -221,7 +221,7 @@ void run(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, con
   small_matrices(w, statistics, attention.get(), B, matrices, gradients.temperature.as<A>());
   generator_backward(w, folded, statistics.branch_mean.as<A>(), kernels.get(), B, double(between.plane()),
                      matrices.detail.get(), gradients.generator_in.as<A>(), gradients.generator_out.as<A>());
-  const InputsPass<T> inputs(x, w, turned, folded, mean, var, matrices, between);
+  const InputsPass<T> inputs(x, w, turned, folded, var, matrices, between);
   sum_over_units<A>(inputs.units(), g.count, inputs.scratch(), total.get(), inputs);
   const NormsPass<T> norms(grad_y, x, w, folded, statistics, options.training, total.get(), between, grad_x);
   sum_over_units<A>(norms.units(), 2 * w.C, norms.scratch(), total.get(), norms);

@@ -25,16 +25,20 @@ inline A sum_of_squares(const A* row, int64_t pixels) {
   return sum<A>(total);
 }
 
+// Mean and sum of squared deviations of `pixels` values (at least one), in whole vectors with zeros behind them. Sums
+// are of differences from the first value: a constant row has exactly its mean and no deviation.
 template <class A>
 inline void moments(const A* row, int64_t pixels, A& mean, A& deviation) {
+  constexpr int L = kLanes<A>;
+  const A origin = row[0];
   Vec<A> total = {};
   int64_t p = 0;
-  for (; p + kLanes<A> <= pixels; p += kLanes<A>) total += load(row + p);
-  A plain = sum<A>(total);
-  for (int64_t q = p; q < pixels; ++q) plain += row[q];
-  mean = plain / A(pixels);
+  for (; p + L <= pixels; p += L) total += load(row + p) - origin;
+  A offset = sum<A>(total);
+  for (int64_t q = p; q < pixels; ++q) offset += row[q] - origin;
+  mean = origin + offset / A(pixels);
   total = Vec<A>{};
-  for (p = 0; p + kLanes<A> <= pixels; p += kLanes<A>) {
+  for (p = 0; p + L <= pixels; p += L) {
     const Vec<A> e = load(row + p) - mean;
     total += e * e;
   }
@@ -127,7 +131,7 @@ void generate_kernels(const Mixer<A>& w, const Folded<A>& f, const A* branch_mea
   for (int64_t j = 0; j < w.c; ++j) {
     const int64_t row = 2 * w.h - w.c + j;
     double total = f.bias[row];
-    for (int64_t k = 0; k < w.c; ++k) total += double(f.gic1[row * w.c + k]) * branch_mean[k];
+    for (int64_t k = 0; k < w.c; ++k) total += double(f.gic1[row * w.c + k]) * (double(branch_mean[k]) - f.mean[k]);
     mean[j] = A(total);
   }
   for (int64_t j = 0; j < w.c; ++j) {
@@ -158,6 +162,7 @@ void apply(const Tensor& x, const Mixer<Acc<T>>& w, const Folded<Acc<T>>& f, con
     const MixerTile at{tile, O, I, dense_pixels<A>(tile), unit / tiling.count()};
     load_normalised<T>(w, x, at, normed);
     copy_dense(normed + c * O, O, tile, 2 * c, conv_in, I);
+    center(w, f, I, at.pixels, conv_in);
 
     attention_inputs(w, at, normed, 2 * c, c, wide, moved);
     attend(w, at, attention + at.sample * w.heads * (2 * w.d + 2) * w.d, moved, att);

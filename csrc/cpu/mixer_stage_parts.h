@@ -32,18 +32,19 @@ struct Mixer {
         alpha_mlp(*w.alpha_mlp.as<A>()), norm_eps(A(o.norm_eps)), bn_eps(A(o.bn_eps)) {}
 };
 
-// BatchNorm as x * scale + shift, and gic1 with it folded in: gate rows (divided by the gate's temperature), identity
-// rows, detail rows, and a bias for each.
+// BatchNorm as (x - mean) * scale + shift, and gic1 with scale and shift folded in: gate rows (divided by the gate's
+// temperature), identity rows, detail rows, and a bias for each. The mean is subtracted before, as a fold would multiply
+// its rounding by mean / deviation.
 template <class A>
 struct Folded {
-  Buffer<A> scale, shift, gic1, bias;
+  Buffer<A> mean, scale, shift, gic1, bias;
 
-  Folded(const Mixer<A>& w, const A* mean, const A* var)
-      : scale(w.c), shift(w.c), gic1(2 * w.h * w.c), bias(2 * w.h) {
+  Folded(const Mixer<A>& w, const A* mean_, const A* var)
+      : mean(w.c), scale(w.c), shift(w.c), gic1(2 * w.h * w.c), bias(2 * w.h) {
     for (int64_t k = 0; k < w.c; ++k) {
-      const double s = w.bn_weight[k] / __builtin_sqrt(double(var[k]) + double(w.bn_eps));
-      scale[k] = A(s);
-      shift[k] = A(w.bn_bias[k] - mean[k] * s);
+      mean[k] = mean_[k];
+      scale[k] = A(w.bn_weight[k] / __builtin_sqrt(double(var[k]) + double(w.bn_eps)));
+      shift[k] = w.bn_bias[k];
     }
     for (int64_t m = 0; m < 2 * w.h; ++m) {
       const A factor = m < w.h ? A(1) / w.tau : A(1);
@@ -100,9 +101,19 @@ inline void attend(const Mixer<A>& w, const MixerTile& at, const A* attention, c
   }
 }
 
-// The detail rows of gic1 with the halo of the 7x7 kernels [c, outer], zero outside the plane.
+// Rows of the gated CNN's input less BatchNorm's mean.
 template <class A>
-inline void detail_rows(const Mixer<A>& w, const Folded<A>& f, const MixerTile& at, const A* normed, A* detail) {
+inline void center(const Mixer<A>& w, const Folded<A>& f, int64_t stride, int64_t pixels, A* rows) {
+  for (int64_t j = 0; j < w.c; ++j) {
+    for (int64_t p = 0; p < pixels; p += kLanes<A>) store(rows + j * stride + p, load(rows + j * stride + p) - f.mean[j]);
+  }
+}
+
+// The detail rows of gic1 with the halo of the 7x7 kernels [c, outer], zero outside the plane. The gated CNN's rows of
+// the normalised tile are centered on the way.
+template <class A>
+inline void detail_rows(const Mixer<A>& w, const Folded<A>& f, const MixerTile& at, A* normed, A* detail) {
+  center(w, f, at.outer, at.tile.outer_pixels, normed + w.c * at.outer);
   const int64_t first = 2 * w.h - w.c;
   const A* const bias = f.bias.get() + first;
   mix(f.gic1.get() + first * w.c, w.c, w.c, w.c, normed + w.c * at.outer, at.outer, at.tile.outer_pixels,
@@ -119,7 +130,8 @@ inline void dynamic_rows(const Mixer<A>& w, const MixerTile& at, const A* kernel
   }
 }
 
-// gic2(gelu(gate) * concat(identity, dynamic)) * scale + branch, written to `mixed`, which may be `branch` itself.
+// gic2(gelu(gate) * concat(identity, dynamic)) * scale + the branch's input, of which `branch` is the centered form;
+// written to `mixed`, which may be `branch` itself.
 template <class A>
 inline void gated_branch(const Mixer<A>& w, const Folded<A>& f, const MixerTile& at, const A* branch, const A* dynamic,
                          A scale, A* group, A* sum, A* mixed) {
@@ -141,7 +153,7 @@ inline void gated_branch(const Mixer<A>& w, const Folded<A>& f, const MixerTile&
   }
   for (int64_t j = 0; j < w.c; ++j) {
     for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
-      store(mixed + j * I + p, load(sum + j * I + p) * scale + load(branch + j * I + p));
+      store(mixed + j * I + p, load(sum + j * I + p) * scale + (load(branch + j * I + p) + f.mean[j]));
     }
   }
 }
