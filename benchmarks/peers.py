@@ -8,6 +8,7 @@ the same problem gets the same weights, the same image and the same random draws
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import subprocess
@@ -39,7 +40,7 @@ class Problem:
         variant: "tiny" or "small".
         shape: [B, 3, H, W] of the image.
         threads: threads of every engine.
-        folder: where exported networks are kept, shared by the processes of one run.
+        folder: where exported networks are kept, shared by the processes of one run; empty for one of this process.
     """
 
     mode: str
@@ -156,11 +157,17 @@ def _fast(problem: Problem, dtype: torch.dtype = torch.float32) -> Runner:
 def onnx_file(problem: Problem) -> Path:
     """The reference as an ONNX file for one shape, written once per folder, by a process of its own: tracing leaves
     memory behind that a measured process must not have."""
-    path = Path(problem.folder or tempfile.gettempdir()) / f"mirage-{problem.variant}-{problem.size}.onnx"
+    path = Path(problem.folder or _own_folder().name) / f"mirage-{problem.variant}-{problem.size}.onnx"
     if not path.exists():
         command = [sys.executable, __file__, problem.variant, str(path), *map(str, problem.shape)]
         subprocess.run(command, check=True, stdout=sys.stderr)
     return path
+
+
+@functools.cache
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Removed when this process ends."""
+    return tempfile.TemporaryDirectory()
 
 
 def export(variant: str, path: Path, shape: tuple[int, ...]) -> None:

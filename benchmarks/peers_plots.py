@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers_goals import NAMES
 from benchmarks.report import Row
 
 OURS, THEIRS = "#3b6ea5", "#b8bcc4"
 TITLES = {"inference": "inference", "forward": "forward with autograd", "step": "training step"}
-NAMES = {"tiny": "MIRAGE-T", "small": "MIRAGE-S"}
 
 
 def _figure(rows: int, columns: int, height: float) -> tuple[Any, Any, list[Any]]:

@@ -13,10 +13,10 @@ import textwrap
 from pathlib import Path
 
 from benchmarks import peers_plots
+from benchmarks.peers_goals import NAMES, goals
 from benchmarks.report import DOCS, Row, load, milliseconds, table
 
 OURS = {"float32": "fast", "bfloat16": "fast-bf16"}
-NAMES = {"tiny": "MIRAGE-T", "small": "MIRAGE-S"}
 MODES = {
     "inference": "Inference: what a pass adds to the resident memory of a fresh process.",
     "forward": "Forward with autograd, in training mode, its graph kept.",
@@ -57,6 +57,11 @@ def share(row: Row, whole: Row | None, key: str) -> str:
 
 def mebibytes(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
+
+
+def goals_section(rows: list[Row]) -> Lines:
+    body = [goal.cells() for goal in goals(rows)]
+    return ["## Goals", "", *table(("model", "goal", "asked", "measured", "reached"), body, left=2), ""] if body else []
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------
@@ -250,7 +255,8 @@ def write(source: Path, docs: Path = DOCS) -> list[Path]:
     lines = heading(facts, rows)
     lines += ["![time of every peer](cpu-peers-time.png)", ""] if times else []
     lines += ["![memory of every peer](cpu-peers-memory.png)", ""] if memory else []
-    lines += inference_section(rows) + step_section(rows) + memory_section(rows) + scaling_section(rows)
+    for section in (goals_section, inference_section, step_section, memory_section, scaling_section):
+        lines += section(rows)
     lines += stage_section(facts, rows) + step_profile_section(facts, rows)
     target = docs / "cpu-peers.md"
     target.write_text("\n".join(lines).rstrip() + "\n")

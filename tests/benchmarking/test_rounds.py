@@ -1,0 +1,53 @@
+"""benchmarks/test_cpu_peers.py: peers are timed in turn, after what they compute was compared with the reference."""
+
+import peers
+import pytest
+import test_cpu_peers as suite
+from worker import WorkerError
+
+SHAPE = (1, 3, 16, 16)
+
+
+def _cases(*names: str) -> list[suite.Case]:
+    return [suite.Case("a round", name, "inference", "tiny", SHAPE) for name in names]
+
+
+def test_cases_of_a_round_are_measured_together(tmp_path, monkeypatch):
+    order = []
+    seconds = suite.Worker.seconds
+    monkeypatch.setattr(suite.Worker, "seconds", lambda self: order.append(id(self)) or seconds(self))
+    fast, channels_last = cases = _cases("fast", "channels_last")
+    rounds = suite.Rounds(cases, tmp_path, threads=1, seconds=0)
+    samples, facts = rounds.measured(fast)
+    assert len(samples) == suite.ROUNDS[0] and min(samples) > 0
+    assert 0 < facts["relative_error_restored"] < 1e-4
+    taken = len(order)
+    assert len(rounds.measured(channels_last)[0]) == suite.ROUNDS[0] and len(order) == taken  # already there
+    assert order == order[:2] * (1 + suite.ROUNDS[0]) and order[0] != order[1]  # one to warm up, then in turn
+
+
+def test_a_peer_that_computes_something_else_fails(tmp_path, monkeypatch):
+    monkeypatch.setitem(peers.FARTHEST, "float32", 0.0)
+    rounds = suite.Rounds(_cases("fast"), tmp_path, threads=1, seconds=0)
+    with pytest.raises(WorkerError, match="fast does not compute what the reference does: restored is"):
+        rounds.measured(_cases("fast")[0])
+
+
+def test_the_clock_replays_samples():
+    clock = suite.Clock()
+    clock.samples = iter((0.5, 0.25))
+    start = clock.read()
+    clock.advance()
+    assert clock.read() == start + 0.5
+    clock.advance()
+    assert clock.read() == start + 0.75
+
+
+def test_ids_are_unique():
+    for cases in (
+        suite.cases("inference", suite.INFERENCE_SHAPES),
+        suite.cases("step", suite.STEP_SHAPES),
+        suite.SCALING,
+        suite.MEMORY,
+    ):
+        assert len({str(case) for case in cases}) == len(cases) > 0
