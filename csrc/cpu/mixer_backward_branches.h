@@ -17,25 +17,31 @@ struct SampleSums {
 template <class A>
 inline void fuse_backward(const Mixer<A>& w, const MixerTile& at, const A* rows, A* grad, A* alphas) {
   const int64_t branch = w.c * at.inner;
+  constexpr int64_t kRun = 32;  // vectors that a lane adds up before the sum goes on in double: few roundings a term
+  double totals[3] = {};
   for (int64_t j = 0; j < w.c; ++j) {
     const A *a = rows + j * at.inner, *g = a + branch, *m = g + branch;
     A *da = grad + j * at.inner, *dg = da + branch, *dm = dg + branch;
-    Vec<A> sums[3] = {};
-    for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
-      const Vec<A> va = load(a + p), vg = load(g + p), vm = load(m + p);
-      const Vec<A> ga = load(da + p), gg = load(dg + p), gm = load(dm + p);
-      const Vec<A> sa = vsigmoid<A>(vg + vm), sg = vsigmoid<A>(va + vm), sm = vsigmoid<A>(va + vg);
-      sums[0] += ga * sa;
-      sums[1] += gg * sg;
-      sums[2] += gm * sm;
-      const Vec<A> ta = ga * w.alpha_att * sa * (A(1) - sa), tg = gg * w.alpha_conv * sg * (A(1) - sg),
-                   tm = gm * w.alpha_mlp * sm * (A(1) - sm);
-      store(da + p, ga + tg + tm);
-      store(dg + p, gg + ta + tm);
-      store(dm + p, gm + ta + tg);
+    for (int64_t start = 0; start < at.pixels; start += kRun * kLanes<A>) {
+      const int64_t end = start + kRun * kLanes<A> < at.pixels ? start + kRun * kLanes<A> : at.pixels;
+      Vec<A> sums[3] = {};
+      for (int64_t p = start; p < end; p += kLanes<A>) {
+        const Vec<A> va = load(a + p), vg = load(g + p), vm = load(m + p);
+        const Vec<A> ga = load(da + p), gg = load(dg + p), gm = load(dm + p);
+        const Vec<A> sa = vsigmoid<A>(vg + vm), sg = vsigmoid<A>(va + vm), sm = vsigmoid<A>(va + vg);
+        sums[0] += ga * sa;
+        sums[1] += gg * sg;
+        sums[2] += gm * sm;
+        const Vec<A> ta = ga * w.alpha_att * sa * (A(1) - sa), tg = gg * w.alpha_conv * sg * (A(1) - sg),
+                     tm = gm * w.alpha_mlp * sm * (A(1) - sm);
+        store(da + p, ga + tg + tm);
+        store(dg + p, gg + ta + tm);
+        store(dm + p, gm + ta + tg);
+      }
+      for (int i = 0; i < 3; ++i) totals[i] += double(sum<A>(sums[i]));
     }
-    for (int i = 0; i < 3; ++i) alphas[i] += sum<A>(sums[i]);
   }
+  for (int i = 0; i < 3; ++i) alphas[i] += A(totals[i]);
 }
 
 // From the gradient of the MLP's output to that of its input. pre, act: [kGroup, inner] scratch.
