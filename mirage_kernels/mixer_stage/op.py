@@ -134,8 +134,8 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 def _autograd(ctx: Any, grad_y: Tensor | None, *unused: None) -> tuple[Any, ...]:
     if grad_y is None:
         return (None,) * (_COUNT + 6)
-    x, branch_scale, *statistics = ctx.saved_tensors[:7]
-    learned = dict(zip(LEARNED, ctx.saved_tensors[7:], strict=True))
+    x, branch_scale, *saved = ctx.saved_tensors  # to be read once: checkpointing recomputes at the first reading
+    statistics, learned = saved[:5], dict(zip(LEARNED, saved[5:], strict=True))
     weights = MixerWeights(**learned, bn_mean=statistics[3], bn_var=statistics[4])
     grad_x, *grads = _backward_op(grad_y, x, *weights, branch_scale, *statistics, *ctx.options)
     by_name = dict(zip(LEARNED, grads, strict=True))

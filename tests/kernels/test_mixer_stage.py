@@ -102,7 +102,11 @@ F_BATCH_NORM = F.batch_norm
 
 class StageTests(OperatorTests):
     implementations = IMPLEMENTATIONS
-    extremes_floor = 40  # a deviation of zero makes the batch norm multiply roundings by 316
+
+    def extremes_floor(self, x):
+        """A deviation of zero makes the batch norm of a training step multiply roundings by 1 / sqrt(1e-5)."""
+        constant = (x == x[..., :1, :1]).all()
+        return 4 * 316 if constant and self.operator.options.get("training") else 40
 
     def test_deterministic(self, impl):
         """The same bits every time; on the C++ library also on any number of threads, unlike PyTorch's convolutions."""
