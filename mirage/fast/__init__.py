@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 
-def mirage_tiny(**overrides: Any) -> MIRAGE:
-    """`mirage.mirage_tiny` with fast modules; the same parameters, names and results."""
-    return accelerate(mirage.mirage_tiny(**overrides))
+def mirage_tiny(*, memory: str = "low", **overrides: Any) -> MIRAGE:
+    """`mirage.mirage_tiny` with fast modules; the same parameters, names and results. `memory`: see `accelerate`."""
+    return accelerate(mirage.mirage_tiny(**overrides), memory)
 
 
-def mirage_small(**overrides: Any) -> MIRAGE:
-    """`mirage.mirage_small` with fast modules; the same parameters, names and results."""
-    return accelerate(mirage.mirage_small(**overrides))
+def mirage_small(*, memory: str = "low", **overrides: Any) -> MIRAGE:
+    """`mirage.mirage_small` with fast modules; the same parameters, names and results. `memory`: see `accelerate`."""
+    return accelerate(mirage.mirage_small(**overrides), memory)

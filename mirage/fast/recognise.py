@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mirage import blocks
 from mirage.fast import modules as fast
+from mirage.fast.plain import HOOKS
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,6 @@ def _behaviour_problem(module: nn.Module, kind: Kind) -> str:
 
 def _without_hooks(module: nn.Module) -> nn.Module:
     for child in module.modules():
-        for name in fast.HOOKS:
+        for name in HOOKS:
             getattr(child, name).clear()
     return module

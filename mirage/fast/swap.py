@@ -13,9 +13,12 @@ from typing import TypeVar
 
 from torch import nn
 
+from mirage.fast.modules import TransformerBlock
 from mirage.fast.recognise import KINDS, candidate, problem
 
 _ORIGINAL = "_mirage_original_class"
+_MEMORY = "_mirage_memory"
+MEMORY_MODES = ("low", "fast")
 _REPLACEMENTS = tuple(kind.replacement for kind in KINDS)
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -47,37 +50,43 @@ class Summary:
         return "\n".join(lines)
 
 
-def accelerate(model: Model) -> Model:
+def accelerate(model: Model, memory: str = "low") -> Model:
     """Swap the modules of `model` for fast ones, in place, and return it.
 
     Blocks, layer norms, gated CNN branches, mixers, feed-forward networks and the SPD covariance are recognised by
     their structure (attributes and shapes), so a model of the authors' released code is accelerated as well as
     `mirage.mirage_tiny()`; a module of an unknown class must in addition agree with its fast counterpart on a random
     input. Parameters, buffers, `state_dict`, hooks, dtype, device and training mode stay as they are; other instances
-    of the same classes are untouched. Calling it again does nothing more.
+    of the same classes are untouched. Calling it again does nothing more than to set `memory`.
 
     Args:
         model: a module that contains such modules, or is one.
+        memory: what blocks keep from forward to backward. ``"low"``: their input, the tensor between mixer and
+            feed-forward network, and small statistics; the rest is recomputed. ``"fast"``: also the hidden tensor of
+            the feed-forward network (four times the input), so that backward recomputes less. Results are the same.
 
     Returns:
         `model` itself.
 
     Raises:
         TypeError: `model` is not a module. A model in which nothing is recognised is returned with a warning.
+        ValueError: `memory` is neither of the two.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if memory not in MEMORY_MODES:
+        raise ValueError(f"memory: expected one of {', '.join(MEMORY_MODES)}, got {memory!r}")
     found = 0
     for module in list(model.modules()):
-        if isinstance(module, _REPLACEMENTS):
-            found += 1
-            continue
-        kind = candidate(module)
-        if kind is None or problem(module, kind):
-            continue
-        vars(module)[_ORIGINAL] = type(module)
-        module.__class__ = kind.replacement
+        if not isinstance(module, _REPLACEMENTS):
+            kind = candidate(module)
+            if kind is None or problem(module, kind):
+                continue
+            vars(module)[_ORIGINAL] = type(module)
+            module.__class__ = kind.replacement
         found += 1
+        if isinstance(module, TransformerBlock):
+            vars(module)[_MEMORY] = memory
     if not found:
         warnings.warn(
             f"accelerate: nothing in {type(model).__name__} was recognised; mirage.fast.summary(model) says why",
@@ -92,6 +101,7 @@ def revert(model: Model) -> Model:
     Modules that were built fast (`mirage.fast.FeedForward(...)`) stay as they are.
     """
     for module in model.modules():
+        vars(module).pop(_MEMORY, None)
         original = vars(module).pop(_ORIGINAL, None)
         if original is not None:
             module.__class__ = original

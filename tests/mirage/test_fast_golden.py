@@ -28,7 +28,7 @@ from golden import (
     load_golden_weights,
     relative_error,
 )
-from harness import device_of, require
+from harness import device_of, forced, require
 from torch import nn
 
 import mirage_kernels
@@ -49,8 +49,8 @@ def runs(impl: str, case: str, dtype: str) -> Any:
 
 
 def all_runs(cases: Any) -> list[Any]:
-    """C++ in both dtypes; Triton, which has no float64, in float32."""
-    return [runs("cpp", case, dtype) for case in cases for dtype in DTYPES] + [
+    """C++ and the composite of plain PyTorch in both dtypes; Triton, which has no float64, in float32."""
+    return [runs(impl, case, dtype) for impl in ("cpp", "composite") for case in cases for dtype in DTYPES] + [
         runs("triton", case, "fp32") for case in cases
     ]
 
@@ -101,9 +101,9 @@ def accelerated(case: str) -> Any:
 @pytest.mark.parametrize(("impl", "case", "dtype"), all_runs(MODEL_CASES))
 def test_model(impl: str, case: str, dtype: str, mode: str) -> None:
     require(impl)
-    with mirage_kernels.use(impl):
+    with forced(impl):
         assert_parity(lambda f: compare_model(case, f, DTYPES[dtype], mode, device_of(impl)), accelerated(case))
-    assert mirage_kernels.last_used("channel_attention_fusion") == impl
+    assert mirage_kernels.last_used("mixer_stage") == impl
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -124,6 +124,6 @@ def test_inference(case: str, dtype: str) -> None:
 @pytest.mark.parametrize(("impl", "case", "dtype"), all_runs(BLOCK_CASES))
 def test_block(impl: str, case: str, dtype: str, mode: str) -> None:
     require(impl)
-    with mirage_kernels.use(impl):
+    with forced(impl):
         assert_parity(lambda f: compare_block(case, f, DTYPES[dtype], mode, device_of(impl)), TransformerBlock)
-    assert mirage_kernels.last_used("gated_depthwise_ffn") == impl
+    assert mirage_kernels.last_used("feed_forward_stage") == impl
