@@ -60,3 +60,9 @@ def test_worker_times_passes_and_writes_outputs(tmp_path):
 def test_worker_that_fails_says_why(tmp_path):
     with pytest.raises(WorkerError, match="no such variant"):
         Worker("eager", peers.Problem("inference", "no such variant", SHAPE), tmp_path / "outputs.pt")
+
+
+@pytest.mark.parametrize("peer", ["fast-low", "fast-fast"])
+def test_training_peers_have_the_gradients_of_the_reference(peer):
+    found = {name: relative for name, _, relative in peers.errors(_outputs(peer, "step"), _outputs("eager", "step"))}
+    assert found["loss"] < 1e-6 and 0 < found["gradients"] < 1e-5
