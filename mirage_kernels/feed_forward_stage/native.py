@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._library import accumulator, dl, native
-from mirage_kernels.feed_forward_stage import composite
 
 
 def _flat(x: Tensor, *weights: Tensor) -> list[Tensor]:
@@ -24,17 +23,11 @@ def forward(
     eps: float,
     keep_hidden: bool,
 ) -> tuple[Tensor, Tensor]:
-    whole = hasattr(native(), "feed_forward_stage_backward")  # the pass that can also keep its hidden tensor
-    if keep_hidden and not whole:
-        return composite.forward(
-            x, norm_weight, norm_bias, project_in, dwconv, project_out, eps, keep_hidden, "cpp"
-        )
     y, hidden = torch.empty(x.shape, dtype=x.dtype), torch.empty(0, dtype=x.dtype)
     if keep_hidden:
         hidden = torch.empty(x.shape[0], dwconv.shape[0], *x.shape[2:], dtype=x.dtype)
     norm_w, norm_b, *matrices = map(dl, _flat(x, norm_weight, norm_bias, project_in, dwconv, project_out))
-    optional = (dl(hidden) if keep_hidden else None,) if whole else ()
-    native().feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), *optional)
+    native().feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), dl(hidden) if keep_hidden else None)
     return y, hidden
 
 
@@ -50,8 +43,6 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, ...]:
     weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
-    if not hasattr(native(), "feed_forward_stage_backward"):
-        return composite.backward(grad_y, x, *weights, hidden, eps, "cpp")
     matrices = _flat(x, *weights)
     grad_x, grads = torch.empty(x.shape, dtype=x.dtype), [torch.empty_like(m) for m in matrices]
     norm_w, norm_b, *rest = map(dl, matrices)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from mirage_kernels._library import accumulator, dl, native
 from mirage_kernels.channel_attention.arguments import small_matrices
-from mirage_kernels.mixer_stage import composite
 from mirage_kernels.mixer_stage.composite import Statistics
 from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights
 
@@ -25,8 +24,6 @@ def _scale(x: Tensor, branch_scale: Tensor | None, dtype: torch.dtype) -> Tensor
 def forward(
     x: Tensor, w: MixerWeights, branch_scale: Tensor | None, training: bool, norm_eps: float, bn_eps: float
 ) -> tuple[Tensor, Statistics]:
-    if not hasattr(native(), "mixer_stage"):
-        return composite.forward(x, w, branch_scale, training, norm_eps, bn_eps, "cpp")
     dtype, branch = accumulator(x.dtype), x.shape[1] // 3
     statistics = Statistics(
         small_matrices(x[:, :branch], w.temperature.numel(), x.dtype),
@@ -51,8 +48,6 @@ def backward(
     norm_eps: float,
     bn_eps: float,
 ) -> tuple[Tensor, ...]:
-    if not hasattr(native(), "mixer_stage_backward"):
-        return composite.backward(grad_y, x, w, branch_scale, statistics, training, norm_eps, bn_eps, "cpp")
     dtype = accumulator(x.dtype)
     flat = _flat(w, dtype)
     grad_x = torch.empty(x.shape, dtype=x.dtype)

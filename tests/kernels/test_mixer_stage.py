@@ -24,7 +24,7 @@ from harness import (
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
-from mirage_kernels import MixerWeights, _dispatch, mixer_stage
+from mirage_kernels import MixerWeights, mixer_stage
 from mirage_kernels.channel_layer_norm import reference as channel_layer_norm
 from mirage_kernels.mixer_stage import reference
 from mirage_kernels.mixer_stage.weights import LEARNED, shapes
@@ -104,13 +104,12 @@ class StageTests(OperatorTests):
     implementations = IMPLEMENTATIONS
 
     def extremes_floor(self, x):
-        """A deviation of zero makes the batch norm of a training step multiply roundings by 1 / sqrt(1e-5)."""
-        constant = (x == x[..., :1, :1]).all()
-        return 4 * 316 if constant and self.operator.options.get("training") else 40
+        """About as many roundings follow each other; the batch norm of a constant plane magnifies them."""
+        return 40
 
     def test_deterministic(self, impl):
         """The same bits every time; on the C++ library also on any number of threads, unlike PyTorch's convolutions."""
-        if impl == "cpp" and hasattr(_dispatch.native, "mixer_stage_backward"):
+        if impl == "cpp":
             return super().test_deterministic(impl)
         inputs = self.operator.inputs(self.operator.shapes[-1], torch.float32, device_of(impl))
         runs = [self.run(self.operator.public, inputs) for _ in range(2)]
