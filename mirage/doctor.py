@@ -50,7 +50,7 @@ class OperatorCase:
         rest: the other arguments.
         rest_at: the position at which those stand among the tensors; after them by default.
         shift: added to the normal random values, one number per tensor.
-        gradients: False to check the output without autograd, where another kernel runs.
+        adapt: turns a public function that takes or returns anything else into one of tensors, returning one.
     """
 
     name: str
@@ -58,7 +58,7 @@ class OperatorCase:
     rest: tuple[Any, ...] = ()
     shift: tuple[float, ...] = ()
     rest_at: int | None = None
-    gradients: bool = True
+    adapt: Callable[[Callable[..., Any]], Callable[..., Tensor]] | None = None
 
     def tensors(self) -> list[Tensor]:
         """The tensor arguments in float64, holding float32 values; the same at every call."""
@@ -79,7 +79,7 @@ class Check:
 
     Attributes:
         error: largest relative error (norm of the difference over norm of the truth) of the output and the gradients.
-        where: the tensor it occurred in: ``output``, or ``grad 0``, ``grad 1``, ... by argument.
+        where: the tensor it occurred in: ``output``, ``grad 0``, ``grad 1``, ... by argument, or ``grad of scalars``.
         limit: largest error allowed for that tensor.
         problem: what went wrong instead of a comparison, or None.
     """
@@ -141,8 +141,31 @@ def cases() -> tuple[OperatorCase, ...]:
             (image, (6,), (6,), (24, 6, 1, 1), (24, 1, 3, 3), (6, 12, 1, 1)),
             (1e-5,),
             shift=(3.0, 1.0, 0, 0, 0, 0),
-            gradients=False,
         ),
+        _mixer_case(image),
+    )
+
+
+def _mixer_case(image: tuple[int, ...]) -> OperatorCase:
+    from mirage_kernels import MixerWeights
+    from mirage_kernels.mixer_stage.weights import LEARNED, shapes
+
+    of_weights = shapes(channels=image[1], heads=2, hidden=5)
+    positive = {"norm_weight": 1.0, "temperature": 2.0, "bn_weight": 1.0, "gate_temperature": 4.0}
+
+    def flat(function: Callable[..., Any]) -> Callable[..., Tensor]:
+        def call(x: Tensor, *learned: Tensor) -> Tensor:
+            named = dict(zip(LEARNED, learned, strict=True))
+            mean, var = torch.zeros_like(named["bn_weight"]), torch.ones_like(named["bn_weight"])
+            return function(x, MixerWeights(**named, bn_mean=mean.detach(), bn_var=var.detach())).y
+
+        return call
+
+    return OperatorCase(
+        "mixer_stage",
+        (image, *(of_weights[name] for name in LEARNED)),
+        shift=(3.0, *(positive.get(name, 0.0) for name in LEARNED)),
+        adapt=flat,
     )
 
 
@@ -210,15 +233,16 @@ def _run(case: OperatorCase, function, implementation: str, dtype: torch.dtype, 
     """The output of a case and, where it has them, the gradient of each tensor argument."""
     import mirage_kernels
 
-    inputs = [t.to(device, dtype).requires_grad_(case.gradients) for t in case.tensors()]
+    inputs = [t.to(device, dtype).requires_grad_() for t in case.tensors()]
     with mirage_kernels.use(implementation):
-        output = function(*case.arguments(inputs))
-        if not case.gradients:
-            return {"output": output.double().cpu()}
+        output = (case.adapt(function) if case.adapt else function)(*case.arguments(inputs))
         generator = torch.Generator().manual_seed(77)
         weights = torch.randn(output.shape, generator=generator).to(device, dtype)
         grads = torch.autograd.grad(output, inputs, weights)
-    named = {"output": output, **{f"grad {i}": grad for i, grad in enumerate(grads)}}
+    named = {"output": output, **{f"grad {i}": grad for i, grad in enumerate(grads) if grad.numel() > 1}}
+    # A single number is a sum that may cancel to almost nothing: these are compared as one vector.
+    if scalars := [grad.flatten() for grad in grads if grad.numel() == 1]:
+        named["grad of scalars"] = torch.cat(scalars)
     return {where: tensor.detach().double().cpu() for where, tensor in named.items()}
 
 
