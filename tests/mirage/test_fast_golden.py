@@ -97,8 +97,18 @@ def accelerated(case: str) -> Any:
     return factory
 
 
-@MODES
-@pytest.mark.parametrize(("impl", "case", "dtype"), all_runs(MODEL_CASES))
+def models() -> list[Any]:
+    """Every run in both modes; a training step takes the interpreter minutes even in the smallest case."""
+    found = []
+    for run in all_runs(MODEL_CASES):
+        for mode in ("eval", "train"):
+            slow = run.values[0] == "triton" and mode == "train" and not torch.cuda.is_available()
+            marks = [*run.marks, pytest.mark.slow] if slow else run.marks
+            found.append(pytest.param(*run.values, mode, id=f"{run.id}-{mode}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("impl", "case", "dtype", "mode"), models())
 def test_model(impl: str, case: str, dtype: str, mode: str) -> None:
     require(impl)
     with forced(impl):
