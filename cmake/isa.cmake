@@ -4,6 +4,8 @@
 set(kernel_options -Wall -Wextra -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-rounding-math
                    -Wno-psabi -Wno-unknown-pragmas -Wno-uninitialized -Wno-maybe-uninitialized)
 
+set(avx512_flags -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+
 function(mirage_add_isa target isa)
   cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "FLAGS;SOURCES")
   set(objects ${target}_${isa})
@@ -25,8 +27,8 @@ function(mirage_add_kernels target)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     target_compile_definitions(${target} PUBLIC MIRAGE_HAVE_X86_ISAS)
     mirage_add_isa(${target} avx2 FLAGS -mavx2 -mfma -mf16c SOURCES ${ARGN})
-    mirage_add_isa(${target} avx512 FLAGS -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
-                                          -mprefer-vector-width=512 SOURCES ${ARGN})
+    mirage_add_isa(${target} avx512 FLAGS ${avx512_flags} SOURCES ${ARGN})
+    mirage_add_isa(${target} avx512_bf16 FLAGS ${avx512_flags} -mavx512bf16 SOURCES ${ARGN})
   endif()
   mirage_add_isa(${target} baseline SOURCES ${ARGN})
 endfunction()

@@ -137,7 +137,7 @@ class BackwardPass {
       const int64_t row = first + half * M_;
       const A* grad = k.grad_hidden + half * n * I;
       add_outer(grad, I, n, k.in, I, C_, k.pixels, sums + sums_.project_in + row * C_, C_);
-      mix_share(project_in_t_.get() + row, 2 * M_, C_, n, grad, I, k.pixels, first + half == 0, k.grad_in);
+      mix_share(project_in_t_.from(row), C_, n, grad, I, k.pixels, first + half == 0, k.grad_in);
     }
   }
 

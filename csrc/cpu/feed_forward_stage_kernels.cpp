@@ -13,10 +13,11 @@ namespace {
 
 constexpr int64_t kGroupPairs = 24;  // hidden channel pairs at a time: a multiple of every kMixRows
 
-template <class A>
+template <class P>
 struct Weights {
-  const A *norm_weight, *norm_bias, *project_in, *dwconv, *project_out;
-  A eps;
+  const Acc<P> *norm_weight, *norm_bias, *dwconv;
+  Acc<P> eps;
+  OperandMatrix<P> project_in, project_out;
 };
 
 // d1 = depthwise(h1), d2 = depthwise(h2), g = gelu(d1) * d2 for one channel pair; pixels of the tile without its halo.
@@ -46,10 +47,10 @@ MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2,
 
 // h = gelu(W n), and W n itself, without the halo, to `planes`.
 template <class T>
-void mix_and_keep(const Acc<T>* rows, int64_t channels, int64_t count, const Acc<T>* normed, int64_t outer,
-                  const Tile& tile, Acc<T>* h, T* planes) {
+void mix_and_keep(const Matrix<Operand<T>>& rows, int64_t channels, int64_t count, const Operand<T>* normed,
+                  int64_t outer, const Tile& tile, Acc<T>* h, T* planes) {
   using A = Acc<T>;
-  mix(rows, channels, count, channels, normed, outer, tile.outer_pixels,
+  mix(rows, count, channels, normed, outer, tile.outer_pixels,
       [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + p, v); });
   for (int64_t m = 0; m < count; ++m) {
     A* const row = h + m * outer;
@@ -62,8 +63,9 @@ void mix_and_keep(const Acc<T>* rows, int64_t channels, int64_t count, const Acc
 }
 
 template <class T>
-void run(const Tensor& x, const Weights<Acc<T>>& w, int64_t hidden, const Tensor& y, T* kept) {
+void run(const Tensor& x, const Weights<Operand<T>>& w, int64_t hidden, const Tensor& y, T* kept) {
   using A = Acc<T>;
+  using P = Operand<T>;
   const int64_t C = x.size[1], H = x.size[2], W = x.size[3];
   const Tiling tiling = Tiling::choose<A>(H, W, 1, /*channels held=*/2 * C + 3 * kGroupPairs);
   const int64_t outer = tiling.outer_capacity<A>(), inner = tiling.inner_capacity<A>();
@@ -78,16 +80,17 @@ void run(const Tensor& x, const Weights<Acc<T>>& w, int64_t hidden, const Tensor
     const T* px = static_cast<const T*>(x.data) + sample * x.stride[0];
     load_tile(px, x, tile, C, outer, normed);
     normalise_tile(normed, C, outer, tile, w.norm_weight, w.norm_bias, w.eps);
+    const P* const in = operand_rows<P>(normed, C, outer, tile.outer_pixels, normed);
     for (int64_t first = 0; first < hidden; first += group) {
       const int64_t pairs = hidden - first < group ? hidden - first : group;
       for (int half = 0; half < 2; ++half) {
         A* const h = half ? h2 : h1;
-        const A* const rows = w.project_in + (first + half * hidden) * C;
+        const Matrix<P> rows = w.project_in.at(first + half * hidden);
         if (kept) {
           T* const planes = kept + (sample * 2 * hidden + first + half * hidden) * H * W;
-          mix_and_keep(rows, C, pairs, normed, outer, tile, h, planes);
+          mix_and_keep(rows, C, pairs, in, outer, tile, h, planes);
         } else {
-          mix(rows, C, pairs, C, normed, outer, tile.outer_pixels,
+          mix(rows, pairs, C, in, outer, tile.outer_pixels,
               [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + p, vgelu<A>(v)); });
         }
       }
@@ -95,14 +98,8 @@ void run(const Tensor& x, const Weights<Acc<T>>& w, int64_t hidden, const Tensor
         const A *w1 = w.dwconv + (first + i) * 9, *w2 = w1 + hidden * 9;
         gate_pair(h1 + i * outer, h2 + i * outer, w1, w2, tile, g + i * inner);
       }
-      if (first == 0) {
-        mix(w.project_out, hidden, C, pairs, g, inner, tile.inner_pixels,
-            [&](int64_t m, int64_t p, Vec<A> v) { store(out + m * inner + p, v); });
-      } else {
-        mix(w.project_out + first, hidden, C, pairs, g, inner, tile.inner_pixels, [&](int64_t m, int64_t p, Vec<A> v) {
-          store(out + m * inner + p, load(out + m * inner + p) + v);
-        });
-      }
+      const P* const gated = operand_rows<P>(g, pairs, inner, tile.inner_pixels, g);
+      mix_share(w.project_out.at(0, first), C, pairs, gated, inner, tile.inner_pixels, first == 0, out);
     }
     add_tile(px, x, tile, C, inner, out, static_cast<T*>(y.data) + sample * C * H * W, g);
   });
@@ -115,10 +112,11 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
                         const Tensor* hidden) {
   MIRAGE_FOR_DTYPE(x.dtype, T, {
     using A = Acc<T>;
-    const Weights<A> w{static_cast<const A*>(norm_weight.data), static_cast<const A*>(norm_bias.data),
-                       static_cast<const A*>(project_in.data), static_cast<const A*>(dwconv.data),
-                       static_cast<const A*>(project_out.data), A(eps)};
-    run<T>(x, w, project_out.size[1], y, hidden ? hidden->as<T>() : nullptr);
+    const int64_t hidden_pairs = project_out.size[1], channels = x.size[1];
+    const Weights<Operand<T>> w{norm_weight.as<A>(), norm_bias.as<A>(), dwconv.as<A>(), A(eps),
+                                {project_in.as<A>(), 2 * hidden_pairs, channels},
+                                {project_out.as<A>(), channels, hidden_pairs}};
+    run<T>(x, w, hidden_pairs, y, hidden ? hidden->as<T>() : nullptr);
   })
 }
 

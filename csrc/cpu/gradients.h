@@ -2,6 +2,7 @@
 // for weight gradients, transposed weights.
 #pragma once
 
+#include "operands.h"
 #include "outer.h"
 #include "parallel.h"
 
@@ -42,6 +43,7 @@ struct Transposed {
     }
   }
   const A* get() const { return data.get(); }
+  Matrix<A> from(int64_t column) const { return {data.get() + column, columns}; }
 };
 
 }  // namespace mirage::cpu::MIRAGE_ISA

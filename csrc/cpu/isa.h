@@ -8,9 +8,9 @@
 
 namespace mirage::cpu {
 
-enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2 };
+enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
 
-// The best set that this machine and this build have; MIRAGE_CPU_ISA=baseline|avx2|avx512 lowers it.
+// The best set that this machine and this build have; MIRAGE_CPU_ISA=baseline|avx2|avx512|avx512_bf16 lowers it.
 Isa active_isa();
 const char* isa_name(Isa isa);
 
@@ -20,14 +20,16 @@ const char* isa_name(Isa isa);
 #define MIRAGE_DECLARE_KERNEL(signature)      \
   namespace mirage::cpu::baseline { signature; } \
   namespace mirage::cpu::avx2 { signature; }     \
-  namespace mirage::cpu::avx512 { signature; }
-#define MIRAGE_DISPATCH_ISA(call)                              \
-  do {                                                         \
-    switch (::mirage::cpu::active_isa()) {                     \
-      case ::mirage::cpu::Isa::avx512: return avx512::call;    \
-      case ::mirage::cpu::Isa::avx2: return avx2::call;        \
-      default: return baseline::call;                          \
-    }                                                          \
+  namespace mirage::cpu::avx512 { signature; }   \
+  namespace mirage::cpu::avx512_bf16 { signature; }
+#define MIRAGE_DISPATCH_ISA(call)                                         \
+  do {                                                                    \
+    switch (::mirage::cpu::active_isa()) {                                \
+      case ::mirage::cpu::Isa::avx512_bf16: return avx512_bf16::call;     \
+      case ::mirage::cpu::Isa::avx512: return avx512::call;               \
+      case ::mirage::cpu::Isa::avx2: return avx2::call;                   \
+      default: return baseline::call;                                     \
+    }                                                                     \
   } while (0)
 #else
 #define MIRAGE_DECLARE_KERNEL(signature) namespace mirage::cpu::baseline { signature; }

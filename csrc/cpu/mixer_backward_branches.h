@@ -61,7 +61,7 @@ inline void mlp_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const G
     mix(t.mlp_out_t.get() + first * w.c, w.c, n, w.c, grad, I, at.pixels,
         [&](int64_t m, int64_t p, Vec<A> v) { store(pre + m * I + p, load(pre + m * I + p) * v); });
     add_outer(pre, I, n, in, I, w.c, at.pixels, sums + g.mlp_in + first * w.c, w.c);
-    mix_share(t.mlp_in_t.get() + first, twice, w.c, n, pre, I, at.pixels, first == 0, grad_in);
+    mix_share(t.mlp_in_t.from(first), w.c, n, pre, I, at.pixels, first == 0, grad_in);
   }
 }
 
@@ -101,8 +101,8 @@ inline void gate_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const 
     });
     add_outer(gate, I, n, normal, I, w.c, at.pixels, sums + g.gic1 + first * w.c, w.c);
     add_outer(other, I, plain, normal, I, w.c, at.pixels, sums + g.gic1 + (w.h + first) * w.c, w.c);
-    mix_share(t.gic1_t.get() + first, 2 * w.h, w.c, n, gate, I, at.pixels, first == 0, grad_normal);
-    mix_share(t.gic1_t.get() + w.h + first, 2 * w.h, w.c, plain, other, I, at.pixels, false, grad_normal);
+    mix_share(t.gic1_t.from(first), w.c, n, gate, I, at.pixels, first == 0, grad_normal);
+    mix_share(t.gic1_t.from(w.h + first), w.c, plain, other, I, at.pixels, false, grad_normal);
     for (int64_t m = plain; m < n; ++m) {
       A* to = dynamic + (first + m - identities) * I;
       for (int64_t p = 0; p < at.pixels; p += kLanes<A>) store(to + p, load(other + m * I + p));
@@ -159,7 +159,7 @@ class BranchesPass {
 
     const Tile dense = with_halo<A>(tile, 0);
     load_tile(grad_y_.as<const T>() + at.sample * grad_y_.stride[0], grad_y_, dense, C, I, grad_y);
-    project(t_.project_out_t.get(), C, C, at, grad_y, grad);
+    project(t_.project_out_t.from(0), C, at, grad_y, grad);
     A* const fused = normed;  // no longer needed, and large enough
     for (int64_t i = 0; i < 3 * c * I; i += kLanes<A>) store(fused + i, load(branches + i));
     fuse(w_, at, fused);
@@ -193,18 +193,18 @@ class BranchesPass {
     detail_rows(w_, f_, at, normed, detail);
     dynamic_rows(w_, at, kernels_ + at.sample * c * kTaps, detail, dynamic);
     clear_tails(dynamic, c, I, pixels);
-    gated_branch(w_, f_, at, conv_in, dynamic, branch_scale_[at.sample], group, branches + c * I, mixed);
-    project(w_.proj_out, c, c, at, mixed, branches + c * I);
+    gated_branch(w_, f_, at, conv_in, dynamic, branch_scale_[at.sample], group, mixed, branches + c * I, mixed);
+    project(w_.products.proj_out, c, at, mixed, branches + c * I);
     pixel_mlp(w_, at, mlp_in, group, branches + 2 * c * I);
   }
 
   // result: [3c, inner] scratch. conv_in becomes BatchNorm's output, dynamic its own gradient.
-  void conv_backward(const MixerTile& at, A* conv_in, A* dynamic, const A* mixed, const A* grad, A* result, A* group,
+  void conv_backward(const MixerTile& at, A* conv_in, A* dynamic, const A* mixed, A* grad, A* result, A* group,
                      A* sums) const {
     const int64_t c = w_.c, I = at.inner;
     A *grad_mixed = result, *grad_normal = result + c * I;
     add_outer(grad, I, c, mixed, I, c, at.pixels, sums + g_.proj_out, c);
-    project(t_.proj_out_t.get(), c, c, at, grad, grad_mixed);
+    project(t_.proj_out_t.from(0), c, at, grad, grad_mixed);
     store_dense(grad_mixed, I, at.tile, c, between_.residual_of(at.sample));
     for (int64_t j = 0; j < c; ++j) {
       for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {

@@ -146,7 +146,7 @@ class InputsPass {
   void share(const MixerTile& at, int64_t first, int64_t n, bool is_first, const A* grad_before, const A* att_in,
              A* grad, A* sums) const {
     add_outer(grad_before, at.inner, n, att_in, at.inner, w_.c, at.pixels, sums + g_.qkv + first * w_.c, w_.c);
-    mix_share(t_.qkv_t.get() + first, 3 * w_.c, w_.c, n, grad_before, at.inner, at.pixels, is_first, grad);
+    mix_share(t_.qkv_t.from(first), w_.c, n, grad_before, at.inner, at.pixels, is_first, grad);
   }
 
   const Tensor& x_;

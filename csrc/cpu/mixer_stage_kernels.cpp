@@ -11,10 +11,10 @@ namespace mirage::cpu::MIRAGE_ISA {
 namespace {
 
 // The sums of one tile: q k^T per head, |q|^2 and |k|^2, then mean and sum of squared deviations of the branch.
-template <class A>
 struct Sums {
   int64_t gram, norms, mean, deviation, count;
-  explicit Sums(const Mixer<A>& w)
+  template <class P>
+  explicit Sums(const Mixer<P>& w)
       : gram(0), norms(w.c * w.d), mean(norms + 2 * w.c), deviation(mean + w.c), count(deviation + w.c) {}
 };
 
@@ -48,7 +48,7 @@ inline void moments(const A* row, int64_t pixels, A& mean, A& deviation) {
 
 // The first pass. partial: [samples * tiles, count].
 template <class T>
-void reduce(const Tensor& x, const Mixer<Acc<T>>& w, const Tiling& tiling, const Sums<Acc<T>>& s, Acc<T>* partial) {
+void reduce(const Tensor& x, const Mixer<Operand<T>>& w, const Tiling& tiling, const Sums& s, Acc<T>* partial) {
   using A = Acc<T>;
   const int64_t O = tiling.outer_capacity<A>(), I = dense_capacity<A>(tiling), c = w.c;
   parallel_units<A>(x.size[0] * tiling.count(), (w.C + 2 * c) * O + 2 * c * I, [&](int64_t unit, A* scratch) {
@@ -74,8 +74,8 @@ void reduce(const Tensor& x, const Mixer<Acc<T>>& w, const Tiling& tiling, const
 }
 
 // The matrices of one sample from its tiles, and the mean of its branch.
-template <class A>
-void attention_of(const Mixer<A>& w, const Sums<A>& s, const Tiling& tiling, const A* partial, A* attention,
+template <class P, class A>
+void attention_of(const Mixer<P>& w, const Sums& s, const Tiling& tiling, const A* partial, A* attention,
                   A* branch_mean) {
   const int64_t d = w.d, tiles = tiling.count();
   Buffer<double> total(s.count + d);
@@ -102,8 +102,8 @@ void attention_of(const Mixer<A>& w, const Sums<A>& s, const Tiling& tiling, con
 }
 
 // Mean and biased variance of the branch over the whole batch, tiles merged in order.
-template <class A>
-void batch_moments(const Mixer<A>& w, const Sums<A>& s, const Tiling& tiling, int64_t batch, const A* partial, A* mean,
+template <class P, class A>
+void batch_moments(const Mixer<P>& w, const Sums& s, const Tiling& tiling, int64_t batch, const A* partial, A* mean,
                    A* var) {
   const double pixels = double(tiling.height * tiling.width) * double(batch);
   for (int64_t j = 0; j < w.c; ++j) {
@@ -124,14 +124,14 @@ void batch_moments(const Mixer<A>& w, const Sums<A>& s, const Tiling& tiling, in
 }
 
 // The 7x7 kernels of one sample from the mean of its detail rows.
-template <class A>
-void generate_kernels(const Mixer<A>& w, const Folded<A>& f, const A* branch_mean, A* kernels) {
+template <class P, class A>
+void generate_kernels(const Mixer<P>& w, const Folded<P>& f, const A* branch_mean, A* kernels) {
   Buffer<A> hidden(2 * w.c);
   A* const mean = hidden.get() + w.c;
   for (int64_t j = 0; j < w.c; ++j) {
     const int64_t row = 2 * w.h - w.c + j;
     double total = f.bias[row];
-    for (int64_t k = 0; k < w.c; ++k) total += double(f.gic1[row * w.c + k]) * (double(branch_mean[k]) - f.mean[k]);
+    for (int64_t k = 0; k < w.c; ++k) total += double(f.rows[row * w.c + k]) * (double(branch_mean[k]) - f.mean[k]);
     mean[j] = A(total);
   }
   for (int64_t j = 0; j < w.c; ++j) {
@@ -149,7 +149,7 @@ void generate_kernels(const Mixer<A>& w, const Folded<A>& f, const A* branch_mea
 
 // The second pass.
 template <class T>
-void apply(const Tensor& x, const Mixer<Acc<T>>& w, const Folded<Acc<T>>& f, const Acc<T>* branch_scale,
+void apply(const Tensor& x, const Mixer<Operand<T>>& w, const Folded<Operand<T>>& f, const Acc<T>* branch_scale,
            const Acc<T>* attention, const Acc<T>* kernels, const Tensor& y) {
   using A = Acc<T>;
   const int64_t C = w.C, c = w.c, group = smaller(kGroup, w.h > 2 * c ? w.h : 2 * c);
@@ -169,13 +169,13 @@ void apply(const Tensor& x, const Mixer<Acc<T>>& w, const Folded<Acc<T>>& f, con
 
     detail_rows(w, f, at, normed, wide);
     dynamic_rows(w, at, kernels + at.sample * c * kTaps, wide, moved);
-    gated_branch(w, f, at, conv_in, moved, branch_scale[at.sample], hidden, conv, conv_in);
-    project(w.proj_out, c, c, at, conv_in, conv);
+    gated_branch(w, f, at, conv_in, moved, branch_scale[at.sample], hidden, mlp, conv, conv_in);
+    project(w.products.proj_out, c, at, conv_in, conv);
 
     pixel_mlp(w, at, mlp_in, hidden, mlp);
     fuse(w, at, att);
     A* const out = normed;  // no longer needed, and large enough
-    project(w.project_out, C, C, at, att, out);
+    project(w.products.project_out, C, at, att, out);
     const T* px = x.as<const T>() + at.sample * x.stride[0];
     add_dense(px, x, tile, C, I, out, y.as<T>() + at.sample * C * planes, hidden);
   });
@@ -185,13 +185,13 @@ template <class T>
 void run(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& options,
          const MixerStatistics& statistics, const Tensor& y) {
   using A = Acc<T>;
-  const Mixer<A> w(weights, options);
+  const Mixer<Operand<T>> w(weights, options);
   const int64_t B = x.size[0];
   A *attention = statistics.attention.as<A>(), *kernels = statistics.kernels.as<A>(),
     *branch_mean = statistics.branch_mean.as<A>(), *mean = statistics.batch_mean.as<A>(),
     *var = statistics.batch_var.as<A>();
   const Tiling tiling = choose_dense<A>(x.size[2], x.size[3], 1, w.C + 2 * w.c, 2 * w.c);
-  const Sums<A> s(w);
+  const Sums s(w);
   {
     Buffer<A> partial(B * tiling.count() * s.count);
     reduce<T>(x, w, tiling, s, partial.get());
@@ -208,7 +208,7 @@ void run(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scal
       }
     }
   }
-  const Folded<A> f(w, mean, var);
+  const Folded<Operand<T>> f(w, mean, var);
   parallel_units<A>(B, 1, [&](int64_t b, A*) {
     generate_kernels(w, f, branch_mean + b * w.c, kernels + b * w.c * kTaps);
   });

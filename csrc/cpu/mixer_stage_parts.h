@@ -13,13 +13,27 @@ constexpr int64_t kTaps = kMixerKernelSize * kMixerKernelSize;
 constexpr int64_t kMixerHalo = kMixerKernelSize / 2;
 constexpr int64_t kGroup = 48;  // hidden channels at a time
 
-// C channels in three branches of c; h hidden channels of the gated CNN; d channels per head.
-template <class A>
+// Matrices of the forward pass as operands of products; gic1 is in Folded.
+template <class P>
+struct MixerProducts {
+  OperandMatrix<P> qkv, gic2, proj_out, mlp_in, mlp_out, project_out;
+
+  MixerProducts(const MixerWeights& w, int64_t c, int64_t h)
+      : qkv(w.qkv.as<Acc<P>>(), 3 * c, c), gic2(w.gic2.as<Acc<P>>(), c, h), proj_out(w.proj_out.as<Acc<P>>(), c, c),
+        mlp_in(w.mlp_in.as<Acc<P>>(), 2 * c, c), mlp_out(w.mlp_out.as<Acc<P>>(), c, 2 * c),
+        project_out(w.project_out.as<Acc<P>>(), 3 * c, 3 * c) {}
+};
+
+// C channels in three branches of c; h hidden channels of the gated CNN; d channels per head. P: what products over
+// channels multiply (operands.h).
+template <class P>
 struct Mixer {
+  using A = Acc<P>;
   int64_t C, c, h, heads, d;
   const A *norm_weight, *norm_bias, *qkv, *qkv_dwconv, *temperature, *bn_weight, *bn_bias, *gic1, *generator_in,
       *generator_out, *gic2, *proj_out, *mlp_in, *mlp_out, *project_out;
   A tau, alpha_att, alpha_conv, alpha_mlp, norm_eps, bn_eps;
+  MixerProducts<P> products;
 
   Mixer(const MixerWeights& w, const MixerOptions& o)
       : C(w.norm_weight.size[0]), c(C / 3), h(w.gic2.size[1]), heads(w.temperature.size[0]), d(c / heads),
@@ -29,18 +43,23 @@ struct Mixer {
         generator_out(w.generator_out.as<A>()), gic2(w.gic2.as<A>()), proj_out(w.proj_out.as<A>()),
         mlp_in(w.mlp_in.as<A>()), mlp_out(w.mlp_out.as<A>()), project_out(w.project_out.as<A>()),
         tau(*w.gate_temperature.as<A>()), alpha_att(*w.alpha_att.as<A>()), alpha_conv(*w.alpha_conv.as<A>()),
-        alpha_mlp(*w.alpha_mlp.as<A>()), norm_eps(A(o.norm_eps)), bn_eps(A(o.bn_eps)) {}
+        alpha_mlp(*w.alpha_mlp.as<A>()), norm_eps(A(o.norm_eps)), bn_eps(A(o.bn_eps)), products(w, c, h) {}
 };
 
 // BatchNorm as (x - mean) * scale + shift, and gic1 with scale and shift folded in: gate rows (divided by the gate's
 // temperature), identity rows, detail rows, and a bias for each. The mean is subtracted before, as a fold would multiply
 // its rounding by mean / deviation.
-template <class A>
+template <class P>
 struct Folded {
-  Buffer<A> mean, scale, shift, gic1, bias;
+  using A = Acc<P>;
+  Buffer<A> mean, scale, shift, bias, rows;  // rows: gic1 in the accumulator type
+  OperandMatrix<P> gic1;
 
-  Folded(const Mixer<A>& w, const A* mean_, const A* var)
-      : mean(w.c), scale(w.c), shift(w.c), gic1(2 * w.h * w.c), bias(2 * w.h) {
+  Folded(const Mixer<P>& w, const A* mean_, const A* var)
+      : mean(w.c), scale(w.c), shift(w.c), bias(2 * w.h), rows(2 * w.h * w.c), gic1(fold(w, mean_, var), 2 * w.h, w.c) {}
+
+ private:
+  const A* fold(const Mixer<P>& w, const A* mean_, const A* var) const {
     for (int64_t k = 0; k < w.c; ++k) {
       mean[k] = mean_[k];
       scale[k] = A(w.bn_weight[k] / __builtin_sqrt(double(var[k]) + double(w.bn_eps)));
@@ -51,11 +70,12 @@ struct Folded {
       double sum = 0;
       for (int64_t k = 0; k < w.c; ++k) {
         const A v = w.gic1[m * w.c + k] * factor;
-        gic1[m * w.c + k] = v * scale[k];
+        rows[m * w.c + k] = v * scale[k];
         sum += double(v) * shift[k];
       }
       bias[m] = A(sum);
     }
+    return rows.get();
   }
 };
 
@@ -70,20 +90,22 @@ struct MixerTile {
 };
 
 // x of a tile, normalised over its channels: [C, outer].
-template <class T>
-inline void load_normalised(const Mixer<Acc<T>>& w, const Tensor& x, const MixerTile& at, Acc<T>* normed) {
+template <class T, class P>
+inline void load_normalised(const Mixer<P>& w, const Tensor& x, const MixerTile& at, Acc<T>* normed) {
   const T* px = x.as<const T>() + at.sample * x.stride[0];
   load_tile(px, x, at.tile, w.C, at.outer, normed);
   normalise_tile(normed, w.C, at.outer, at.tile, w.norm_weight, w.norm_bias, w.norm_eps);
 }
 
-// `rows` of q, k and v from row `first` on: 1x1 and 3x3 depthwise of the normalised tile. before: [rows, outer].
-template <class A>
-inline void attention_inputs(const Mixer<A>& w, const MixerTile& at, const A* normed, int64_t first, int64_t rows,
-                             A* before, A* out) {
+// `rows` of q, k and v from row `first` on: 1x1 and 3x3 depthwise of the normalised tile, whose rows may be packed on the
+// way. before: [rows, outer].
+template <class P, class A>
+inline void attention_inputs(const Mixer<P>& w, const MixerTile& at, A* normed, int64_t first, int64_t rows, A* before,
+                             A* out) {
   const int64_t skip = (at.tile.halo - 1) * at.tile.stride;  // whole lines
-  mix(w.qkv + first * w.c, w.c, rows, w.c, normed + skip, at.outer,
-      whole_vectors<A>((at.tile.rows + 2) * at.tile.stride),
+  const int64_t pixels = whole_vectors<A>((at.tile.rows + 2) * at.tile.stride);
+  const P* const in = operand_rows<P>(normed + skip, w.c, at.outer, pixels, normed + skip);
+  mix(w.products.qkv.at(first), rows, w.c, in, at.outer, pixels,
       [&](int64_t m, int64_t p, Vec<A> v) { store(before + m * at.outer + p, v); });
   for (int64_t j = 0; j < rows; ++j) {
     depthwise<3>(before + j * at.outer + at.tile.halo - 1, at.tile.stride, w.qkv_dwconv + (first + j) * 9,
@@ -92,8 +114,8 @@ inline void attention_inputs(const Mixer<A>& w, const MixerTile& at, const A* no
 }
 
 // attention * v, head by head. attention: of this sample, [heads, 2d + 2, d].
-template <class A>
-inline void attend(const Mixer<A>& w, const MixerTile& at, const A* attention, const A* v, A* out) {
+template <class P, class A>
+inline void attend(const Mixer<P>& w, const MixerTile& at, const A* attention, const A* v, A* out) {
   for (int64_t head = 0; head < w.heads; ++head) {
     const int64_t first = head * w.d;
     mix(attention + head * (2 * w.d + 2) * w.d, w.d, w.d, w.d, v + first * at.inner, at.inner, at.pixels,
@@ -102,28 +124,30 @@ inline void attend(const Mixer<A>& w, const MixerTile& at, const A* attention, c
 }
 
 // Rows of the gated CNN's input less BatchNorm's mean.
-template <class A>
-inline void center(const Mixer<A>& w, const Folded<A>& f, int64_t stride, int64_t pixels, A* rows) {
+template <class P, class A>
+inline void center(const Mixer<P>& w, const Folded<P>& f, int64_t stride, int64_t pixels, A* rows) {
   for (int64_t j = 0; j < w.c; ++j) {
     for (int64_t p = 0; p < pixels; p += kLanes<A>) store(rows + j * stride + p, load(rows + j * stride + p) - f.mean[j]);
   }
 }
 
 // The detail rows of gic1 with the halo of the 7x7 kernels [c, outer], zero outside the plane. The gated CNN's rows of
-// the normalised tile are centered on the way.
-template <class A>
-inline void detail_rows(const Mixer<A>& w, const Folded<A>& f, const MixerTile& at, A* normed, A* detail) {
-  center(w, f, at.outer, at.tile.outer_pixels, normed + w.c * at.outer);
+// the normalised tile are centered on the way, and may be packed.
+template <class P, class A>
+inline void detail_rows(const Mixer<P>& w, const Folded<P>& f, const MixerTile& at, A* normed, A* detail) {
+  A* const branch = normed + w.c * at.outer;
+  center(w, f, at.outer, at.tile.outer_pixels, branch);
   const int64_t first = 2 * w.h - w.c;
   const A* const bias = f.bias.get() + first;
-  mix(f.gic1.get() + first * w.c, w.c, w.c, w.c, normed + w.c * at.outer, at.outer, at.tile.outer_pixels,
+  const P* const in = operand_rows<P>(branch, w.c, at.outer, at.tile.outer_pixels, branch);
+  mix(f.gic1.at(first), w.c, w.c, in, at.outer, at.tile.outer_pixels,
       [&](int64_t m, int64_t p, Vec<A> v) { store(detail + m * at.outer + p, v + bias[m]); });
   clear_outside(detail, w.c, at.outer, at.tile);
 }
 
 // The sample's own 7x7 kernels on the detail rows.
-template <class A>
-inline void dynamic_rows(const Mixer<A>& w, const MixerTile& at, const A* kernels, const A* detail, A* out) {
+template <class P, class A>
+inline void dynamic_rows(const Mixer<P>& w, const MixerTile& at, const A* kernels, const A* detail, A* out) {
   for (int64_t j = 0; j < w.c; ++j) {
     depthwise<kMixerKernelSize>(detail + j * at.outer, at.tile.stride, kernels + j * kTaps, out + j * at.inner,
                                 at.tile.rows, at.tile.columns);
@@ -131,17 +155,18 @@ inline void dynamic_rows(const Mixer<A>& w, const MixerTile& at, const A* kernel
 }
 
 // gic2(gelu(gate) * concat(identity, dynamic)) * scale + the branch's input, of which `branch` is the centered form;
-// written to `mixed`, which may be `branch` itself.
-template <class A>
-inline void gated_branch(const Mixer<A>& w, const Folded<A>& f, const MixerTile& at, const A* branch, const A* dynamic,
-                         A scale, A* group, A* sum, A* mixed) {
+// written to `mixed`, which may be `branch` itself. `sum` [c, inner] and `group` are scratch.
+template <class P, class A>
+inline void gated_branch(const Mixer<P>& w, const Folded<P>& f, const MixerTile& at, const A* branch, const A* dynamic,
+                         A scale, A* group, A* room, A* sum, A* mixed) {
   const int64_t I = at.inner, identities = w.h - w.c;
+  const P* const in = operand_rows<P>(branch, w.c, I, at.pixels, room);
   for (int64_t first = 0; first < w.h; first += kGroup) {
     const int64_t n = smaller(kGroup, w.h - first), plain = smaller(n, identities > first ? identities - first : 0);
     const A *gate_bias = f.bias.get() + first, *bias = gate_bias + w.h;
-    mix(f.gic1.get() + first * w.c, w.c, n, w.c, branch, I, at.pixels,
+    mix(f.gic1.at(first), n, w.c, in, I, at.pixels,
         [&](int64_t m, int64_t p, Vec<A> v) { store(group + m * I + p, vgelu<A>(v + gate_bias[m])); });
-    mix(f.gic1.get() + (w.h + first) * w.c, w.c, plain, w.c, branch, I, at.pixels,
+    mix(f.gic1.at(w.h + first), plain, w.c, in, I, at.pixels,
         [&](int64_t m, int64_t p, Vec<A> v) { store(group + m * I + p, load(group + m * I + p) * (v + bias[m])); });
     for (int64_t m = plain; m < n; ++m) {
       const A* other = dynamic + (first + m - identities) * I;
@@ -149,7 +174,8 @@ inline void gated_branch(const Mixer<A>& w, const Folded<A>& f, const MixerTile&
         store(group + m * I + p, load(group + m * I + p) * load(other + p));
       }
     }
-    mix_share(w.gic2 + first, w.h, w.c, n, group, I, at.pixels, first == 0, sum);
+    mix_share(w.products.gic2.at(0, first), w.c, n, operand_rows<P>(group, n, I, at.pixels, group), I, at.pixels,
+              first == 0, sum);
   }
   for (int64_t j = 0; j < w.c; ++j) {
     for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
@@ -158,27 +184,29 @@ inline void gated_branch(const Mixer<A>& w, const Folded<A>& f, const MixerTile&
   }
 }
 
-// out = W v for a square or rectangular matrix over dense rows.
-template <class A>
-inline void project(const A* matrix, int64_t rows, int64_t depth, const MixerTile& at, const A* in, A* out) {
-  mix(matrix, depth, rows, depth, in, at.inner, at.pixels,
+// out = W v for a square matrix over dense rows, which may be packed on the way.
+template <class P, class A>
+inline void project(const Matrix<P>& matrix, int64_t channels, const MixerTile& at, A* in, A* out) {
+  mix(matrix, channels, channels, operand_rows<P>(in, channels, at.inner, at.pixels, in), at.inner, at.pixels,
       [&](int64_t m, int64_t p, Vec<A> v) { store(out + m * at.inner + p, v); });
 }
 
-// The per-pixel MLP, a group of hidden channels at a time.
-template <class A>
-inline void pixel_mlp(const Mixer<A>& w, const MixerTile& at, const A* in, A* group, A* out) {
+// The per-pixel MLP, a group of hidden channels at a time. `in` may be packed on the way.
+template <class P, class A>
+inline void pixel_mlp(const Mixer<P>& w, const MixerTile& at, A* in, A* group, A* out) {
+  const P* const rows = operand_rows<P>(in, w.c, at.inner, at.pixels, in);
   for (int64_t first = 0; first < 2 * w.c; first += kGroup) {
     const int64_t n = smaller(kGroup, 2 * w.c - first);
-    mix(w.mlp_in + first * w.c, w.c, n, w.c, in, at.inner, at.pixels,
+    mix(w.products.mlp_in.at(first), n, w.c, rows, at.inner, at.pixels,
         [&](int64_t m, int64_t p, Vec<A> v) { store(group + m * at.inner + p, vgelu<A>(v)); });
-    mix_share(w.mlp_out + first, 2 * w.c, w.c, n, group, at.inner, at.pixels, first == 0, out);
+    mix_share(w.products.mlp_out.at(0, first), w.c, n, operand_rows<P>(group, n, at.inner, at.pixels, group), at.inner,
+              at.pixels, first == 0, out);
   }
 }
 
 // The branches modulate each other, in place: [att; conv; mlp], c rows each.
-template <class A>
-inline void fuse(const Mixer<A>& w, const MixerTile& at, A* rows) {
+template <class P, class A>
+inline void fuse(const Mixer<P>& w, const MixerTile& at, A* rows) {
   const int64_t branch = w.c * at.inner;
   for (int64_t j = 0; j < w.c; ++j) {
     A *a = rows + j * at.inner, *g = a + branch, *m = g + branch;

@@ -140,7 +140,7 @@ def test_instruction_sets_agree():
         print(_native.cpu_isa(), *y.flatten().tolist())
     """
     results = {}
-    for wish in ("baseline", "avx2", "avx512"):
+    for wish in ("baseline", "avx2", "avx512", "avx512_bf16"):
         name, *values = run_python(code, MIRAGE_CPU_ISA=wish).stdout.split()
         results[name] = torch.tensor([float(v) for v in values])
     assert "baseline" in results
