@@ -187,7 +187,9 @@ inline void add_dense(const T* x, const Tensor& t, const Tile& tile, int64_t cha
       const T* px = x + c * t.stride[1] + (tile.row + r) * t.stride[2] + tile.column * t.stride[3];
       T* py = y + (c * tile.height + tile.row + r) * tile.width + tile.column;
       const Acc<T>* po = out + c * capacity + r * tile.columns;
+      if (c + 1 < channels) prefetch_row_to_write(py + tile.height * tile.width, tile.columns);
       if (t.stride[3] == 1) {
+        if (c + 1 < channels) prefetch_row(px + t.stride[1], tile.columns);
         int64_t i = 0;
         for (; i + L <= tile.columns; i += L) store(py + i, load(px + i) + load(po + i));
         for (; i < tile.columns; ++i) py[i] = from_acc<T>(to_acc(px[i]) + po[i]);

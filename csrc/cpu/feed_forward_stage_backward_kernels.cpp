@@ -106,14 +106,19 @@ class BackwardPass {
     }
     A *const d1 = k.grad_gated, *const d2 = d1 + n * O;
     mix(project_out_t_.get() + first * C_, C_, n, C_, k.grad_y, O, k.by_one.outer_pixels,
-        [&](int64_t m, int64_t p, Vec<A> v) {
-          const Vec<A> a = load(d1 + m * O + p), b = load(d2 + m * O + p);
-          Vec<A> value, slope;
-          vgelu_with_grad<A>(a, value, slope);
-          store(k.gated + m * O + p, value * b);
-          store(d1 + m * O + p, v * b * slope);
-          store(d2 + m * O + p, v * value);
-        });
+        by_row([&](int64_t m, int64_t p, auto& v) {
+          constexpr int N = sizeof(v) / sizeof(v[0]), L = kLanes<A>;
+          A *const at1 = d1 + m * O + p, *const at2 = d2 + m * O + p, *const gated = k.gated + m * O + p;
+          Vec<A> value[N], slope[N];
+          for (int i = 0; i < N; ++i) value[i] = load(at1 + i * L);
+          vgelu_with_grad_each(value, slope);
+          for (int i = 0; i < N; ++i) {
+            const Vec<A> other = load(at2 + i * L);
+            store(gated + i * L, value[i] * other);
+            store(at1 + i * L, v[i] * other * slope[i]);
+            store(at2 + i * L, v[i] * value[i]);
+          }
+        }));
     copy_dense(k.gated, O, k.by_one, n, k.gated_inner, I);
     add_outer(k.grad_out, I, C_, k.gated_inner, I, n, k.pixels, sums + sums_.project_out + first, M_);
     for (int half = 0; half < 2; ++half) {
@@ -143,20 +148,32 @@ class BackwardPass {
 
   // gelu and its slope of n hidden channels, with the halo of two: computed again, or from what forward kept.
   void activate(const Work& k, int64_t row, int64_t n, A* act, A* slope) const {
-    const auto finish = [&](int64_t m, int64_t p, Vec<A> v) {
-      Vec<A> value, derivative;
-      vgelu_with_grad<A>(v, value, derivative);
-      store(act + m * outer_ + p, value);
-      store(slope + m * outer_ + p, derivative);
+    const auto finish = [&](int64_t m, int64_t p, auto& v) {
+      constexpr int N = sizeof(v) / sizeof(v[0]);
+      Vec<A> derivative[N];
+      vgelu_with_grad_each(v, derivative);
+      store_each(act + m * outer_ + p, v);
+      store_each(slope + m * outer_ + p, derivative);
     };
     if (!hidden_) {
-      mix(project_in_ + row * C_, C_, n, C_, k.normed, outer_, k.tile.outer_pixels, finish);
+      mix(project_in_ + row * C_, C_, n, C_, k.normed, outer_, k.tile.outer_pixels, by_row(finish));
       return;
     }
     const T* planes = hidden_->as<const T>() + k.sample * hidden_->stride[0] + row * hidden_->stride[1];
     load_tile(planes, *hidden_, k.tile, n, outer_, act);
+    constexpr int N = kMixVectors, L = kLanes<A>;
     for (int64_t m = 0; m < n; ++m) {
-      for (int64_t p = 0; p < k.tile.outer_pixels; p += kLanes<A>) finish(m, p, load(act + m * outer_ + p));
+      const A* const from = act + m * outer_;
+      int64_t p = 0;
+      for (; p + N * L <= k.tile.outer_pixels; p += N * L) {
+        Vec<A> v[N];
+        for (int i = 0; i < N; ++i) v[i] = load(from + p + i * L);
+        finish(m, p, v);
+      }
+      for (; p < k.tile.outer_pixels; p += L) {
+        Vec<A> v[1] = {load(from + p)};
+        finish(m, p, v);
+      }
     }
   }
 

@@ -20,29 +20,41 @@ struct Weights {
   OperandMatrix<P> project_in, project_out;
 };
 
-// d1 = depthwise(h1), d2 = depthwise(h2), g = gelu(d1) * d2 for one channel pair; pixels of the tile without its halo.
+// d1 = depthwise(h1), d2 = depthwise(h2), g = gelu(d1) * d2 for N vectors of one channel pair.
+template <int N, class A>
+MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const Vec<A> (&a)[9], const Vec<A> (&b)[9],
+                                A* g) {
+  constexpr int L = kLanes<A>;
+  Vec<A> d1[N] = {}, d2[N] = {};
+#pragma GCC unroll 3
+  for (int ky = 0; ky < 3; ++ky) {
+#pragma GCC unroll 3
+    for (int kx = 0; kx < 3; ++kx) {
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        d1[i] += load(h1 + ky * stride + kx + i * L) * a[ky * 3 + kx];
+        d2[i] += load(h2 + ky * stride + kx + i * L) * b[ky * 3 + kx];
+      }
+    }
+  }
+  vgelu_each(d1);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) store(g + i * L, d1[i] * d2[i]);
+}
+
+// The pixels of a tile without its halo.
 template <class A>
 MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2, const Tile& tile, A* g) {
-  constexpr int L = kLanes<A>;
+  constexpr int L = kLanes<A>, N = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;
   Vec<A> a[9], b[9];
 #pragma GCC unroll 9
   for (int k = 0; k < 9; ++k) {
     a[k] = splat(w1[k]);
     b[k] = splat(w2[k]);
   }
-  const int64_t stride = tile.stride;
-  for (int64_t p = 0; p < tile.inner_pixels; p += L) {
-    Vec<A> d1 = {}, d2 = {};
-#pragma GCC unroll 3
-    for (int ky = 0; ky < 3; ++ky) {
-#pragma GCC unroll 3
-      for (int kx = 0; kx < 3; ++kx) {
-        d1 += load(h1 + p + ky * stride + kx) * a[ky * 3 + kx];
-        d2 += load(h2 + p + ky * stride + kx) * b[ky * 3 + kx];
-      }
-    }
-    store(g + p, vgelu<A>(d1) * d2);
-  }
+  int64_t p = 0;
+  for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<N>(h1 + p, h2 + p, tile.stride, a, b, g + p);
+  for (; p < tile.inner_pixels; p += L) gate_vectors<1>(h1 + p, h2 + p, tile.stride, a, b, g + p);
 }
 
 // h = gelu(W n), and W n itself, without the halo, to `planes`.
@@ -91,7 +103,10 @@ void run(const Tensor& x, const Weights<Operand<T>>& w, int64_t hidden, const Te
           mix_and_keep(rows, C, pairs, in, outer, tile, h, planes);
         } else {
           mix(rows, pairs, C, in, outer, tile.outer_pixels,
-              [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + p, vgelu<A>(v)); });
+              by_row([&](int64_t m, int64_t p, auto& v) {
+                vgelu_each(v);
+                store_each(h + m * outer + p, v);
+              }));
         }
       }
       for (int64_t i = 0; i < pairs; ++i) {

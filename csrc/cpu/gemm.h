@@ -20,6 +20,34 @@ constexpr int kMixRows = 4, kMixVectors = 2;  // 8 of 16 (NEON has 32)
 // Pixels per block of registers. Buffers end on a multiple of the lanes, and may be read and written up to there.
 template <class A> constexpr int64_t kMixPixels = kMixVectors * kLanes<A>;
 
+// A finish for all vectors of a row at once: f(m, pixel, vectors), where `vectors` is an array of 1 to kMixVectors.
+template <class F>
+struct ByRow {
+  F f;
+};
+template <class F>
+MIRAGE_INLINE ByRow<F> by_row(F f) { return {f}; }
+
+template <class F> constexpr bool kByRow = false;
+template <class F> constexpr bool kByRow<ByRow<F>> = true;
+
+template <class A, int V, class F>
+MIRAGE_INLINE void finish_row(const F& finish, int64_t m, int64_t p, Vec<A> (&v)[V]) {
+  if constexpr (kByRow<F>) {
+    finish.f(m, p, v);
+  } else {
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) finish(m, p + j * kLanes<A>, v[j]);
+  }
+}
+
+// Vectors that a ByRow finish has worked on, to their place in a row.
+template <class A, int V>
+MIRAGE_INLINE void store_each(A* p, const Vec<A> (&v)[V]) {
+#pragma GCC unroll 8
+  for (int j = 0; j < V; ++j) store(p + j * kLanes<A>, v[j]);
+}
+
 template <class P, int V, class Finish>
 MIRAGE_INLINE void mix_block(const P* const (&a)[kMixRows], int rows, int64_t depth, const P* b, int64_t b_stride,
                              int64_t m, int64_t p, Finish finish) {
@@ -45,14 +73,12 @@ MIRAGE_INLINE void mix_block(const P* const (&a)[kMixRows], int rows, int64_t de
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kMixRows; ++i) {
-    if (i < rows) {
-#pragma GCC unroll 8
-      for (int j = 0; j < V; ++j) finish(m + i, p + j * L, c[i][j]);
-    }
+    if (i < rows) finish_row<A>(finish, m + i, p, c[i]);
   }
 }
 
-// For all m < rows and pixels < `pixels` (a multiple of the lanes): finish(m, pixel, vector of C[m][pixel...]).
+// For all m < rows and pixels < `pixels` (a multiple of the lanes): finish(m, pixel, vector of C[m][pixel...]), or the
+// vectors of a row together (by_row).
 template <class P, class Finish>
 MIRAGE_INLINE void mix(const P* a, int64_t a_stride, int64_t rows, int64_t depth, const P* b, int64_t b_stride,
                        int64_t pixels, Finish finish) {

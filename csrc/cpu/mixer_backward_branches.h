@@ -28,7 +28,9 @@ inline void fuse_backward(const Mixer<A>& w, const MixerTile& at, const A* rows,
       for (int64_t p = start; p < end; p += kLanes<A>) {
         const Vec<A> va = load(a + p), vg = load(g + p), vm = load(m + p);
         const Vec<A> ga = load(da + p), gg = load(dg + p), gm = load(dm + p);
-        const Vec<A> sa = vsigmoid<A>(vg + vm), sg = vsigmoid<A>(va + vm), sm = vsigmoid<A>(va + vg);
+        Vec<A> gate[3] = {vg + vm, va + vm, va + vg};
+        vsigmoid_each<A>(gate);
+        const Vec<A> sa = gate[0], sg = gate[1], sm = gate[2];
         sums[0] += ga * sa;
         sums[1] += gg * sg;
         sums[2] += gm * sm;
@@ -51,12 +53,12 @@ inline void mlp_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const G
   const int64_t I = at.inner, twice = 2 * w.c;
   for (int64_t first = 0; first < twice; first += kGroup) {
     const int64_t n = smaller(kGroup, twice - first);
-    mix(w.mlp_in + first * w.c, w.c, n, w.c, in, I, at.pixels, [&](int64_t m, int64_t p, Vec<A> v) {
-      Vec<A> value, slope;
-      vgelu_with_grad<A>(v, value, slope);
-      store(act + m * I + p, value);
-      store(pre + m * I + p, slope);
-    });
+    mix(w.mlp_in + first * w.c, w.c, n, w.c, in, I, at.pixels, by_row([&](int64_t m, int64_t p, auto& v) {
+      Vec<A> slope[sizeof(v) / sizeof(v[0])];
+      vgelu_with_grad_each(v, slope);
+      store_each(act + m * I + p, v);
+      store_each(pre + m * I + p, slope);
+    }));
     add_outer(grad, I, w.c, act, I, n, at.pixels, sums + g.mlp_out + first, twice);
     mix(t.mlp_out_t.get() + first * w.c, w.c, n, w.c, grad, I, at.pixels,
         [&](int64_t m, int64_t p, Vec<A> v) { store(pre + m * I + p, load(pre + m * I + p) * v); });

@@ -165,7 +165,11 @@ inline void gated_branch(const Mixer<P>& w, const Folded<P>& f, const MixerTile&
     const int64_t n = smaller(kGroup, w.h - first), plain = smaller(n, identities > first ? identities - first : 0);
     const A *gate_bias = f.bias.get() + first, *bias = gate_bias + w.h;
     mix(f.gic1.at(first), n, w.c, in, I, at.pixels,
-        [&](int64_t m, int64_t p, Vec<A> v) { store(group + m * I + p, vgelu<A>(v + gate_bias[m])); });
+        by_row([&](int64_t m, int64_t p, auto& v) {
+          for (auto& each : v) each += gate_bias[m];
+          vgelu_each(v);
+          store_each(group + m * I + p, v);
+        }));
     mix(f.gic1.at(w.h + first), plain, w.c, in, I, at.pixels,
         [&](int64_t m, int64_t p, Vec<A> v) { store(group + m * I + p, load(group + m * I + p) * (v + bias[m])); });
     for (int64_t m = plain; m < n; ++m) {
@@ -198,7 +202,10 @@ inline void pixel_mlp(const Mixer<P>& w, const MixerTile& at, A* in, A* group, A
   for (int64_t first = 0; first < 2 * w.c; first += kGroup) {
     const int64_t n = smaller(kGroup, 2 * w.c - first);
     mix(w.products.mlp_in.at(first), n, w.c, rows, at.inner, at.pixels,
-        [&](int64_t m, int64_t p, Vec<A> v) { store(group + m * at.inner + p, vgelu<A>(v)); });
+        by_row([&](int64_t m, int64_t p, auto& v) {
+          vgelu_each(v);
+          store_each(group + m * at.inner + p, v);
+        }));
     mix_share(w.products.mlp_out.at(0, first), w.c, n, operand_rows<P>(group, n, at.inner, at.pixels, group), at.inner,
               at.pixels, first == 0, out);
   }
@@ -212,9 +219,11 @@ inline void fuse(const Mixer<P>& w, const MixerTile& at, A* rows) {
     A *a = rows + j * at.inner, *g = a + branch, *m = g + branch;
     for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
       const Vec<A> va = load(a + p), vg = load(g + p), vm = load(m + p);
-      store(a + p, va + w.alpha_att * vsigmoid<A>(vg + vm));
-      store(g + p, vg + w.alpha_conv * vsigmoid<A>(va + vm));
-      store(m + p, vm + w.alpha_mlp * vsigmoid<A>(va + vg));
+      Vec<A> gate[3] = {vg + vm, va + vm, va + vg};
+      vsigmoid_each<A>(gate);
+      store(a + p, va + w.alpha_att * gate[0]);
+      store(g + p, vg + w.alpha_conv * gate[1]);
+      store(m + p, vm + w.alpha_mlp * gate[2]);
     }
   }
 }

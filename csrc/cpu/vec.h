@@ -89,7 +89,7 @@ template <> MIRAGE_INLINE f16 from_acc<f16>(float v) {
 
 // ---- whole vectors ----------------------------------------------------------------------------------------------
 
-template <class A> MIRAGE_INLINE Vec<A> splat(A v) { return Vec<A>{} + v; }
+template <class A> MIRAGE_INLINE Vec<A> splat(A v) { return v - Vec<A>{}; }  // v + 0 would lose the sign of -0
 
 MIRAGE_INLINE Vec<float> load(const float* p) { Vec<float> v; __builtin_memcpy(&v, p, sizeof(v)); return v; }
 MIRAGE_INLINE Vec<double> load(const double* p) { Vec<double> v; __builtin_memcpy(&v, p, sizeof(v)); return v; }
