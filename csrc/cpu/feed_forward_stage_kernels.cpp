@@ -21,7 +21,7 @@ struct Weights {
 };
 
 // d1 = depthwise(h1), d2 = depthwise(h2), g = gelu(d1) * d2 for N vectors of one channel pair.
-template <int N, class A>
+template <class P, int N, class A>
 MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const Vec<A> (&a)[9], const Vec<A> (&b)[9],
                                 A* g) {
   constexpr int L = kLanes<A>;
@@ -37,13 +37,13 @@ MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const 
       }
     }
   }
-  vgelu_each(d1);
+  gelu_between<P>(d1);
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) store(g + i * L, d1[i] * d2[i]);
 }
 
 // The pixels of a tile without its halo.
-template <class A>
+template <class P, class A>
 MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2, const Tile& tile, A* g) {
   constexpr int L = kLanes<A>, N = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;
   Vec<A> a[9], b[9];
@@ -53,8 +53,8 @@ MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2,
     b[k] = splat(w2[k]);
   }
   int64_t p = 0;
-  for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<N>(h1 + p, h2 + p, tile.stride, a, b, g + p);
-  for (; p < tile.inner_pixels; p += L) gate_vectors<1>(h1 + p, h2 + p, tile.stride, a, b, g + p);
+  for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<P, N>(h1 + p, h2 + p, tile.stride, a, b, g + p);
+  for (; p < tile.inner_pixels; p += L) gate_vectors<P, 1>(h1 + p, h2 + p, tile.stride, a, b, g + p);
 }
 
 // h = gelu(W n), and W n itself, without the halo, to `planes`.
@@ -104,14 +104,14 @@ void run(const Tensor& x, const Weights<Operand<T>>& w, int64_t hidden, const Te
         } else {
           mix(rows, pairs, C, in, outer, tile.outer_pixels,
               by_row([&](int64_t m, int64_t p, auto& v) {
-                vgelu_each(v);
+                gelu_between<P>(v);
                 store_each(h + m * outer + p, v);
               }));
         }
       }
       for (int64_t i = 0; i < pairs; ++i) {
         const A *w1 = w.dwconv + (first + i) * 9, *w2 = w1 + hidden * 9;
-        gate_pair(h1 + i * outer, h2 + i * outer, w1, w2, tile, g + i * inner);
+        gate_pair<P>(h1 + i * outer, h2 + i * outer, w1, w2, tile, g + i * inner);
       }
       const P* const gated = operand_rows<P>(g, pairs, inner, tile.inner_pixels, g);
       mix_share(w.project_out.at(0, first), C, pairs, gated, inner, tile.inner_pixels, first == 0, out);

@@ -167,7 +167,7 @@ inline void gated_branch(const Mixer<P>& w, const Folded<P>& f, const MixerTile&
     mix(f.gic1.at(first), n, w.c, in, I, at.pixels,
         by_row([&](int64_t m, int64_t p, auto& v) {
           for (auto& each : v) each += gate_bias[m];
-          vgelu_each(v);
+          gelu_between<P>(v);
           store_each(group + m * I + p, v);
         }));
     mix(f.gic1.at(w.h + first), plain, w.c, in, I, at.pixels,
@@ -203,7 +203,7 @@ inline void pixel_mlp(const Mixer<P>& w, const MixerTile& at, A* in, A* group, A
     const int64_t n = smaller(kGroup, 2 * w.c - first);
     mix(w.products.mlp_in.at(first), n, w.c, rows, at.inner, at.pixels,
         by_row([&](int64_t m, int64_t p, auto& v) {
-          vgelu_each(v);
+          gelu_between<P>(v);
           store_each(group + m * at.inner + p, v);
         }));
     mix_share(w.products.mlp_out.at(0, first), w.c, n, operand_rows<P>(group, n, at.inner, at.pixels, group), at.inner,

@@ -5,8 +5,10 @@
 // Channels 2k and 2k + 1 of a pixel share one element of row k, so that packed rows need no memory of their own.
 #pragma once
 
+#include <type_traits>
+
 #include "parallel.h"
-#include "vec.h"
+#include "vec_math.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
 
@@ -16,6 +18,15 @@ struct bf16x2 { uint32_t bits; };  // the even channel in the low half
 template <> struct OperandOf<bf16> { using type = bf16x2; };
 #endif
 template <class T> using Operand = typename OperandOf<T>::type;
+
+// gelu, in place, on the way from products of operands P to the next: as exact as those are.
+template <class P, int N>
+MIRAGE_INLINE void gelu_between(Vec<Acc<P>> (&v)[N]) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<P, bf16x2>) return vgelu_for_bf16_each(v);
+#endif
+  vgelu_each(v);
+}
 
 MIRAGE_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<float> a, Vec<float> b) { return sum + a * b; }
 MIRAGE_INLINE Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<double> b) { return sum + a * b; }

@@ -100,15 +100,15 @@ MIRAGE_INLINE void exp_reduced_each(Vec<double> (&r)[N]) {
   for (int i = 0; i < N; ++i) r[i] = exp_reduced(r[i]);
 }
 
-// q = p + kExp2Offset becomes 2^p, for p <= 0; without AVX-512 p must be at least -127.5. The polynomials are good to
-// 2e-9.
+// q = p + kExp2Offset becomes 2^p, for p <= 0; without AVX-512 p must be at least -127.5. The polynomials kExp2 are good
+// to 2e-9.
 #if defined(__AVX512F__)
 // One instruction takes the fraction above floor(q), and scalef uses the floor by itself.
 constexpr float kExp2Offset = 0.5f;
-template <int N>
-MIRAGE_INLINE void exp2_offset_each(Vec<float> (&q)[N]) {
-  constexpr float c[] = {0.707106769f, 0.490128934f, 0.169868141f, 0.0392326489f,
-                         0.00684397388f, 0.000879618747f, 0.000153458124f};
+constexpr float kExp2[] = {0.707106769f, 0.490128934f, 0.169868141f, 0.0392326489f,
+                           0.00684397388f, 0.000879618747f, 0.000153458124f};
+template <int N, int M>
+MIRAGE_INLINE void exp2_offset_each(Vec<float> (&q)[N], const float (&c)[M]) {
   constexpr int kFloor = 1;
   Vec<float> fraction[N], p[N];
 #pragma GCC unroll 8
@@ -119,10 +119,10 @@ MIRAGE_INLINE void exp2_offset_each(Vec<float> (&q)[N]) {
 }
 #else
 constexpr float kExp2Offset = 0.0f;
-template <int N>
-MIRAGE_INLINE void exp2_offset_each(Vec<float> (&q)[N]) {
-  constexpr float c[] = {1.0f,          0.693147182f,   0.240226477f, 0.0555033237f,
-                         0.00961843692f, 0.00133988739f, 0.00015353362f};
+constexpr float kExp2[] = {1.0f,           0.693147182f,   0.240226477f, 0.0555033237f,
+                           0.00961843692f, 0.00133988739f, 0.00015353362f};
+template <int N, int M>
+MIRAGE_INLINE void exp2_offset_each(Vec<float> (&q)[N], const float (&c)[M]) {
   Vec<float> shifted[N], fraction[N], p[N];
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) {
@@ -239,7 +239,7 @@ MIRAGE_INLINE Vec<float> vnormal_cdf(Vec<float> x) {
   const Vec<float> a[1] = {vec_math::at_most(vec_math::kTailEnd, vec_math::vabs<float>(x))};
   Vec<float> tail[1];
   vec_math::horner_each<float>(a, vec_math::kLogTail, tail);
-  vec_math::exp2_offset_each(tail);
+  vec_math::exp2_offset_each(tail, vec_math::kExp2);
   return vec_math::from_tail<float>(x, tail[0]);
 }
 MIRAGE_INLINE Vec<double> vnormal_cdf(Vec<double> x) {
@@ -248,20 +248,30 @@ MIRAGE_INLINE Vec<double> vnormal_cdf(Vec<double> x) {
   return vec_math::from_tail<double>(x, vec_math::gauss(a) * vec_math::mills(a));
 }
 
-// gelu(x) = x cdf(x), in place. Absolute error below 8e-8 * max(1, |x|) and 1.7e-16 * max(1, |x|).
-template <int N>
-MIRAGE_INLINE void vgelu_each(Vec<float> (&x)[N]) {
-  // max(x, 0) - |x| cdf(-|x|). |x| is infinite for -inf only, where the tail is 0 and the product NaN; -0 keeps its sign.
+namespace vec_math {
+
+// max(x, 0) - |x| cdf(-|x|), with 2^`log_tail` for the tail, which has to be 0 at `end`. |x| is infinite for -inf only,
+// where the product is NaN; -0 keeps its sign.
+template <int N, int M, int K>
+MIRAGE_INLINE void gelu_each(Vec<float> (&x)[N], const float (&log_tail)[M], float end, const float (&exp2)[K]) {
   Vec<float> b[N], a[N], tail[N];
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) {
-    b[i] = vec_math::vabs<float>(vec_math::at_most(vec_math::kTailEnd, x[i]));
-    a[i] = vec_math::at_most(vec_math::kTailEnd, b[i]);
+    b[i] = vabs<float>(at_most(end, x[i]));
+    a[i] = at_most(end, b[i]);
   }
-  vec_math::horner_each<float>(a, vec_math::kLogTail, tail);
-  vec_math::exp2_offset_each(tail);
+  horner_each<float>(a, log_tail, tail);
+  exp2_offset_each(tail, exp2);
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) x[i] = vec_math::at_least(-0.0f, x[i]) - b[i] * tail[i];
+  for (int i = 0; i < N; ++i) x[i] = at_least(-0.0f, x[i]) - b[i] * tail[i];
+}
+
+}  // namespace vec_math
+
+// gelu(x) = x cdf(x), in place. Absolute error below 8e-8 * max(1, |x|) and 1.7e-16 * max(1, |x|).
+template <int N>
+MIRAGE_INLINE void vgelu_each(Vec<float> (&x)[N]) {
+  vec_math::gelu_each(x, vec_math::kLogTail, vec_math::kTailEnd, vec_math::kExp2);
 }
 template <int N>
 MIRAGE_INLINE void vgelu_each(Vec<double> (&x)[N]) {
@@ -274,6 +284,18 @@ MIRAGE_INLINE Vec<A> vgelu(Vec<A> x) {
   return v[0];
 }
 
+#if defined(__AVX512BF16__)
+// For values that will be rounded to bfloat16, which is 4e-3 apart: gelu(x) with an absolute error below 3e-5, and below
+// 3e-4 relative to the result for -4 < x < 0. The special values are those of vgelu_each.
+template <int N>
+MIRAGE_INLINE void vgelu_for_bf16_each(Vec<float> (&x)[N]) {
+  constexpr float log_tail[] = {-1.0001001f + vec_math::kExp2Offset, -1.14945858f, -0.463515825f,
+                                -0.0486793971f, 0.00595631844f, -0.000333440631f};
+  constexpr float exp2[] = {0.7070539f, 0.49202865f, 0.15985351f, 0.05517176f};
+  vec_math::gelu_each(x, log_tail, 16.0f, exp2);
+}
+#endif
+
 // x becomes gelu(x), and slope its derivative cdf(x) + x density(x). Errors below 1e-7 * max(1, |x|) and 1.5e-7 in
 // float, 1.7e-16 * max(1, |x|) and 2.8e-16 in double. Infinite x has slope NaN, as in PyTorch.
 template <int N>
@@ -285,7 +307,7 @@ MIRAGE_INLINE void vgelu_with_grad_each(Vec<float> (&x)[N], Vec<float> (&slope)[
     a[i] = vec_math::at_most(C::gauss_end, vec_math::vabs<float>(x[i]));
     e[i] = a[i] * a[i] * (-0.5f * C::log2e) + vec_math::kExp2Offset;
   }
-  vec_math::exp2_offset_each(e);
+  vec_math::exp2_offset_each(e, vec_math::kExp2);
   vec_math::horner_each<float>(a, vec_math::kMills, tail);
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) {
