@@ -13,10 +13,14 @@ struct Named {
   const Tensor& tensor;
 };
 
-void check_dense(const Named& argument, DType dtype, std::initializer_list<int64_t> shape) {
+void check_dense(const Named& argument, std::initializer_list<int64_t> shape) {
   check_shape(argument.name, argument.tensor, shape);
-  check_dtype(argument.name, argument.tensor, dtype);
   check_contiguous(argument.name, argument.tensor);
+}
+
+void check_dense(const Named& argument, DType dtype, std::initializer_list<int64_t> shape) {
+  check_dtype(argument.name, argument.tensor, dtype);
+  check_dense(argument, shape);
 }
 
 void check(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& project_in,
@@ -25,11 +29,11 @@ void check(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, 
   check_ndim("project_out", project_out, 2);
   const int64_t channels = x.size[1], pairs = project_out.size[1];
   const DType acc = accumulator_of(x.dtype);
-  check_dense({"norm_weight", norm_weight}, acc, {channels});
-  check_dense({"norm_bias", norm_bias}, acc, {channels});
-  check_dense({"project_in", project_in}, acc, {2 * pairs, channels});
-  check_dense({"dwconv", dwconv}, acc, {2 * pairs, 9});
-  check_dense({"project_out", project_out}, acc, {channels, pairs});
+  check_dense({"norm_weight", norm_weight}, {channels});
+  check_dense({"norm_bias", norm_bias}, {channels});
+  check_dense({"project_in", project_in}, {2 * pairs, channels});
+  check_dense({"dwconv", dwconv}, {2 * pairs, 9});
+  check_dense({"project_out", project_out}, {channels, pairs});
   if (hidden) check_dense({"hidden", *hidden}, x.dtype, {x.size[0], 2 * pairs, x.size[2], x.size[3]});
 }
 

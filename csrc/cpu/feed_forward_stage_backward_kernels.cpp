@@ -31,9 +31,9 @@ class BackwardPass {
                const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor* hidden,
                const Tensor& grad_x)
       : grad_y_(grad_y), x_(x), hidden_(hidden), grad_x_(grad_x), C_(x.size[1]), M_(project_out.size[1]),
-        group_(smaller(kPairs, M_)), norm_weight_(norm_weight.as<A>()), norm_bias_(norm_bias.as<A>()), eps_(A(eps)),
-        project_in_(project_in.as<A>()), dwconv_(dwconv.as<A>()), project_in_t_(project_in_, 2 * M_, C_),
-        project_out_t_(project_out.as<A>(), C_, M_), turned_(2 * M_ * 9), sums_(C_, M_),
+        group_(smaller(kPairs, M_)), norm_weight_(norm_weight), norm_bias_(norm_bias), eps_(A(eps)),
+        project_in_(project_in), dwconv_(dwconv), project_in_t_(project_in_, 2 * M_, C_),
+        project_out_t_(InAccumulator<A>(project_out), C_, M_), turned_(2 * M_ * 9), sums_(C_, M_),
         tiling_(choose_dense<A>(x.size[2], x.size[3], 2, 2 * C_ + 7 * group_, 3 * C_ + 3 * group_)),
         outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)) {
     for (int64_t j = 0; j < 2 * M_; ++j) {
@@ -67,7 +67,7 @@ class BackwardPass {
 
     const T *px = x_.as<const T>() + sample * x_.stride[0], *pg = grad_y_.as<const T>() + sample * grad_y_.stride[0];
     load_tile(px, x_, k.tile, C_, O, k.normed);
-    normalise_tile(k.normed, C_, O, k.tile, norm_weight_, norm_bias_, eps_);
+    normalise_tile(k.normed, C_, O, k.tile, norm_weight_.get(), norm_bias_.get(), eps_);
     copy_dense(k.normed, O, k.tile, C_, k.in, I);
     load_tile(pg, grad_y_, k.by_one, C_, O, k.grad_y);
     copy_dense(k.grad_y, O, k.by_one, C_, k.grad_out, I);
@@ -181,9 +181,9 @@ class BackwardPass {
   const Tensor* hidden_;
   const Tensor& grad_x_;
   int64_t C_, M_, group_;
-  const A *norm_weight_, *norm_bias_;
+  InAccumulator<A> norm_weight_, norm_bias_;
   A eps_;
-  const A *project_in_, *dwconv_;
+  InAccumulator<A> project_in_, dwconv_;
   Transposed<A> project_in_t_, project_out_t_;
   Buffer<A> turned_;
   Sums sums_;

@@ -15,7 +15,7 @@ constexpr int64_t kGroupPairs = 24;  // hidden channel pairs at a time: a multip
 
 template <class P>
 struct Weights {
-  const Acc<P> *norm_weight, *norm_bias, *dwconv;
+  InAccumulator<Acc<P>> norm_weight, norm_bias, dwconv;
   Acc<P> eps;
   OperandMatrix<P> project_in, project_out;
 };
@@ -91,7 +91,7 @@ void run(const Tensor& x, const Weights<Operand<T>>& w, int64_t hidden, const Te
       *out = g + group * inner;
     const T* px = static_cast<const T*>(x.data) + sample * x.stride[0];
     load_tile(px, x, tile, C, outer, normed);
-    normalise_tile(normed, C, outer, tile, w.norm_weight, w.norm_bias, w.eps);
+    normalise_tile(normed, C, outer, tile, w.norm_weight.get(), w.norm_bias.get(), w.eps);
     const P* const in = operand_rows<P>(normed, C, outer, tile.outer_pixels, normed);
     for (int64_t first = 0; first < hidden; first += group) {
       const int64_t pairs = hidden - first < group ? hidden - first : group;
@@ -127,11 +127,9 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
                         const Tensor* hidden) {
   MIRAGE_FOR_DTYPE(x.dtype, T, {
     using A = Acc<T>;
-    const int64_t hidden_pairs = project_out.size[1], channels = x.size[1];
-    const Weights<Operand<T>> w{norm_weight.as<A>(), norm_bias.as<A>(), dwconv.as<A>(), A(eps),
-                                {project_in.as<A>(), 2 * hidden_pairs, channels},
-                                {project_out.as<A>(), channels, hidden_pairs}};
-    run<T>(x, w, hidden_pairs, y, hidden ? hidden->as<T>() : nullptr);
+    const Weights<Operand<T>> w{InAccumulator<A>(norm_weight), InAccumulator<A>(norm_bias), InAccumulator<A>(dwconv),
+                                A(eps), OperandMatrix<Operand<T>>(project_in), OperandMatrix<Operand<T>>(project_out)};
+    run<T>(x, w, project_out.size[1], y, hidden ? hidden->as<T>() : nullptr);
   })
 }
 

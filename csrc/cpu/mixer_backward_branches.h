@@ -53,7 +53,7 @@ inline void mlp_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const G
   const int64_t I = at.inner, twice = 2 * w.c;
   for (int64_t first = 0; first < twice; first += kGroup) {
     const int64_t n = smaller(kGroup, twice - first);
-    mix(w.mlp_in + first * w.c, w.c, n, w.c, in, I, at.pixels, by_row([&](int64_t m, int64_t p, auto& v) {
+    mix(w.products.mlp_in.at(first), n, w.c, in, I, at.pixels, by_row([&](int64_t m, int64_t p, auto& v) {
       Vec<A> slope[sizeof(v) / sizeof(v[0])];
       vgelu_with_grad_each(v, slope);
       store_each(act + m * I + p, v);

@@ -99,7 +99,7 @@ class InputsPass {
 
   // Rows of q, k or v before their depthwise convolution, with a halo of two.
   void project_rows(const MixerTile& at, int64_t first, int64_t n, const A* normed, A* before) const {
-    mix(w_.qkv + first * w_.c, w_.c, n, w_.c, normed, at.outer, at.tile.outer_pixels,
+    mix(w_.products.qkv.at(first), n, w_.c, normed, at.outer, at.tile.outer_pixels,
         [&](int64_t m, int64_t p, Vec<A> v) { store(before + m * at.outer + p, v); });
   }
 

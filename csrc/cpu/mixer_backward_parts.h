@@ -74,9 +74,9 @@ struct BackwardWeights {
   Transposed<A> gic1_t, gic2_t, qkv_t, proj_out_t, mlp_in_t, mlp_out_t, project_out_t;
 
   explicit BackwardWeights(const Mixer<A>& w)
-      : gic1(2 * w.h * w.c), gic1_t(tempered(w, gic1.get()), 2 * w.h, w.c), gic2_t(w.gic2, w.c, w.h),
-        qkv_t(w.qkv, 3 * w.c, w.c), proj_out_t(w.proj_out, w.c, w.c), mlp_in_t(w.mlp_in, 2 * w.c, w.c),
-        mlp_out_t(w.mlp_out, w.c, 2 * w.c), project_out_t(w.project_out, w.C, w.C) {}
+      : gic1(2 * w.h * w.c), gic1_t(tempered(w, gic1.get()), 2 * w.h, w.c), gic2_t(w.products.gic2.data, w.c, w.h),
+        qkv_t(w.products.qkv.data, 3 * w.c, w.c), proj_out_t(w.products.proj_out.data, w.c, w.c), mlp_in_t(w.products.mlp_in.data, 2 * w.c, w.c),
+        mlp_out_t(w.products.mlp_out.data, w.c, 2 * w.c), project_out_t(w.products.project_out.data, w.C, w.C) {}
 
  private:
   static const A* tempered(const Mixer<A>& w, A* out) {

@@ -13,10 +13,14 @@ struct Named {
   const Tensor& tensor;
 };
 
-void check_dense(const Named& argument, DType dtype, std::initializer_list<int64_t> shape) {
+void check_dense(const Named& argument, std::initializer_list<int64_t> shape) {
   check_shape(argument.name, argument.tensor, shape);
-  check_dtype(argument.name, argument.tensor, dtype);
   check_contiguous(argument.name, argument.tensor);
+}
+
+void check_dense(const Named& argument, DType dtype, std::initializer_list<int64_t> shape) {
+  check_dtype(argument.name, argument.tensor, dtype);
+  check_dense(argument, shape);
 }
 
 void check(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale, const MixerStatistics& s) {
@@ -28,27 +32,27 @@ void check(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale, c
   if (C == 0 || C % 3) fail("x", "a multiple of 3 channels", shape_of(x));
   if (heads == 0 || c % heads) fail("temperature", "a divisor of " + std::to_string(c), shape_of(w.temperature));
   if (h < c) fail("gic2", "at least " + std::to_string(c) + " columns", shape_of(w.gic2));
-  check_dense({"norm_weight", w.norm_weight}, acc, {C});
-  check_dense({"norm_bias", w.norm_bias}, acc, {C});
-  check_dense({"qkv", w.qkv}, acc, {3 * c, c});
-  check_dense({"qkv_dwconv", w.qkv_dwconv}, acc, {3 * c, 9});
-  check_dense({"temperature", w.temperature}, acc, {heads});
-  check_dense({"bn_weight", w.bn_weight}, acc, {c});
-  check_dense({"bn_bias", w.bn_bias}, acc, {c});
-  check_dense({"bn_mean", w.bn_mean}, acc, {c});
-  check_dense({"bn_var", w.bn_var}, acc, {c});
-  check_dense({"gic1", w.gic1}, acc, {2 * h, c});
-  check_dense({"generator_in", w.generator_in}, acc, {c, c});
-  check_dense({"generator_out", w.generator_out}, acc, {kMixerKernelSize * kMixerKernelSize * c, c});
-  check_dense({"gate_temperature", w.gate_temperature}, acc, {1});
-  check_dense({"gic2", w.gic2}, acc, {c, h});
-  check_dense({"proj_out", w.proj_out}, acc, {c, c});
-  check_dense({"mlp_in", w.mlp_in}, acc, {2 * c, c});
-  check_dense({"mlp_out", w.mlp_out}, acc, {c, 2 * c});
-  check_dense({"alpha_att", w.alpha_att}, acc, {1});
-  check_dense({"alpha_conv", w.alpha_conv}, acc, {1});
-  check_dense({"alpha_mlp", w.alpha_mlp}, acc, {1});
-  check_dense({"project_out", w.project_out}, acc, {C, C});
+  check_dense({"norm_weight", w.norm_weight}, {C});
+  check_dense({"norm_bias", w.norm_bias}, {C});
+  check_dense({"qkv", w.qkv}, {3 * c, c});
+  check_dense({"qkv_dwconv", w.qkv_dwconv}, {3 * c, 9});
+  check_dense({"temperature", w.temperature}, {heads});
+  check_dense({"bn_weight", w.bn_weight}, {c});
+  check_dense({"bn_bias", w.bn_bias}, {c});
+  check_dense({"bn_mean", w.bn_mean}, {c});
+  check_dense({"bn_var", w.bn_var}, {c});
+  check_dense({"gic1", w.gic1}, {2 * h, c});
+  check_dense({"generator_in", w.generator_in}, {c, c});
+  check_dense({"generator_out", w.generator_out}, {kMixerKernelSize * kMixerKernelSize * c, c});
+  check_dense({"gate_temperature", w.gate_temperature}, {1});
+  check_dense({"gic2", w.gic2}, {c, h});
+  check_dense({"proj_out", w.proj_out}, {c, c});
+  check_dense({"mlp_in", w.mlp_in}, {2 * c, c});
+  check_dense({"mlp_out", w.mlp_out}, {c, 2 * c});
+  check_dense({"alpha_att", w.alpha_att}, {1});
+  check_dense({"alpha_conv", w.alpha_conv}, {1});
+  check_dense({"alpha_mlp", w.alpha_mlp}, {1});
+  check_dense({"project_out", w.project_out}, {C, C});
   check_dense({"branch_scale", branch_scale}, acc, {x.size[0]});
   check_dense({"attention", s.attention}, acc, {x.size[0], heads, 2 * (c / heads) + 2, c / heads});
   check_dense({"kernels", s.kernels}, acc, {x.size[0], c, kMixerKernelSize * kMixerKernelSize});
@@ -97,10 +101,11 @@ void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeig
                {"grad_alpha_conv", gradients.alpha_conv, weights.alpha_conv},
                {"grad_alpha_mlp", gradients.alpha_mlp, weights.alpha_mlp},
                {"grad_project_out", gradients.project_out, weights.project_out}};
+  const DType acc = accumulator_of(x.dtype);
   for (const auto& [name, gradient, weight] : pairs) {
     const int64_t rows = weight.size[0];
-    if (weight.ndim == 1) check_dense({name, gradient}, weight.dtype, {rows});
-    else check_dense({name, gradient}, weight.dtype, {rows, weight.size[1]});
+    if (weight.ndim == 1) check_dense({name, gradient}, acc, {rows});
+    else check_dense({name, gradient}, acc, {rows, weight.size[1]});
   }
   if (x.numel() == 0) {
     for (const auto& [name, gradient, weight] : pairs) {

@@ -126,25 +126,16 @@ void batch_moments(const Mixer<P>& w, const Sums& s, const Tiling& tiling, int64
 // The 7x7 kernels of one sample from the mean of its detail rows.
 template <class P, class A>
 void generate_kernels(const Mixer<P>& w, const Folded<P>& f, const A* branch_mean, A* kernels) {
-  Buffer<A> hidden(2 * w.c);
-  A* const mean = hidden.get() + w.c;
+  Buffer<A> room(3 * w.c);
+  A *const hidden = room.get(), *const mean = hidden + w.c, *const centered = mean + w.c;
+  const int64_t detail = 2 * w.h - w.c;
+  for (int64_t k = 0; k < w.c; ++k) centered[k] = branch_mean[k] - f.mean[k];
+  for (int64_t j = 0; j < w.c; ++j) mean[j] = f.bias[detail + j] + dot<A>(f.rows.get() + (detail + j) * w.c, centered, w.c);
   for (int64_t j = 0; j < w.c; ++j) {
-    const int64_t row = 2 * w.h - w.c + j;
-    double total = f.bias[row];
-    for (int64_t k = 0; k < w.c; ++k) total += double(f.rows[row * w.c + k]) * (double(branch_mean[k]) - f.mean[k]);
-    mean[j] = A(total);
+    const double v = dot<A>(w.generator_in + j * w.c, mean, w.c);
+    hidden[j] = A(0.5 * v * __builtin_erfc(-v * 0.70710678118654752440));
   }
-  for (int64_t j = 0; j < w.c; ++j) {
-    double total = 0;
-    for (int64_t k = 0; k < w.c; ++k) total += double(w.generator_in[j * w.c + k]) * mean[k];
-    hidden[j] = A(0.5 * total * __builtin_erfc(-total * 0.70710678118654752440));
-  }
-  for (int64_t m = 0; m < kTaps * w.c; ++m) {
-    const A* row = w.generator_out + m * w.c;
-    A total = 0;
-    for (int64_t k = 0; k < w.c; ++k) total += row[k] * hidden[k];
-    kernels[m] = total;
-  }
+  for (int64_t m = 0; m < kTaps * w.c; ++m) kernels[m] = dot<A>(w.generator_out + m * w.c, hidden, w.c);
 }
 
 // The second pass.
@@ -202,10 +193,8 @@ void run(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scal
     if (options.training) {
       batch_moments(w, s, tiling, B, partial.get(), mean, var);
     } else {
-      for (int64_t j = 0; j < w.c; ++j) {
-        mean[j] = weights.bn_mean.as<A>()[j];
-        var[j] = weights.bn_var.as<A>()[j];
-      }
+      load_all(weights.bn_mean, mean);
+      load_all(weights.bn_var, var);
     }
   }
   const Folded<Operand<T>> f(w, mean, var);

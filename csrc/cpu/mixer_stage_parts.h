@@ -18,10 +18,9 @@ template <class P>
 struct MixerProducts {
   OperandMatrix<P> qkv, gic2, proj_out, mlp_in, mlp_out, project_out;
 
-  MixerProducts(const MixerWeights& w, int64_t c, int64_t h)
-      : qkv(w.qkv.as<Acc<P>>(), 3 * c, c), gic2(w.gic2.as<Acc<P>>(), c, h), proj_out(w.proj_out.as<Acc<P>>(), c, c),
-        mlp_in(w.mlp_in.as<Acc<P>>(), 2 * c, c), mlp_out(w.mlp_out.as<Acc<P>>(), c, 2 * c),
-        project_out(w.project_out.as<Acc<P>>(), 3 * c, 3 * c) {}
+  explicit MixerProducts(const MixerWeights& w)
+      : qkv(w.qkv), gic2(w.gic2), proj_out(w.proj_out), mlp_in(w.mlp_in), mlp_out(w.mlp_out),
+        project_out(w.project_out) {}
 };
 
 // C channels in three branches of c; h hidden channels of the gated CNN; d channels per head. P: what products over
@@ -30,20 +29,18 @@ template <class P>
 struct Mixer {
   using A = Acc<P>;
   int64_t C, c, h, heads, d;
-  const A *norm_weight, *norm_bias, *qkv, *qkv_dwconv, *temperature, *bn_weight, *bn_bias, *gic1, *generator_in,
-      *generator_out, *gic2, *proj_out, *mlp_in, *mlp_out, *project_out;
+  InAccumulator<A> norm_weight, norm_bias, qkv_dwconv, temperature, bn_weight, bn_bias, gic1, generator_in,
+      generator_out;
   A tau, alpha_att, alpha_conv, alpha_mlp, norm_eps, bn_eps;
   MixerProducts<P> products;
 
   Mixer(const MixerWeights& w, const MixerOptions& o)
       : C(w.norm_weight.size[0]), c(C / 3), h(w.gic2.size[1]), heads(w.temperature.size[0]), d(c / heads),
-        norm_weight(w.norm_weight.as<A>()), norm_bias(w.norm_bias.as<A>()), qkv(w.qkv.as<A>()),
-        qkv_dwconv(w.qkv_dwconv.as<A>()), temperature(w.temperature.as<A>()), bn_weight(w.bn_weight.as<A>()),
-        bn_bias(w.bn_bias.as<A>()), gic1(w.gic1.as<A>()), generator_in(w.generator_in.as<A>()),
-        generator_out(w.generator_out.as<A>()), gic2(w.gic2.as<A>()), proj_out(w.proj_out.as<A>()),
-        mlp_in(w.mlp_in.as<A>()), mlp_out(w.mlp_out.as<A>()), project_out(w.project_out.as<A>()),
-        tau(*w.gate_temperature.as<A>()), alpha_att(*w.alpha_att.as<A>()), alpha_conv(*w.alpha_conv.as<A>()),
-        alpha_mlp(*w.alpha_mlp.as<A>()), norm_eps(A(o.norm_eps)), bn_eps(A(o.bn_eps)), products(w, c, h) {}
+        norm_weight(w.norm_weight), norm_bias(w.norm_bias), qkv_dwconv(w.qkv_dwconv), temperature(w.temperature),
+        bn_weight(w.bn_weight), bn_bias(w.bn_bias), gic1(w.gic1), generator_in(w.generator_in),
+        generator_out(w.generator_out), tau(InAccumulator<A>(w.gate_temperature)[0]),
+        alpha_att(InAccumulator<A>(w.alpha_att)[0]), alpha_conv(InAccumulator<A>(w.alpha_conv)[0]),
+        alpha_mlp(InAccumulator<A>(w.alpha_mlp)[0]), norm_eps(A(o.norm_eps)), bn_eps(A(o.bn_eps)), products(w) {}
 };
 
 // BatchNorm as (x - mean) * scale + shift, and gic1 with scale and shift folded in: gate rows (divided by the gate's
@@ -56,26 +53,22 @@ struct Folded {
   OperandMatrix<P> gic1;
 
   Folded(const Mixer<P>& w, const A* mean_, const A* var)
-      : mean(w.c), scale(w.c), shift(w.c), bias(2 * w.h), rows(2 * w.h * w.c), gic1(fold(w, mean_, var), 2 * w.h, w.c) {}
+      : mean(w.c), scale(w.c), shift(w.c), bias(2 * w.h), rows(2 * w.h * w.c), gic1(fold(w, mean_, var)) {}
 
  private:
-  const A* fold(const Mixer<P>& w, const A* mean_, const A* var) const {
+  Tensor fold(const Mixer<P>& w, const A* mean_, const A* var) const {
     for (int64_t k = 0; k < w.c; ++k) {
       mean[k] = mean_[k];
       scale[k] = A(w.bn_weight[k] / __builtin_sqrt(double(var[k]) + double(w.bn_eps)));
       shift[k] = w.bn_bias[k];
     }
     for (int64_t m = 0; m < 2 * w.h; ++m) {
-      const A factor = m < w.h ? A(1) / w.tau : A(1);
-      double sum = 0;
-      for (int64_t k = 0; k < w.c; ++k) {
-        const A v = w.gic1[m * w.c + k] * factor;
-        rows[m * w.c + k] = v * scale[k];
-        sum += double(v) * shift[k];
-      }
-      bias[m] = A(sum);
+      const A factor = m < w.h ? A(1) / w.tau : A(1), *from = w.gic1 + m * w.c;
+      A* const row = rows.get() + m * w.c;
+      for (int64_t k = 0; k < w.c; ++k) row[k] = from[k] * factor * scale[k];
+      bias[m] = dot(from, static_cast<const A*>(shift.get()), w.c) * factor;
     }
-    return rows.get();
+    return matrix_of(rows.get(), 2 * w.h, w.c);
   }
 };
 
@@ -94,7 +87,7 @@ template <class T, class P>
 inline void load_normalised(const Mixer<P>& w, const Tensor& x, const MixerTile& at, Acc<T>* normed) {
   const T* px = x.as<const T>() + at.sample * x.stride[0];
   load_tile(px, x, at.tile, w.C, at.outer, normed);
-  normalise_tile(normed, w.C, at.outer, at.tile, w.norm_weight, w.norm_bias, w.norm_eps);
+  normalise_tile(normed, w.C, at.outer, at.tile, w.norm_weight.get(), w.norm_bias.get(), w.norm_eps);
 }
 
 // `rows` of q, k and v from row `first` on: 1x1 and 3x3 depthwise of the normalised tile, whose rows may be packed on the

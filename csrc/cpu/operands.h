@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "parallel.h"
+#include "dtypes.h"
 #include "vec_math.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
@@ -47,10 +47,12 @@ struct Matrix {
   }
 };
 
-// A matrix [rows, depth] as an operand: itself.
+// A matrix [rows, depth], contiguous, as an operand: itself, or a copy where it is a tensor of another type.
 template <class P>
 struct OperandMatrix : Matrix<P> {
-  OperandMatrix(const P* matrix, int64_t, int64_t depth) : Matrix<P>{matrix, depth} {}
+  explicit OperandMatrix(const Tensor& t) : Matrix<P>{nullptr, t.size[1]}, elements(t) { this->data = elements; }
+
+  InAccumulator<P> elements;
 };
 
 // Rows of a buffer as the right operand of products: themselves. `room` is where packed rows go; it may be `rows`.
@@ -69,17 +71,22 @@ MIRAGE_INLINE Vec<float> multiply_add(Vec<float> sum, Bf16Pairs a, Bf16Pairs b) 
 template <>
 MIRAGE_INLINE int64_t packed<bf16x2>(int64_t channels) { return (channels + 1) / 2; }
 
+// Rows of bfloat16 are rows of pairs already, where they end on a pair.
 template <>
 struct OperandMatrix<bf16x2> : Matrix<bf16x2> {
-  OperandMatrix(const float* matrix, int64_t rows, int64_t depth)
-      : Matrix<bf16x2>{nullptr, packed<bf16x2>(depth)}, room(rows * stride) {
-    for (int64_t m = 0; m < rows; ++m) {
+  explicit OperandMatrix(const Tensor& t)
+      : Matrix<bf16x2>{t.as<const bf16x2>(), packed<bf16x2>(t.size[1])}, room(is_paired(t) ? 0 : t.size[0] * stride) {
+    if (is_paired(t)) return;
+    const InAccumulator<float> elements(t);
+    for (int64_t m = 0; m < t.size[0]; ++m) {
       bf16* const row = reinterpret_cast<bf16*>(room.get() + m * stride);
-      store_row(row, matrix + m * depth, depth);
-      if (depth % 2) row[depth] = bf16{0};
+      store_row(row, elements + m * t.size[1], t.size[1]);
+      if (t.size[1] % 2) row[t.size[1]] = bf16{0};
     }
     data = room.get();
   }
+
+  static bool is_paired(const Tensor& t) { return t.dtype == DType::bf16 && t.size[1] % 2 == 0; }
   Buffer<bf16x2> room;
 };
 

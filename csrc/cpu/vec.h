@@ -170,6 +170,17 @@ MIRAGE_INLINE Vec<A> select(IVec<A> mask, Vec<A> yes, Vec<A> no) { return mask ?
 template <class A> MIRAGE_INLINE Vec<A> vmax(Vec<A> a, Vec<A> b) { return a > b ? a : b; }
 template <class A> MIRAGE_INLINE Vec<A> vmin(Vec<A> a, Vec<A> b) { return a < b ? a : b; }
 
+template <class A>
+inline A dot(const A* a, const A* b, int64_t n) {
+  constexpr int L = kLanes<A>;
+  Vec<A> lanes = {};
+  A rest = 0;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) lanes += load(a + i) * load(b + i);
+  for (; i < n; ++i) rest += a[i] * b[i];
+  return sum<A>(lanes) + rest;
+}
+
 // n elements, `stride` apart, converted to the accumulator type.
 template <class T>
 inline void load_row(const T* p, int64_t stride, int64_t n, Acc<T>* out) {

@@ -13,8 +13,8 @@ MIRAGE_BINDINGS(m) {
         [](py::capsule x, py::capsule norm_weight, py::capsule norm_bias, double eps, py::capsule project_in,
            py::capsule dwconv, py::capsule project_out, py::capsule y, const Optional& hidden) {
           const Tensor tx = from_dlpack("x", x), tw = from_dlpack("norm_weight", norm_weight),
-                       tb = from_dlpack("norm_bias", norm_bias), ti = from_dlpack("project_in", project_in),
-                       td = from_dlpack("dwconv", dwconv), to = from_dlpack("project_out", project_out),
+                       tb = from_dlpack("norm_bias", norm_bias), ti = matrix_from_dlpack("project_in", project_in),
+                       td = matrix_from_dlpack("dwconv", dwconv), to = matrix_from_dlpack("project_out", project_out),
                        ty = from_dlpack("y", y), th = hidden ? from_dlpack("hidden", *hidden) : Tensor{};
           py::gil_scoped_release release;
           feed_forward_stage(tx, tw, tb, eps, ti, td, to, ty, hidden ? &th : nullptr);
@@ -26,8 +26,8 @@ MIRAGE_BINDINGS(m) {
           if (gradients.size() != 5) fail("gradients", "5 tensors", std::to_string(gradients.size()));
           const Tensor tg = from_dlpack("grad_y", grad_y), tx = from_dlpack("x", x),
                        tw = from_dlpack("norm_weight", norm_weight), tb = from_dlpack("norm_bias", norm_bias),
-                       ti = from_dlpack("project_in", project_in), td = from_dlpack("dwconv", dwconv),
-                       to = from_dlpack("project_out", project_out), tgx = from_dlpack("grad_x", grad_x),
+                       ti = matrix_from_dlpack("project_in", project_in), td = matrix_from_dlpack("dwconv", dwconv),
+                       to = matrix_from_dlpack("project_out", project_out), tgx = from_dlpack("grad_x", grad_x),
                        th = hidden ? from_dlpack("hidden", *hidden) : Tensor{};
           const FeedForwardGradients out{
               from_dlpack("grad_norm_weight", gradients[0]), from_dlpack("grad_norm_bias", gradients[1]),

@@ -53,4 +53,23 @@ inline Tensor from_dlpack(const char* argument, const pybind11::capsule& capsule
   return t;
 }
 
+// A contiguous tensor of at least `ndim` dimensions with its last ones as one; of other strides: itself.
+inline Tensor flattened(const Tensor& t, int ndim) {
+  if (t.ndim <= ndim || !t.is_contiguous()) return t;
+  Tensor flat = t;
+  flat.ndim = ndim;
+  for (int d = ndim; d < t.ndim; ++d) flat.size[ndim - 1] *= t.size[d];
+  int64_t expected = 1;
+  for (int d = ndim - 1; d >= 0; --d) {
+    flat.stride[d] = expected;
+    expected *= flat.size[d];
+  }
+  return flat;
+}
+
+// The weight of a convolution as a matrix.
+inline Tensor matrix_from_dlpack(const char* argument, const pybind11::capsule& capsule) {
+  return flattened(from_dlpack(argument, capsule), 2);
+}
+
 }  // namespace mirage::python

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import mirage_kernels
 from mirage import blocks
 from mirage.fast import plain
-from mirage.fast.plain import is_bare
+from mirage.fast.plain import children, is_bare, parameters
 
 __all__ = ["Attention", "FeedForward", "GatedCNNBlock", "LayerNorm", "SPDCovariance", "TransformerBlock"]
 
@@ -97,109 +97,126 @@ class TransformerBlock(blocks.TransformerBlock):
     _mirage_memory = "low"
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._mix(x) if _is_plain_mixer(self.norm1, self.attn) else x + self.attn(self.norm1(x))
-        if _is_plain_feed_forward(self.norm2, self.ffn):
-            return self._feed_forward(x)
-        return x + self.ffn(self.norm2(x))
+        norm1, attn, norm2, ffn = (children(self)[name] for name in ("norm1", "attn", "norm2", "ffn"))
+        x = self._mix(x, norm1, attn) if _is_plain_mixer(norm1, attn) else x + attn(norm1(x))
+        return self._feed_forward(x, norm2, ffn) if _is_plain_feed_forward(norm2, ffn) else x + ffn(norm2(x))
 
-    def _mix(self, x: Tensor) -> Tensor:
-        gated = self.attn.gatedcnn
-        norm, scale = gated.norm, plain.branch_scale(gated.drop_path, x)
+    def _mix(self, x: Tensor, norm1: nn.Module, attn: nn.Module) -> Tensor:
+        gated = children(children(attn)["gatedcnn"])
+        norm, scale = gated["norm"], plain.branch_scale(gated["drop_path"], x)
         y, mean, variance = mirage_kernels.mixer_stage(
-            x, _mixer_weights(self.norm1.body, self.attn), scale, norm.training, _eps(self.norm1), norm.eps
+            x, _mixer_weights(norm1, attn), scale, norm.training, _eps(norm1), norm.eps
         )
         if norm.training:
             plain.update_running_statistics(norm, mean, variance, x.shape[0] * x.shape[2] * x.shape[3])
         return y
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        body, ffn = self.norm2.body, self.ffn
+    def _feed_forward(self, x: Tensor, norm2: nn.Module, ffn: nn.Module) -> Tensor:
+        norm, parts = parameters(children(norm2)["body"]), children(ffn)
         return mirage_kernels.feed_forward_stage(
             x,
-            body.weight,
-            body.bias,
-            ffn.project_in.weight,
-            ffn.dwconv.weight,
-            ffn.project_out.weight,
-            _eps(self.norm2),
+            norm["weight"],
+            norm["bias"],
+            _weight(parts["project_in"]),
+            _weight(parts["dwconv"]),
+            _weight(parts["project_out"]),
+            _eps(norm2),
             keep_hidden=self._mirage_memory == "fast",
         )
 
 
-def _eps(norm: LayerNorm) -> float:
-    return getattr(norm.body, "eps", blocks.NORM_EPS)
+def _eps(norm: nn.Module) -> float:
+    return getattr(children(norm)["body"], "eps", blocks.NORM_EPS)
 
 
-def _mixer_weights(body: nn.Module, attn: Attention) -> mirage_kernels.MixerWeights:
-    gated = attn.gatedcnn
+def _weight(module: nn.Module) -> Tensor:
+    return parameters(module)["weight"]
+
+
+def _mixer_weights(norm: nn.Module, attn: nn.Module) -> mirage_kernels.MixerWeights:
+    norm, own, parts = parameters(children(norm)["body"]), parameters(attn), children(attn)
+    gated, mlp = children(parts["gatedcnn"]), children(parts["mlp"])
+    generator, batch_norm = children(gated["kernel_generator"]), gated["norm"]
     return mirage_kernels.MixerWeights(
-        norm_weight=body.weight,
-        norm_bias=body.bias,
-        qkv=attn.qkv.weight,
-        qkv_dwconv=attn.qkv_dwconv.weight,
-        temperature=attn.temperature,
-        bn_weight=gated.norm.weight,
-        bn_bias=gated.norm.bias,
-        bn_mean=gated.norm.running_mean,
-        bn_var=gated.norm.running_var,
-        gic1=gated.gic1.weight,
-        generator_in=gated.kernel_generator[1].weight,
-        generator_out=gated.kernel_generator[3].weight,
-        gate_temperature=gated.temperature,
-        gic2=gated.gic2.weight,
-        proj_out=gated.proj_out.weight,
-        mlp_in=attn.mlp[0].weight,
-        mlp_out=attn.mlp[2].weight,
-        alpha_att=attn.alpha_att,
-        alpha_conv=attn.alpha_gated,
-        alpha_mlp=attn.alpha_mlp,
-        project_out=attn.project_out.weight,
+        norm_weight=norm["weight"],
+        norm_bias=norm["bias"],
+        qkv=_weight(parts["qkv"]),
+        qkv_dwconv=_weight(parts["qkv_dwconv"]),
+        temperature=own["temperature"],
+        bn_weight=_weight(batch_norm),
+        bn_bias=parameters(batch_norm)["bias"],
+        bn_mean=batch_norm._buffers["running_mean"],
+        bn_var=batch_norm._buffers["running_var"],
+        gic1=_weight(gated["gic1"]),
+        generator_in=_weight(generator["1"]),
+        generator_out=_weight(generator["3"]),
+        gate_temperature=parameters(parts["gatedcnn"])["temperature"],
+        gic2=_weight(gated["gic2"]),
+        proj_out=_weight(gated["proj_out"]),
+        mlp_in=_weight(mlp["0"]),
+        mlp_out=_weight(mlp["2"]),
+        alpha_att=own["alpha_att"],
+        alpha_conv=own["alpha_gated"],
+        alpha_mlp=own["alpha_mlp"],
+        project_out=_weight(parts["project_out"]),
     )
 
 
 def _is_plain_feed_forward(norm: nn.Module, ffn: nn.Module) -> bool:
     """Whether `mirage_kernels.feed_forward_stage` computes what the two modules do."""
+    if type(norm) is not LayerNorm or type(ffn) is not FeedForward:
+        return False
+    parts = children(ffn)
     return (
-        type(norm) is LayerNorm
-        and type(ffn) is FeedForward
-        and is_bare(norm, norm.body, ffn)
-        and plain.is_convolution(ffn.project_in)
-        and plain.is_convolution(ffn.dwconv, size=3, groups=ffn.project_in.out_channels)
-        and plain.is_gelu(ffn.act)
-        and plain.is_convolution(ffn.project_out)
+        is_bare(norm, children(norm)["body"], ffn)
+        and plain.is_convolution(parts["project_in"])
+        and plain.is_convolution(parts["dwconv"], size=3, groups=parts["project_in"].out_channels)
+        and plain.is_gelu(parts["act"])
+        and plain.is_convolution(parts["project_out"])
     )
 
 
 def _is_plain_mixer(norm: nn.Module, attn: nn.Module) -> bool:
     """Whether `mirage_kernels.mixer_stage` computes what the two modules do."""
+    if type(norm) is not LayerNorm or type(attn) is not Attention:
+        return False
+    parts = children(attn)
+    gated = parts["gatedcnn"]
     return (
-        type(norm) is LayerNorm
-        and type(attn) is Attention
-        and type(attn.gatedcnn) is GatedCNNBlock
-        and is_bare(norm, norm.body, attn, attn.gatedcnn)
-        and plain.is_convolution(attn.qkv)
-        and plain.is_convolution(attn.qkv_dwconv, size=3, groups=attn.qkv.out_channels)
-        and _is_plain_gated_branch(attn.gatedcnn)
-        and plain.is_sequence(attn.mlp, 3)
-        and plain.is_convolution(attn.mlp[0], kind=nn.Conv1d)
-        and plain.is_gelu(attn.mlp[1])
-        and plain.is_convolution(attn.mlp[2], kind=nn.Conv1d)
-        and plain.is_convolution(attn.project_out)
+        type(gated) is GatedCNNBlock
+        and is_bare(norm, children(norm)["body"], attn, gated)
+        and plain.is_convolution(parts["qkv"])
+        and plain.is_convolution(parts["qkv_dwconv"], size=3, groups=parts["qkv"].out_channels)
+        and _is_plain_gated_branch(children(gated))
+        and _is_plain_mlp(parts["mlp"])
+        and plain.is_convolution(parts["project_out"])
     )
 
 
-def _is_plain_gated_branch(gated: GatedCNNBlock) -> bool:
-    generator = gated.kernel_generator
+def _is_plain_mlp(mlp: nn.Module) -> bool:
+    if not plain.is_sequence(mlp, 3):
+        return False
+    first, act, last = children(mlp).values()
     return (
-        plain.is_batch_norm(gated.norm)
-        and plain.is_convolution(gated.gic1)
-        and plain.is_gelu(gated.act)
-        and plain.is_sequence(generator, 4)
-        and plain.is_global_average(generator[0])
-        and plain.is_convolution(generator[1])
-        and plain.is_gelu(generator[2])
-        and plain.is_convolution(generator[3])
-        and plain.is_convolution(gated.gic2)
-        and plain.is_drop_path(gated.drop_path)
-        and plain.is_convolution(gated.proj_out)
+        plain.is_convolution(first, kind=nn.Conv1d)
+        and plain.is_gelu(act)
+        and plain.is_convolution(last, kind=nn.Conv1d)
+    )
+
+
+def _is_plain_gated_branch(parts: dict[str, nn.Module]) -> bool:
+    if not plain.is_sequence(parts["kernel_generator"], 4):
+        return False
+    average, first, act, last = children(parts["kernel_generator"]).values()
+    return (
+        plain.is_batch_norm(parts["norm"])
+        and plain.is_convolution(parts["gic1"])
+        and plain.is_gelu(parts["act"])
+        and plain.is_global_average(average)
+        and plain.is_convolution(first)
+        and plain.is_gelu(act)
+        and plain.is_convolution(last)
+        and plain.is_convolution(parts["gic2"])
+        and plain.is_drop_path(parts["drop_path"])
+        and plain.is_convolution(parts["proj_out"])
     )

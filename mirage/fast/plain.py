@@ -17,9 +17,23 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 def is_bare(*modules: nn.Module) -> bool:
     """True where calling the modules is the same as using their weights: no hooks, no parametrization."""
-    return not any(getattr(m, hooks) for m in modules for hooks in HOOKS) and not any(
-        hasattr(m, "parametrizations") or "forward" in vars(m) for m in modules
-    )
+    for module in modules:
+        state = vars(module)
+        for hooks in HOOKS:
+            if state[hooks]:
+                return False
+        if "forward" in state or "parametrizations" in state["_modules"]:
+            return False
+    return True
+
+
+def children(module: nn.Module) -> dict[str, nn.Module]:
+    """The child modules by name: an attribute of a module costs ten times as much to read."""
+    return module._modules
+
+
+def parameters(module: nn.Module) -> dict[str, Tensor]:
+    return module._parameters
 
 
 def is_convolution(module: nn.Module, size: int = 1, groups: int = 1, kind: type[nn.Module] = nn.Conv2d) -> bool:
@@ -32,7 +46,7 @@ def is_convolution(module: nn.Module, size: int = 1, groups: int = 1, kind: type
         and module.stride == module.dilation == (1,) * dims
         and module.groups == groups
         and module.padding_mode == "zeros"
-        and module.bias is None
+        and parameters(module)["bias"] is None
         and is_bare(module)
     )
 
@@ -47,7 +61,7 @@ def is_global_average(module: nn.Module) -> bool:
 
 
 def is_sequence(module: nn.Module, length: int) -> bool:
-    return type(module) is nn.Sequential and len(module) == length and is_bare(module)
+    return type(module) is nn.Sequential and len(children(module)) == length and is_bare(module)
 
 
 def is_batch_norm(module: nn.Module) -> bool:
@@ -57,8 +71,8 @@ def is_batch_norm(module: nn.Module) -> bool:
         and module.affine
         and module.track_running_stats
         and module.momentum is not None
-        and module.running_mean is not None
-        and module.running_var is not None
+        and module._buffers["running_mean"] is not None
+        and module._buffers["running_var"] is not None
         and is_bare(module)
     )
 

@@ -26,7 +26,7 @@ def forward(
     y, hidden = torch.empty(x.shape, dtype=x.dtype), torch.empty(0, dtype=x.dtype)
     if keep_hidden:
         hidden = torch.empty(x.shape[0], dwconv.shape[0], *x.shape[2:], dtype=x.dtype)
-    norm_w, norm_b, *matrices = map(dl, _flat(x, norm_weight, norm_bias, project_in, dwconv, project_out))
+    norm_w, norm_b, *matrices = (dl(t.contiguous()) for t in (norm_weight, norm_bias, project_in, dwconv, project_out))
     native().feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), dl(hidden) if keep_hidden else None)
     return y, hidden
 

@@ -33,7 +33,7 @@ def forward(
         w.bn_var.to(dtype, copy=True),
     )
     y = torch.empty(x.shape, dtype=x.dtype)
-    weights, scale = [dl(t) for t in _flat(w, dtype)], dl(_scale(x, branch_scale, dtype))
+    weights, scale = [dl(t.contiguous()) for t in w], dl(_scale(x, branch_scale, dtype))
     native().mixer_stage(dl(x), weights, scale, training, norm_eps, bn_eps, [dl(t) for t in statistics], dl(y))
     return y, statistics
 

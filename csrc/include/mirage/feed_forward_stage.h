@@ -13,13 +13,13 @@ namespace mirage {
 //   project_out             [C, M]         contiguous
 //   y                       [B, C, H, W]   contiguous, dtype of x
 //   hidden                  [B, 2M, H, W]  contiguous, dtype of x, or null: receives project_in's result before its GELU
-// The weights are of the accumulator type of x. The hidden tensor of 2M channels exists a tile at a time, in cache.
+// The weights are of any type. The hidden tensor of 2M channels exists a tile at a time, in cache.
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                         const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
                         const Tensor* hidden = nullptr);
 
 struct FeedForwardGradients {
-  Tensor norm_weight, norm_bias, project_in, dwconv, project_out;  // contiguous, of the shapes and type of the weights
+  Tensor norm_weight, norm_bias, project_in, dwconv, project_out;  // contiguous, of the accumulator type
 };
 
 // Recomputes forward from x tile by tile, or reads `hidden` where it is given. grad_y: any strides, dtype of x; grad_x:

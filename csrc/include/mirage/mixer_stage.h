@@ -12,7 +12,7 @@ namespace mirage {
 constexpr int kMixerWeights = 21;
 constexpr int kMixerKernelSize = 7;
 
-// C channels, c = C / 3, h hidden channels of the gated CNN. All contiguous, of the accumulator type of x.
+// C channels, c = C / 3, h hidden channels of the gated CNN. All contiguous, of any type: the kernels convert.
 struct MixerWeights {
   Tensor norm_weight, norm_bias;            // [C]
   Tensor qkv, qkv_dwconv;                   // [3c, c], [3c, 9]
@@ -28,7 +28,7 @@ struct MixerWeights {
   Tensor project_out;                       // [C, C]
 };
 
-// The gradients of the weights, in the same order and shapes; BatchNorm's running statistics have none.
+// The gradients of the weights, in the same order and shapes, of the accumulator type; BatchNorm's running statistics have none.
 struct MixerGradients {
   Tensor norm_weight, norm_bias, qkv, qkv_dwconv, temperature, bn_weight, bn_bias, gic1, generator_in, generator_out,
       gate_temperature, gic2, proj_out, mlp_in, mlp_out, alpha_att, alpha_conv, alpha_mlp, project_out;
