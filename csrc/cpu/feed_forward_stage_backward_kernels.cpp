@@ -104,11 +104,13 @@ class BackwardPass {
                      k.tile.columns + 2);
       }
     }
-    A *const d1 = k.grad_gated, *const d2 = d1 + n * O;
-    mix(project_out_t_.get() + first * C_, C_, n, C_, k.grad_y, O, k.by_one.outer_pixels,
+    const Span span = inside_plane<A>(k.by_one, 1);
+    clear_around(span, k.by_one.outer_pixels, 2 * n, O, k.grad_gated);
+    A *const d1 = k.grad_gated + span.begin, *const d2 = d1 + n * O, *const inside = k.gated + span.begin;
+    mix(project_out_t_.get() + first * C_, C_, n, C_, k.grad_y + span.begin, O, span.end - span.begin,
         by_row([&](int64_t m, int64_t p, auto& v) {
           constexpr int N = sizeof(v) / sizeof(v[0]), L = kLanes<A>;
-          A *const at1 = d1 + m * O + p, *const at2 = d2 + m * O + p, *const gated = k.gated + m * O + p;
+          A *const at1 = d1 + m * O + p, *const at2 = d2 + m * O + p, *const gated = inside + m * O + p;
           Vec<A> value[N], slope[N];
           for (int i = 0; i < N; ++i) value[i] = load(at1 + i * L);
           vgelu_with_grad_each(value, slope);
@@ -148,6 +150,10 @@ class BackwardPass {
 
   // gelu and its slope of n hidden channels, with the halo of two: computed again, or from what forward kept.
   void activate(const Work& k, int64_t row, int64_t n, A* act, A* slope) const {
+    const Span span = inside_plane<A>(k.tile, k.tile.halo);
+    clear_around(span, k.tile.outer_pixels, n, outer_, act);
+    act += span.begin;
+    slope += span.begin;
     const auto finish = [&](int64_t m, int64_t p, auto& v) {
       constexpr int N = sizeof(v) / sizeof(v[0]);
       Vec<A> derivative[N];
@@ -156,21 +162,21 @@ class BackwardPass {
       store_each(slope + m * outer_ + p, derivative);
     };
     if (!hidden_) {
-      mix(project_in_ + row * C_, C_, n, C_, k.normed, outer_, k.tile.outer_pixels, by_row(finish));
+      mix(project_in_ + row * C_, C_, n, C_, k.normed + span.begin, outer_, span.end - span.begin, by_row(finish));
       return;
     }
     const T* planes = hidden_->as<const T>() + k.sample * hidden_->stride[0] + row * hidden_->stride[1];
-    load_tile(planes, *hidden_, k.tile, n, outer_, act);
+    load_tile(planes, *hidden_, k.tile, n, outer_, act - span.begin);
     constexpr int N = kMixVectors, L = kLanes<A>;
     for (int64_t m = 0; m < n; ++m) {
       const A* const from = act + m * outer_;
       int64_t p = 0;
-      for (; p + N * L <= k.tile.outer_pixels; p += N * L) {
+      for (; p + N * L <= span.end - span.begin; p += N * L) {
         Vec<A> v[N];
         for (int i = 0; i < N; ++i) v[i] = load(from + p + i * L);
         finish(m, p, v);
       }
-      for (; p < k.tile.outer_pixels; p += L) {
+      for (; p < span.end - span.begin; p += L) {
         Vec<A> v[1] = {load(from + p)};
         finish(m, p, v);
       }

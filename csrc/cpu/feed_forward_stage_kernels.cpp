@@ -60,17 +60,17 @@ MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2,
 // h = gelu(W n), and W n itself, without the halo, to `planes`.
 template <class T>
 void mix_and_keep(const Matrix<Operand<T>>& rows, int64_t channels, int64_t count, const Operand<T>* normed,
-                  int64_t outer, const Tile& tile, Acc<T>* h, T* planes) {
+                  int64_t outer, const Tile& tile, Span span, Acc<T>* h, T* planes) {
   using A = Acc<T>;
-  mix(rows, count, channels, normed, outer, tile.outer_pixels,
-      [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + p, v); });
+  mix(rows, count, channels, normed + span.begin, outer, span.end - span.begin,
+      [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + span.begin + p, v); });
   for (int64_t m = 0; m < count; ++m) {
     A* const row = h + m * outer;
     for (int64_t r = 0; r < tile.rows; ++r) {
       store_row(planes + (m * tile.height + tile.row + r) * tile.width + tile.column,
                 row + (r + tile.halo) * tile.stride + tile.halo, tile.columns);
     }
-    for (int64_t p = 0; p < tile.outer_pixels; p += kLanes<A>) store(row + p, vgelu<A>(load(row + p)));
+    for (int64_t p = span.begin; p < span.end; p += kLanes<A>) store(row + p, vgelu<A>(load(row + p)));
   }
 }
 
@@ -93,6 +93,8 @@ void run(const Tensor& x, const Weights<Operand<T>>& w, int64_t hidden, const Te
     load_tile(px, x, tile, C, outer, normed);
     normalise_tile(normed, C, outer, tile, w.norm_weight.get(), w.norm_bias.get(), w.eps);
     const P* const in = operand_rows<P>(normed, C, outer, tile.outer_pixels, normed);
+    const Span span = inside_plane<A>(tile, tile.halo);
+    clear_around(span, tile.outer_pixels, 2 * group, outer, h1);
     for (int64_t first = 0; first < hidden; first += group) {
       const int64_t pairs = hidden - first < group ? hidden - first : group;
       for (int half = 0; half < 2; ++half) {
@@ -100,12 +102,12 @@ void run(const Tensor& x, const Weights<Operand<T>>& w, int64_t hidden, const Te
         const Matrix<P> rows = w.project_in.at(first + half * hidden);
         if (kept) {
           T* const planes = kept + (sample * 2 * hidden + first + half * hidden) * H * W;
-          mix_and_keep(rows, C, pairs, in, outer, tile, h, planes);
+          mix_and_keep(rows, C, pairs, in, outer, tile, span, h, planes);
         } else {
-          mix(rows, pairs, C, in, outer, tile.outer_pixels,
+          mix(rows, pairs, C, in + span.begin, outer, span.end - span.begin,
               by_row([&](int64_t m, int64_t p, auto& v) {
                 gelu_between<P>(v);
-                store_each(h + m * outer + p, v);
+                store_each(h + m * outer + span.begin + p, v);
               }));
         }
       }

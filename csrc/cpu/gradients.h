@@ -2,6 +2,7 @@
 // for weight gradients, transposed weights.
 #pragma once
 
+#include "dense.h"
 #include "operands.h"
 #include "outer.h"
 #include "parallel.h"
@@ -26,9 +27,13 @@ inline void sum_over_units(int64_t units, int64_t size, int64_t scratch_size, do
     for (int64_t i = 0; i < size; ++i) sums[i] = A(0);
     for (int64_t unit = chunks.begin(chunk); unit < chunks.begin(chunk + 1); ++unit) f(unit, sums, scratch);
   });
-  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-    for (int64_t i = 0; i < size; ++i) total[i] += partial[chunk * size + i];
-  }
+  constexpr int64_t block = 4096;
+  parallel_units<A>((size + block - 1) / block, 0, [&](int64_t part, A*) {
+    const int64_t end = smaller((part + 1) * block, size);
+    for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+      for (int64_t i = part * block; i < end; ++i) total[i] += partial[chunk * size + i];
+    }
+  });
 }
 
 // A copy of a matrix [rows, depth], transposed.
@@ -38,8 +43,11 @@ struct Transposed {
   int64_t columns;  // of the transposed matrix
 
   Transposed(const A* matrix, int64_t rows, int64_t depth) : data(rows * depth), columns(rows) {
-    for (int64_t m = 0; m < rows; ++m) {
-      for (int64_t k = 0; k < depth; ++k) data[k * rows + m] = matrix[m * depth + k];
+    for (int64_t first = 0; first < depth; first += 8) {  // few lines of the result at a time: they may share a set
+      const int64_t end = smaller(first + 8, depth);
+      for (int64_t m = 0; m < rows; ++m) {
+        for (int64_t k = first; k < end; ++k) data[k * rows + m] = matrix[m * depth + k];
+      }
     }
   }
   const A* get() const { return data.get(); }

@@ -99,8 +99,11 @@ class InputsPass {
 
   // Rows of q, k or v before their depthwise convolution, with a halo of two.
   void project_rows(const MixerTile& at, int64_t first, int64_t n, const A* normed, A* before) const {
-    mix(w_.products.qkv.at(first), n, w_.c, normed, at.outer, at.tile.outer_pixels,
-        [&](int64_t m, int64_t p, Vec<A> v) { store(before + m * at.outer + p, v); });
+    const Span span = inside_plane<A>(at.tile, at.tile.halo);
+    A* const inside = before + span.begin;
+    mix(w_.products.qkv.at(first), n, w_.c, normed + span.begin, at.outer, span.end - span.begin,
+        [&](int64_t m, int64_t p, Vec<A> v) { store(inside + m * at.outer + p, v); });
+    clear_around(span, at.tile.outer_pixels, n, at.outer, before);
   }
 
   // q and k of the heads in rows [first, first + n), with a halo of one, and their gradients behind them in `middle`.

@@ -98,8 +98,11 @@ inline void attention_inputs(const Mixer<P>& w, const MixerTile& at, A* normed, 
   const int64_t skip = (at.tile.halo - 1) * at.tile.stride;  // whole lines
   const int64_t pixels = whole_vectors<A>((at.tile.rows + 2) * at.tile.stride);
   const P* const in = operand_rows<P>(normed + skip, w.c, at.outer, pixels, normed + skip);
-  mix(w.products.qkv.at(first), rows, w.c, in, at.outer, pixels,
-      [&](int64_t m, int64_t p, Vec<A> v) { store(before + m * at.outer + p, v); });
+  const Span span = inside_plane<A>(at.tile, 1);
+  A* const inside = before + span.begin;
+  mix(w.products.qkv.at(first), rows, w.c, in + span.begin, at.outer, span.end - span.begin,
+      [&](int64_t m, int64_t p, Vec<A> v) { store(inside + m * at.outer + p, v); });
+  clear_around(span, pixels, rows, at.outer, before);
   for (int64_t j = 0; j < rows; ++j) {
     depthwise<3>(before + j * at.outer + at.tile.halo - 1, at.tile.stride, w.qkv_dwconv + (first + j) * 9,
                  out + j * at.inner, at.tile.rows, at.tile.columns);
@@ -133,8 +136,10 @@ inline void detail_rows(const Mixer<P>& w, const Folded<P>& f, const MixerTile& 
   const int64_t first = 2 * w.h - w.c;
   const A* const bias = f.bias.get() + first;
   const P* const in = operand_rows<P>(branch, w.c, at.outer, at.tile.outer_pixels, branch);
-  mix(f.gic1.at(first), w.c, w.c, in, at.outer, at.tile.outer_pixels,
-      [&](int64_t m, int64_t p, Vec<A> v) { store(detail + m * at.outer + p, v + bias[m]); });
+  const Span span = inside_plane<A>(at.tile, at.tile.halo);
+  A* const inside = detail + span.begin;
+  mix(f.gic1.at(first), w.c, w.c, in + span.begin, at.outer, span.end - span.begin,
+      [&](int64_t m, int64_t p, Vec<A> v) { store(inside + m * at.outer + p, v + bias[m]); });
   clear_outside(detail, w.c, at.outer, at.tile);
 }
 

@@ -61,6 +61,26 @@ struct Tiling {
   }
 };
 
+// Lines of a tile that lie in the plane, `halo` lines above and below included, as pixels from the first of them all on,
+// rounded outwards to whole vectors. What is left is zero, and so are the products of it: at a small plane's edges that
+// is a good part of a tile.
+struct Span { int64_t begin, end; };
+template <class A>
+inline Span inside_plane(const Tile& t, int64_t halo) {
+  const int64_t above = halo > t.row ? halo - t.row : 0, last = t.row + t.rows + halo;
+  const int64_t below = last > t.height ? last - t.height : 0;
+  return {above * t.stride / kLanes<A> * kLanes<A>, round_up((t.rows + 2 * halo - below) * t.stride, kLanes<A>)};
+}
+
+template <class A>
+inline void clear_around(Span span, int64_t pixels, int64_t channels, int64_t capacity, A* rows) {
+  for (int64_t c = 0; c < channels; ++c) {
+    A* const row = rows + c * capacity;
+    for (int64_t p = 0; p < span.begin; p += kLanes<A>) store(row + p, Vec<A>{});
+    for (int64_t p = span.end; p < pixels; p += kLanes<A>) store(row + p, Vec<A>{});
+  }
+}
+
 // Asks for n consecutive elements ahead of their use: rows of a tile are too short, and too far apart, for the
 // processor to see a stream in them.
 template <class T>
