@@ -5,6 +5,7 @@ The implementation is chosen per call by the tensor's device: Triton on GPUs, C+
 """
 
 from mirage_kernels._dispatch import IMPLEMENTATIONS, available, last_used, use
+from mirage_kernels._workspace import release_workspace
 from mirage_kernels.channel_attention import channel_attention
 from mirage_kernels.channel_attention_fusion import channel_attention_fusion
 from mirage_kernels.channel_layer_norm import channel_layer_norm
@@ -30,6 +31,7 @@ __all__ = [
     "gated_depthwise_ffn",
     "last_used",
     "mixer_stage",
+    "release_workspace",
     "spd_covariance",
     "tri_branch_fusion",
     "use",

@@ -6,31 +6,31 @@
 #pragma once
 
 #include <cstdint>
-#include <new>
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
 #include "vec.h"
+#include "workspace.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
 
 MIRAGE_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Memory aligned to 64 bytes, freed at the end of the scope.
+// Memory aligned to 64 bytes for the rest of the scope: see workspace.h.
 template <class A>
 class Buffer {
  public:
-  explicit Buffer(int64_t n) : data_(static_cast<A*>(::operator new(size_t(n) * sizeof(A), std::align_val_t(64)))) {}
-  ~Buffer() { ::operator delete(data_, std::align_val_t(64)); }
+  explicit Buffer(int64_t n) : room_(take_workspace(size_t(n) * sizeof(A))) {}
+  ~Buffer() { put_workspace(room_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  MIRAGE_INLINE A* get() const { return data_; }
-  MIRAGE_INLINE A& operator[](int64_t i) const { return data_[i]; }
+  MIRAGE_INLINE A* get() const { return static_cast<A*>(room_.data); }
+  MIRAGE_INLINE A& operator[](int64_t i) const { return get()[i]; }
 
  private:
-  A* data_;
+  const Workspace room_;
 };
 
 // Calls f(unit, scratch) for unit in [0, units); scratch points to scratch_size elements of A, 64-byte aligned,
