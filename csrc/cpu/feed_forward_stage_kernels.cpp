@@ -13,6 +13,8 @@ namespace {
 
 constexpr int64_t kGroupPairs = 24;  // hidden channel pairs at a time: a multiple of every kMixRows
 
+constexpr int kSideBySide = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;  // vectors: with 16 registers more would spill
+
 template <class P>
 struct Weights {
   InAccumulator<Acc<P>> norm_weight, norm_bias, dwconv;
@@ -45,7 +47,7 @@ MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const 
 // The pixels of a tile without its halo.
 template <class P, class A>
 MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2, const Tile& tile, A* g) {
-  constexpr int L = kLanes<A>, N = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;
+  constexpr int L = kLanes<A>, N = kSideBySide;
   Vec<A> a[9], b[9];
 #pragma GCC unroll 9
   for (int k = 0; k < 9; ++k) {
@@ -55,6 +57,14 @@ MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2,
   int64_t p = 0;
   for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<P, N>(h1 + p, h2 + p, tile.stride, a, b, g + p);
   for (; p < tile.inner_pixels; p += L) gate_vectors<P, 1>(h1 + p, h2 + p, tile.stride, a, b, g + p);
+}
+
+template <int N, class A>
+MIRAGE_INLINE void gelu_vectors(A* at) {
+  Vec<A> v[N];
+  for (int i = 0; i < N; ++i) v[i] = load(at + i * kLanes<A>);
+  vgelu_each(v);
+  store_each(at, v);
 }
 
 // h = gelu(W n), and W n itself, without the halo, to `planes`.
@@ -67,10 +77,14 @@ void mix_and_keep(const Matrix<Operand<T>>& rows, int64_t channels, int64_t coun
   for (int64_t m = 0; m < count; ++m) {
     A* const row = h + m * outer;
     for (int64_t r = 0; r < tile.rows; ++r) {
-      store_row(planes + (m * tile.height + tile.row + r) * tile.width + tile.column,
-                row + (r + tile.halo) * tile.stride + tile.halo, tile.columns);
+      T* const to = planes + (m * tile.height + tile.row + r) * tile.width + tile.column;
+      if (m + 1 < count) prefetch_row_to_write(to + tile.height * tile.width, tile.columns);
+      store_row(to, row + (r + tile.halo) * tile.stride + tile.halo, tile.columns);
     }
-    for (int64_t p = span.begin; p < span.end; p += kLanes<A>) store(row + p, vgelu<A>(load(row + p)));
+    constexpr int64_t N = kSideBySide, L = kLanes<A>;
+    int64_t p = span.begin;
+    for (; p + N * L <= span.end; p += N * L) gelu_vectors<N>(row + p);
+    for (; p < span.end; p += L) gelu_vectors<1>(row + p);
   }
 }
 

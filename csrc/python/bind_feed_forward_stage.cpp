@@ -31,8 +31,8 @@ MIRAGE_BINDINGS(m) {
                        th = hidden ? from_dlpack("hidden", *hidden) : Tensor{};
           const FeedForwardGradients out{
               from_dlpack("grad_norm_weight", gradients[0]), from_dlpack("grad_norm_bias", gradients[1]),
-              from_dlpack("grad_project_in", gradients[2]), from_dlpack("grad_dwconv", gradients[3]),
-              from_dlpack("grad_project_out", gradients[4])};
+              matrix_from_dlpack("grad_project_in", gradients[2]), matrix_from_dlpack("grad_dwconv", gradients[3]),
+              matrix_from_dlpack("grad_project_out", gradients[4])};
           py::gil_scoped_release release;
           feed_forward_stage_backward(tg, tx, tw, tb, eps, ti, td, to, hidden ? &th : nullptr, tgx, out);
         });

@@ -32,9 +32,10 @@ Struct from_capsules(const char* argument, const std::array<const char*, N>& nam
   return result;
 }
 
-// The weights as the library takes them: matrices, and the temperatures of the heads as a vector.
-MixerWeights weights_from(const Capsules& capsules) {
-  auto w = from_capsules<MixerWeights>("weights", kWeights, capsules);
+// The weights, or their gradients, as the library takes them: matrices, and the temperatures of the heads as a vector.
+template <class Struct, size_t N>
+Struct weights_from(const char* argument, const std::array<const char*, N>& names, const Capsules& capsules) {
+  auto w = from_capsules<Struct>(argument, names, capsules);
   for (Tensor* t : {&w.qkv, &w.qkv_dwconv, &w.gic1, &w.generator_in, &w.generator_out, &w.gic2, &w.proj_out, &w.mlp_in,
                     &w.mlp_out, &w.project_out}) {
     *t = flattened(*t, 2);
@@ -49,7 +50,7 @@ MIRAGE_BINDINGS(m) {
   m.def("mixer_stage", [](py::capsule x, const Capsules& weights, py::capsule branch_scale, bool training,
                           double norm_eps, double bn_eps, const Capsules& statistics, py::capsule y) {
     const Tensor tx = from_dlpack("x", x), ts = from_dlpack("branch_scale", branch_scale), ty = from_dlpack("y", y);
-    const auto w = weights_from(weights);
+    const auto w = weights_from<MixerWeights>("weights", kWeights, weights);
     const auto s = from_capsules<MixerStatistics>("statistics", kStatistics, statistics);
     py::gil_scoped_release release;
     mixer_stage(tx, w, ts, {training, norm_eps, bn_eps}, s, ty);
@@ -59,9 +60,9 @@ MIRAGE_BINDINGS(m) {
                                    py::capsule grad_x, const Capsules& gradients) {
     const Tensor tg = from_dlpack("grad_y", grad_y), tx = from_dlpack("x", x),
                  ts = from_dlpack("branch_scale", branch_scale), to = from_dlpack("grad_x", grad_x);
-    const auto w = weights_from(weights);
+    const auto w = weights_from<MixerWeights>("weights", kWeights, weights);
     const auto s = from_capsules<MixerStatistics>("statistics", kStatistics, statistics);
-    const auto g = from_capsules<MixerGradients>("gradients", kGradients, gradients);
+    const auto g = weights_from<MixerGradients>("gradients", kGradients, gradients);
     py::gil_scoped_release release;
     mixer_stage_backward(tg, tx, w, ts, {training, norm_eps, bn_eps}, s, to, g);
   });

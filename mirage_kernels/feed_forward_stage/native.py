@@ -8,11 +8,6 @@ from torch import Tensor
 from mirage_kernels._library import accumulator, dl, native
 
 
-def _flat(x: Tensor, *weights: Tensor) -> list[Tensor]:
-    """The weights as matrices of the accumulator's type, in which the kernels multiply."""
-    return [(w.flatten(1) if w.dim() == 4 else w).to(accumulator(x.dtype)).contiguous() for w in weights]
-
-
 def forward(
     x: Tensor,
     norm_weight: Tensor,
@@ -43,11 +38,11 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, ...]:
     weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
-    matrices = _flat(x, *weights)
-    grad_x, grads = torch.empty(x.shape, dtype=x.dtype), [torch.empty_like(m) for m in matrices]
-    norm_w, norm_b, *rest = map(dl, matrices)
+    dtype = accumulator(x.dtype)
+    grad_x, grads = torch.empty(x.shape, dtype=x.dtype), [torch.empty(w.shape, dtype=dtype) for w in weights]
+    norm_w, norm_b, *rest = (dl(w.contiguous()) for w in weights)
     kept = dl(hidden) if hidden.dim() == 4 else None
     native().feed_forward_stage_backward(
         dl(grad_y), dl(x), norm_w, norm_b, eps, *rest, kept, dl(grad_x), [dl(g) for g in grads]
     )
-    return grad_x, *(g.view(w.shape).to(w.dtype) for g, w in zip(grads, weights, strict=True))
+    return grad_x, *(g.to(w.dtype) for g, w in zip(grads, weights, strict=True))

@@ -11,12 +11,6 @@ from mirage_kernels.mixer_stage.composite import Statistics
 from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights
 
 
-def _flat(w: MixerWeights, dtype: torch.dtype) -> MixerWeights:
-    """Matrices and vectors of the accumulator's type, in which the kernels multiply."""
-    flat = (t.flatten(1) if t.dim() > 1 and name != "temperature" else t.flatten() for name, t in w._asdict().items())
-    return MixerWeights(*(t.to(dtype).contiguous() for t in flat))
-
-
 def _scale(x: Tensor, branch_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return torch.ones(x.shape[0], dtype=dtype) if branch_scale is None else branch_scale.to(dtype).contiguous()
 
@@ -49,12 +43,11 @@ def backward(
     bn_eps: float,
 ) -> tuple[Tensor, ...]:
     dtype = accumulator(x.dtype)
-    flat = _flat(w, dtype)
-    grad_x = torch.empty(x.shape, dtype=x.dtype)
-    grads = {name: torch.empty_like(getattr(flat, name)) for name in LEARNED}
+    learned = [getattr(w, name) for name in LEARNED]
+    grad_x, grads = torch.empty(x.shape, dtype=x.dtype), [torch.empty(t.shape, dtype=dtype) for t in learned]
     native().mixer_stage_backward(
-        *(dl(grad_y), dl(x), [dl(t) for t in flat], dl(_scale(x, branch_scale, dtype))),
+        *(dl(grad_y), dl(x), [dl(t.contiguous()) for t in w], dl(_scale(x, branch_scale, dtype))),
         *(training, norm_eps, bn_eps, [dl(t.contiguous()) for t in statistics]),
-        *(dl(grad_x), [dl(g) for g in grads.values()]),
+        *(dl(grad_x), [dl(g) for g in grads]),
     )
-    return grad_x, *(g.view(getattr(w, name).shape).to(getattr(w, name).dtype) for name, g in grads.items())
+    return grad_x, *(g.to(t.dtype) for g, t in zip(grads, learned, strict=True))
