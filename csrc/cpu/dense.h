@@ -129,32 +129,65 @@ inline void depthwise(const A* x, int64_t stride, const A* w, A* y, int64_t rows
   for (; r < rows; ++r) depthwise_rows<K, 1>(x + r * stride, stride, w, y + r * columns, columns);
 }
 
+// One line of x against R lines of g, `g` and those above it: acc[i][kx] += g[-i][p] x[p + kx].
+template <int K, int R, class A>
+MIRAGE_INLINE void correlate_line(const A* x, const A* g, int64_t g_stride, int64_t columns, IVec<A> inside,
+                                  Vec<A>* acc) {
+  const int64_t full = columns / kLanes<A> * kLanes<A>;
+  Vec<A> v[R];
+  for (int64_t p = 0; p < full; p += kLanes<A>) {
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) v[i] = load(g - i * g_stride + p);
+#pragma GCC unroll 8
+    for (int kx = 0; kx < K; ++kx) {
+      const Vec<A> u = load(x + p + kx);
+#pragma GCC unroll 4
+      for (int i = 0; i < R; ++i) acc[i * K + kx] += v[i] * u;
+    }
+  }
+  if (full == columns) return;  // zero times infinity is not zero: both sides count only inside the line
+#pragma GCC unroll 4
+  for (int i = 0; i < R; ++i) v[i] = select<A>(inside, load(g - i * g_stride + full), Vec<A>{});
+#pragma GCC unroll 8
+  for (int kx = 0; kx < K; ++kx) {
+    const Vec<A> u = select<A>(inside, load(x + full + kx), Vec<A>{});
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) acc[i * K + kx] += v[i] * u;
+  }
+}
+
+// R lines of taps, so that a line of x is read once for all of them.
+template <int K, int R, class A>
+inline void correlate_taps(const A* x, int64_t x_stride, const A* g, int64_t g_stride, int64_t rows, int64_t columns,
+                           A* sums) {
+  IVec<A> inside = {};
+  for (int i = 0; i < kLanes<A>; ++i) inside[i] = i < columns % kLanes<A> ? -1 : 0;
+  Vec<A> acc[R * K] = {};
+  for (int64_t line = 0; line < rows + R - 1; ++line) {
+    const A *from = x + line * x_stride, *to = g + line * g_stride;
+    if (line >= R - 1 && line < rows) {
+      correlate_line<K, R>(from, to, g_stride, columns, inside, acc);
+      continue;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < R; ++i) {
+      if (line >= i && line - i < rows) correlate_line<K, 1>(from, to - i * g_stride, 0, columns, inside, acc + i * K);
+    }
+  }
+  for (int i = 0; i < R * K; ++i) sums[i] += sum<A>(acc[i]);
+}
+
 // sums[ky][kx] += sum over the tile of g[i][j] * x[i + ky][j + kx]; x and g: the first lines, `x_stride` and `g_stride`
 // apart.
 template <int K, class A>
 inline void correlate(const A* x, int64_t x_stride, const A* g, int64_t g_stride, int64_t rows, int64_t columns,
                       A* sums) {
-  constexpr int L = kLanes<A>;
-  const int64_t full = columns / L * L;
-  IVec<A> inside = {};
-  for (int i = 0; i < L; ++i) inside[i] = i < columns - full ? -1 : 0;
-  for (int ky = 0; ky < K; ++ky) {
-    Vec<A> acc[K] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const A *line = x + (r + ky) * x_stride, *to = g + r * g_stride;
-      for (int64_t p = 0; p < full; p += L) {
-        const Vec<A> v = load(to + p);
-#pragma GCC unroll 8
-        for (int kx = 0; kx < K; ++kx) acc[kx] += v * load(line + p + kx);
-      }
-      if (full < columns) {  // zero times infinity is not zero: both sides count only inside the line
-        const Vec<A> v = select<A>(inside, load(to + full), Vec<A>{});
-#pragma GCC unroll 8
-        for (int kx = 0; kx < K; ++kx) acc[kx] += v * select<A>(inside, load(line + full + kx), Vec<A>{});
-      }
-    }
-    for (int kx = 0; kx < K; ++kx) sums[ky * K + kx] += sum<A>(acc[kx]);
+  constexpr int together = MIRAGE_VECTOR_BYTES < 64 ? 1 : K == 3 ? 3 : 2;  // within the registers
+  int ky = 0;
+  for (; ky + together <= K; ky += together) {
+    correlate_taps<K, together>(x + ky * x_stride, x_stride, g, g_stride, rows, columns, sums + ky * K);
   }
+  for (; ky < K; ++ky) correlate_taps<K, 1>(x + ky * x_stride, x_stride, g, g_stride, rows, columns, sums + ky * K);
 }
 
 // The same tile with another halo.

@@ -17,6 +17,11 @@ from mirage.fast.plain import children, is_bare, parameters
 __all__ = ["Attention", "FeedForward", "GatedCNNBlock", "LayerNorm", "SPDCovariance", "TransformerBlock"]
 
 
+KEEP_HIDDEN_FROM = 96
+"""Channels of a block from which on keeping its hidden tensor saves time: an element costs a product over the channels
+to compute again, and the same to write and read however many there are."""
+
+
 class LayerNorm(blocks.LayerNorm):
     """`mirage.blocks.LayerNorm` as one operator on [B, C, H, W]. See `mirage_kernels.channel_layer_norm`."""
 
@@ -87,7 +92,7 @@ class SPDCovariance(blocks.SPDCovariance):
 class TransformerBlock(blocks.TransformerBlock):
     """`mirage.blocks.TransformerBlock` as two operators, `mirage_kernels.mixer_stage` and `feed_forward_stage`.
 
-    For backward a block keeps its input, the tensor between its halves and small statistics; with the memory "fast" of
+    For backward a block keeps its input, the tensor between its halves and small statistics. With the memory "fast" of
     `accelerate` also the hidden tensor of the feed-forward network.
     """
 
@@ -121,7 +126,7 @@ class TransformerBlock(blocks.TransformerBlock):
             _weight(parts["dwconv"]),
             _weight(parts["project_out"]),
             _eps(norm2),
-            keep_hidden=self._mirage_memory == "fast",
+            keep_hidden=self._mirage_memory == "fast" and x.shape[1] >= KEEP_HIDDEN_FROM,
         )
 
 
