@@ -51,6 +51,7 @@ class OperatorCase:
         rest_at: the position at which those stand among the tensors; after them by default.
         shift: added to the normal random values, one number per tensor.
         adapt: turns a public function that takes or returns anything else into one of tensors, returning one.
+        implementations: those that the operator has.
     """
 
     name: str
@@ -59,6 +60,7 @@ class OperatorCase:
     shift: tuple[float, ...] = ()
     rest_at: int | None = None
     adapt: Callable[[Callable[..., Any]], Callable[..., Tensor]] | None = None
+    implementations: tuple[str, ...] = ("torch", "cpp", "triton")
 
     def tensors(self) -> list[Tensor]:
         """The tensor arguments in float64, holding float32 values; the same at every call."""
@@ -126,6 +128,7 @@ def cases() -> tuple[OperatorCase, ...]:
         OperatorCase("channel_layer_norm", (image, (6,), (6,)), (1e-5,), shift=(3.0, 1.0, 0.0)),
         OperatorCase("gated_depthwise_ffn", ((2, 12, 7, 9), (12, 1, 3, 3))),
         OperatorCase("dynamic_depthwise_conv2d", (image, (2, 6, 7, 7))),
+        OperatorCase("dense_conv2d", (image, (10, 6, 3, 3)), implementations=("torch", "cpp")),
         OperatorCase("channel_attention", (image, image, image, (heads, 1, 1)), (heads,), shift=(0, 0, 0, 1.0)),
         OperatorCase(
             "channel_attention_fusion",
@@ -196,7 +199,7 @@ def check_operators(operators: Sequence[OperatorCase] | None = None) -> tuple[Ch
         if function is None:
             checks.append(Check(case.name, "-", "-", None, "", None, "mirage_kernels has no such operator"))
             continue
-        for implementation in runnable:
+        for implementation in filter(case.implementations.__contains__, runnable):
             checks += [_check(case, function, implementation, device) for device in _devices_of(implementation)]
     return tuple(checks)
 

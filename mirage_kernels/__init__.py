@@ -9,6 +9,7 @@ from mirage_kernels._workspace import release_workspace
 from mirage_kernels.channel_attention import channel_attention
 from mirage_kernels.channel_attention_fusion import channel_attention_fusion
 from mirage_kernels.channel_layer_norm import channel_layer_norm
+from mirage_kernels.dense_conv2d import dense_conv2d
 from mirage_kernels.dynamic_depthwise_conv2d import dynamic_depthwise_conv2d
 from mirage_kernels.feed_forward_stage import feed_forward_stage
 from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
@@ -26,6 +27,7 @@ __all__ = [
     "channel_attention",
     "channel_attention_fusion",
     "channel_layer_norm",
+    "dense_conv2d",
     "dynamic_depthwise_conv2d",
     "feed_forward_stage",
     "gated_depthwise_ffn",

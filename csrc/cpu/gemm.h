@@ -3,8 +3,8 @@
 // B and C are buffers of channels times pixels, pixels contiguous; A is a weight matrix in row-major order. A block of
 // kMixRows x kMixVectors vectors of C stays in registers while k runs: per step kMixVectors loads of B and kMixRows
 // broadcasts of A feed kMixRows * kMixVectors multiply-adds. Elements of A and B are of the accumulator type or pairs of
-// channels (operands.h); `depth` counts elements, C is of the accumulator type. What happens to a finished vector is up to the caller (an
-// activation before it is stored, a sum with what is there), so that it needs no pass of its own.
+// channels (operands.h); `depth` counts elements, C is of the accumulator type. What happens to a finished vector is up
+// to the caller (an activation before it is stored, a sum with what is there), so that it needs no pass of its own.
 #pragma once
 
 #include "operands.h"
@@ -48,22 +48,15 @@ MIRAGE_INLINE void store_each(A* p, const Vec<A> (&v)[V]) {
   for (int j = 0; j < V; ++j) store(p + j * kLanes<A>, v[j]);
 }
 
-template <class P, int V, class Finish>
-MIRAGE_INLINE void mix_block(const P* const (&a)[kMixRows], int rows, int64_t depth, const P* b, int64_t b_stride,
-                             int64_t m, int64_t p, Finish finish) {
-  using A = Acc<P>;
-  constexpr int L = kLanes<A>;
-  Vec<A> c[kMixRows][V];
-#pragma GCC unroll 8
-  for (int i = 0; i < kMixRows; ++i) {
-#pragma GCC unroll 8
-    for (int j = 0; j < V; ++j) c[i][j] = Vec<A>{};
-  }
+// c += A B: `a` are rows of A, `b` the first pixel's element of the first row of B.
+template <class P, int V>
+MIRAGE_INLINE void mix_steps(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t depth, const P* b,
+                             int64_t b_stride) {
   for (int64_t k = 0; k < depth; ++k) {
-    const P* row = b + k * b_stride + p;
+    const P* row = b + k * b_stride;
     decltype(load(row)) v[V];
 #pragma GCC unroll 8
-    for (int j = 0; j < V; ++j) v[j] = load(row + j * L);
+    for (int j = 0; j < V; ++j) v[j] = load(row + j * kLanes<Acc<P>>);
 #pragma GCC unroll 8
     for (int i = 0; i < kMixRows; ++i) {
       const auto w = splat(a[i][k]);
@@ -71,35 +64,91 @@ MIRAGE_INLINE void mix_block(const P* const (&a)[kMixRows], int rows, int64_t de
       for (int j = 0; j < V; ++j) c[i][j] = multiply_add(c[i][j], w, v[j]);
     }
   }
+}
+
+// B as rows of pixels.
+template <class P>
+struct PixelRows {
+  const P* data;
+  int64_t stride, depth;
+
+  template <int V>
+  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel) const {
+    mix_steps(c, a, depth, data + pixel, stride);
+  }
+};
+
+// B as the K x K pixels around each pixel, tap after tap: `data` is the first tap of the first pixel, in lines of `line`
+// pixels. Sums of a share of the taps are added up, so that rounding does not grow with their number.
+template <int K, class P>
+struct TapRows {
+  const P* data;
+  int64_t stride, depth, line;
+
+  template <int V>
+  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel) const {
+    const int together = depth > 64 ? 1 : K;
+    const P* at[kMixRows];
+    for (int i = 0; i < kMixRows; ++i) at[i] = a[i];
+    for (int first = 0; first < K * K; first += together) {
+      Vec<Acc<P>> share[kMixRows][V] = {};
+      for (int tap = first; tap < first + together; ++tap) {
+        mix_steps(share, at, depth, data + pixel + tap / K * line + tap % K, stride);
+        for (int i = 0; i < kMixRows; ++i) at[i] += depth;
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kMixRows; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < V; ++j) c[i][j] += share[i][j];
+      }
+    }
+  }
+};
+
+template <class P, int V, class Rows, class Finish>
+MIRAGE_INLINE void mix_block(const P* const (&a)[kMixRows], int rows, const Rows& b, int64_t m, int64_t p,
+                             Finish finish) {
+  Vec<Acc<P>> c[kMixRows][V];
 #pragma GCC unroll 8
   for (int i = 0; i < kMixRows; ++i) {
-    if (i < rows) finish_row<A>(finish, m + i, p, c[i]);
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) c[i][j] = Vec<Acc<P>>{};
+  }
+  b.multiply(c, a, p);
+#pragma GCC unroll 8
+  for (int i = 0; i < kMixRows; ++i) {
+    if (i < rows) finish_row<Acc<P>>(finish, m + i, p, c[i]);
   }
 }
 
 // For all m < rows and pixels < `pixels` (a multiple of the lanes): finish(m, pixel, vector of C[m][pixel...]), or the
 // vectors of a row together (by_row).
-template <class P, class Finish>
-MIRAGE_INLINE void mix(const P* a, int64_t a_stride, int64_t rows, int64_t depth, const P* b, int64_t b_stride,
-                       int64_t pixels, Finish finish) {
+template <class P, class Rows, class Finish>
+MIRAGE_INLINE void mix(const Matrix<P>& a, int64_t rows, const Rows& b, int64_t pixels, Finish finish) {
   constexpr int L = kLanes<Acc<P>>;
   for (int64_t p = 0; p < pixels; p += kMixPixels<Acc<P>>) {
     const int64_t vectors = (pixels - p) / L;
     for (int64_t m = 0; m < rows; m += kMixRows) {
       const int here = rows - m < kMixRows ? int(rows - m) : kMixRows;
       const P* w[kMixRows];
-      for (int i = 0; i < kMixRows; ++i) w[i] = a + (m + (i < here ? i : here - 1)) * a_stride;
+      for (int i = 0; i < kMixRows; ++i) w[i] = a.data + (m + (i < here ? i : here - 1)) * a.stride;
       if (vectors >= kMixVectors) {
-        mix_block<P, kMixVectors>(w, here, depth, b, b_stride, m, p, finish);
+        mix_block<P, kMixVectors>(w, here, b, m, p, finish);
       } else if (kMixVectors == 4 && vectors == 3) {
-        mix_block<P, 3>(w, here, depth, b, b_stride, m, p, finish);
+        mix_block<P, 3>(w, here, b, m, p, finish);
       } else if (kMixVectors == 4 && vectors == 2) {
-        mix_block<P, 2>(w, here, depth, b, b_stride, m, p, finish);
+        mix_block<P, 2>(w, here, b, m, p, finish);
       } else {
-        mix_block<P, 1>(w, here, depth, b, b_stride, m, p, finish);
+        mix_block<P, 1>(w, here, b, m, p, finish);
       }
     }
   }
+}
+
+template <class P, class Finish>
+MIRAGE_INLINE void mix(const P* a, int64_t a_stride, int64_t rows, int64_t depth, const P* b, int64_t b_stride,
+                       int64_t pixels, Finish finish) {
+  mix(Matrix<P>{a, a_stride}, rows, PixelRows<P>{b, b_stride, depth}, pixels, finish);
 }
 
 // The same with a matrix of `channels` columns.

@@ -19,6 +19,13 @@ template <> struct OperandOf<bf16> { using type = bf16x2; };
 #endif
 template <class T> using Operand = typename OperandOf<T>::type;
 
+// The numbers that an element of P is made of.
+template <class P> struct StoredIn { using type = P; };
+#if defined(__AVX512BF16__)
+template <> struct StoredIn<bf16x2> { using type = bf16; };
+#endif
+template <class P> using Stored = typename StoredIn<P>::type;
+
 // gelu, in place, on the way from products of operands P to the next: as exact as those are.
 template <class P, int N>
 MIRAGE_INLINE void gelu_between(Vec<Acc<P>> (&v)[N]) {

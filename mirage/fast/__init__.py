@@ -12,6 +12,7 @@ from typing import Any
 import mirage
 from mirage.fast.modules import (
     Attention,
+    Conv2d,
     FeedForward,
     GatedCNNBlock,
     LayerNorm,
@@ -23,6 +24,7 @@ from mirage.model import MIRAGE
 
 __all__ = [
     "Attention",
+    "Conv2d",
     "FeedForward",
     "GatedCNNBlock",
     "LayerNorm",

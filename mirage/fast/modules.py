@@ -14,12 +14,21 @@ from mirage import blocks
 from mirage.fast import plain
 from mirage.fast.plain import children, is_bare, parameters
 
-__all__ = ["Attention", "FeedForward", "GatedCNNBlock", "LayerNorm", "SPDCovariance", "TransformerBlock"]
+__all__ = ["Attention", "Conv2d", "FeedForward", "GatedCNNBlock", "LayerNorm", "SPDCovariance", "TransformerBlock"]
 
 
 KEEP_HIDDEN_FROM = 96
 """Channels of a block from which on keeping its hidden tensor saves time: an element costs a product over the channels
 to compute again, and the same to write and read however many there are."""
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d`, by `mirage_kernels.dense_conv2d` where it is bias-free, 3x3 or 1x1, and keeps the size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or not plain.is_dense_convolution(self):
+            return super().forward(x)
+        return mirage_kernels.dense_conv2d(x, self.weight)
 
 
 class LayerNorm(blocks.LayerNorm):

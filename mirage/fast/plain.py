@@ -7,6 +7,8 @@ any of it at any time, so it is looked at in every forward.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,16 +40,23 @@ def parameters(module: nn.Module) -> dict[str, Tensor]:
 
 def is_convolution(module: nn.Module, size: int = 1, groups: int = 1, kind: type[nn.Module] = nn.Conv2d) -> bool:
     """True for the bias-free, stride-1, zero-padded, same-size convolution that the reference has."""
-    dims = 1 if kind is nn.Conv1d else 2
+    return type(module) is kind and _is_same_size(module, size, groups) and is_bare(module)
+
+
+def is_dense_convolution(module: nn.Conv2d) -> bool:
+    """True for a convolution that is what `mirage_kernels.dense_conv2d` computes of its weight."""
+    return module.kernel_size in ((1, 1), (3, 3)) and _is_same_size(module, module.kernel_size[0], groups=1)
+
+
+def _is_same_size(conv: Any, size: int, groups: int) -> bool:
+    dims = len(conv.kernel_size)
     return (
-        type(module) is kind
-        and module.kernel_size == (size,) * dims
-        and module.padding == (size // 2,) * dims
-        and module.stride == module.dilation == (1,) * dims
-        and module.groups == groups
-        and module.padding_mode == "zeros"
-        and parameters(module)["bias"] is None
-        and is_bare(module)
+        conv.kernel_size == (size,) * dims
+        and conv.padding == (size // 2,) * dims
+        and conv.stride == conv.dilation == (1,) * dims
+        and conv.groups == groups
+        and conv.padding_mode == "zeros"
+        and parameters(conv).get("bias") is None
     )
 
 

@@ -1,6 +1,6 @@
 """Which modules of a model have a fast counterpart: told by their attributes and shapes, never by their class.
 
-A module is recognised in two steps. `candidate` looks for the attributes that give a kind of module away; `problem`
+A module is recognised in two steps. `candidates` looks for the attributes that give a kind of module away; `problem`
 then says why such a module cannot be replaced after all, or that it can. A module of another class than the
 reference's has to pass a third: it must compute what its fast counterpart computes on a small random input.
 """
@@ -8,7 +8,7 @@ reference's has to pass a third: it must compute what its fast counterpart compu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,23 @@ from torch import Tensor, nn
 
 from mirage import blocks
 from mirage.fast import modules as fast
-from mirage.fast.plain import HOOKS
+from mirage.fast.plain import HOOKS, is_dense_convolution
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of module: what gives it away, what it must be like, and what replaces it."""
+    """A kind of module: what gives it away, what it must be like, and what replaces it.
+
+    Modules of the class `reference` are of this kind where `applies` holds, modules of other classes where they have
+    the attributes.
+    """
 
     reference: type[nn.Module]
     replacement: type[nn.Module]
     attributes: tuple[str, ...]
     problem: Callable[[Any], str]
     channels: Callable[[Any], int]
+    applies: Callable[[Any], bool] = lambda m: True
 
 
 def _convolution_problem(
@@ -189,13 +194,29 @@ KINDS = (
     ),
     # No attribute gives a covariance away: only the reference's own class counts.
     Kind(blocks.SPDCovariance, fast.SPDCovariance, (), lambda m: "", lambda m: 0),
+    Kind(nn.Conv2d, fast.Conv2d, (), lambda m: "", lambda m: m.in_channels, is_dense_convolution),
 )
 
 
-def candidate(module: nn.Module) -> Kind | None:
-    """The kind that a module looks like, or None."""
+def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Kind | None]]:
+    """Every module of `model` with its path and the kind it looks like.
+
+    A convolution inside a module of another kind is part of that, and of no kind itself.
+    """
+    inside: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        kind = kind_of(module)
+        if kind is not None and kind.reference is nn.Conv2d:
+            kind = None if module in inside else kind
+        elif kind is not None:
+            inside.update(module.modules())
+        yield path, module, kind
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """The kind that a module is of, already replaced or not, or that it looks like."""
     for kind in KINDS:
-        if type(module) is kind.reference:
+        if isinstance(module, kind.replacement) or (type(module) is kind.reference and kind.applies(module)):
             return kind
         if not kind.attributes or not all(hasattr(module, name) for name in kind.attributes):
             continue

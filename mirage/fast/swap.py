@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from mirage.fast.modules import TransformerBlock
-from mirage.fast.recognise import KINDS, candidate, problem
+from mirage.fast.modules import Conv2d, TransformerBlock
+from mirage.fast.recognise import KINDS, Kind, candidates, problem
 
 _ORIGINAL = "_mirage_original_class"
 _MEMORY = "_mirage_memory"
@@ -53,11 +53,12 @@ class Summary:
 def accelerate(model: Model, memory: str = "low") -> Model:
     """Swap the modules of `model` for fast ones, in place, and return it.
 
-    Blocks, layer norms, gated CNN branches, mixers, feed-forward networks and the SPD covariance are recognised by
-    their structure (attributes and shapes), so a model of the authors' released code is accelerated as well as
-    `mirage.mirage_tiny()`; a module of an unknown class must in addition agree with its fast counterpart on a random
-    input. Parameters, buffers, `state_dict`, hooks, dtype, device and training mode stay as they are; other instances
-    of the same classes are untouched. Calling it again does nothing more than to set `memory`.
+    Blocks, layer norms, gated CNN branches, mixers, feed-forward networks, the SPD covariance and the convolutions
+    outside all of these (bias-free, 3x3 and 1x1) are recognised by their structure (attributes and shapes), so a model
+    of the authors' released code is accelerated as well as `mirage.mirage_tiny()`; a module of an unknown class must in
+    addition agree with its fast counterpart on a random input. Parameters, buffers, `state_dict`, hooks, dtype, device
+    and training mode stay as they are; other instances of the same classes are untouched. Calling it again does nothing
+    more than to set `memory`.
 
     Args:
         model: a module that contains such modules, or is one.
@@ -77,23 +78,24 @@ def accelerate(model: Model, memory: str = "low") -> Model:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if memory not in MEMORY_MODES:
         raise ValueError(f"memory: expected one of {', '.join(MEMORY_MODES)}, got {memory!r}")
-    found = 0
-    for module in list(model.modules()):
-        if not isinstance(module, _REPLACEMENTS):
-            kind = candidate(module)
-            if kind is None or problem(module, kind):
-                continue
-            vars(module)[_ORIGINAL] = type(module)
-            module.__class__ = kind.replacement
-        found += 1
-        if isinstance(module, TransformerBlock):
-            vars(module)[_MEMORY] = memory
-    if not found:
+    chosen = [(module, kind) for _, module, kind in candidates(model) if kind is not None and _can_be(module, kind)]
+    if all(kind.replacement is Conv2d for _, kind in chosen):  # as in any other network
         warnings.warn(
             f"accelerate: nothing in {type(model).__name__} was recognised; mirage.fast.summary(model) says why",
             stacklevel=2,
         )
+        return model
+    for module, kind in chosen:
+        if not isinstance(module, kind.replacement):
+            vars(module)[_ORIGINAL] = type(module)
+            module.__class__ = kind.replacement
+        if isinstance(module, TransformerBlock):
+            vars(module)[_MEMORY] = memory
     return model
+
+
+def _can_be(module: nn.Module, kind: Kind) -> bool:
+    return isinstance(module, kind.replacement) or not problem(module, kind)
 
 
 def revert(model: Model) -> Model:
@@ -112,10 +114,10 @@ def revert(model: Model) -> Model:
 def summary(model: nn.Module) -> Summary:
     """Which modules of `model` run fast, which could not be replaced and why, and which have no counterpart."""
     replaced, kept, others = {}, {}, Counter[str]()
-    for path, module in model.named_modules():
+    for path, module, kind in candidates(model):
         if isinstance(module, _REPLACEMENTS):
             replaced[path] = type(module).__name__
-        elif (kind := candidate(module)) is not None:
+        elif kind is not None:
             kept[path] = problem(module, kind) or "accelerate was not called"
         elif next(module.children(), None) is None:
             others[type(module).__name__] += 1

@@ -150,8 +150,7 @@ def test_doctor_checks_every_operator():
     assert report["implementations"] == mirage_kernels.available()
     ran = {(c["operator"], c["implementation"]) for c in report["checks"]}
     usable = {name for name, state in mirage_kernels.available().items() if state == "yes"}
-    operators = {case.name for case in doctor.cases()}
-    assert ran == {(operator, name) for operator in operators for name in usable}
+    assert ran == {(case.name, name) for case in doctor.cases() for name in usable if name in case.implementations}
     for check in report["checks"]:
         assert 0 <= check["error"] <= check["limit"] < 1e-4
 

@@ -51,9 +51,43 @@ def test_everything_is_replaced(model):
         "FeedForward": blocks_of_model,
         "SPDCovariance": 1,
         "TransformerBlock": blocks_of_model,
+        "Conv2d": 11,
     }
     assert not summary.kept
-    assert "49 modules run on mirage_kernels" in str(summary)
+    assert "60 modules run on mirage_kernels" in str(summary)
+
+
+def test_convolutions_outside_blocks_only(model):
+    """Those of a block are part of its stages, also where one of its halves was left alone."""
+    model.encoder_level1[0].ffn.act = nn.ReLU()
+    mirage.fast.accelerate(model)
+    fast = {path for path, module in model.named_modules() if isinstance(module, mirage.fast.Conv2d)}
+    assert {"patch_embed.proj", "down1_2.body.0", "up2_1.body.0", "reduce_chan_level2", "output"} <= fast
+    assert not any("level1.0" in path for path in fast)
+    assert type(model.reduce_shallow) is nn.Conv2d, "it has a bias"
+    mirage.fast.revert(model)
+    assert not any(isinstance(module, mirage.fast.Conv2d) for module in model.modules())
+
+
+def test_a_network_of_convolutions_is_left_alone():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(4, 3, 1, bias=False))
+    with pytest.warns(UserWarning, match="nothing in Sequential was recognised"):
+        mirage.fast.accelerate(network)
+    assert all(type(conv) is nn.Conv2d for conv in network)
+
+
+def test_a_convolution_follows_its_settings(model):
+    """What is changed after `accelerate` is what runs; hooks run, and unbatched images are taken as before."""
+    conv = mirage.fast.accelerate(model).patch_embed.proj
+    x = image()
+    torch.testing.assert_close(conv(x[0]), nn.functional.conv2d(x[0], conv.weight, padding=1))
+    conv.padding_mode = "circular"
+    reference = copy.deepcopy(conv)
+    reference.__class__ = nn.Conv2d
+    torch.testing.assert_close(conv(x), reference(x))
+    handle = conv.register_forward_hook(lambda module, args, output: output * 0)
+    assert not conv(x).any()
+    handle.remove()
 
 
 def test_summary_before_accelerating_says_so(model):
@@ -209,7 +243,8 @@ def test_blocks_run_stages(model):
     for grad in (False, True):
         with mirage_kernels.use("cpp"), Calls(), torch.set_grad_enabled(grad):
             model(image())
-        assert seen == ["mixer_stage", "feed_forward_stage"] * 8
+        assert [name for name in seen if name != "dense_conv2d"] == ["mixer_stage", "feed_forward_stage"] * 8
+        assert seen.count("dense_conv2d") == 11
         seen.clear()
 
 
@@ -251,6 +286,7 @@ def test_a_lookalike_is_accelerated(lookalike):
     summary = mirage.fast.summary(lookalike)
     assert sorted(set(summary.replaced.values())) == [
         "Attention",
+        "Conv2d",
         "FeedForward",
         "GatedCNNBlock",
         "LayerNorm",

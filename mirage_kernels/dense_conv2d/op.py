@@ -1,0 +1,106 @@
+"""The public function ``dense_conv2d`` and its registration with PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from mirage_kernels import _checks, _dispatch
+from mirage_kernels._library import define
+from mirage_kernels.dense_conv2d import native
+from mirage_kernels.dense_conv2d.reference import dense_conv2d as reference
+
+SIZES = (1, 3)
+
+
+def dense_conv2d(x: Tensor, weight: Tensor) -> Tensor:
+    r"""A bias-free convolution between all channels, stride 1, zero padding: what stands between MIRAGE's levels.
+
+    .. math:: y_m = \sum_c x_c \star w_{mc}
+
+    It exists for the CPU, where a network's few dense convolutions are a tenth of its time once the rest is fast. On
+    other devices, and under ``use("triton")``, it is ``torch.nn.functional.conv2d``, as it is under ``use("torch")``.
+
+    Args:
+        x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides.
+        weight: [M, C, K, K], K being 1 or 3; dtype of `x`. Under autocast both are rounded to its dtype.
+
+    Returns:
+        [B, M, H, W], dtype of `x`; contiguous on the C++ library. bfloat16 and float16 are summed in float32.
+
+    Raises:
+        TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
+        RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
+    """
+    _checks.check_tensor("x", x, ndim=4)
+    _checks.check_tensor("weight", weight, ndim=4)
+    if weight.shape[1] != x.shape[1] or weight.shape[2] != weight.shape[3] or weight.shape[2] not in SIZES:
+        raise ValueError(
+            f"weight: expected shape [M, {x.shape[1]}, K, K] with K 1 or 3 for the {x.shape[1]} channels of x, "
+            f"got {list(weight.shape)}"
+        )
+    _checks.check_same_device("x", x, weight=weight)
+    if not torch.is_autocast_enabled(x.device.type):
+        _checks.check_same_dtype("x", x, weight=weight)
+    impl = _dispatch.choose("dense_conv2d", x)
+    if impl == "cpp":
+        return _forward_op(x, weight)
+    if impl == "triton" and not torch.compiler.is_compiling():
+        _dispatch.record("dense_conv2d", "torch")
+    return reference(x, weight)
+
+
+def _forward(x: Tensor, weight: Tensor) -> Tensor:
+    _dispatch.record("dense_conv2d", "cpp")
+    return native.forward(x, weight)
+
+
+def _forward_fake(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
+
+
+def _backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return native.backward(grad_y, x, weight)
+
+
+def _backward_fake(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
+    return _backward_op(grad_y, *ctx.saved_tensors)
+
+
+_backward_op = define(
+    "dense_conv2d_backward",
+    "(Tensor grad_y, Tensor x, Tensor weight) -> (Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+_forward_op = define(
+    "dense_conv2d",
+    "(Tensor x, Tensor weight) -> Tensor",
+    _forward,
+    _forward_fake,
+    backward=_autograd,
+    setup_context=_setup_context,
+    autocast=(0, 1),
+)
+
+
+@register_flop_formula(torch.ops.mirage_kernels.dense_conv2d)
+def _forward_flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
+    batch, channels, height, width = x_shape
+    return 2 * batch * height * width * weight_shape[0] * channels * weight_shape[2] * weight_shape[3]
+
+
+@register_flop_formula(torch.ops.mirage_kernels.dense_conv2d_backward)
+def _backward_flops(grad_shape: Any, x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * _forward_flops(x_shape, weight_shape)
