@@ -135,7 +135,10 @@ def _inference_runner(model: Callable[[Tensor], Tensor], image: Tensor, state: t
         with torch.autocast("cpu", **autocast):
             return model(image)
 
-    return Runner(run, lambda restored: {"restored": restored.float()}, (*state, image))
+    def outputs(restored: Tensor) -> dict[str, Tensor]:
+        return {"restored": restored.to(torch.promote_types(restored.dtype, torch.float32))}
+
+    return Runner(run, outputs, (*state, image))
 
 
 def _eager(problem: Problem, autocast: dict[str, Any] | None = None, layout=torch.contiguous_format) -> Runner:
@@ -215,9 +218,11 @@ def checkpoint_blocks(model: nn.Module) -> nn.Module:
     return model
 
 
-def _training_runner(problem: Problem, prepare: Callable[[nn.Module], nn.Module]) -> Runner:
-    model = prepare(make_model(problem.variant)).train()
-    image, clean = make_images(problem.shape)
+def _training_runner(
+    problem: Problem, prepare: Callable[[nn.Module], nn.Module], dtype: torch.dtype = torch.float32
+) -> Runner:
+    model = prepare(make_model(problem.variant)).train().to(dtype)
+    image, clean = (t.to(dtype) for t in make_images(problem.shape))
     criterion = MirageLoss(preset="released")
 
     def forward() -> Any:
@@ -238,6 +243,14 @@ def _training_runner(problem: Problem, prepare: Callable[[nn.Module], nn.Module]
     if problem.mode == "forward":
         return Runner(forward, lambda out: {"restored": out[0].detach()}, tensors)
     return Runner(step, gradients, tensors)
+
+
+def _truth(problem: Problem) -> Runner:
+    """The reference in float64: what every peer's outputs are compared with."""
+    if problem.mode != "inference":
+        return _training_runner(problem, checkpoint_blocks, torch.float64)
+    model = make_model(problem.variant).eval().double()
+    return _inference_runner(model, make_images(problem.shape)[0].double(), _state(model))
 
 
 def _fast_training(memory: str) -> Callable[[Problem], Runner]:
@@ -269,8 +282,14 @@ TRAINING = {
     "fast-low": Peer('mirage.fast, memory="low"', _fast_training("low"), training=True),
     "fast-fast": Peer('mirage.fast, memory="fast"', _fast_training("fast"), training=True),
 }
+TRUTH = "truth"
+_TRUTH = Peer("PyTorch eager, float64", _truth, dtype="float64")
+
 FARTHEST = {"float32": 1e-4, "bfloat16": 5e-2}
-"""Largest error by dtype, over the largest magnitude of the reference's output; gradients: norm of the difference."""
+"""Largest error by dtype, over the largest magnitude of the truth."""
+FARTHEST_GRADIENTS = 1e-3
+"""Largest norm of the gradients' difference over that of the truth. The loss is an L1 norm: where a restored pixel
+equals the clean one up to rounding its gradient has either sign, and one such pixel of 128x128 makes 2e-4."""
 
 
 def peers_of(mode: str) -> dict[str, Peer]:
@@ -278,8 +297,17 @@ def peers_of(mode: str) -> dict[str, Peer]:
     return INFERENCE if mode == "inference" else TRAINING
 
 
+def peer_of(mode: str, name: str) -> Peer:
+    return _TRUTH if name == TRUTH else peers_of(mode)[name]
+
+
+def farthest(peer: Peer, output: str) -> float:
+    """The largest relative error that counts as the same result."""
+    return FARTHEST_GRADIENTS if output == "gradients" else FARTHEST[peer.dtype]
+
+
 def errors(outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[tuple[str, float, float]]:
-    """Name, error and error relative to the reference, of each output."""
+    """Name, error and relative error of each output: of the largest element, of gradients the norm."""
     for name, reference in expected.items():
         difference = outputs[name] - reference
         order = 2 if name == "gradients" else float("inf")

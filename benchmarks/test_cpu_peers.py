@@ -4,7 +4,7 @@
 
 How times are taken. Every peer lives in a process of its own, with two threads, as it would be deployed: no engine
 meets another's thread pool, allocator or settings. All peers of one problem are built first, each runs once, and what
-comes out is compared with the reference (``max_error``; a peer that is too far off fails). After one more pass to warm
+comes out is compared with the reference in float64 (a peer that is too far off fails). After one more pass to warm
 up the timed rounds begin: in each round every peer runs once, one after the other, so a slow moment of the machine
 meets all of them alike. While one runs the others wait for a message, their pools asleep (ONNX Runtime is told to stop
 spinning when a pass ends; OpenMP and TBB threads stop by themselves within the pause before each pass). A pass is
@@ -128,22 +128,21 @@ class Rounds:
         return self.folder / f"{case.mode}-{case.variant}-{case.size}-{case.peer}.pt"
 
     def _expected(self, case: Case) -> dict[str, torch.Tensor]:
-        reference = case._replace(peer="eager")
-        path = self._output(reference)
+        path = self._output(case._replace(peer=peers.TRUTH))
         if not path.exists():
-            Worker("eager", self.problem(case), path).close()
+            Worker(peers.TRUTH, self.problem(case), path).close()
         return torch.load(path)
 
     def _start(self, case: Case) -> tuple[Worker, dict[str, float]]:
         peer, output = peers.peers_of(case.mode)[case.peer], self._output(case)
-        expected = None if case.peer == "eager" else self._expected(case)
+        expected = self._expected(case)
         worker = Worker(case.peer, self.problem(case), output)
         outputs = torch.load(output)
         facts, too_far = {}, []
-        for name, error, relative in peers.errors(outputs, expected or outputs):
+        for name, error, relative in peers.errors(outputs, expected):
             facts |= {f"error_{name}": error, f"relative_error_{name}": relative}
-            if not relative <= peers.FARTHEST[peer.dtype]:
-                too_far.append(f"{name} is {relative:.1e} off, at most {peers.FARTHEST[peer.dtype]:.0e} expected")
+            if not relative <= (limit := peers.farthest(peer, name)):
+                too_far.append(f"{name} is {relative:.1e} off, at most {limit:.0e} expected")
         if too_far:
             worker.close()
             raise WorkerError(f"{case.peer} does not compute what the reference does: {', '.join(too_far)}")

@@ -75,14 +75,14 @@ class Worker:
 
 def main() -> None:
     import torch
-    from peers import Problem, peers_of
+    from peers import Problem, peer_of
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever an engine prints must not end up among the answers
     request = json.loads(sys.argv[1])
     problem = Problem(**{**request["problem"], "shape": tuple(request["problem"]["shape"])})
     torch.set_num_threads(problem.threads)
-    runner = peers_of(problem.mode)[request["peer"]].build(problem)
+    runner = peer_of(problem.mode, request["peer"]).build(problem)
     torch.save(runner.outputs(runner.run()), request["output"])
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for _ in sys.stdin:

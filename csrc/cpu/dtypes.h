@@ -17,6 +17,8 @@
 
 namespace mirage::cpu::MIRAGE_ISA {
 
+template <class A> constexpr DType kDTypeOf = sizeof(A) == 8 ? DType::f64 : DType::f32;  // of an accumulator type
+
 // A whole one-dimensional tensor in the accumulator type A, whatever it is stored as.
 template <class A>
 inline void load_all(const Tensor& t, A* out) {
@@ -47,7 +49,7 @@ class InAccumulator {
   MIRAGE_INLINE const A* get() const { return data_; }
 
  private:
-  static bool stores_it(const Tensor& t) { return t.dtype == (sizeof(A) == 8 ? DType::f64 : DType::f32); }
+  static bool stores_it(const Tensor& t) { return t.dtype == kDTypeOf<A>; }
   Buffer<A> room_;
   const A* data_;
 };
@@ -55,7 +57,7 @@ class InAccumulator {
 // Numbers of the accumulator type A as a contiguous tensor.
 template <class A>
 inline Tensor matrix_of(A* data, int64_t rows, int64_t columns) {
-  return {data, sizeof(A) == 8 ? DType::f64 : DType::f32, 2, {rows, columns}, {columns, 1}};
+  return {data, kDTypeOf<A>, 2, {rows, columns}, {columns, 1}};
 }
 
 // The reverse of load_all: sums held in double, rounded to the type that `t` stores.

@@ -8,33 +8,17 @@
 namespace mirage {
 namespace {
 
-struct Named {
-  const char* name;
-  const Tensor& tensor;
-};
-
-void check_dense(const Named& argument, std::initializer_list<int64_t> shape) {
-  check_shape(argument.name, argument.tensor, shape);
-  check_contiguous(argument.name, argument.tensor);
-}
-
-void check_dense(const Named& argument, DType dtype, std::initializer_list<int64_t> shape) {
-  check_dtype(argument.name, argument.tensor, dtype);
-  check_dense(argument, shape);
-}
-
 void check(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& project_in,
            const Tensor& dwconv, const Tensor& project_out, const Tensor* hidden) {
   check_ndim("x", x, 4);
   check_ndim("project_out", project_out, 2);
   const int64_t channels = x.size[1], pairs = project_out.size[1];
-  const DType acc = accumulator_of(x.dtype);
-  check_dense({"norm_weight", norm_weight}, {channels});
-  check_dense({"norm_bias", norm_bias}, {channels});
-  check_dense({"project_in", project_in}, {2 * pairs, channels});
-  check_dense({"dwconv", dwconv}, {2 * pairs, 9});
-  check_dense({"project_out", project_out}, {channels, pairs});
-  if (hidden) check_dense({"hidden", *hidden}, x.dtype, {x.size[0], 2 * pairs, x.size[2], x.size[3]});
+  check_dense("norm_weight", norm_weight, {channels});
+  check_dense("norm_bias", norm_bias, {channels});
+  check_dense("project_in", project_in, {2 * pairs, channels});
+  check_dense("dwconv", dwconv, {2 * pairs, 9});
+  check_dense("project_out", project_out, {channels, pairs});
+  if (hidden) check_dense("hidden", *hidden, x.dtype, {x.size[0], 2 * pairs, x.size[2], x.size[3]});
 }
 
 }  // namespace
@@ -43,7 +27,7 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
                         const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
                         const Tensor* hidden) {
   check(x, norm_weight, norm_bias, project_in, dwconv, project_out, hidden);
-  check_dense({"y", y}, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
+  check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   if (x.numel() == 0) return;
   using namespace cpu;
   MIRAGE_DISPATCH_ISA(
@@ -59,12 +43,12 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
   const DType acc = accumulator_of(x.dtype);
   check_shape("grad_y", grad_y, {x.size[0], channels, x.size[2], x.size[3]});
   check_dtype("grad_y", grad_y, x.dtype);
-  check_dense({"grad_x", grad_x}, x.dtype, {x.size[0], channels, x.size[2], x.size[3]});
-  check_dense({"grad_norm_weight", gradients.norm_weight}, acc, {channels});
-  check_dense({"grad_norm_bias", gradients.norm_bias}, acc, {channels});
-  check_dense({"grad_project_in", gradients.project_in}, acc, {2 * pairs, channels});
-  check_dense({"grad_dwconv", gradients.dwconv}, acc, {2 * pairs, 9});
-  check_dense({"grad_project_out", gradients.project_out}, acc, {channels, pairs});
+  check_dense("grad_x", grad_x, x.dtype, {x.size[0], channels, x.size[2], x.size[3]});
+  check_dense("grad_norm_weight", gradients.norm_weight, acc, {channels});
+  check_dense("grad_norm_bias", gradients.norm_bias, acc, {channels});
+  check_dense("grad_project_in", gradients.project_in, acc, {2 * pairs, channels});
+  check_dense("grad_dwconv", gradients.dwconv, acc, {2 * pairs, 9});
+  check_dense("grad_project_out", gradients.project_out, acc, {channels, pairs});
   if (x.numel() == 0) {
     for (const Tensor* g : {&gradients.norm_weight, &gradients.norm_bias, &gradients.project_in, &gradients.dwconv,
                             &gradients.project_out}) {

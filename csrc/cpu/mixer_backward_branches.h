@@ -13,15 +13,16 @@ struct SampleSums {
   explicit SampleSums(const Mixer<A>& w) : attention(0), kernels(w.c * w.d), count(kernels + w.c * kTaps) {}
 };
 
-// The gradients of fused rows [att; conv; mlp] become those of the branches, in place.
+// The gradients of fused rows [att; conv; mlp] become those of the branches, in place. fused: the rows themselves.
 template <class A>
-inline void fuse_backward(const Mixer<A>& w, const MixerTile& at, const A* rows, A* grad, A* alphas) {
+inline void fuse_backward(const Mixer<A>& w, const MixerTile& at, const A* rows, A* fused, A* grad, A* alphas) {
   const int64_t branch = w.c * at.inner;
   constexpr int64_t kRun = 32;  // vectors that a lane adds up before the sum goes on in double: few roundings a term
   double totals[3] = {};
   for (int64_t j = 0; j < w.c; ++j) {
     const A *a = rows + j * at.inner, *g = a + branch, *m = g + branch;
     A *da = grad + j * at.inner, *dg = da + branch, *dm = dg + branch;
+    A *fa = fused + j * at.inner, *fg = fa + branch, *fm = fg + branch;
     for (int64_t start = 0; start < at.pixels; start += kRun * kLanes<A>) {
       const int64_t end = start + kRun * kLanes<A> < at.pixels ? start + kRun * kLanes<A> : at.pixels;
       Vec<A> sums[3] = {};
@@ -31,6 +32,9 @@ inline void fuse_backward(const Mixer<A>& w, const MixerTile& at, const A* rows,
         Vec<A> gate[3] = {vg + vm, va + vm, va + vg};
         vsigmoid_each<A>(gate);
         const Vec<A> sa = gate[0], sg = gate[1], sm = gate[2];
+        store(fa + p, va + w.alpha_att * sa);
+        store(fg + p, vg + w.alpha_conv * sg);
+        store(fm + p, vm + w.alpha_mlp * sm);
         sums[0] += ga * sa;
         sums[1] += gg * sg;
         sums[2] += gm * sm;
@@ -68,38 +72,38 @@ inline void mlp_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const G
 }
 
 // From the gradient of gic2's output to those of BatchNorm's output (through gate and identity) and of the dynamic
-// convolution's output, which takes the place of `dynamic`. normal: BatchNorm's output; gate, other, both: scratch.
+// convolution's output, which takes the place of `dynamic`. normal: BatchNorm's output; group: scratch of 4 kGroup rows.
 template <class A>
 inline void gate_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const Gradients<A>& g, const MixerTile& at,
-                          const A* normal, A* dynamic, const A* grad, A* gate, A* other, A* both, A* grad_normal,
-                          A* sums) {
-  const int64_t I = at.inner, identities = w.h - w.c;
-  Vec<A> tau = {};
+                          const A* normal, A* dynamic, const A* grad, A* group, A* grad_normal, A* sums) {
+  const int64_t I = at.inner, identities = w.h - w.c, rows = smaller(kGroup, w.h);
+  A *const gate = group, *const slope = gate + rows * I, *const other = slope + rows * I, *const both = other + rows * I;
   for (int64_t first = 0; first < w.h; first += kGroup) {
     const int64_t n = smaller(kGroup, w.h - first), plain = smaller(n, identities > first ? identities - first : 0);
     const A *gate_rows = t.gic1.get() + first * w.c, *other_rows = gate_rows + w.h * w.c;
-    mix(gate_rows, w.c, n, w.c, normal, I, at.pixels,
-        [&](int64_t m, int64_t p, Vec<A> v) { store(gate + m * I + p, v); });
-    mix(other_rows, w.c, plain, w.c, normal, I, at.pixels,
-        [&](int64_t m, int64_t p, Vec<A> v) { store(other + m * I + p, v); });
-    for (int64_t m = 0; m < n; ++m) {
-      if (m >= plain) {
-        const A* from = dynamic + (first + m - identities) * I;
-        for (int64_t p = 0; p < at.pixels; p += kLanes<A>) store(other + m * I + p, load(from + p));
-      }
+    mix(gate_rows, w.c, n, w.c, normal, I, at.pixels, by_row([&](int64_t m, int64_t p, auto& v) {
+      Vec<A> derivative[sizeof(v) / sizeof(v[0])];
+      vgelu_with_grad_each(v, derivative);
+      store_each(gate + m * I + p, v);
+      store_each(slope + m * I + p, derivative);
+    }));
+    mix(other_rows, w.c, plain, w.c, normal, I, at.pixels, [&](int64_t m, int64_t p, Vec<A> v) {
+      store(other + m * I + p, v);
+      store(both + m * I + p, load(gate + m * I + p) * v);
+    });
+    for (int64_t m = plain; m < n; ++m) {
+      const A* const from = dynamic + (first + m - identities) * I;
       for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
-        store(both + m * I + p, vgelu<A>(load(gate + m * I + p)) * load(other + m * I + p));
+        store(other + m * I + p, load(from + p));
+        store(both + m * I + p, load(gate + m * I + p) * load(from + p));
       }
     }
     add_outer(grad, I, w.c, both, I, n, at.pixels, sums + g.gic2 + first, w.h);
     mix(t.gic2_t.get() + first * w.c, w.c, n, w.c, grad, I, at.pixels, [&](int64_t m, int64_t p, Vec<A> v) {
-      const Vec<A> u = load(gate + m * I + p), o = load(other + m * I + p);
-      Vec<A> value, slope;
-      vgelu_with_grad<A>(u, value, slope);
-      const Vec<A> grad_u = v * o * slope;
-      tau += grad_u * u;
-      store(gate + m * I + p, grad_u);
-      store(other + m * I + p, v * value);
+      A *const activated = gate + m * I + p, *const factor = other + m * I + p;
+      const Vec<A> value = load(activated);
+      store(activated, v * load(factor) * load(slope + m * I + p));
+      store(factor, v * value);
     });
     add_outer(gate, I, n, normal, I, w.c, at.pixels, sums + g.gic1 + first * w.c, w.c);
     add_outer(other, I, plain, normal, I, w.c, at.pixels, sums + g.gic1 + (w.h + first) * w.c, w.c);
@@ -110,7 +114,6 @@ inline void gate_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const 
       for (int64_t p = 0; p < at.pixels; p += kLanes<A>) store(to + p, load(other + m * I + p));
     }
   }
-  sums[g.tau] += sum<A>(tau);
 }
 
 // attention: of this sample. grad (of the attention's output) becomes that of v.
@@ -140,12 +143,12 @@ class BranchesPass {
                const Between<A>& between)
       : grad_y_(grad_y), x_(x), w_(w), t_(t), f_(f), g_(w), s_(w), branch_scale_(branch_scale), attention_(attention),
         kernels_(kernels), between_(between), group_(smaller(kGroup, w.h > 2 * w.c ? w.h : 2 * w.c)),
-        tiling_(choose_dense<A>(x.size[2], x.size[3], kMixerHalo, w.C + w.c, 14 * w.c + 3 * group_)),
+        tiling_(choose_dense<A>(x.size[2], x.size[3], kMixerHalo, w.C + w.c, 14 * w.c + 4 * group_)),
         outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)) {}
 
   const Tiling& tiling() const { return tiling_; }
   int64_t units() const { return x_.size[0] * tiling_.count(); }
-  int64_t scratch() const { return (w_.C + w_.c) * outer_ + (14 * w_.c + 3 * group_) * inner_ + w_.d * w_.d; }
+  int64_t scratch() const { return (w_.C + w_.c) * outer_ + (14 * w_.c + 4 * group_) * inner_ + w_.d * w_.d; }
 
   // sums: of the chunk; sample_sums: of this tile.
   void operator()(int64_t unit, A* sums, A* sample_sums, A* scratch) const {
@@ -153,7 +156,7 @@ class BranchesPass {
     A *normed = scratch, *detail = normed + C * outer_, *conv_in = detail + c * outer_, *mlp_in = conv_in + c * I,
       *v = mlp_in + c * I, *dynamic = v + c * I, *mixed = dynamic + c * I, *branches = mixed + c * I,
       *grad = branches + 3 * c * I, *work = grad + 3 * c * I, *grad_y = work, *group = work + 3 * c * I,
-      *matrix = group + 3 * group_ * I;
+      *matrix = group + 4 * group_ * I;
     const Tile tile = tiling_.template tile<A>(unit % tiling_.count());
     const MixerTile at{tile, outer_, I, dense_pixels<A>(tile), unit / tiling_.count()};
     const A* const attention = attention_ + at.sample * w_.heads * (2 * w_.d + 2) * w_.d;
@@ -163,10 +166,8 @@ class BranchesPass {
     load_tile(grad_y_.as<const T>() + at.sample * grad_y_.stride[0], grad_y_, dense, C, I, grad_y);
     project(t_.project_out_t.from(0), C, at, grad_y, grad);
     A* const fused = normed;  // no longer needed, and large enough
-    for (int64_t i = 0; i < 3 * c * I; i += kLanes<A>) store(fused + i, load(branches + i));
-    fuse(w_, at, fused);
+    fuse_backward(w_, at, branches, fused, grad, sums + g_.alphas);
     add_outer(grad_y, I, C, fused, I, C, at.pixels, sums + g_.project_out, C);
-    fuse_backward(w_, at, branches, grad, sums + g_.alphas);
     A *grad_att = grad, *grad_conv = grad + c * I, *grad_mlp = grad_conv + c * I;
 
     A* const result = work;  // grad_y is done with
@@ -214,8 +215,7 @@ class BranchesPass {
         store(conv_in + j * I + p, load(conv_in + j * I + p) * f_.scale[j] + f_.shift[j]);
       }
     }
-    gate_backward(w_, t_, g_, at, conv_in, dynamic, grad_mixed, group, group + group_ * I, group + 2 * group_ * I,
-                  grad_normal, sums);
+    gate_backward(w_, t_, g_, at, conv_in, dynamic, grad_mixed, group, grad_normal, sums);
     store_dense(grad_normal, I, at.tile, c, between_.normed_of(at.sample, 1));
     store_dense(dynamic, I, at.tile, c, between_.dynamic_of(at.sample));
   }

@@ -26,7 +26,8 @@ class InputsPass {
  public:
   using A = Acc<T>;
 
-  InputsPass(const Tensor& x, const Mixer<A>& w, const BackwardWeights<A>& t, const Folded<A>& f, const A* var, const Matrices<A>& matrices, const Between<A>& between)
+  InputsPass(const Tensor& x, const Mixer<A>& w, const BackwardWeights<A>& t, const Folded<A>& f, const A* var,
+             const Matrices<A>& matrices, const Between<A>& between)
       : x_(x), w_(w), t_(t), f_(f), var_(var), m_(matrices), between_(between), g_(w),
         rows_(w.d < kRowsAtOnce ? w.d * smaller(w.heads, kRowsAtOnce / w.d) : w.d),
         tiling_(choose_dense<A>(x.size[2], x.size[3], kMixerHalo, w.C + w.c + 6 * rows_, 5 * w.c + 2 * rows_)),

@@ -11,7 +11,7 @@ namespace mirage::cpu::MIRAGE_ISA {
 // first two passes.
 template <class A>
 struct Gradients {
-  int64_t norm_weight, norm_bias, qkv, qkv_dwconv, bn_weight, bn_bias, gic1, tau, gic2, proj_out, mlp_in, mlp_out, alphas,
+  int64_t norm_weight, norm_bias, qkv, qkv_dwconv, bn_weight, bn_bias, gic1, gic2, proj_out, mlp_in, mlp_out, alphas,
       project_out, count;
 
   explicit Gradients(const Mixer<A>& w) {
@@ -24,7 +24,6 @@ struct Gradients {
     bn_weight = take(w.c);
     bn_bias = take(w.c);
     gic1 = take(2 * w.h * w.c);
-    tau = take(1);
     gic2 = take(w.c * w.h);
     proj_out = take(w.c * w.c);
     mlp_in = take(2 * w.c * w.c);
@@ -75,8 +74,9 @@ struct BackwardWeights {
 
   explicit BackwardWeights(const Mixer<A>& w)
       : gic1(2 * w.h * w.c), gic1_t(tempered(w, gic1.get()), 2 * w.h, w.c), gic2_t(w.products.gic2.data, w.c, w.h),
-        qkv_t(w.products.qkv.data, 3 * w.c, w.c), proj_out_t(w.products.proj_out.data, w.c, w.c), mlp_in_t(w.products.mlp_in.data, 2 * w.c, w.c),
-        mlp_out_t(w.products.mlp_out.data, w.c, 2 * w.c), project_out_t(w.products.project_out.data, w.C, w.C) {}
+        qkv_t(w.products.qkv.data, 3 * w.c, w.c), proj_out_t(w.products.proj_out.data, w.c, w.c),
+        mlp_in_t(w.products.mlp_in.data, 2 * w.c, w.c), mlp_out_t(w.products.mlp_out.data, w.c, 2 * w.c),
+        project_out_t(w.products.project_out.data, w.C, w.C) {}
 
  private:
   static const A* tempered(const Mixer<A>& w, A* out) {

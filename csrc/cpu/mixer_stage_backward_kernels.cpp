@@ -169,8 +169,13 @@ void put_all(const Mixer<A>& w, const Gradients<A>& g, const double* sums, const
   put<A>(sums + g.bn_weight, out.bn_weight);
   put<A>(sums + g.bn_bias, out.bn_bias);
   put<A>(sums + g.gic1, out.gic1);
-  for (int64_t i = 0; i < w.h * w.c; ++i) out.gic1.as<A>()[i] = A(sums[g.gic1 + i] / w.tau);
-  put<A>(sums + g.tau, out.gate_temperature, -1 / double(w.tau));
+  // The gate is gelu(u), u = W n / tau, of which the sums are d / d (W / tau): sum of u du = sum of (W / tau) d(W / tau).
+  double scaled = 0;
+  for (int64_t i = 0; i < w.h * w.c; ++i) {
+    out.gic1.as<A>()[i] = A(sums[g.gic1 + i] / w.tau);
+    scaled += sums[g.gic1 + i] * double(w.gic1[i]);
+  }
+  put<A>(&scaled, out.gate_temperature, -1 / (double(w.tau) * double(w.tau)));
   put<A>(sums + g.gic2, out.gic2);
   put<A>(sums + g.proj_out, out.proj_out);
   put<A>(sums + g.mlp_in, out.mlp_in);

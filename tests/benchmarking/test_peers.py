@@ -9,16 +9,17 @@ SHAPE = (1, 3, 16, 16)
 
 
 def _outputs(peer: str, mode: str) -> dict[str, torch.Tensor]:
-    runner = peers.peers_of(mode)[peer].build(peers.Problem(mode, "tiny", SHAPE, threads=1))
+    runner = peers.peer_of(mode, peer).build(peers.Problem(mode, "tiny", SHAPE, threads=1))
     return runner.outputs(runner.run())
 
 
-@pytest.mark.parametrize("peer", ["channels_last", "autocast", "fast", "fast-bf16"])
+@pytest.mark.parametrize("peer", ["eager", "channels_last", "autocast", "fast", "fast-bf16"])
 def test_inference_is_that_of_the_reference(peer):
-    found = list(peers.errors(_outputs(peer, "inference"), _outputs("eager", "inference")))
-    assert [name for name, _, _ in found] == ["restored"]
-    assert found[0][2] <= peers.FARTHEST[peers.INFERENCE[peer].dtype]
-    assert found[0][1] > 0  # it is not the reference itself
+    expected = _outputs(peers.TRUTH, "inference")
+    assert expected["restored"].dtype == torch.float64
+    ((name, error, relative),) = peers.errors(_outputs(peer, "inference"), expected)
+    assert name == "restored" and error > 0
+    assert relative <= peers.farthest(peers.INFERENCE[peer], name)
 
 
 def test_checkpointed_blocks_have_the_gradients_of_the_reference():
@@ -62,7 +63,8 @@ def test_worker_that_fails_says_why(tmp_path):
         Worker("eager", peers.Problem("inference", "no such variant", SHAPE), tmp_path / "outputs.pt")
 
 
-@pytest.mark.parametrize("peer", ["fast-low", "fast-fast"])
+@pytest.mark.parametrize("peer", ["eager", "checkpoint", "fast-low", "fast-fast"])
 def test_training_peers_have_the_gradients_of_the_reference(peer):
-    found = {name: relative for name, _, relative in peers.errors(_outputs(peer, "step"), _outputs("eager", "step"))}
-    assert found["loss"] < 1e-6 and 0 < found["gradients"] < 1e-5
+    found = peers.errors(_outputs(peer, "step"), _outputs(peers.TRUTH, "step"))
+    relative = {name: value for name, _, value in found}
+    assert relative["loss"] < 1e-6 and 0 < relative["gradients"] < 1e-5

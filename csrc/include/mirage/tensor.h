@@ -88,6 +88,17 @@ inline void check_contiguous(const char* argument, const Tensor& t) {
   if (!t.is_contiguous()) fail(argument, "a contiguous tensor", "other strides");
 }
 
+// Of a contiguous tensor, and all at once.
+inline void check_dense(const char* argument, const Tensor& t, std::initializer_list<int64_t> shape) {
+  check_shape(argument, t, shape);
+  check_contiguous(argument, t);
+}
+
+inline void check_dense(const char* argument, const Tensor& t, DType dtype, std::initializer_list<int64_t> shape) {
+  check_dtype(argument, t, dtype);
+  check_dense(argument, t, shape);
+}
+
 // The type in which sums of elements of `dtype` are held: double for f64, float for the rest.
 inline DType accumulator_of(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
