@@ -100,8 +100,9 @@ def step_section(rows: list[Row]) -> Lines:
     lines = ["## Training step", ""]
     lines += paragraph(
         """Forward, MirageLoss and backward, float32. Errors are those against the reference in float64; of the
-        gradient, the norm of the difference over its norm, all parameters together. (Where a restored pixel equals the clean one
-        up to rounding, the L1 loss has a gradient of either sign: one such pixel makes an error of about 1e-4.)"""
+        gradient, the norm of the difference over its norm, all parameters together. (Where a restored pixel equals
+        the clean one up to rounding, the L1 loss has a gradient of either sign: one such pixel makes an error of
+        about 1e-4.)"""
     )
     header = ("model", "batch", "peer", "ms", "quartiles", "against eager", "loss error", "gradient error")
     body = [

@@ -34,6 +34,8 @@ def function(request: pytest.FixtureRequest, workload: Workload, device: str, be
         return workload.expression
     if request.param != ("triton" if device == "cuda" else "cpp"):
         pytest.skip(f"{request.param} does not run on {device}")
+    if request.param not in workload.implementations:
+        pytest.skip(f"{workload.operator} has no kernel of its own for {request.param}")
     if mirage_kernels.available()[request.param] != "yes":
         pytest.skip(f"{request.param}: {mirage_kernels.available()[request.param]}")
     return workload.public

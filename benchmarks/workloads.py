@@ -15,6 +15,7 @@ from torch import Tensor
 import mirage_kernels
 from mirage import blocks
 from mirage_kernels.channel_attention_fusion import reference as attention_fusion_reference
+from mirage_kernels.dense_conv2d import reference as dense_conv_reference
 from mirage_kernels.dynamic_depthwise_conv2d import reference as dynamic_conv_reference
 from mirage_kernels.gated_depthwise_ffn import reference as ffn_reference
 from mirage_kernels.spd_covariance import reference as covariance_reference
@@ -32,6 +33,7 @@ class Workload:
         bytes_forward, bytes_both: least traffic of forward, and of forward and backward, in float32.
         macs_forward: multiply-adds of forward; backward has twice as many.
         differentiable: False for stages that serve inference only.
+        implementations: those of its own that the operator has.
     """
 
     operator: str
@@ -43,6 +45,7 @@ class Workload:
     bytes_both: int
     macs_forward: int
     differentiable: bool = True
+    implementations: tuple[str, ...] = ("cpp", "triton")
 
     @property
     def name(self) -> str:
@@ -145,6 +148,29 @@ def _dynamic_conv(dim: int, side: int) -> Workload:
     )
 
 
+def _dense_conv(channels: int, outputs: int, side: int) -> Workload:
+    shape = (1, channels, side, side)
+    pixels, weights = side * side, 9 * channels * outputs
+    return Workload(
+        "dense_conv2d",
+        shape,
+        lambda: [_randn(*shape), _randn(outputs, channels, 3, 3) / (9 * channels) ** 0.5],
+        mirage_kernels.dense_conv2d,
+        dense_conv_reference,
+        bytes_forward=4 * ((channels + outputs) * pixels + weights),
+        # backward reads x, grad_y and the weight, and writes two gradients
+        bytes_both=4 * ((3 * channels + 2 * outputs) * pixels + 3 * weights),
+        macs_forward=weights * pixels,
+        implementations=("cpp",),
+    )
+
+
+def _dense_convs(size: int) -> list[Workload]:
+    """Embedding, output, the first downsampling and the upsamplings; the other downsamplings take the same inputs."""
+    places = [(3, 24, 1), (48, 3, 1), (24, 12, 1), (48, 96, 2), (96, 192, 4), (96, 192, 8)]
+    return [_dense_conv(channels, outputs, size // scale) for channels, outputs, scale in places]
+
+
 def _attention_fusion(dim: int, heads: int, side: int) -> Workload:
     channels = dim // 3
     shape = (1, channels, side, side)
@@ -191,4 +217,4 @@ def operator_workloads(size: int) -> list[Workload]:
     for dim, heads, side in _levels(size):
         found += [_layer_norm(dim, side), _ffn(dim, side), _attention_fusion(dim, heads, side)]
         found += [_dynamic_conv(dim, side), _feed_forward_stage(dim, side)]
-    return [*found, _covariance(1, 12, size), _covariance(1, 24, size // 8)]
+    return [*found, *_dense_convs(size), _covariance(1, 12, size), _covariance(1, 24, size // 8)]
