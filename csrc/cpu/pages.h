@@ -1,0 +1,13 @@
+// Memory that a caller has just allocated for a result and nobody has touched.
+#pragma once
+
+#include "mirage/tensor.h"
+
+namespace mirage::cpu {
+
+// Asks for huge pages where a contiguous result has 4 MiB or more: allocators give such memory back to the system and map
+// it afresh, and then it takes a fault for every 2 MiB of it instead of every 4 KiB. Does nothing where the system has
+// none. Only whole huge pages inside the tensor are asked for, all of which are going to be written.
+void expect_writes(const Tensor& result) noexcept;
+
+}  // namespace mirage::cpu
