@@ -118,8 +118,8 @@ def record(operator: str, implementation: str) -> None:
     _last_used[operator] = implementation
 
 
-def choose(operator: str, x: torch.Tensor) -> str:
-    """The implementation for a call of `operator` whose main tensor is `x`.
+def choose(operator: str, x: torch.Tensor, written: tuple[str, ...] = IMPLEMENTATIONS) -> str:
+    """The implementation for a call of `operator` whose main tensor is `x`; "torch" for those that are not `written`.
 
     Raises:
         RuntimeError: if :func:`use` or ``MIRAGE_KERNELS`` forces one that cannot run, with the reason.
@@ -133,6 +133,8 @@ def choose(operator: str, x: torch.Tensor) -> str:
         chosen = _default.get(x.device.type, "torch")
         if chosen == "triton" and x.dtype not in _HALF_AND_SINGLE:
             chosen = "torch"
+    if chosen not in written:
+        chosen = "torch"
     if chosen == "torch" and not torch.compiler.is_compiling():
         record(operator, "torch")
     return chosen

@@ -25,7 +25,8 @@ class Kind:
     """A kind of module: what gives it away, what it must be like, and what replaces it.
 
     Modules of the class `reference` are of this kind where `applies` holds, modules of other classes where they have
-    the attributes.
+    the attributes. What is `common` is found in any network: it is of its kind only outside modules of other kinds,
+    and does not make a model one of MIRAGE's.
     """
 
     reference: type[nn.Module]
@@ -34,6 +35,7 @@ class Kind:
     problem: Callable[[Any], str]
     channels: Callable[[Any], int]
     applies: Callable[[Any], bool] = lambda m: True
+    common: bool = False
 
 
 def _convolution_problem(
@@ -194,22 +196,19 @@ KINDS = (
     ),
     # No attribute gives a covariance away: only the reference's own class counts.
     Kind(blocks.SPDCovariance, fast.SPDCovariance, (), lambda m: "", lambda m: 0),
-    Kind(nn.Conv2d, fast.Conv2d, (), lambda m: "", lambda m: m.in_channels, is_dense_convolution),
+    Kind(nn.Conv2d, fast.Conv2d, (), lambda m: "", lambda m: m.in_channels, is_dense_convolution, common=True),
 )
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Kind | None]]:
-    """Every module of `model` with its path and the kind it looks like.
-
-    A convolution inside a module of another kind is part of that, and of no kind itself.
-    """
+    """Every module of `model` with its path and the kind it looks like."""
     inside: set[nn.Module] = set()
     for path, module in model.named_modules():
         kind = kind_of(module)
-        if kind is not None and kind.reference is nn.Conv2d:
-            kind = None if module in inside else kind
-        elif kind is not None:
+        if kind is not None and not kind.common:
             inside.update(module.modules())
+        elif module in inside:
+            kind = None
         yield path, module, kind
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from mirage.fast.modules import Conv2d, TransformerBlock
+from mirage.fast.modules import TransformerBlock
 from mirage.fast.recognise import KINDS, Kind, candidates, problem
 
 _ORIGINAL = "_mirage_original_class"
@@ -79,7 +79,7 @@ def accelerate(model: Model, memory: str = "low") -> Model:
     if memory not in MEMORY_MODES:
         raise ValueError(f"memory: expected one of {', '.join(MEMORY_MODES)}, got {memory!r}")
     chosen = [(module, kind) for _, module, kind in candidates(model) if kind is not None and _can_be(module, kind)]
-    if all(kind.replacement is Conv2d for _, kind in chosen):  # as in any other network
+    if all(kind.common for _, kind in chosen):
         warnings.warn(
             f"accelerate: nothing in {type(model).__name__} was recognised; mirage.fast.summary(model) says why",
             stacklevel=2,

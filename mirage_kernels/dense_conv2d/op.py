@@ -45,12 +45,9 @@ def dense_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     _checks.check_same_device("x", x, weight=weight)
     if not torch.is_autocast_enabled(x.device.type):
         _checks.check_same_dtype("x", x, weight=weight)
-    impl = _dispatch.choose("dense_conv2d", x)
-    if impl == "cpp":
-        return _forward_op(x, weight)
-    if impl == "triton" and not torch.compiler.is_compiling():
-        _dispatch.record("dense_conv2d", "torch")
-    return reference(x, weight)
+    if _dispatch.choose("dense_conv2d", x, written=("cpp",)) == "torch":
+        return reference(x, weight)
+    return _forward_op(x, weight)
 
 
 def _forward(x: Tensor, weight: Tensor) -> Tensor:
