@@ -45,7 +45,8 @@ def define(
     """Register ``mirage_kernels::<name>``.
 
     Args:
-        name: Operator name. Names that end in ``_backward`` get no gradient: differentiating twice raises.
+        name: Operator name. Names that end in ``_backward`` get no gradient: differentiating twice raises. Names that
+            end in an underscore are of operators that write over an argument, as in PyTorch, and have none either.
         schema: The part of the schema after the name, such as ``"(Tensor x, str impl) -> Tensor"``.
         kernel: Runs on CPU and CUDA tensors; receives the arguments of the schema.
         fake: Shapes and dtypes of the result.
@@ -65,7 +66,8 @@ def define(
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     if backward is None:
         backward, setup_context = _no_second_derivative(name), _keep_nothing
-    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+    if not name.endswith("_"):
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
     if autocast is not None:
         for device_type in ("cpu", "cuda"):
             _register_autocast(name, operator, device_type, tuple(autocast))

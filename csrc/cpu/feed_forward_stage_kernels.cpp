@@ -4,6 +4,7 @@
 
 #include "dtypes.h"
 #include "gemm.h"
+#include "in_place.h"
 #include "parallel.h"
 #include "tiles.h"
 #include "vec_math.h"
@@ -89,52 +90,73 @@ void mix_and_keep(const Matrix<Operand<T>>& rows, int64_t channels, int64_t coun
 }
 
 template <class T>
-void run(const Tensor& x, const Weights<Operand<T>>& w, int64_t hidden, const Tensor& y, T* kept) {
+class Stage {
+ public:
   using A = Acc<T>;
   using P = Operand<T>;
-  const int64_t C = x.size[1], H = x.size[2], W = x.size[3];
-  const Tiling tiling = Tiling::choose<A>(H, W, 1, /*channels held=*/2 * C + 3 * kGroupPairs);
-  const int64_t outer = tiling.outer_capacity<A>(), inner = tiling.inner_capacity<A>();
-  const int64_t group = hidden < kGroupPairs ? hidden : kGroupPairs;
 
-  parallel_units<A>(x.size[0] * tiling.count(), C * outer + 2 * group * outer + group * inner + C * inner,
-                    [&](int64_t unit, A* scratch) {
-    const int64_t sample = unit / tiling.count();
-    const Tile tile = tiling.tile<A>(unit % tiling.count());
-    A *normed = scratch, *h1 = normed + C * outer, *h2 = h1 + group * outer, *g = h2 + group * outer,
-      *out = g + group * inner;
-    const T* px = static_cast<const T*>(x.data) + sample * x.stride[0];
-    load_tile(px, x, tile, C, outer, normed);
-    normalise_tile(normed, C, outer, tile, w.norm_weight.get(), w.norm_bias.get(), w.eps);
-    const P* const in = operand_rows<P>(normed, C, outer, tile.outer_pixels, normed);
+  Stage(const Tensor& x, const Weights<P>& w, int64_t hidden, const Tensor& y, T* kept)
+      : x_(x), w_(w), y_(y.as<T>()), kept_(kept), C_(x.size[1]), hidden_(hidden),
+        group_(hidden < kGroupPairs ? hidden : kGroupPairs),
+        tiling_(Tiling::choose<A>(x.size[2], x.size[3], 1, /*channels held=*/2 * C_ + 3 * kGroupPairs)),
+        outer_(tiling_.outer_capacity<A>()), inner_(tiling_.inner_capacity<A>()) {}
+
+  void run() const {
+    const int64_t tiles = tiling_.count(), scratch = (C_ + 2 * group_) * outer_ + (group_ + C_) * inner_;
+    const auto one = [&](int64_t sample, const Tile& tile, const Around<T>& around, A* room) {
+      of_tile(sample, tile, around, room);
+    };
+    if (x_.data == y_) return parallel_tiles_in_place<T>(x_, tiling_, scratch, one);
+    parallel_units<A>(x_.size[0] * tiles, scratch, [&](int64_t unit, A* room) {
+      one(unit / tiles, tiling_.tile<A>(unit % tiles), {}, room);
+    });
+  }
+
+ private:
+  void of_tile(int64_t sample, const Tile& tile, const Around<T>& around, A* scratch) const {
+    A *normed = scratch, *h1 = normed + C_ * outer_, *h2 = h1 + group_ * outer_, *g = h2 + group_ * outer_,
+      *out = g + group_ * inner_;
+    const T* const px = x_.as<const T>() + sample * x_.stride[0];
+    load_tile(px, x_, tile, C_, outer_, normed, around);
+    normalise_tile(normed, C_, outer_, tile, w_.norm_weight.get(), w_.norm_bias.get(), w_.eps);
+    const P* const in = operand_rows<P>(normed, C_, outer_, tile.outer_pixels, normed);
     const Span span = inside_plane<A>(tile, tile.halo);
-    clear_around(span, tile.outer_pixels, 2 * group, outer, h1);
-    for (int64_t first = 0; first < hidden; first += group) {
-      const int64_t pairs = hidden - first < group ? hidden - first : group;
-      for (int half = 0; half < 2; ++half) {
-        A* const h = half ? h2 : h1;
-        const Matrix<P> rows = w.project_in.at(first + half * hidden);
-        if (kept) {
-          T* const planes = kept + (sample * 2 * hidden + first + half * hidden) * H * W;
-          mix_and_keep(rows, C, pairs, in, outer, tile, span, h, planes);
-        } else {
-          mix(rows, pairs, C, in + span.begin, outer, span.end - span.begin,
-              by_row([&](int64_t m, int64_t p, auto& v) {
-                gelu_between<P>(v);
-                store_each(h + m * outer + span.begin + p, v);
-              }));
-        }
-      }
+    clear_around(span, tile.outer_pixels, 2 * group_, outer_, h1);
+    for (int64_t first = 0; first < hidden_; first += group_) {
+      const int64_t pairs = hidden_ - first < group_ ? hidden_ - first : group_;
+      for (int half = 0; half < 2; ++half) project_in(sample, tile, span, in, first, half, pairs, half ? h2 : h1);
       for (int64_t i = 0; i < pairs; ++i) {
-        const A *w1 = w.dwconv + (first + i) * 9, *w2 = w1 + hidden * 9;
-        gate_pair<P>(h1 + i * outer, h2 + i * outer, w1, w2, tile, g + i * inner);
+        const A *w1 = w_.dwconv + (first + i) * 9, *w2 = w1 + hidden_ * 9;
+        gate_pair<P>(h1 + i * outer_, h2 + i * outer_, w1, w2, tile, g + i * inner_);
       }
-      const P* const gated = operand_rows<P>(g, pairs, inner, tile.inner_pixels, g);
-      mix_share(w.project_out.at(0, first), C, pairs, gated, inner, tile.inner_pixels, first == 0, out);
+      const P* const gated = operand_rows<P>(g, pairs, inner_, tile.inner_pixels, g);
+      mix_share(w_.project_out.at(0, first), C_, pairs, gated, inner_, tile.inner_pixels, first == 0, out);
     }
-    add_tile(px, x, tile, C, inner, out, static_cast<T*>(y.data) + sample * C * H * W, g);
-  });
-}
+    add_tile(px, x_, tile, C_, inner_, out, y_ + sample * C_ * tile.height * tile.width, g);
+  }
+
+  // h = gelu(project_in(in)) for `pairs` channels of one half, from channel `first` of it on.
+  MIRAGE_INLINE void project_in(int64_t sample, const Tile& tile, Span span, const P* in, int64_t first, int half,
+                                int64_t pairs, A* h) const {
+    const Matrix<P> rows = w_.project_in.at(first + half * hidden_);
+    if (kept_) {
+      T* const planes = kept_ + (sample * 2 * hidden_ + first + half * hidden_) * tile.height * tile.width;
+      return mix_and_keep(rows, C_, pairs, in, outer_, tile, span, h, planes);
+    }
+    mix(rows, pairs, C_, in + span.begin, outer_, span.end - span.begin,
+        by_row([&](int64_t m, int64_t p, auto& v) {
+          gelu_between<P>(v);
+          store_each(h + m * outer_ + span.begin + p, v);
+        }));
+  }
+
+  const Tensor& x_;
+  const Weights<P>& w_;
+  T *const y_, *const kept_;
+  const int64_t C_, hidden_, group_;
+  const Tiling tiling_;
+  const int64_t outer_, inner_;
+};
 
 }  // namespace
 
@@ -145,7 +167,7 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
     using A = Acc<T>;
     const Weights<Operand<T>> w{InAccumulator<A>(norm_weight), InAccumulator<A>(norm_bias), InAccumulator<A>(dwconv),
                                 A(eps), OperandMatrix<Operand<T>>(project_in), OperandMatrix<Operand<T>>(project_out)};
-    run<T>(x, w, project_out.size[1], y, hidden ? hidden->as<T>() : nullptr);
+    Stage<T>(x, w, project_out.size[1], y, hidden ? hidden->as<T>() : nullptr).run();
   })
 }
 

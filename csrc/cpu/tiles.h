@@ -94,25 +94,39 @@ MIRAGE_INLINE void prefetch_row_to_write(T* p, int64_t n) {
   for (int64_t i = 0; i < n; i += line) __builtin_prefetch(p + i, 1, 2);
 }
 
+// Where planes are written over while their tiles are read, what a halo of one pixel needs of its neighbours: the line
+// above and the line below, [channels, width], and the column to the left, [channels, rows]. Null where the planes hold it.
+template <class T>
+struct Around { const T *above = nullptr, *below = nullptr, *left = nullptr; };
+
 // All channels of a tile with its halo: buffer [channels, capacity].
 template <class T>
-inline void load_tile(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity,
-                      Acc<T>* buffer) {
+inline void load_tile(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity, Acc<T>* buffer,
+                      const Around<T>& around = {}) {
   using A = Acc<T>;
   const int64_t left = tile.column - tile.halo, right = tile.column + tile.columns + tile.halo;
   const int64_t begin = left > 0 ? left : 0, end = right < tile.width ? right : tile.width;
+  const int64_t lines = tile.rows + 2 * tile.halo;
   for (int64_t c = 0; c < channels; ++c) {
     A* out = buffer + c * capacity;
-    for (int64_t line = 0; line < tile.rows + 2 * tile.halo; ++line, out += tile.stride) {
+    for (int64_t line = 0; line < lines; ++line, out += tile.stride) {
       const int64_t row = tile.row - tile.halo + line;
       if (row < 0 || row >= tile.height) {
         for (int64_t i = 0; i < tile.stride; ++i) out[i] = A(0);
         continue;
       }
       for (int64_t i = 0; i < begin - left; ++i) out[i] = A(0);
-      const T* const from = x + c * t.stride[1] + row * t.stride[2] + begin * t.stride[3];
-      if (c + 1 < channels && t.stride[3] == 1) prefetch_row(from + t.stride[1], end - begin);
-      load_row(from, t.stride[3], end - begin, out + (begin - left));
+      const T* const aside = line == 0 ? around.above : line == lines - 1 ? around.below : nullptr;
+      if (aside) {
+        load_row(aside + c * tile.width + begin, 1, end - begin, out + (begin - left));
+      } else {
+        const T* const from = x + c * t.stride[1] + row * t.stride[2] + begin * t.stride[3];
+        if (c + 1 < channels && t.stride[3] == 1) prefetch_row(from + t.stride[1], end - begin);
+        load_row(from, t.stride[3], end - begin, out + (begin - left));
+        if (around.left && row >= tile.row && row < tile.row + tile.rows) {
+          out[0] = A(to_acc(around.left[c * tile.rows + row - tile.row]));
+        }
+      }
       for (int64_t i = end - left; i < tile.stride; ++i) out[i] = A(0);
     }
     for (A* stop = buffer + (c + 1) * capacity; out < stop; ++out) *out = A(0);

@@ -136,6 +136,7 @@ class TransformerBlock(blocks.TransformerBlock):
             _weight(parts["project_out"]),
             _eps(norm2),
             keep_hidden=self._mirage_memory == "fast" and x.shape[1] >= KEEP_HIDDEN_FROM,
+            inplace=True,  # the sum before it is nobody else's
         )
 
 

@@ -21,9 +21,27 @@ def forward(
     y, hidden = torch.empty(x.shape, dtype=x.dtype), torch.empty(0, dtype=x.dtype)
     if keep_hidden:
         hidden = torch.empty(x.shape[0], dwconv.shape[0], *x.shape[2:], dtype=x.dtype)
-    norm_w, norm_b, *matrices = (dl(t.contiguous()) for t in (norm_weight, norm_bias, project_in, dwconv, project_out))
-    native().feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), dl(hidden) if keep_hidden else None)
+    _run(x, (norm_weight, norm_bias, project_in, dwconv, project_out), eps, y, hidden if keep_hidden else None)
     return y, hidden
+
+
+def forward_(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_in: Tensor,
+    dwconv: Tensor,
+    project_out: Tensor,
+    eps: float,
+) -> None:
+    """Writes the result over a contiguous x."""
+    _run(x, (norm_weight, norm_bias, project_in, dwconv, project_out), eps, x, None)
+
+
+def _run(x: Tensor, weights: tuple[Tensor, ...], eps: float, y: Tensor, hidden: Tensor | None) -> None:
+    norm_w, norm_b, *matrices = (dl(t.contiguous()) for t in weights)
+    kept = None if hidden is None else dl(hidden)
+    native().feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), kept)
 
 
 def backward(

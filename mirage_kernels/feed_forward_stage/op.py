@@ -23,6 +23,7 @@ def feed_forward_stage(
     project_out: Tensor,
     eps: float = 1e-5,
     keep_hidden: bool = False,
+    inplace: bool = False,
 ) -> Tensor:
     r"""Layer norm, feed-forward network and residual: the second half of a MIRAGE block.
 
@@ -43,9 +44,12 @@ def feed_forward_stage(
         eps: Added to the variance.
         keep_hidden: Keep the output of `project_in` too, 2M channels in the dtype of `x`: more memory, and backward
             has less to recompute. Without effect where no gradient is wanted.
+        inplace: The result may be written over `x`, and is where no gradient is wanted, `x` is contiguous and of the
+            dtype of the result, and the C++ library runs it: one feature map less.
 
     Returns:
-        [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast).
+        [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast). `x` itself where it was written
+        over.
 
     Raises:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
@@ -63,8 +67,19 @@ def feed_forward_stage(
     if impl == "torch":
         return reference(x, **weights, eps=eps)
     tensors = (x, *weights.values())
-    keep = keep_hidden and torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return _forward_op(*tensors, eps, keep, impl)[0]
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if inplace and not differentiable and impl == "cpp" and _can_be_written_over(x):
+        _forward_op_(*tensors, eps)
+        if not x.is_inference():
+            torch.autograd.graph.increment_version(x)
+        return x
+    return _forward_op(*tensors, eps, keep_hidden and differentiable, impl)[0]
+
+
+def _can_be_written_over(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or not x.is_contiguous():
+        return False
+    return not torch.is_autocast_enabled("cpu") or x.dtype in (torch.get_autocast_dtype("cpu"), torch.float64)
 
 
 def _check(x: Tensor, weights: dict[str, Tensor]) -> None:
@@ -94,6 +109,15 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *_, dwconv, _, _, keep_hidden, _ = rest
     hidden = (x.shape[0], dwconv.shape[0], x.shape[2], x.shape[3]) if keep_hidden else 0
     return x.new_empty(x.shape), x.new_empty(hidden)
+
+
+def _forward_(*inputs: Any) -> None:
+    _dispatch.record("feed_forward_stage", "cpp")
+    native.forward_(*inputs)
+
+
+def _forward_fake_(*inputs: Any) -> None:
+    return None
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -134,9 +158,10 @@ _forward_op = define(
     setup_context=_setup_context,
     autocast=(0,),
 )
+_forward_op_ = define("feed_forward_stage_", f"(Tensor(a!) x, {_WEIGHTS}, float eps) -> ()", _forward_, _forward_fake_)
 
 
-@register_flop_formula(torch.ops.mirage_kernels.feed_forward_stage)
+@register_flop_formula([torch.ops.mirage_kernels.feed_forward_stage, torch.ops.mirage_kernels.feed_forward_stage_])
 def _flops(x: Any, norm_weight: Any, norm_bias: Any, project_in: Any, *rest: Any, **kwargs: Any) -> int:
     batch, channels, height, width = x
     doubled = project_in[0]  # 2M

@@ -11,7 +11,7 @@ namespace mirage {
 //   project_in              [2M, C]        contiguous
 //   dwconv                  [2M, 9]        contiguous
 //   project_out             [C, M]         contiguous
-//   y                       [B, C, H, W]   contiguous, dtype of x
+//   y                       [B, C, H, W]   contiguous, dtype of x; may be a contiguous x itself, which is written over
 //   hidden                  [B, 2M, H, W]  contiguous, dtype of x, or null: receives project_in's result before its GELU
 // The weights are of any type. The hidden tensor of 2M channels exists a tile at a time, in cache.
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,

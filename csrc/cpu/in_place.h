@@ -1,0 +1,77 @@
+// Tiles that are written over the planes they are read from. A tile's halo of one pixel belongs to its neighbours: what
+// one of them may have written over by then is set aside first. What a tile computes is the same either way.
+#pragma once
+
+#include "tiles.h"
+
+namespace mirage::cpu::MIRAGE_ISA {
+
+// Lines of a contiguous x on both sides of the cuts between its bands: [samples, cuts, 2, channels, width].
+template <class T>
+class CutLines {
+ public:
+  CutLines(const Tensor& x, const Tiling& tiling, int64_t bands)
+      : channels_(x.size[1]), width_(x.size[3]), cuts_(bands - 1), room_(x.size[0] * cuts_ * 2 * channels_ * width_) {
+    parallel_units<T>(x.size[0] * cuts_ * 2, 1, [&](int64_t unit, T*) {
+      const int64_t sample = unit / (cuts_ * 2), cut = unit / 2 % cuts_, side = unit % 2;
+      const int64_t row = first_of_band(tiling, bands, cut + 1) * tiling.tile_rows - 1 + side;
+      const T* const from = x.as<const T>() + sample * x.stride[0] + row * width_;
+      for (int64_t c = 0; c < channels_; ++c) copy(from + c * x.stride[1], width_, line(unit) + c * width_);
+    });
+  }
+
+  const T* above(int64_t sample, int64_t band) const {
+    return band == 0 ? nullptr : line((sample * cuts_ + band - 1) * 2);
+  }
+  const T* below(int64_t sample, int64_t band) const {
+    return band == cuts_ ? nullptr : line((sample * cuts_ + band) * 2 + 1);
+  }
+
+  // Bands are runs of lines of tiles.
+  static int64_t first_of_band(const Tiling& tiling, int64_t bands, int64_t band) {
+    return band * tiling.down() / bands;
+  }
+  static void copy(const T* from, int64_t n, T* to) { __builtin_memcpy(to, from, size_t(n) * sizeof(T)); }
+
+ private:
+  T* line(int64_t index) const { return room_.get() + index * channels_ * width_; }
+
+  const int64_t channels_, width_, cuts_;
+  Buffer<T> room_;
+};
+
+// Calls f(sample, tile, around, scratch) for every tile of a contiguous x, halo 1. It may write over the tile's pixels.
+// Tiles of a band follow each other on one thread, which sets the last line and the last column of each aside.
+template <class T, class F>
+void parallel_tiles_in_place(const Tensor& x, const Tiling& tiling, int64_t scratch_size, F f) {
+  using Lines = CutLines<T>;
+  constexpr int64_t kMostBands = 32;  // a cut costs two lines
+  const int64_t C = x.size[1], W = x.size[3], across = tiling.across();
+  const int64_t bands = tiling.down() < kMostBands ? tiling.down() : kMostBands;
+  const Lines cuts(x, tiling, bands);
+
+  parallel_units<Acc<T>>(x.size[0] * bands, scratch_size, [&](int64_t unit, Acc<T>* scratch) {
+    const int64_t sample = unit / bands, band = unit % bands;
+    const int64_t begin = Lines::first_of_band(tiling, bands, band), end = Lines::first_of_band(tiling, bands, band + 1);
+    const Buffer<T> lines(2 * C * W), columns(2 * C * tiling.tile_rows);
+    const T* const plane = x.as<const T>() + sample * x.stride[0];
+    for (int64_t i = begin; i < end; ++i) {
+      T* const last_line = lines.get() + i % 2 * C * W;
+      const T* const above = i == begin ? cuts.above(sample, band) : lines.get() + (i + 1) % 2 * C * W;
+      const T* const below = i + 1 == end ? cuts.below(sample, band) : nullptr;
+      for (int64_t j = 0; j < across; ++j) {
+        const Tile tile = tiling.tile<Acc<T>>(i * across + j);
+        T* const last_column = columns.get() + j % 2 * C * tiling.tile_rows;
+        const T* const left = j == 0 ? nullptr : columns.get() + (j + 1) % 2 * C * tiling.tile_rows;
+        for (int64_t c = 0; c < C; ++c) {
+          const T* const at = plane + c * x.stride[1] + tile.row * W + tile.column;
+          if (i + 1 < end) Lines::copy(at + (tile.rows - 1) * W, tile.columns, last_line + c * W + tile.column);
+          for (int64_t r = 0; r < tile.rows; ++r) last_column[c * tile.rows + r] = at[r * W + tile.columns - 1];
+        }
+        f(sample, tile, Around<T>{above, below, left}, scratch);
+      }
+    }
+  });
+}
+
+}  // namespace mirage::cpu::MIRAGE_ISA
