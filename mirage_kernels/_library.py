@@ -50,7 +50,8 @@ def define(
         schema: The part of the schema after the name, such as ``"(Tensor x, str impl) -> Tensor"``.
         kernel: Runs on CPU and CUDA tensors; receives the arguments of the schema.
         fake: Shapes and dtypes of the result.
-        backward: ``backward(ctx, *grads)`` as in :func:`torch.library.register_autograd`.
+        backward: ``backward(ctx, *grads)`` as in :func:`torch.library.register_autograd`; ``ctx.needs_input_grad`` has
+            one more entry at its end.
         setup_context: The matching ``setup_context(ctx, inputs, output)``.
         autocast: Positions of the tensor arguments that autocast rounds to its dtype, as it does in the reference
             expression; None leaves the operator alone under autocast.
@@ -67,11 +68,44 @@ def define(
     if backward is None:
         backward, setup_context = _no_second_derivative(name), _keep_nothing
     if not name.endswith("_"):
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+        _register_autograd(name, operator, backward, setup_context)
     if autocast is not None:
         for device_type in ("cpu", "cuda"):
             _register_autocast(name, operator, device_type, tuple(autocast))
     return operator
+
+
+def _register_autograd(
+    name: str, operator: torch._ops.OpOverload, backward: Callable[..., Any], setup_context: Callable[..., None]
+) -> None:
+    """What `torch.library.register_autograd` does, without its search for arguments that were left at their defaults:
+    no schema here has defaults, and with thirty arguments the search takes longer than the rest of a call."""
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            *args, keyset = args
+            result = _below_autograd(operator, keyset, args)
+            setup_context(ctx, args, result)
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            found = backward(ctx, *grads)
+            return (*found, None) if isinstance(found, tuple) else (found, None)
+
+    def with_autograd(keyset: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return Differentiable.apply(*args, keyset)
+        return _below_autograd(operator, keyset, args)
+
+    Differentiable.__name__ = Differentiable.__qualname__ = f"{name}_autograd"
+    _library.impl(name, with_autograd, "Autograd", with_keyset=True)
+
+
+def _below_autograd(operator: torch._ops.OpOverload, keyset: Any, args: Sequence[Any]) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
 def _keep_nothing(ctx: Any, inputs: Any, output: Any) -> None:

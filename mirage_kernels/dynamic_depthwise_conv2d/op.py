@@ -87,7 +87,7 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _autograd(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
-    want_x, want_weight, _ = ctx.needs_input_grad
+    want_x, want_weight, *_ = ctx.needs_input_grad
     grad_x, grad_weight = _backward_op(grad_y, x, weight, want_x, want_weight, ctx.impl)
     return grad_x if want_x else None, grad_weight if want_weight else None, None
 
