@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import subprocess
@@ -26,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mirage
 import mirage.fast
+import mirage_kernels
 from mirage.losses import MirageLoss
 
 BUILDERS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
@@ -152,7 +154,9 @@ def _compiled(problem: Problem) -> Runner:
     return _inference_runner(torch.compile(model), make_images(problem.shape)[0], _state(model))
 
 
-def _fast(problem: Problem, dtype: torch.dtype = torch.float32) -> Runner:
+def _fast(problem: Problem, dtype: torch.dtype = torch.float32, workspace: int | None = None) -> Runner:
+    if workspace is not None:
+        mirage_kernels.limit_workspace(workspace)
     model = mirage.fast.accelerate(make_model(problem.variant)).eval().to(dtype)
     return _inference_runner(model, make_images(problem.shape)[0].to(dtype), _state(model))
 
@@ -282,8 +286,11 @@ TRAINING = {
     "fast-low": Peer('mirage.fast, memory="low"', _fast_training("low"), training=True),
     "fast-fast": Peer('mirage.fast, memory="fast"', _fast_training("fast"), training=True),
 }
-TRUTH = "truth"
-_TRUTH = Peer("PyTorch eager, float64", _truth, dtype="float64")
+TRUTH, ROOMY = "truth", "fast-roomy"
+_OTHERS = {
+    TRUTH: Peer("PyTorch eager, float64", _truth, dtype="float64"),
+    ROOMY: Peer("mirage.fast, workspace of 2 GiB", partial(_fast, workspace=2 << 30)),
+}
 
 FARTHEST = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest error by dtype, over the largest magnitude of the truth."""
@@ -298,7 +305,15 @@ def peers_of(mode: str) -> dict[str, Peer]:
 
 
 def peer_of(mode: str, name: str) -> Peer:
-    return _TRUTH if name == TRUTH else peers_of(mode)[name]
+    """A peer of the mode, or one that only some problems ask for."""
+    return (_OTHERS | peers_of(mode))[name]
+
+
+def fingerprint() -> str:
+    """Of all that decides what the reference computes of a problem."""
+    sources = [Path(__file__), *(Path(mirage.__file__).parent / f"{name}.py" for name in ("blocks", "model", "losses"))]
+    content = b"".join(path.read_bytes() for path in sources) + torch.__version__.encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def farthest(peer: Peer, output: str) -> float:

@@ -78,11 +78,13 @@ def _memory(mode: str, variant: str, size: str, peers: dict[str, Row]) -> Iterat
 
 
 def _scaling(rows: list[Row]) -> Iterator[Goal]:
-    per_pixel: dict[str, list[float]] = {}
+    per_pixel: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if row["test"] == "test_scaling":
             batch, _, height, width = row["shape"]
-            per_pixel.setdefault(row["variant"], []).append(row["median"] / (batch * height * width))
-    for variant, times in per_pixel.items():
+            times = per_pixel.setdefault((row["variant"], row["label"]), [])
+            times.append(row["median"] / (batch * height * width))
+    for (variant, label), times in per_pixel.items():
         if len(times) > 1:
-            yield Goal(NAMES[variant], "time per pixel, most over least", max(times) / min(times), 1.15, False)
+            what = f"{label}: time per pixel, most over least"
+            yield Goal(NAMES[variant], what, max(times) / min(times), 1.15, False)

@@ -123,15 +123,19 @@ def scaling_section(rows: list[Row]) -> Lines:
     if not found:
         return []
     body = []
-    for variant in dict.fromkeys(row["variant"] for row in found):
-        mine = [row for row in found if row["variant"] == variant]
+    for variant, label in dict.fromkeys((row["variant"], row["label"]) for row in found):
+        mine = [row for row in found if (row["variant"], row["label"]) == (variant, label)]
         per_pixel = [row["median"] / (row["shape"][0] * row["shape"][2] * row["shape"][3]) for row in mine]
         body += [
-            (NAMES[variant], size(row), milliseconds(row["median"]), f"{t * 1e6:.3f}", f"{t / min(per_pixel):.2f}")
+            (
+                *(NAMES[variant], label, size(row), milliseconds(row["median"])),
+                *(f"{t * 1e6:.3f}", f"{t / min(per_pixel):.2f}"),
+            )
             for row, t in zip(mine, per_pixel, strict=True)
         ]
-    header = ("model", "image", "ms", "us per pixel", "over the least")
-    return ["## Time against the size of the image", "", "mirage.fast, float32.", "", *table(header, body, left=2), ""]
+    lines = ["## Time against the size of the image", ""]
+    lines += paragraph("Inference, float32. A workspace of 2 GiB: after `mirage_kernels.limit_workspace(2 << 30)`.")
+    return [*lines, *table(("model", "", "image", "ms", "us per pixel", "over the least"), body, left=3), ""]
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------

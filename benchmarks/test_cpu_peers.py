@@ -4,10 +4,11 @@
 
 How times are taken. Every peer lives in a process of its own, with two threads, as it would be deployed: no engine
 meets another's thread pool, allocator or settings. All peers of one problem are built first, each runs once, and what
-comes out is compared with the reference in float64 (a peer that is too far off fails). After one more pass to warm
-up the timed rounds begin: in each round every peer runs once, one after the other, so a slow moment of the machine
-meets all of them alike. While one runs the others wait for a message, their pools asleep (ONNX Runtime is told to stop
-spinning when a pass ends; OpenMP and TBB threads stop by themselves within the pause before each pass). A pass is
+comes out is compared with the reference in float64 (a peer that is too far off fails). After one more turn to warm
+up the timed rounds begin: in each round every peer has its turn, one after the other, so a slow moment of the machine
+meets all of them alike. A turn is passes for half a second, at least one, and counts as their median without the first
+(see `worker.turn`). While one runs the others wait for a message, their pools asleep (ONNX Runtime is told to stop
+spinning when a pass ends; OpenMP and TBB threads stop by themselves within the pause before each turn). A pass is
 timed inside its process. There are as many rounds as fit into --peer-seconds, at least 5 and at most 25; medians are
 reported. A test is one peer at one problem; pytest-benchmark gets its samples through a clock that replays them, since
 its own loop would time one peer to the end before the next.
@@ -66,8 +67,9 @@ def cases(mode: str, shapes: tuple[tuple[int, ...], ...]) -> list[Case]:
 
 
 SCALING = [
-    Case(f"scaling {variant}", "fast", "inference", variant, shape)
+    Case(f"scaling {variant}", peer, "inference", variant, shape)
     for variant in peers.BUILDERS
+    for peer in ("fast", peers.ROOMY)
     for shape in SCALING_SHAPES
 ]
 MEMORY = [
@@ -101,8 +103,8 @@ def replay(benchmark: Any, samples: list[float]) -> None:
 class Rounds:
     """Measures the selected cases of a round together, when the first of them is asked for."""
 
-    def __init__(self, selected: list[Case], folder: Path, threads: int, seconds: float) -> None:
-        self.folder, self.threads, self.seconds = folder, threads, seconds
+    def __init__(self, selected: list[Case], folder: Path, threads: int, seconds: float, truths: Path) -> None:
+        self.folder, self.threads, self.seconds, self.truths = folder, threads, seconds, truths
         self._selected: dict[str, list[Case]] = defaultdict(list)
         for case in selected:
             self._selected[case.round].append(case)
@@ -128,13 +130,16 @@ class Rounds:
         return self.folder / f"{case.mode}-{case.variant}-{case.size}-{case.peer}.pt"
 
     def _expected(self, case: Case) -> dict[str, torch.Tensor]:
-        path = self._output(case._replace(peer=peers.TRUTH))
+        """What the reference computes in float64: minutes for a large image, so it is kept from run to run."""
+        path = self.truths / f"{case.mode}-{case.variant}-{case.size}.pt"
         if not path.exists():
-            Worker(peers.TRUTH, self.problem(case), path).close()
+            unfinished = path.with_suffix(".unfinished")
+            Worker(peers.TRUTH, self.problem(case), unfinished).close()
+            unfinished.rename(path)
         return torch.load(path)
 
     def _start(self, case: Case) -> tuple[Worker, dict[str, float]]:
-        peer, output = peers.peers_of(case.mode)[case.peer], self._output(case)
+        peer, output = peers.peer_of(case.mode, case.peer), self._output(case)
         expected = self._expected(case)
         worker = Worker(case.peer, self.problem(case), output)
         outputs = torch.load(output)
@@ -164,8 +169,12 @@ class Rounds:
 
     def _timed(self, workers: dict[Case, Worker]) -> dict[Case, list[float]]:
         samples = {case: [] for case in workers}
-        warm = sum(worker.seconds() for worker in workers.values())
-        rounds = min(max(int(self.seconds / max(warm, 1e-9)), ROUNDS[0]), ROUNDS[1])
+        if not workers:
+            return samples
+        start = time.perf_counter()
+        for worker in workers.values():
+            worker.seconds()
+        rounds = min(max(int(self.seconds / (time.perf_counter() - start)), ROUNDS[0]), ROUNDS[1])
         for _ in range(rounds):
             for case, worker in workers.items():
                 time.sleep(PAUSE_SECONDS)
@@ -174,7 +183,7 @@ class Rounds:
 
 
 def reason_to_skip(case: Case, config: pytest.Config) -> str:
-    peer = peers.peers_of(case.mode)[case.peer]
+    peer = peers.peer_of(case.mode, case.peer)
     if config.getoption("--device") != "cpu":
         return "CPU figures: --device cpu"
     return peer.missing() or (peer.slow if config.getoption("--peers") != "all" else "")
@@ -187,7 +196,8 @@ def rounds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     found = [item.callspec.params["case"] for item in timed]
     selected = [case for case in found if not reason_to_skip(case, config)]
     folder = tmp_path_factory.mktemp("peers")
-    return Rounds(selected, folder, config.getoption("--threads"), config.getoption("--peer-seconds"))
+    truths = config.cache.mkdir(f"mirage-truths-{peers.fingerprint()}")
+    return Rounds(selected, folder, config.getoption("--threads"), config.getoption("--peer-seconds"), truths)
 
 
 @pytest.fixture
@@ -195,7 +205,7 @@ def facts(case: Case, request: pytest.FixtureRequest, benchmark: Any) -> dict[st
     """extra_info of the row, or a skip with its reason."""
     if reason := reason_to_skip(case, request.config):
         pytest.skip(reason)
-    peer = peers.peers_of(case.mode)[case.peer]
+    peer = peers.peer_of(case.mode, case.peer)
     benchmark.group = case.round
     benchmark.extra_info.update(
         peer=case.peer,

@@ -5,7 +5,7 @@ The implementation is chosen per call by the tensor's device: Triton on GPUs, C+
 """
 
 from mirage_kernels._dispatch import IMPLEMENTATIONS, available, last_used, use
-from mirage_kernels._workspace import release_workspace
+from mirage_kernels._workspace import concatenate, limit_workspace, release_workspace
 from mirage_kernels.channel_attention import channel_attention
 from mirage_kernels.channel_attention_fusion import channel_attention_fusion
 from mirage_kernels.channel_layer_norm import channel_layer_norm
@@ -27,11 +27,13 @@ __all__ = [
     "channel_attention",
     "channel_attention_fusion",
     "channel_layer_norm",
+    "concatenate",
     "dense_conv2d",
     "dynamic_depthwise_conv2d",
     "feed_forward_stage",
     "gated_depthwise_ffn",
     "last_used",
+    "limit_workspace",
     "mixer_stage",
     "release_workspace",
     "spd_covariance",

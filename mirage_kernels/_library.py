@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
@@ -153,3 +154,22 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def native() -> Any:
     """The extension module; callers run only where dispatch has found it."""
     return _dispatch.native
+
+
+LARGE_RESULT = 4 << 20
+"""Bytes from which on a result of the C++ library is taken from its workspace: of fresh memory every page would be a
+fault. Below, malloc mostly has it."""
+_DLPACK_TYPES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16)}
+
+
+def result(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """`torch.empty` on the CPU for what a kernel of the C++ library is going to fill."""
+    small = math.prod(shape) * dtype.itemsize < LARGE_RESULT
+    if small or torch.are_deterministic_algorithms_enabled():  # which fill fresh memory, so that errors show
+        return torch.empty(shape, dtype=dtype)
+    return torch._C._from_dlpack(native().result(list(shape), *_DLPACK_TYPES[dtype]))
+
+
+def in_workspace(dtype: torch.dtype) -> bool:
+    """Whether `result` makes tensors of this dtype."""
+    return dtype in _DLPACK_TYPES

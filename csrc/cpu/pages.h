@@ -1,6 +1,8 @@
 // Memory that a caller has just allocated for a result and nobody has touched.
 #pragma once
 
+#include <cstddef>
+
 #include "mirage/tensor.h"
 
 namespace mirage::cpu {
@@ -9,5 +11,6 @@ namespace mirage::cpu {
 // it afresh, and then it takes a fault for every 2 MiB of it instead of every 4 KiB. Does nothing where the system has
 // none. Only whole huge pages inside the tensor are asked for, all of which are going to be written.
 void expect_writes(const Tensor& result) noexcept;
+void expect_writes(void* data, size_t bytes) noexcept;
 
 }  // namespace mirage::cpu

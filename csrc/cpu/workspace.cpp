@@ -11,15 +11,24 @@ constexpr std::align_val_t kAlignment{64};
 constexpr size_t kStep = 4096;
 constexpr size_t kMostKept = 64;  // buffers
 
+void free_now(Workspace w) noexcept { ::operator delete(w.data, kAlignment); }
+
 struct Pool {
   std::mutex mutex;
   std::vector<Workspace> kept;  // the oldest first
-  size_t bytes = 0;
+  size_t bytes = 0, limit = kWorkspaceLimit;
 
   Pool() { kept.reserve(kMostKept); }
   void erase(size_t i) {
     bytes -= kept[i].bytes;
     kept.erase(kept.begin() + std::ptrdiff_t(i));
+  }
+  // Frees the oldest until `more` bytes fit, or nothing is left.
+  void make_room(size_t more) noexcept {
+    while (!kept.empty() && (bytes + more > limit || kept.size() == kMostKept)) {
+      free_now(kept.front());
+      erase(0);
+    }
   }
 };
 
@@ -28,11 +37,9 @@ Pool& pool() {
   return all;
 }
 
-void free_now(Workspace w) noexcept { ::operator delete(w.data, kAlignment); }
-
 }  // namespace
 
-Workspace take_workspace(size_t bytes) {
+Workspace take_workspace(size_t bytes, double times) {
   bytes = (bytes + kStep - 1) / kStep * kStep;
   if (bytes >= kWorkspaceSmallest) {
     Pool& p = pool();
@@ -41,27 +48,27 @@ Workspace take_workspace(size_t bytes) {
       size_t best = p.kept.size();
       for (size_t i = 0; i < p.kept.size(); ++i) {
         const size_t here = p.kept[i].bytes;
-        if (here >= bytes && here / 4 <= bytes && (best == p.kept.size() || here < p.kept[best].bytes)) best = i;
+        const bool fits = here >= bytes && double(here) <= times * double(bytes);
+        // Of equal ones the newest, which may still be in cache.
+        if (fits && (best == p.kept.size() || here <= p.kept[best].bytes)) best = i;
       }
       if (best < p.kept.size()) {
         const Workspace found = p.kept[best];
         p.erase(best);
         return found;
       }
+      p.make_room(bytes);
     }
   }
   return {::operator new(bytes, kAlignment), bytes};
 }
 
 void put_workspace(Workspace w) noexcept {
-  if (w.bytes < kWorkspaceSmallest || w.bytes > kWorkspaceKept) return free_now(w);
+  if (w.bytes < kWorkspaceSmallest) return free_now(w);
   Pool& p = pool();
   const std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock);
-  if (!lock) return free_now(w);
-  while (p.bytes + w.bytes > kWorkspaceKept || p.kept.size() == kMostKept) {
-    free_now(p.kept.front());
-    p.erase(0);
-  }
+  if (!lock || w.bytes > p.limit) return free_now(w);
+  p.make_room(w.bytes);
   p.kept.push_back(w);
   p.bytes += w.bytes;
 }
@@ -75,6 +82,15 @@ size_t free_workspaces() {
     p.erase(p.kept.size() - 1);
   }
   return freed;
+}
+
+size_t limit_workspace(size_t bytes) {
+  Pool& p = pool();
+  const std::lock_guard<std::mutex> lock(p.mutex);
+  const size_t before = p.limit;
+  p.limit = bytes;
+  p.make_room(0);
+  return before;
 }
 
 }  // namespace mirage::cpu

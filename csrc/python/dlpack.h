@@ -19,6 +19,12 @@ struct DLTensor {
   uint64_t byte_offset;
 };
 
+struct DLManagedTensor {
+  DLTensor tensor;
+  void* context;
+  void (*deleter)(DLManagedTensor*);
+};
+
 constexpr int kDeviceCpu = 1;
 
 // The capsule keeps the memory alive for as long as the caller holds it; it is looked at, not consumed.

@@ -2,7 +2,6 @@
 #include "bind.h"
 
 #include "cpu/isa.h"
-#include "cpu/workspace.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -13,7 +12,6 @@ PYBIND11_MODULE(_native, m) {
   for (auto bind : mirage::python::bindings()) bind(m);
   m.def("cpu_isa", [] { return mirage::cpu::isa_name(mirage::cpu::active_isa()); },
         "The instruction set whose kernels run on this machine.");
-  m.def("release_workspace", &mirage::cpu::free_workspaces, "Frees the scratch memory kept between calls.");
   m.def("max_threads", [] {
 #if defined(_OPENMP)
     return omp_get_max_threads();

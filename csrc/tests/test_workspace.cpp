@@ -31,14 +31,28 @@ int main() {
   for (const Workspace& w : many) put_workspace(w);
   const Workspace last = take_workspace(5 * MiB);
   bool kept_last = false;
-  for (size_t i = many.size() - kWorkspaceKept / (5 * MiB); i < many.size(); ++i) kept_last |= many[i].data == last.data;
+  for (size_t i = many.size() - kWorkspaceLimit / (5 * MiB); i < many.size(); ++i) kept_last |= many[i].data == last.data;
   CHECK(kept_last, "the newest are kept");
   put_workspace(last);
   const size_t kept = free_workspaces();
-  CHECK(kept <= kWorkspaceKept && kept + 5 * MiB > kWorkspaceKept, "%zu bytes kept", kept);
+  CHECK(kept <= kWorkspaceLimit && kept + 5 * MiB > kWorkspaceLimit, "%zu bytes kept", kept);
 
-  put_workspace(take_workspace(kWorkspaceKept + 1));
+  put_workspace(take_workspace(kWorkspaceLimit + 1));
   put_workspace(take_workspace(kWorkspaceSmallest - 5000));
   CHECK(free_workspaces() == 0, "neither the largest nor the smallest are kept");
+
+  const Workspace large = take_workspace(40 * MiB), small = take_workspace(10 * MiB);
+  put_workspace(large);
+  put_workspace(small);
+  put_workspace(take_workspace(30 * MiB, 1.25));
+  CHECK(free_workspaces() == 40 * MiB, "40 MiB are too much for 30, and made room for them: %zu", free_workspaces());
+
+  CHECK(limit_workspace(100 * MiB) == kWorkspaceLimit, "the limit before");
+  put_workspace(take_workspace(90 * MiB));
+  CHECK(limit_workspace(20 * MiB) == 100 * MiB, "the limit before");
+  CHECK(free_workspaces() == 0, "what is over a new limit is freed");
+  put_workspace(take_workspace(30 * MiB));
+  CHECK(free_workspaces() == 0, "a buffer over the limit is not kept");
+  limit_workspace(kWorkspaceLimit);
   return mirage::test::finish();
 }

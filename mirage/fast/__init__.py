@@ -11,6 +11,7 @@ from typing import Any
 
 import mirage
 from mirage.fast.modules import (
+    MIRAGE,
     Attention,
     Conv2d,
     FeedForward,
@@ -20,9 +21,9 @@ from mirage.fast.modules import (
     TransformerBlock,
 )
 from mirage.fast.swap import Summary, accelerate, revert, summary
-from mirage.model import MIRAGE
 
 __all__ = [
+    "MIRAGE",
     "Attention",
     "Conv2d",
     "FeedForward",

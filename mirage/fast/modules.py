@@ -7,19 +7,38 @@ computes, it is called as a module again.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 import mirage_kernels
-from mirage import blocks
+from mirage import blocks, model
 from mirage.fast import plain
 from mirage.fast.plain import children, is_bare, parameters
 
-__all__ = ["Attention", "Conv2d", "FeedForward", "GatedCNNBlock", "LayerNorm", "SPDCovariance", "TransformerBlock"]
+__all__ = [
+    "MIRAGE",
+    "Attention",
+    "Conv2d",
+    "FeedForward",
+    "GatedCNNBlock",
+    "LayerNorm",
+    "SPDCovariance",
+    "TransformerBlock",
+]
 
 
 KEEP_HIDDEN_FROM = 96
 """Channels of a block from which on keeping its hidden tensor saves time: an element costs a product over the channels
 to compute again, and the same to write and read however many there are."""
+
+
+class MIRAGE(model.MIRAGE):
+    """`mirage.MIRAGE` whose large concatenations take their memory from the workspace where no gradient is wanted."""
+
+    def concatenate(self, upsampled: Tensor, skip: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().concatenate(upsampled, skip)
+        return mirage_kernels.concatenate(upsampled, skip)
 
 
 class Conv2d(nn.Conv2d):

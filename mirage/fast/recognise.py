@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirage import blocks
+from mirage import blocks, model
 from mirage.fast import modules as fast
 from mirage.fast.plain import HOOKS, is_dense_convolution
 
@@ -26,7 +26,8 @@ class Kind:
 
     Modules of the class `reference` are of this kind where `applies` holds, modules of other classes where they have
     the attributes. What is `common` is found in any network: it is of its kind only outside modules of other kinds,
-    and does not make a model one of MIRAGE's.
+    and does not make a model one of MIRAGE's. A kind that does not `enclose` leaves what is in its modules to be found
+    as if it were not there.
     """
 
     reference: type[nn.Module]
@@ -36,6 +37,7 @@ class Kind:
     channels: Callable[[Any], int]
     applies: Callable[[Any], bool] = lambda m: True
     common: bool = False
+    enclose: bool = True
 
 
 def _convolution_problem(
@@ -194,21 +196,22 @@ KINDS = (
         _feed_forward_problem,
         lambda m: m.project_in.in_channels,
     ),
-    # No attribute gives a covariance away: only the reference's own class counts.
+    # No attribute gives these away: only the reference's own class counts.
     Kind(blocks.SPDCovariance, fast.SPDCovariance, (), lambda m: "", lambda m: 0),
+    Kind(model.MIRAGE, fast.MIRAGE, (), lambda m: "", lambda m: m.config["in_channels"], enclose=False),
     Kind(nn.Conv2d, fast.Conv2d, (), lambda m: "", lambda m: m.in_channels, is_dense_convolution, common=True),
 )
 
 
-def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Kind | None]]:
-    """Every module of `model` with its path and the kind it looks like."""
+def candidates(root: nn.Module) -> Iterator[tuple[str, nn.Module, Kind | None]]:
+    """Every module of `root` with its path and the kind it looks like."""
     inside: set[nn.Module] = set()
-    for path, module in model.named_modules():
+    for path, module in root.named_modules():
         kind = kind_of(module)
-        if kind is not None and not kind.common:
-            inside.update(module.modules())
-        elif module in inside:
+        if kind is not None and kind.common and module in inside:
             kind = None
+        if kind is not None and not kind.common and kind.enclose:
+            inside.update(module.modules())
         yield path, module, kind
 
 

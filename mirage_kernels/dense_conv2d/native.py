@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._library import accumulator, dl, native
+from mirage_kernels._library import accumulator, dl, native, result
 
 
 def forward(x: Tensor, weight: Tensor) -> Tensor:
-    y = torch.empty(x.shape[0], weight.shape[0], *x.shape[2:], dtype=x.dtype)
+    y = result((x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype)
     native().dense_conv2d(dl(x), dl(weight.flatten(2).contiguous()), dl(y))
     return y
 
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     taps = weight.flatten(2).contiguous()
-    grad_x, grad_taps = torch.empty(x.shape, dtype=x.dtype), torch.empty(taps.shape, dtype=accumulator(x.dtype))
+    grad_x, grad_taps = result(x.shape, x.dtype), torch.empty(taps.shape, dtype=accumulator(x.dtype))
     native().dense_conv2d_backward(*map(dl, (grad_y, x, taps, grad_x, grad_taps)))
     return grad_x, grad_taps.view(weight.shape).to(weight.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels._library import accumulator, dl, native
+from mirage_kernels._library import accumulator, dl, native, result
 
 
 def forward(
@@ -18,9 +18,9 @@ def forward(
     eps: float,
     keep_hidden: bool,
 ) -> tuple[Tensor, Tensor]:
-    y, hidden = torch.empty(x.shape, dtype=x.dtype), torch.empty(0, dtype=x.dtype)
+    y, hidden = result(x.shape, x.dtype), torch.empty(0, dtype=x.dtype)
     if keep_hidden:
-        hidden = torch.empty(x.shape[0], dwconv.shape[0], *x.shape[2:], dtype=x.dtype)
+        hidden = result((x.shape[0], dwconv.shape[0], *x.shape[2:]), x.dtype)
     _run(x, (norm_weight, norm_bias, project_in, dwconv, project_out), eps, y, hidden if keep_hidden else None)
     return y, hidden
 
@@ -57,7 +57,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
     dtype = accumulator(x.dtype)
-    grad_x, grads = torch.empty(x.shape, dtype=x.dtype), [torch.empty(w.shape, dtype=dtype) for w in weights]
+    grad_x, grads = result(x.shape, x.dtype), [torch.empty(w.shape, dtype=dtype) for w in weights]
     norm_w, norm_b, *rest = (dl(w.contiguous()) for w in weights)
     kept = dl(hidden) if hidden.dim() == 4 else None
     native().feed_forward_stage_backward(

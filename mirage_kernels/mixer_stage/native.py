@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels._library import accumulator, dl, native
+from mirage_kernels._library import accumulator, dl, native, result
 from mirage_kernels.channel_attention.arguments import small_matrices
 from mirage_kernels.mixer_stage.composite import Statistics
 from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights
@@ -26,7 +26,7 @@ def forward(
         w.bn_mean.to(dtype, copy=True),
         w.bn_var.to(dtype, copy=True),
     )
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = result(x.shape, x.dtype)
     weights, scale = [dl(t.contiguous()) for t in w], dl(_scale(x, branch_scale, dtype))
     native().mixer_stage(dl(x), weights, scale, training, norm_eps, bn_eps, [dl(t) for t in statistics], dl(y))
     return y, statistics
@@ -44,7 +44,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     dtype = accumulator(x.dtype)
     learned = [getattr(w, name) for name in LEARNED]
-    grad_x, grads = torch.empty(x.shape, dtype=x.dtype), [torch.empty(t.shape, dtype=dtype) for t in learned]
+    grad_x, grads = result(x.shape, x.dtype), [torch.empty(t.shape, dtype=dtype) for t in learned]
     native().mixer_stage_backward(
         *(dl(grad_y), dl(x), [dl(t.contiguous()) for t in w], dl(_scale(x, branch_scale, dtype))),
         *(training, norm_eps, bn_eps, [dl(t.contiguous()) for t in statistics]),

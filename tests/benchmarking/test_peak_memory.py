@@ -23,10 +23,10 @@ def test_only_what_happens_inside_counts():
     with peak_memory.PeakMemory() as memory:
         inside = np.ones(60 * MIB, np.uint8)
         del inside
-        kept = np.ones(20 * MIB, np.uint8)
+        kept = np.ones(40 * MIB, np.uint8)  # malloc maps what is above 32 MiB, and never reuses freed pages for it
     assert 59 * MIB < memory.risen < 70 * MIB
-    assert 19 * MIB < memory.kept < 30 * MIB
-    assert kept.nbytes == 20 * MIB and memory.files < 5 * MIB
+    assert 39 * MIB < memory.kept < 50 * MIB
+    assert kept.nbytes == 40 * MIB and memory.files < 5 * MIB
 
 
 def test_a_fresh_process_is_measured():

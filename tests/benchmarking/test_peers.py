@@ -19,7 +19,7 @@ def test_inference_is_that_of_the_reference(peer):
     assert expected["restored"].dtype == torch.float64
     ((name, error, relative),) = peers.errors(_outputs(peer, "inference"), expected)
     assert name == "restored" and error > 0
-    assert relative <= peers.farthest(peers.INFERENCE[peer], name)
+    assert relative <= peers.farthest(peers.peer_of("inference", peer), name)
 
 
 def test_checkpointed_blocks_have_the_gradients_of_the_reference():

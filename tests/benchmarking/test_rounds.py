@@ -3,6 +3,8 @@
 import peers
 import pytest
 import test_cpu_peers as suite
+import torch
+import worker
 from worker import WorkerError
 
 SHAPE = (1, 3, 16, 16)
@@ -17,7 +19,7 @@ def test_cases_of_a_round_are_measured_together(tmp_path, monkeypatch):
     seconds = suite.Worker.seconds
     monkeypatch.setattr(suite.Worker, "seconds", lambda self: order.append(id(self)) or seconds(self))
     fast, channels_last = cases = _cases("fast", "channels_last")
-    rounds = suite.Rounds(cases, tmp_path, threads=1, seconds=0)
+    rounds = suite.Rounds(cases, tmp_path, threads=1, seconds=0, truths=tmp_path)
     samples, facts = rounds.measured(fast)
     assert len(samples) == suite.ROUNDS[0] and min(samples) > 0
     assert 0 < facts["relative_error_restored"] < 1e-4
@@ -28,9 +30,30 @@ def test_cases_of_a_round_are_measured_together(tmp_path, monkeypatch):
 
 def test_a_peer_that_computes_something_else_fails(tmp_path, monkeypatch):
     monkeypatch.setitem(peers.FARTHEST, "float32", 0.0)
-    rounds = suite.Rounds(_cases("fast"), tmp_path, threads=1, seconds=0)
+    rounds = suite.Rounds(_cases("fast"), tmp_path, threads=1, seconds=0, truths=tmp_path)
     with pytest.raises(WorkerError, match="fast does not compute what the reference does: restored is"):
         rounds.measured(_cases("fast")[0])
+
+
+def test_a_turn_is_the_median_without_the_first(monkeypatch):
+    now, durations = [0.0], iter((9.0, 0.2, 0.4, 0.3, 5.0))
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
+
+    def run() -> None:
+        now[0] += next(durations)
+
+    assert worker.turn(run, at_least=9.5) == pytest.approx(0.3)  # 9, 0.2, 0.4
+    assert worker.turn(run, at_least=0.1) == pytest.approx(0.3)  # alone
+    assert worker.turn(run, at_least=0.0) == pytest.approx(5.0)
+
+
+def test_the_truth_is_kept(tmp_path, monkeypatch):
+    (case,) = _cases("fast")
+    (tmp_path / "truths").mkdir()
+    first = suite.Rounds([case], tmp_path, 1, 0, tmp_path / "truths")._expected(case)
+    monkeypatch.setattr(suite, "Worker", None)  # nothing is computed again
+    again = suite.Rounds([case], tmp_path, 1, 0, tmp_path / "truths")._expected(case)
+    assert torch.equal(first["restored"], again["restored"]) and first["restored"].dtype == torch.float64
 
 
 def test_the_clock_replays_samples():

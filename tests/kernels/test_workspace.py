@@ -1,5 +1,8 @@
 """Scratch memory kept between calls by the C++ kernels: bounded, and given back on request."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -37,3 +40,96 @@ def test_results_do_not_depend_on_what_the_workspace_held():
         results.append((y.detach(), *torch.autograd.grad(y.square().sum(), x)))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.fixture
+def roomy():
+    """A workspace of 1 GiB, empty before and after."""
+    mirage_kernels.release_workspace()
+    before = mirage_kernels.limit_workspace(1 << 30)
+    yield
+    mirage_kernels.limit_workspace(before)
+    mirage_kernels.release_workspace()
+
+
+def convolved(size: int = 512) -> torch.Tensor:
+    """A result of 8 MiB for 512."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.rand(1, 3, size, size, generator=generator), torch.rand(8, 3, 3, 3, generator=generator)
+    with mirage_kernels.use("cpp"), torch.no_grad():
+        return mirage_kernels.dense_conv2d(x, weight)
+
+
+@needs_cpp
+def test_large_results_come_from_the_workspace_and_go_back(roomy):
+    first = convolved()
+    at, values = first.data_ptr(), first.clone()
+    view = first[0, 0]
+    del first
+    assert convolved().data_ptr() != at, "a view keeps the memory"
+    del view
+    again = convolved()
+    assert again.data_ptr() == at, "the memory is taken again"
+    assert torch.equal(again, values) and again.is_contiguous()
+    del again
+    assert mirage_kernels.release_workspace() >= 2 * values.nbytes
+
+
+@needs_cpp
+def test_results_are_tensors_like_any_other(roomy):
+    y = convolved()
+    kept = y.clone()
+    y.mul_(2)
+    assert torch.equal(y, 2 * kept)
+    assert torch.equal(torch.from_numpy(y.numpy()), y)
+    y.requires_grad_().sum().backward()
+    assert torch.equal(y.grad, torch.ones_like(y))
+    copied = pickle.loads(pickle.dumps(y))
+    assert torch.equal(copied, y)
+
+
+@needs_cpp
+def test_results_may_die_on_other_threads(roomy):
+    with ThreadPoolExecutor(4) as threads:
+        sums = [future.result().item() for future in [threads.submit(lambda: convolved().sum()) for _ in range(16)]]
+    assert len(set(sums)) == 1
+    assert mirage_kernels.release_workspace() <= 1 << 30
+
+
+@needs_cpp
+def test_the_limit_holds():
+    before = mirage_kernels.limit_workspace(20 << 20)
+    try:
+        results = [convolved() for _ in range(4)]
+        del results
+        assert 16 << 20 <= mirage_kernels.release_workspace() <= 20 << 20
+        assert mirage_kernels.limit_workspace(0) == 20 << 20
+        convolved()
+        assert mirage_kernels.release_workspace() == 0
+    finally:
+        mirage_kernels.limit_workspace(before)
+    assert before == LIMIT
+
+
+def test_limits_that_are_none():
+    with pytest.raises(ValueError, match="limit: expected a number of bytes from 0 on, got -1"):
+        mirage_kernels.limit_workspace(-1)
+    for limit in (1.5, True, "1"):
+        with pytest.raises(TypeError, match="limit: expected a number of bytes, got"):
+            mirage_kernels.limit_workspace(limit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32], ids=str)
+@pytest.mark.parametrize("shapes", [((2, 3, 5, 7), (2, 4, 5, 7)), ((1, 8, 512, 513), (1, 3, 512, 513))], ids=str)
+def test_concatenate(shapes, dtype):
+    first, second = ((100 * torch.rand(shape)).to(dtype) for shape in shapes)
+    expected = torch.cat((first, second), 1)
+    joined = mirage_kernels.concatenate(first.requires_grad_(dtype.is_floating_point), second)
+    assert torch.equal(joined, expected) and joined.dtype == dtype and not joined.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(mirage_kernels.concatenate(first, second), expected)
+
+
+def test_concatenate_is_as_strict_as_torch():
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match except in dimension 1"):
+        mirage_kernels.concatenate(torch.rand(1, 8, 512, 512), torch.rand(1, 8, 512, 511))
