@@ -6,12 +6,13 @@ How times are taken. Every peer lives in a process of its own, with two threads,
 meets another's thread pool, allocator or settings. All peers of one problem are built first, each runs once, and what
 comes out is compared with the reference in float64 (a peer that is too far off fails). After one more turn to warm
 up the timed rounds begin: in each round every peer has its turn, one after the other, so a slow moment of the machine
-meets all of them alike. A turn is passes for half a second, at least one, and counts as their median without the first
-(see `worker.turn`). While one runs the others wait for a message, their pools asleep (ONNX Runtime is told to stop
-spinning when a pass ends; OpenMP and TBB threads stop by themselves within the pause before each turn). A pass is
-timed inside its process. There are as many rounds as fit into --peer-seconds, at least 5 and at most 25; medians are
-reported. A test is one peer at one problem; pytest-benchmark gets its samples through a clock that replays them, since
-its own loop would time one peer to the end before the next.
+meets all of them alike. A turn is passes for two seconds, at least one, and counts as the median of its second half
+(see `worker.turn`); where sizes of image are compared, whose passes differ a hundredfold, eight seconds. While one
+runs the others wait for a message, their pools asleep (ONNX Runtime is told to stop spinning when a pass ends; OpenMP
+and TBB threads stop by themselves within the pause before each turn). A pass is timed inside its process. There are as
+many rounds as fit into --peer-seconds, at least 5 and at most 25; medians are reported. A test is one peer at one
+problem; pytest-benchmark gets its samples through a clock that replays them, since its own loop would time one peer to
+the end before the next.
 
 How memory is taken: see `peak_memory`. A fresh process for every figure, one pass in it.
 """
@@ -31,6 +32,7 @@ import torch
 from worker import Worker, WorkerError
 
 PAUSE_SECONDS = 0.02
+TURN_SECONDS, SCALING_TURN_SECONDS = 2.0, 8.0
 ROUNDS = (5, 25)
 INFERENCE_SHAPES = ((1, 3, 224, 224), (1, 3, 512, 768))
 STEP_SHAPES = ((1, 3, 128, 128), (4, 3, 128, 128))
@@ -168,17 +170,20 @@ class Rounds:
         self._measured |= {case: (samples[case], facts[case]) for case in workers}
 
     def _timed(self, workers: dict[Case, Worker]) -> dict[Case, list[float]]:
+        def seconds(case: Case) -> float:
+            time.sleep(PAUSE_SECONDS)
+            return workers[case].seconds(SCALING_TURN_SECONDS if case in SCALING else TURN_SECONDS)
+
         samples = {case: [] for case in workers}
         if not workers:
             return samples
         start = time.perf_counter()
-        for worker in workers.values():
-            worker.seconds()
+        for case in workers:
+            seconds(case)
         rounds = min(max(int(self.seconds / (time.perf_counter() - start)), ROUNDS[0]), ROUNDS[1])
         for _ in range(rounds):
-            for case, worker in workers.items():
-                time.sleep(PAUSE_SECONDS)
-                samples[case].append(worker.seconds())
+            for case in workers:
+                samples[case].append(seconds(case))
         return samples
 
 

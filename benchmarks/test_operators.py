@@ -49,8 +49,6 @@ def test_forward(workload, function, timed, device, benchmark):
 
 
 def test_forward_backward(workload, function, timed, device, benchmark):
-    if not workload.differentiable:
-        pytest.skip(f"{workload.operator} serves inference only")
     benchmark.extra_info["direction"] = "forward+backward"
     tensors = [t.to(device).requires_grad_() for t in workload.make()]
     grad = torch.randn_like(function(*tensors))

@@ -32,7 +32,6 @@ class Workload:
         public, expression: the operator, and the PyTorch expression that it replaces.
         bytes_forward, bytes_both: least traffic of forward, and of forward and backward, in float32.
         macs_forward: multiply-adds of forward; backward has twice as many.
-        differentiable: False for stages that serve inference only.
         implementations: those of its own that the operator has.
     """
 
@@ -44,7 +43,6 @@ class Workload:
     bytes_forward: int
     bytes_both: int
     macs_forward: int
-    differentiable: bool = True
     implementations: tuple[str, ...] = ("cpp", "triton")
 
     @property
@@ -126,9 +124,8 @@ def _feed_forward_stage(dim: int, side: int) -> Workload:
         mirage_kernels.feed_forward_stage,
         expression,
         bytes_forward=2 * unit,
-        bytes_both=2 * unit,
+        bytes_both=5 * unit,  # backward reads x and the gradient of y, and writes that of x
         macs_forward=(6 * dim * dim + 36 * dim) * side * side,
-        differentiable=False,
     )
 
 

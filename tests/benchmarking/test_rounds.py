@@ -17,7 +17,7 @@ def _cases(*names: str) -> list[suite.Case]:
 def test_cases_of_a_round_are_measured_together(tmp_path, monkeypatch):
     order = []
     seconds = suite.Worker.seconds
-    monkeypatch.setattr(suite.Worker, "seconds", lambda self: order.append(id(self)) or seconds(self))
+    monkeypatch.setattr(suite.Worker, "seconds", lambda self, at_least: order.append(id(self)) or seconds(self, 0.0))
     fast, channels_last = cases = _cases("fast", "channels_last")
     rounds = suite.Rounds(cases, tmp_path, threads=1, seconds=0, truths=tmp_path)
     samples, facts = rounds.measured(fast)
@@ -35,16 +35,15 @@ def test_a_peer_that_computes_something_else_fails(tmp_path, monkeypatch):
         rounds.measured(_cases("fast")[0])
 
 
-def test_a_turn_is_the_median_without_the_first(monkeypatch):
-    now, durations = [0.0], iter((9.0, 0.2, 0.4, 0.3, 5.0))
+def test_a_turn_is_the_median_of_its_second_half(monkeypatch):
+    now, durations = [100.0], iter((9.0, 0.2, 0.6, 0.4, 0.3, 5.0))
     monkeypatch.setattr(worker.time, "perf_counter", lambda: now[0])
 
     def run() -> None:
         now[0] += next(durations)
 
-    assert worker.turn(run, at_least=9.5) == pytest.approx(0.3)  # 9, 0.2, 0.4
-    assert worker.turn(run, at_least=0.1) == pytest.approx(0.3)  # alone
-    assert worker.turn(run, at_least=0.0) == pytest.approx(5.0)
+    assert worker.turn(run, at_least=10.3) == pytest.approx(0.35)  # begun at 0, 9, 9.2, 9.8 and 10.2
+    assert worker.turn(run, at_least=2.0) == pytest.approx(5.0)  # alone
 
 
 def test_the_truth_is_kept(tmp_path, monkeypatch):
