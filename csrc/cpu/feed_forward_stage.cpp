@@ -29,9 +29,9 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
                         const Tensor* hidden) {
   check(x, norm_weight, norm_bias, project_in, dwconv, project_out, hidden);
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
+  if (x.numel() == 0) return;
   const bool in_place = x.data == y.data;
   if (in_place) check_dense("x, which is written over,", x, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
-  if (x.numel() == 0) return;
   using namespace cpu;
   if (!in_place) expect_writes(y);
   if (hidden) expect_writes(*hidden);

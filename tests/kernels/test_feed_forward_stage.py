@@ -200,6 +200,16 @@ def test_in_place_only_where_nothing_is_lost(impl):
     assert torch.equal(x, kept)
 
 
+def test_empty_batches_of_any_strides():
+    require("cpp")
+    x, *weights = (t.detach() for t in arguments((0, 6, 5, 7)))
+    with mirage_kernels.use("cpp"), torch.inference_mode():
+        for layout in (torch.contiguous_format, torch.channels_last):
+            value = feed_forward_stage(x.contiguous(memory_format=layout), *weights, inplace=True)
+            assert value.shape == x.shape
+        assert feed_forward_stage(x.transpose(2, 3), *weights).shape == (0, 6, 7, 5)
+
+
 def test_in_place_operator_is_registered_right():
     require("cpp")
     x, *weights = (t.detach() for t in arguments((1, 6, 9, 11)))
