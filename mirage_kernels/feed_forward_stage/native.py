@@ -25,17 +25,9 @@ def forward(
     return y, hidden
 
 
-def forward_(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_in: Tensor,
-    dwconv: Tensor,
-    project_out: Tensor,
-    eps: float,
-) -> None:
-    """Writes the result over a contiguous x."""
-    _run(x, (norm_weight, norm_bias, project_in, dwconv, project_out), eps, x, None)
+def forward_(x: Tensor, *weights: Tensor, eps: float) -> None:
+    """Writes the result over a contiguous x; the weights as in `forward`."""
+    _run(x, weights, eps, x, None)
 
 
 def _run(x: Tensor, weights: tuple[Tensor, ...], eps: float, y: Tensor, hidden: Tensor | None) -> None:

@@ -112,8 +112,9 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _forward_(*inputs: Any) -> None:
+    *tensors, eps = inputs
     _dispatch.record("feed_forward_stage", "cpp")
-    native.forward_(*inputs)
+    native.forward_(*tensors, eps=eps)
 
 
 def _forward_fake_(*inputs: Any) -> None:
