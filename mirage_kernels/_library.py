@@ -164,12 +164,7 @@ _DLPACK_TYPES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: 
 
 def result(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """`torch.empty` on the CPU for what a kernel of the C++ library is going to fill."""
-    small = math.prod(shape) * dtype.itemsize < LARGE_RESULT
-    if small or torch.are_deterministic_algorithms_enabled():  # which fill fresh memory, so that errors show
+    kept = dtype in _DLPACK_TYPES and math.prod(shape) * dtype.itemsize >= LARGE_RESULT
+    if not kept or torch.are_deterministic_algorithms_enabled():  # which fill fresh memory, so that errors show
         return torch.empty(shape, dtype=dtype)
     return torch._C._from_dlpack(native().result(list(shape), *_DLPACK_TYPES[dtype]))
-
-
-def in_workspace(dtype: torch.dtype) -> bool:
-    """Whether `result` makes tensors of this dtype."""
-    return dtype in _DLPACK_TYPES

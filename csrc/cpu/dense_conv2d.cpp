@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "dense_conv2d_kernels.h"
-#include "pages.h"
 
 namespace mirage {
 namespace {
@@ -23,7 +22,6 @@ void dense_conv2d(const Tensor& x, const Tensor& weight, const Tensor& y) {
   check_dense("y", y, x.dtype, {x.size[0], weight.size[0], x.size[2], x.size[3]});
   if (y.numel() == 0) return;
   using namespace cpu;
-  expect_writes(y);
   MIRAGE_DISPATCH_ISA(dense_conv2d(x, weight, y));
 }
 
@@ -41,7 +39,6 @@ void dense_conv2d_backward(const Tensor& grad_y, const Tensor& x, const Tensor& 
     return;
   }
   using namespace cpu;
-  expect_writes(grad_x);
   MIRAGE_DISPATCH_ISA(dense_conv2d_backward(grad_y, x, weight, grad_x, grad_weight));
 }
 

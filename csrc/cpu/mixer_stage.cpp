@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "mixer_stage_kernels.h"
-#include "pages.h"
 
 namespace mirage {
 namespace {
@@ -55,7 +54,6 @@ void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& bra
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   if (x.numel() == 0) return;
   using namespace cpu;
-  expect_writes(y);
   MIRAGE_DISPATCH_ISA(mixer_stage(x, weights, branch_scale, options, statistics, y));
 }
 
@@ -101,7 +99,6 @@ void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeig
     return;
   }
   using namespace cpu;
-  expect_writes(grad_x);
   MIRAGE_DISPATCH_ISA(mixer_stage_backward(grad_y, x, weights, branch_scale, options, statistics, grad_x, gradients));
 }
 

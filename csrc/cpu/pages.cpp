@@ -1,14 +1,12 @@
 #include "pages.h"
 
+#include <cstdint>
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 namespace mirage::cpu {
-
-void expect_writes(const Tensor& result) noexcept {
-  expect_writes(result.data, size_t(result.numel() * bytes_of(result.dtype)));
-}
 
 void expect_writes(void* data, size_t bytes) noexcept {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
