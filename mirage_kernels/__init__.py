@@ -5,7 +5,13 @@ The implementation is chosen per call by the tensor's device: Triton on GPUs, C+
 """
 
 from mirage_kernels._dispatch import IMPLEMENTATIONS, available, last_used, use
-from mirage_kernels._workspace import concatenate, limit_workspace, release_workspace
+from mirage_kernels._workspace import (
+    concatenate,
+    limit_workspace,
+    pixel_shuffle,
+    pixel_unshuffle,
+    release_workspace,
+)
 from mirage_kernels.channel_attention import channel_attention
 from mirage_kernels.channel_attention_fusion import channel_attention_fusion
 from mirage_kernels.channel_layer_norm import channel_layer_norm
@@ -35,6 +41,8 @@ __all__ = [
     "last_used",
     "limit_workspace",
     "mixer_stage",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "release_workspace",
     "spd_covariance",
     "tri_branch_fusion",

@@ -156,15 +156,15 @@ def native() -> Any:
     return _dispatch.native
 
 
-LARGE_RESULT = 4 << 20
-"""Bytes from which on a result of the C++ library is taken from its workspace: of fresh memory every page would be a
-fault. Below, malloc mostly has it."""
+KEPT_FROM = 64 << 10
+"""Bytes from which on a result of the C++ library is taken from its workspace (`kWorkspaceSmallest` there): of fresh
+memory every page would be a fault, and malloc gives what is on top of its heap back to the system again and again."""
 _DLPACK_TYPES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16)}
 
 
 def result(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """`torch.empty` on the CPU for what a kernel of the C++ library is going to fill."""
-    kept = dtype in _DLPACK_TYPES and math.prod(shape) * dtype.itemsize >= LARGE_RESULT
+    kept = dtype in _DLPACK_TYPES and math.prod(shape) * dtype.itemsize >= KEPT_FROM
     if not kept or torch.are_deterministic_algorithms_enabled():  # which fill fresh memory, so that errors show
         return torch.empty(shape, dtype=dtype)
     return torch._C._from_dlpack(native().result(list(shape), *_DLPACK_TYPES[dtype]))

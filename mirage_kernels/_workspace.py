@@ -1,4 +1,4 @@
-"""Memory that the C++ kernels keep between calls."""
+"""Memory that the C++ kernels keep between calls, and copies whose results are taken from it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def concatenate(first: Tensor, second: Tensor) -> Tensor:
     """``torch.cat((first, second), 1)`` without a gradient; on CPUs a large result takes its memory from the workspace.
 
     Args:
-        first, second: [B, C, H, W] and [B, D, H, W].
+        first, second: [B, C, H, W] and [B, D, H, W], any dtype.
 
     Returns:
         [B, C + D, H, W], contiguous where it is taken from the workspace.
@@ -57,9 +57,63 @@ def concatenate(first: Tensor, second: Tensor) -> Tensor:
         RuntimeError: a shape or device does not fit (from ``torch.cat``).
     """
     tensors = [first.detach(), second.detach()]
-    plain = all(type(t) is Tensor and t.device.type == "cpu" and t.dim() == 4 for t in (first, second))
-    if not plain or _dispatch.native is None or first.dtype != second.dtype:
+    if not _is_plain(first) or not _is_plain(second) or first.dtype != second.dtype:
         return torch.cat(tensors, 1)
     batch, channels, *size = first.shape
     joined = _library.result((batch, channels + second.shape[1], *size), first.dtype)
     return torch.cat(tensors, 1, out=joined)
+
+
+def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
+    """``F.pixel_shuffle`` without a gradient; on CPUs a large result takes its memory from the workspace.
+
+    Args:
+        x: [B, C * factor^2, H, W], any dtype.
+        factor: of the enlargement.
+
+    Returns:
+        [B, C, H * factor, W * factor], contiguous where `x` is.
+
+    Raises:
+        RuntimeError: the channels do not divide (from ``F.pixel_shuffle``).
+    """
+    x = x.detach()
+    if not _is_plain(x) or not x.is_contiguous() or factor < 1 or x.shape[1] % factor**2:
+        return torch.nn.functional.pixel_shuffle(x, factor)
+    batch, channels, height, width = x.shape[0], x.shape[1] // factor**2, *x.shape[2:]
+    blocks = (batch, channels, factor, factor, height, width)
+    return _reordered(x.view(blocks), (0, 1, 4, 2, 5, 3), (batch, channels, height * factor, width * factor))
+
+
+def pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
+    """``F.pixel_unshuffle`` without a gradient; on CPUs a large result takes its memory from the workspace.
+
+    Args:
+        x: [B, C, H * factor, W * factor], any dtype.
+        factor: of the reduction.
+
+    Returns:
+        [B, C * factor^2, H, W], contiguous where `x` is.
+
+    Raises:
+        RuntimeError: height or width do not divide (from ``F.pixel_unshuffle``).
+    """
+    x = x.detach()
+    if not _is_plain(x) or not x.is_contiguous() or factor < 1 or x.shape[2] % factor or x.shape[3] % factor:
+        return torch.nn.functional.pixel_unshuffle(x, factor)
+    batch, channels, height, width = x.shape[0], x.shape[1], x.shape[2] // factor, x.shape[3] // factor
+    blocks = (batch, channels, height, factor, width, factor)
+    return _reordered(x.view(blocks), (0, 1, 3, 5, 2, 4), (batch, channels * factor**2, height, width))
+
+
+def _reordered(blocks: Tensor, dims: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """``blocks.permute(dims).reshape(shape)``, the memory from the workspace."""
+    blocks = blocks.permute(dims)
+    y = _library.result(shape, blocks.dtype)
+    y.view(blocks.shape).copy_(blocks)
+    return y
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether x is what the C++ kernels could have made."""
+    return type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and _dispatch.native is not None

@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 constexpr size_t kStep = 4096;
-constexpr size_t kMostKept = 64;  // buffers
+constexpr size_t kMostKept = 256;  // buffers
 
 void free_now(Workspace w) noexcept { ::operator delete(w.data, kAlignment); }
 

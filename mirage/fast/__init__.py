@@ -17,6 +17,8 @@ from mirage.fast.modules import (
     FeedForward,
     GatedCNNBlock,
     LayerNorm,
+    PixelShuffle,
+    PixelUnshuffle,
     SPDCovariance,
     TransformerBlock,
 )
@@ -29,6 +31,8 @@ __all__ = [
     "FeedForward",
     "GatedCNNBlock",
     "LayerNorm",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "SPDCovariance",
     "Summary",
     "TransformerBlock",

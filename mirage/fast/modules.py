@@ -22,6 +22,8 @@ __all__ = [
     "FeedForward",
     "GatedCNNBlock",
     "LayerNorm",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "SPDCovariance",
     "TransformerBlock",
 ]
@@ -48,6 +50,24 @@ class Conv2d(nn.Conv2d):
         if x.dim() != 4 or not plain.is_dense_convolution(self):
             return super().forward(x)
         return mirage_kernels.dense_conv2d(x, self.weight)
+
+
+class PixelShuffle(nn.PixelShuffle):
+    """`torch.nn.PixelShuffle` whose large results take their memory from the workspace where no gradient is wanted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        return mirage_kernels.pixel_shuffle(x, self.upscale_factor)
+
+
+class PixelUnshuffle(nn.PixelUnshuffle):
+    """`torch.nn.PixelUnshuffle`, as `PixelShuffle`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        return mirage_kernels.pixel_unshuffle(x, self.downscale_factor)
 
 
 class LayerNorm(blocks.LayerNorm):

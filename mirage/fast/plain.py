@@ -20,11 +20,10 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 def is_bare(*modules: nn.Module) -> bool:
     """True where calling the modules is the same as using their weights: no hooks, no parametrization."""
     for module in modules:
-        state = vars(module)
-        for hooks in HOOKS:
-            if state[hooks]:
-                return False
-        if "forward" in state or "parametrizations" in state["_modules"]:
+        state = module.__dict__
+        if state["_forward_hooks"] or state["_forward_pre_hooks"] or "forward" in state:
+            return False
+        if state["_backward_hooks"] or state["_backward_pre_hooks"] or "parametrizations" in state["_modules"]:
             return False
     return True
 
@@ -49,14 +48,17 @@ def is_dense_convolution(module: nn.Conv2d) -> bool:
 
 
 def _is_same_size(conv: Any, size: int, groups: int) -> bool:
-    dims = len(conv.kernel_size)
+    state = conv.__dict__  # whose items cost a third of the module's attributes
+    dims = len(state["kernel_size"])
+    ones = (1,) * dims
     return (
-        conv.kernel_size == (size,) * dims
-        and conv.padding == (size // 2,) * dims
-        and conv.stride == conv.dilation == (1,) * dims
-        and conv.groups == groups
-        and conv.padding_mode == "zeros"
-        and parameters(conv).get("bias") is None
+        state["kernel_size"] == (size,) * dims
+        and state["padding"] == (size // 2,) * dims
+        and state["stride"] == ones
+        and state["dilation"] == ones
+        and state["groups"] == groups
+        and state["padding_mode"] == "zeros"
+        and state["_parameters"].get("bias") is None
     )
 
 

@@ -200,6 +200,8 @@ KINDS = (
     Kind(blocks.SPDCovariance, fast.SPDCovariance, (), lambda m: "", lambda m: 0),
     Kind(model.MIRAGE, fast.MIRAGE, (), lambda m: "", lambda m: m.config["in_channels"], enclose=False),
     Kind(nn.Conv2d, fast.Conv2d, (), lambda m: "", lambda m: m.in_channels, is_dense_convolution, common=True),
+    Kind(nn.PixelShuffle, fast.PixelShuffle, (), lambda m: "", lambda m: m.upscale_factor**2, common=True),
+    Kind(nn.PixelUnshuffle, fast.PixelUnshuffle, (), lambda m: "", lambda m: 1, common=True),
 )
 
 

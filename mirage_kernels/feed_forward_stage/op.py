@@ -84,8 +84,7 @@ def _can_be_written_over(x: Tensor) -> bool:
 
 def _check(x: Tensor, weights: dict[str, Tensor]) -> None:
     _checks.check_tensor("x", x, ndim=4)
-    for name, value in weights.items():
-        _checks.check_tensor(name, value, ndim=1 if name.startswith("norm") else 4)
+    _checks.check_tensor("project_out", weights["project_out"], ndim=4)
     channels, hidden = x.shape[1], weights["project_out"].shape[1]
     shapes = {
         "norm_weight": (channels,),
@@ -94,9 +93,7 @@ def _check(x: Tensor, weights: dict[str, Tensor]) -> None:
         "dwconv": (2 * hidden, 1, 3, 3),
         "project_out": (channels, hidden, 1, 1),
     }
-    for name, shape in shapes.items():
-        _checks.check_shape(name, weights[name], shape, "C channels of x, M inputs of project_out")
-    _checks.check_same_device("x", x, **weights)
+    _checks.check_tensors("x", x, weights.values(), shapes, "C channels of x, M inputs of project_out")
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._library import accumulator, dl, native, result
-from mirage_kernels.channel_attention.arguments import small_matrices
 from mirage_kernels.mixer_stage.composite import Statistics
-from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights
+from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, statistics_shapes
 
 
 def _scale(x: Tensor, branch_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -18,14 +17,9 @@ def _scale(x: Tensor, branch_scale: Tensor | None, dtype: torch.dtype) -> Tensor
 def forward(
     x: Tensor, w: MixerWeights, branch_scale: Tensor | None, training: bool, norm_eps: float, bn_eps: float
 ) -> tuple[Tensor, Statistics]:
-    dtype, branch = accumulator(x.dtype), x.shape[1] // 3
-    statistics = Statistics(
-        small_matrices(x[:, :branch], w.temperature.numel(), x.dtype),
-        torch.empty(x.shape[0], branch, TAPS, dtype=dtype),
-        torch.empty(x.shape[0], branch, dtype=dtype),
-        w.bn_mean.to(dtype, copy=True),
-        w.bn_var.to(dtype, copy=True),
-    )
+    dtype, shapes = accumulator(x.dtype), statistics_shapes(x.shape[0], x.shape[1], w.temperature.shape[0])
+    running = (w.bn_mean.to(dtype, copy=True), w.bn_var.to(dtype, copy=True))
+    statistics = Statistics(*(torch.empty(shape, dtype=dtype) for shape in shapes[:3]), *running)
     y = result(x.shape, x.dtype)
     weights, scale = [dl(t.contiguous()) for t in w], dl(_scale(x, branch_scale, dtype))
     native().mixer_stage(dl(x), weights, scale, training, norm_eps, bn_eps, [dl(t) for t in statistics], dl(y))

@@ -15,7 +15,7 @@ from mirage_kernels.mixer_stage import composite, native
 from mirage_kernels.mixer_stage.composite import Statistics
 from mirage_kernels.mixer_stage.reference import MixerOutput
 from mirage_kernels.mixer_stage.reference import mixer_stage as reference
-from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights, shapes
+from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights, shapes, statistics_shapes
 
 _COUNT = len(MixerWeights._fields)
 
@@ -76,9 +76,6 @@ def _check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None) -> Non
         raise ValueError(f"x: expected a positive multiple of 3 channels, got shape {list(x.shape)}")
     if not isinstance(weights, MixerWeights):
         raise TypeError(f"weights: expected MixerWeights, got {type(weights).__name__}")
-    named = weights._asdict()
-    for name, value in named.items():
-        _checks.check_tensor(name, value)
     _checks.check_tensor("temperature", weights.temperature, ndim=3)
     _checks.check_tensor("gic2", weights.gic2, ndim=4)
     branch, heads, hidden = channels // 3, weights.temperature.shape[0], weights.gic2.shape[1]
@@ -86,9 +83,8 @@ def _check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None) -> Non
         raise ValueError(f"temperature: expected a head count that divides {branch} channels, got {heads}")
     if hidden < branch:
         raise ValueError(f"gic2: expected at least {branch} input channels, got shape {list(weights.gic2.shape)}")
-    for name, shape in shapes(channels, heads, hidden).items():
-        _checks.check_shape(name, named[name], shape, "C channels of x, heads of temperature, h inputs of gic2")
-    _checks.check_same_device("x", x, **named)
+    expected = shapes(channels, heads, hidden)
+    _checks.check_tensors("x", x, weights, expected, "C channels of x, heads of temperature, h inputs of gic2")
     if branch_scale is not None:
         _checks.check_tensor("branch_scale", branch_scale, ndim=1)
         _checks.check_shape("branch_scale", branch_scale, (x.shape[0],), "one factor for each sample of x")
@@ -104,9 +100,7 @@ def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     weights, dtype = MixerWeights(*arguments[:_COUNT]), accumulator(x.dtype)
-    batch, branch, heads = x.shape[0], x.shape[1] // 3, weights.temperature.shape[0]
-    depth = branch // heads
-    small = ((batch, heads, 2 * depth + 2, depth), (batch, branch, TAPS), (batch, branch), (branch,), (branch,))
+    small = statistics_shapes(x.shape[0], x.shape[1], weights.temperature.shape[0])
     return x.new_empty(x.shape), *(x.new_empty(shape, dtype=dtype) for shape in small)
 
 

@@ -1,4 +1,4 @@
-"""The weights of ``mixer_stage``: names, order and shapes."""
+"""The weights of ``mixer_stage``: names, order and shapes, and the shapes of its statistics."""
 
 from __future__ import annotations
 
@@ -68,3 +68,10 @@ def shapes(channels: int, heads: int, hidden: int) -> dict[str, tuple[int, ...]]
         "alpha_mlp": (1,),
         "project_out": (channels, channels, 1, 1),
     }
+
+
+def statistics_shapes(batch: int, channels: int, heads: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of what forward keeps for backward (`Statistics`), for `channels` of x."""
+    branch = channels // 3
+    depth = branch // heads
+    return (batch, heads, 2 * depth + 2, depth), (batch, branch, TAPS), (batch, branch), (branch,), (branch,)

@@ -136,3 +136,48 @@ def test_concatenate(shapes, dtype):
 def test_concatenate_is_as_strict_as_torch():
     with pytest.raises(RuntimeError, match="Sizes of tensors must match except in dimension 1"):
         mirage_kernels.concatenate(torch.rand(1, 8, 512, 512), torch.rand(1, 8, 512, 511))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32], ids=str)
+@pytest.mark.parametrize("shape", [(2, 12, 5, 7), (1, 8, 128, 130), (0, 4, 2, 2)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_pixel_shuffles(shape, dtype, layout):
+    x = (100 * torch.rand(shape)).to(dtype).contiguous(memory_format=layout)
+    expected = torch.nn.functional.pixel_shuffle(x, 2)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            y = mirage_kernels.pixel_shuffle(x, 2)
+            back = mirage_kernels.pixel_unshuffle(y, 2)
+        for found, right in ((y, expected), (back, x)):
+            assert torch.equal(found, right) and found.dtype == dtype and not found.requires_grad
+        assert y.stride() == expected.stride()
+    y = mirage_kernels.pixel_shuffle(x.requires_grad_(dtype.is_floating_point), 2)
+    assert not y.requires_grad
+
+
+def test_pixel_shuffles_by_three_and_of_images_without_a_batch():
+    x = torch.rand(3, 18, 4, 5)
+    assert torch.equal(mirage_kernels.pixel_shuffle(x, 3), torch.nn.functional.pixel_shuffle(x, 3))
+    assert torch.equal(mirage_kernels.pixel_shuffle(x[0], 3), torch.nn.functional.pixel_shuffle(x[0], 3))
+    x = torch.rand(3, 2, 6, 9)
+    assert torch.equal(mirage_kernels.pixel_unshuffle(x, 3), torch.nn.functional.pixel_unshuffle(x, 3))
+    assert torch.equal(mirage_kernels.pixel_unshuffle(x[0], 3), torch.nn.functional.pixel_unshuffle(x[0], 3))
+
+
+def test_pixel_shuffles_are_as_strict_as_torch():
+    with pytest.raises(RuntimeError, match="divisible by"):
+        mirage_kernels.pixel_shuffle(torch.rand(1, 6, 4, 4), 2)
+    with pytest.raises(RuntimeError, match="divisible by"):
+        mirage_kernels.pixel_unshuffle(torch.rand(1, 6, 4, 5), 2)
+    with pytest.raises(RuntimeError, match="positive"):
+        mirage_kernels.pixel_shuffle(torch.rand(1, 6, 4, 4), 0)
+
+
+@needs_cpp
+@pytest.mark.parametrize("shuffle", [mirage_kernels.pixel_shuffle, mirage_kernels.pixel_unshuffle])
+def test_pixel_shuffles_come_from_the_workspace(shuffle):
+    mirage_kernels.release_workspace()
+    y = shuffle(torch.rand(1, 16, 64, 64), 2)
+    address = y.data_ptr()
+    del y
+    assert shuffle(torch.rand(1, 16, 64, 64), 2).data_ptr() == address
