@@ -27,7 +27,6 @@ from torch.utils.checkpoint import checkpoint
 
 import mirage
 import mirage.fast
-import mirage_kernels
 from mirage.losses import MirageLoss
 
 BUILDERS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
@@ -154,9 +153,7 @@ def _compiled(problem: Problem) -> Runner:
     return _inference_runner(torch.compile(model), make_images(problem.shape)[0], _state(model))
 
 
-def _fast(problem: Problem, dtype: torch.dtype = torch.float32, workspace: int | None = None) -> Runner:
-    if workspace is not None:
-        mirage_kernels.limit_workspace(workspace)
+def _fast(problem: Problem, dtype: torch.dtype = torch.float32) -> Runner:
     model = mirage.fast.accelerate(make_model(problem.variant)).eval().to(dtype)
     return _inference_runner(model, make_images(problem.shape)[0].to(dtype), _state(model))
 
@@ -286,11 +283,8 @@ TRAINING = {
     "fast-low": Peer('mirage.fast, memory="low"', _fast_training("low"), training=True),
     "fast-fast": Peer('mirage.fast, memory="fast"', _fast_training("fast"), training=True),
 }
-TRUTH, ROOMY = "truth", "fast-roomy"
-_OTHERS = {
-    TRUTH: Peer("PyTorch eager, float64", _truth, dtype="float64"),
-    ROOMY: Peer("mirage.fast, workspace of 2 GiB", partial(_fast, workspace=2 << 30)),
-}
+TRUTH = "truth"
+_OTHERS = {TRUTH: Peer("PyTorch eager, float64", _truth, dtype="float64")}
 
 FARTHEST = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest error by dtype, over the largest magnitude of the truth."""

@@ -134,7 +134,7 @@ def scaling_section(rows: list[Row]) -> Lines:
             for row, t in zip(mine, per_pixel, strict=True)
         ]
     lines = ["## Time against the size of the image", ""]
-    lines += paragraph("Inference, float32. A workspace of 2 GiB: after `mirage_kernels.limit_workspace(2 << 30)`.")
+    lines += paragraph("Inference, float32.")
     return [*lines, *table(("model", "", "image", "ms", "us per pixel", "over the least"), body, left=3), ""]
 
 

@@ -21,15 +21,16 @@ def release_workspace() -> int:
 
 
 def limit_workspace(limit: int) -> int:
-    """Set how much memory the C++ kernels keep between calls, 64 MiB for the whole process unless this says otherwise.
+    """Set how much memory the C++ kernels keep between calls, for the whole process.
 
-    With a limit as large as a few of its feature maps a network takes no new memory from the system from its second
-    pass on. What that saves depends on the machine and the image (see docs/performance.md): most where the image is
-    large, and on virtual machines that give freed pages back to their host. Where something new is needed, the oldest
-    of what is kept is freed until both are within the limit.
+    Unless this says otherwise it is 2 GiB, or an eighth of the machine's memory if that is less; never more than was in
+    use at once. A network whose feature maps fit takes no new memory from the system from its second pass on. What that
+    saves depends on the machine and the image (see docs/performance.md): most where the image is large, and on virtual
+    machines that give freed pages back to their host. Where new pages are needed, free ones are given back until both
+    are within the limit.
 
     Args:
-        limit: bytes; 0 keeps nothing.
+        limit: bytes; 0 keeps nothing but the free rest of a page that is in use in part.
 
     Returns:
         The limit before; 0 where the C++ library is not there.

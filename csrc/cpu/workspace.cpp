@@ -1,33 +1,44 @@
 #include "workspace.h"
 
+#include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <new>
-#include <vector>
+
+#include "address_space.h"
+#include "arena.h"
 
 namespace mirage::cpu {
 namespace {
 
 constexpr std::align_val_t kAlignment{64};
-constexpr size_t kStep = 4096;
-constexpr size_t kMostKept = 256;  // buffers
+constexpr size_t kMostKept = size_t(2) << 30;
+constexpr size_t kAddresses = size_t(64) << 30;  // where the size of the memory is unknown
 
 void free_now(Workspace w) noexcept { ::operator delete(w.data, kAlignment); }
 
+// What came back while another thread was inside: a list, each in the memory of the buffer itself.
+struct Waiting {
+  Waiting* next;
+  size_t bytes;
+};
+
 struct Pool {
   std::mutex mutex;
-  std::vector<Workspace> kept;  // the oldest first
-  size_t bytes = 0, limit = kWorkspaceLimit;
+  Arena arena{physical_memory() ? physical_memory() : kAddresses, default_workspace_limit()};
+  std::atomic<Waiting*> waiting{nullptr};
 
-  Pool() { kept.reserve(kMostKept); }
-  void erase(size_t i) {
-    bytes -= kept[i].bytes;
-    kept.erase(kept.begin() + std::ptrdiff_t(i));
+  // With the mutex held.
+  void take_back() {
+    for (Waiting* w = waiting.exchange(nullptr, std::memory_order_acquire); w != nullptr;) {
+      Waiting* const next = w->next;
+      arena.put(w, w->bytes);
+      w = next;
+    }
   }
-  // Frees the oldest until `more` bytes fit, or nothing is left.
-  void make_room(size_t more) noexcept {
-    while (!kept.empty() && (bytes + more > limit || kept.size() == kMostKept)) {
-      free_now(kept.front());
-      erase(0);
+  void wait(Workspace room) noexcept {
+    auto* const w = ::new (room.data) Waiting{waiting.load(std::memory_order_relaxed), room.bytes};
+    while (!waiting.compare_exchange_weak(w->next, w, std::memory_order_release, std::memory_order_relaxed)) {
     }
   }
 };
@@ -39,58 +50,48 @@ Pool& pool() {
 
 }  // namespace
 
-Workspace take_workspace(size_t bytes, double times) {
-  bytes = (bytes + kStep - 1) / kStep * kStep;
+Workspace take_workspace(size_t bytes) {
   if (bytes >= kWorkspaceSmallest) {
+    bytes = (bytes + Arena::kStep - 1) / Arena::kStep * Arena::kStep;
     Pool& p = pool();
     const std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock);
     if (lock) {
-      size_t best = p.kept.size();
-      for (size_t i = 0; i < p.kept.size(); ++i) {
-        const size_t here = p.kept[i].bytes;
-        const bool fits = here >= bytes && double(here) <= times * double(bytes);
-        // Of equal ones the newest, which may still be in cache.
-        if (fits && (best == p.kept.size() || here <= p.kept[best].bytes)) best = i;
-      }
-      if (best < p.kept.size()) {
-        const Workspace found = p.kept[best];
-        p.erase(best);
-        return found;
-      }
-      p.make_room(bytes);
+      p.take_back();
+      if (void* const data = p.arena.take(bytes)) return {data, bytes};
     }
   }
   return {::operator new(bytes, kAlignment), bytes};
 }
 
 void put_workspace(Workspace w) noexcept {
-  if (w.bytes < kWorkspaceSmallest) return free_now(w);
   Pool& p = pool();
+  if (!p.arena.owns(w.data)) return free_now(w);
   const std::unique_lock<std::mutex> lock(p.mutex, std::try_to_lock);
-  if (!lock || w.bytes > p.limit) return free_now(w);
-  p.make_room(w.bytes);
-  p.kept.push_back(w);
-  p.bytes += w.bytes;
+  if (!lock) return p.wait(w);
+  p.take_back();
+  p.arena.put(w.data, w.bytes);
 }
 
 size_t free_workspaces() {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
-  const size_t freed = p.bytes;
-  while (!p.kept.empty()) {
-    free_now(p.kept.back());
-    p.erase(p.kept.size() - 1);
-  }
-  return freed;
+  p.take_back();
+  return p.arena.trim(0);
 }
 
 size_t limit_workspace(size_t bytes) {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
-  const size_t before = p.limit;
-  p.limit = bytes;
-  p.make_room(0);
+  p.take_back();
+  const size_t before = p.arena.limit;
+  p.arena.limit = bytes;
+  p.arena.trim(bytes);
   return before;
+}
+
+size_t default_workspace_limit() noexcept {
+  const size_t eighth = physical_memory() / 8;
+  return eighth > 0 ? std::min(eighth, kMostKept) : kMostKept / 8;
 }
 
 }  // namespace mirage::cpu

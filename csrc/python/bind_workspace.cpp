@@ -2,7 +2,6 @@
 #include <pybind11/stl.h>
 
 #include "bind.h"
-#include "cpu/pages.h"
 #include "cpu/workspace.h"
 
 namespace mirage::python {
@@ -16,8 +15,7 @@ struct Result : DLManagedTensor {
   Result(std::vector<int64_t> sizes, int code, int bits) : DLManagedTensor{}, shape(std::move(sizes)) {
     size_t bytes = size_t(bits / 8);
     for (const int64_t n : shape) bytes *= size_t(n);
-    room = cpu::take_workspace(bytes, /*times=*/1.25);
-    cpu::expect_writes(room.data, bytes);
+    room = cpu::take_workspace(bytes);
     tensor.data = room.data;
     tensor.device = {kDeviceCpu, 0};
     tensor.ndim = int32_t(shape.size());

@@ -1,58 +1,152 @@
-// Kept scratch memory: reused, bounded, given back.
+// Memory kept between calls: reused, joined, bounded, given back.
 #include <cstdint>
 #include <cstring>
+#include <random>
+#include <thread>
 #include <vector>
 
 #include "check.h"
+#include "cpu/address_space.h"
+#include "cpu/arena.h"
 #include "cpu/workspace.h"
 
 using namespace mirage::cpu;
 
-int main() {
-  constexpr size_t MiB = size_t(1) << 20;
+namespace {
+
+constexpr size_t KiB = 1024, MiB = 1024 * KiB, GiB = 1024 * MiB;
+
+void places() {
+  Arena arena(GiB, GiB);
+  void* const a = arena.take(MiB);
+  void* const b = arena.take(2 * MiB);
+  void* const c = arena.take(3 * MiB);
+  CHECK(a != nullptr && b != a && c != b, "three buffers");
+  CHECK(arena.owns(a) && arena.owns(static_cast<char*>(c) + 3 * MiB - 1) && !arena.owns(&arena), "knows its own");
+  arena.put(b, 2 * MiB);
+  CHECK(arena.take(MiB + 64 * KiB) == b, "the lowest place that fits");
+  CHECK(arena.take(2 * MiB) == static_cast<char*>(c) + 3 * MiB, "what does not fit goes on top");
+  arena.put(b, MiB + 64 * KiB);
+  arena.put(a, MiB);
+  arena.put(c, 3 * MiB);
+  CHECK(arena.take(6 * MiB) == a, "free neighbours are one place");
+  CHECK(arena.take(2 * GiB) == nullptr, "more than there are addresses");
+}
+
+void pages() {
+  Arena arena(GiB, 8 * MiB);
+  void* const a = arena.take(6 * MiB);
+  void* const b = arena.take(6 * MiB);
+  std::memset(a, 1, 6 * MiB);
+  CHECK(arena.kept() == 0, "nothing is free: %zu", arena.kept());
+  arena.put(a, 6 * MiB);
+  CHECK(arena.kept() == 6 * MiB, "kept: %zu", arena.kept());
+  arena.put(b, 6 * MiB);
+  CHECK(arena.kept() == 8 * MiB, "the limit: %zu", arena.kept());
+  CHECK(arena.take(6 * MiB) == a && static_cast<char*>(a)[5] == 1, "the lowest keep their pages");
+  CHECK(arena.kept() == 2 * MiB, "kept: %zu", arena.kept());
+  void* const large = arena.take(20 * MiB);
+  CHECK(large > a && arena.kept() == 0, "room was made for what needs new pages: %zu", arena.kept());
+  arena.put(large, 20 * MiB);
+  arena.put(a, 6 * MiB);
+  CHECK(arena.kept() == 8 * MiB, "the limit: %zu", arena.kept());
+  CHECK(arena.trim(0) == 8 * MiB && arena.kept() == 0 && arena.trim(0) == 0, "all of it is given back");
+  void* const small = arena.take(64 * KiB);
+  CHECK(small == a && static_cast<char*>(a)[5] == 0, "new pages");
+  CHECK(arena.kept() == 2 * MiB - 64 * KiB, "the rest of a huge page is kept: %zu", arena.kept());
+  CHECK(arena.trim(0) == 0, "and cannot be given back while a part is in use");
+}
+
+// Buffers of all sizes in any order: none overlap, and what is kept is within the limit but for the rests of pages.
+void any_order() {
+  std::mt19937 random(0);
+  Arena arena(GiB, 40 * MiB);
+  struct Held {
+    char* data;
+    size_t bytes;
+    char value;
+  };
+  std::vector<Held> held;
+  size_t wrong = 0, over = 0;
+  for (int i = 0; i < 4000; ++i) {
+    if (held.size() < 12 && random() % 2) {
+      const size_t bytes = (1 + random() % (random() % 2 ? 8 : 160)) * Arena::kStep;
+      char* const data = static_cast<char*>(arena.take(bytes));
+      held.push_back({data, bytes, char(i)});
+      data[0] = data[bytes / 2] = data[bytes - 1] = char(i);
+    } else if (!held.empty()) {
+      std::swap(held[random() % held.size()], held.back());
+      const Held h = held.back();
+      held.pop_back();
+      wrong += h.data[0] != h.value || h.data[h.bytes / 2] != h.value || h.data[h.bytes - 1] != h.value;
+      arena.put(h.data, h.bytes);
+    }
+    over += arena.kept() > 40 * MiB + 2 * kUnit * (held.size() + 1);
+    for (size_t k = 0; k < held.size(); ++k) {
+      for (size_t j = 0; j < k; ++j) {
+        wrong += held[j].data < held[k].data + held[k].bytes && held[k].data < held[j].data + held[j].bytes;
+      }
+    }
+  }
+  for (const Held& h : held) arena.put(h.data, h.bytes);
+  CHECK(wrong == 0 && over == 0, "%zu overlaps, %zu times over the limit", wrong, over);
+  CHECK(arena.kept() <= 40 * MiB, "kept: %zu", arena.kept());
+  arena.trim(0);
+  CHECK(arena.kept() == 0, "kept: %zu", arena.kept());
+}
+
+void of_the_process() {
   free_workspaces();
   CHECK(free_workspaces() == 0, "nothing is kept");
-
-  const Workspace first = take_workspace(3 * MiB);
-  CHECK(first.bytes >= 3 * MiB && reinterpret_cast<uintptr_t>(first.data) % 64 == 0, "%zu bytes", first.bytes);
-  std::memset(first.data, 1, first.bytes);
-  put_workspace(first);
-  const Workspace smaller = take_workspace(2 * MiB);
-  CHECK(smaller.data == first.data, "a buffer serves a smaller request");
-  const Workspace other = take_workspace(2 * MiB);
-  CHECK(other.data != smaller.data, "a buffer in use is nobody else's");
-  put_workspace(smaller);
-  put_workspace(other);
-  CHECK(take_workspace(100 * MiB / 1024).data != first.data, "a buffer is not wasted on a request far below its size");
-  CHECK(free_workspaces() == smaller.bytes + other.bytes, "all of it is given back");
-
-  std::vector<Workspace> many;
-  for (size_t i = 0; i < 40; ++i) many.push_back(take_workspace(5 * MiB));
-  for (const Workspace& w : many) put_workspace(w);
-  const Workspace last = take_workspace(5 * MiB);
-  bool kept_last = false;
-  for (size_t i = many.size() - kWorkspaceLimit / (5 * MiB); i < many.size(); ++i) kept_last |= many[i].data == last.data;
-  CHECK(kept_last, "the newest are kept");
-  put_workspace(last);
-  const size_t kept = free_workspaces();
-  CHECK(kept <= kWorkspaceLimit && kept + 5 * MiB > kWorkspaceLimit, "%zu bytes kept", kept);
-
-  put_workspace(take_workspace(kWorkspaceLimit + 1));
+  const size_t standard = default_workspace_limit();
+  CHECK(standard >= 64 * MiB && standard <= 2 * GiB, "the limit: %zu", standard);
+  const Workspace w = take_workspace(3 * MiB + 1);
+  CHECK(w.bytes >= 3 * MiB + 1 && reinterpret_cast<uintptr_t>(w.data) % 64 == 0, "%zu bytes", w.bytes);
+  std::memset(w.data, 1, w.bytes);
+  put_workspace(w);
+  const Workspace again = take_workspace(3 * MiB + 1);
+  CHECK(again.data == w.data, "taken again");
+  put_workspace(again);
   put_workspace(take_workspace(kWorkspaceSmallest - 5000));
-  CHECK(free_workspaces() == 0, "neither the largest nor the smallest are kept");
+  CHECK(free_workspaces() == 4 * MiB, "whole pages are given back, and small buffers are the allocator's");
 
-  const Workspace large = take_workspace(40 * MiB), small = take_workspace(10 * MiB);
-  put_workspace(large);
-  put_workspace(small);
-  put_workspace(take_workspace(30 * MiB, 1.25));
-  CHECK(free_workspaces() == 40 * MiB, "40 MiB are too much for 30, and made room for them: %zu", free_workspaces());
-
-  CHECK(limit_workspace(100 * MiB) == kWorkspaceLimit, "the limit before");
-  put_workspace(take_workspace(90 * MiB));
-  CHECK(limit_workspace(20 * MiB) == 100 * MiB, "the limit before");
-  CHECK(free_workspaces() == 0, "what is over a new limit is freed");
+  CHECK(limit_workspace(20 * MiB) == standard, "the limit before");
   put_workspace(take_workspace(30 * MiB));
-  CHECK(free_workspaces() == 0, "a buffer over the limit is not kept");
-  limit_workspace(kWorkspaceLimit);
+  CHECK(free_workspaces() == 20 * MiB, "within the limit");
+  put_workspace(take_workspace(30 * MiB));
+  CHECK(limit_workspace(0) == 20 * MiB && free_workspaces() == 0, "what is over a new limit is given back");
+  limit_workspace(standard);
+}
+
+// Whoever finds the door closed is served by the allocator, and what it puts back meanwhile is not lost.
+void threads() {
+  std::vector<std::thread> all;
+  std::vector<size_t> wrong(4);
+  for (size_t t = 0; t < wrong.size(); ++t) {
+    all.emplace_back([t, &wrong] {
+      for (size_t i = 0; i < 2000; ++i) {
+        const Workspace w = take_workspace((1 + (i * 7 + t) % 5) * 128 * KiB);
+        char* const data = static_cast<char*>(w.data);
+        data[0] = data[w.bytes - 1] = char(t);
+        std::this_thread::yield();
+        wrong[t] += data[0] != char(t) || data[w.bytes - 1] != char(t);
+        put_workspace(w);
+      }
+    });
+  }
+  for (std::thread& t : all) t.join();
+  for (const size_t n : wrong) CHECK(n == 0, "%zu buffers in two hands", n);
+  free_workspaces();
+  CHECK(free_workspaces() == 0, "all of it came back");
+}
+
+}  // namespace
+
+int main() {
+  places();
+  pages();
+  any_order();
+  of_the_process();
+  threads();
   return mirage::test::finish();
 }

@@ -1,0 +1,119 @@
+#include "arena.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "address_space.h"
+
+namespace mirage::cpu {
+namespace {
+
+constexpr size_t kLeast = size_t(256) << 20;  // addresses that are worth having
+constexpr size_t kCommit = size_t(32) << 20;  // at once
+
+size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+}  // namespace
+
+Arena::Arena(size_t bytes, size_t bytes_limit) : limit(bytes_limit) {
+  for (bytes = round_up(bytes, kUnit); bytes >= kLeast && base_ == nullptr; bytes = round_up(bytes / 2, kUnit)) {
+    base_ = static_cast<char*>(reserve_addresses(bytes));
+    size_ = bytes;
+  }
+  if (base_ == nullptr) {
+    size_ = 0;
+    return;
+  }
+  touched_.assign(size_ / kUnit, 0);
+  free_.emplace(0, size_);
+}
+
+bool Arena::owns(const void* data) const {
+  const auto at = reinterpret_cast<uintptr_t>(data), base = reinterpret_cast<uintptr_t>(base_);
+  return at >= base && at < base + size_;
+}
+
+void* Arena::take(size_t bytes) {
+  auto place = free_.begin();
+  while (place != free_.end() && place->second - place->first < bytes) ++place;
+  if (place == free_.end()) return nullptr;
+  const size_t begin = place->first, end = begin + bytes, rest = place->second;
+  if (!commit(end)) return nullptr;
+  auto node = free_.extract(place);
+  if (end < rest) {
+    node.key() = end;
+    free_.insert(std::move(node));
+  }
+  kept_ -= bytes - untouched(begin, end);
+  const size_t fresh = touch(begin, end);
+  if (fresh > 0 && kept_ + fresh > limit) trim(limit > fresh ? limit - fresh : 0);
+  return base_ + begin;
+}
+
+void Arena::put(void* data, size_t bytes) {
+  size_t begin = size_t(static_cast<char*>(data) - base_), end = begin + bytes;
+  kept_ += bytes;
+  auto after = free_.lower_bound(begin);
+  if (after != free_.end() && after->first == end) {
+    end = after->second;
+    after = free_.erase(after);
+  }
+  if (after != free_.begin()) {
+    const auto before = std::prev(after);
+    if (before->second == begin) {
+      before->second = end;
+      begin = end;  // nothing left to add
+    }
+  }
+  if (begin < end) free_.emplace_hint(after, begin, end);
+  if (kept_ > limit) trim(limit);
+}
+
+// From the top down: buffers are taken from the bottom up, so the pages there are used the least.
+size_t Arena::trim(size_t most) {
+  const size_t before = kept_;
+  for (auto range = free_.rbegin(); range != free_.rend() && kept_ > most; ++range) {
+    const size_t first = round_up(range->first, kUnit) / kUnit;
+    size_t top = std::min(range->second, committed_) / kUnit;
+    while (top > first && kept_ > most) {
+      size_t low = top;
+      for (; low > first && touched_[low - 1] && kept_ > most; kept_ -= kUnit) touched_[--low] = 0;
+      if (low < top) discard_pages(base_ + low * kUnit, (top - low) * kUnit);
+      top = low < top ? low : top - 1;
+    }
+  }
+  return before - kept_;
+}
+
+bool Arena::commit(size_t end) {
+  if (end <= committed_) return true;
+  const size_t up_to = std::min(size_, round_up(std::max(end, committed_ + kCommit), kUnit));
+  if (!commit_memory(base_ + committed_, up_to - committed_)) return false;
+  committed_ = up_to;
+  return true;
+}
+
+// The bytes of a range that have no pages.
+size_t Arena::untouched(size_t begin, size_t end) const {
+  size_t bytes = 0;
+  for (size_t unit = begin / kUnit; unit * kUnit < end; ++unit) {
+    if (!touched_[unit]) bytes += std::min(end, (unit + 1) * kUnit) - std::max(begin, unit * kUnit);
+  }
+  return bytes;
+}
+
+// Counts on pages for the range, which is in use: all of a huge page comes, and what of it is free is kept. The bytes of
+// units that had none.
+size_t Arena::touch(size_t begin, size_t end) {
+  size_t fresh = 0;
+  for (size_t unit = begin / kUnit; unit * kUnit < end; ++unit) {
+    if (touched_[unit]) continue;
+    touched_[unit] = 1;
+    kept_ += kUnit - (std::min(end, (unit + 1) * kUnit) - std::max(begin, unit * kUnit));
+    fresh += kUnit;
+  }
+  return fresh;
+}
+
+}  // namespace mirage::cpu

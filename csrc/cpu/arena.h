@@ -1,0 +1,42 @@
+// The address range behind workspace.h: which parts are free, and which have pages. One thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+namespace mirage::cpu {
+
+class Arena {
+ public:
+  static constexpr size_t kStep = size_t(64) << 10;  // buffers begin and end at multiples of it
+
+  // A range of `bytes` addresses, or of fewer where the system has no more. `bytes_limit`: of pages that stay free.
+  Arena(size_t bytes, size_t bytes_limit);
+
+  // `bytes` in whole steps; null where nothing fits or the system refuses.
+  void* take(size_t bytes);
+  void put(void* data, size_t bytes);
+  // The number of bytes given back to the system until at most `most` are kept.
+  size_t trim(size_t most);
+
+  bool owns(const void* data) const;
+  size_t kept() const { return kept_; }
+  size_t limit = 0;
+
+ private:
+  using Free = std::map<size_t, size_t>;  // begin -> end, in bytes from the beginning; no two touch
+
+  bool commit(size_t end);
+  size_t touch(size_t begin, size_t end);
+  size_t untouched(size_t begin, size_t end) const;
+
+  char* base_ = nullptr;
+  size_t size_ = 0, committed_ = 0;
+  size_t kept_ = 0;  // bytes that are free and have pages
+  Free free_;
+  std::vector<uint8_t> touched_;  // per unit: whether it has pages, as far as is known
+};
+
+}  // namespace mirage::cpu
