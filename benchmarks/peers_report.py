@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import peers_plots
@@ -252,9 +253,25 @@ def heading(facts: Row, rows: list[Row]) -> Lines:
     ]
 
 
-def write(source: Path, docs: Path = DOCS) -> list[Path]:
-    """Write docs/cpu-peers.md and its plots; the paths of all that was written."""
-    facts, rows = load(source)
+def load_all(sources: Sequence[Path]) -> tuple[Row, list[Row]]:
+    """The rows of several runs, of the same commit on the same machine: its facts are those of the first."""
+    (facts, rows), *others = (load(source) for source in sources)
+    for source, (other, more) in zip(sources[1:], others, strict=True):
+        for name in ("device", "threads", "torch", "commit"):
+            if other[name] != facts[name]:
+                expected = f"expected {name} {facts[name]!r} as in {sources[0]}"
+                raise ValueError(f"{source}: {expected}, got {other[name]!r}")
+        rows += more
+    return facts, rows
+
+
+def write(sources: Sequence[Path], docs: Path = DOCS) -> list[Path]:
+    """Write docs/cpu-peers.md and its plots; the paths of all that was written.
+
+    Raises:
+        ValueError: the runs are not of one commit on one machine.
+    """
+    facts, rows = load_all(sources)
     docs.mkdir(parents=True, exist_ok=True)
     times = peers_plots.plot_times(rows, docs / "cpu-peers-time.png")
     memory = peers_plots.plot_memory(rows, docs / "cpu-peers-memory.png")
@@ -271,10 +288,14 @@ def write(source: Path, docs: Path = DOCS) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", type=Path, help="what --benchmark-json wrote")
+    parser.add_argument("json", type=Path, nargs="+", help="what --benchmark-json wrote, in one run or in parts")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to (default docs/)")
     arguments = parser.parse_args()
-    for path in write(arguments.json, arguments.docs):
+    try:
+        written = write(arguments.json, arguments.docs)
+    except ValueError as error:
+        parser.error(str(error))
+    for path in written:
         print(path)
 
 

@@ -61,11 +61,14 @@ ENTRIES = [
 ]  # fmt: skip
 
 
+def _run(path: Path, entries: list[dict], **facts) -> Path:
+    data = {"machine_info": {"mirage": FACTS | facts}, "datetime": "2026-01-02T03:04:05", "benchmarks": entries}
+    path.write_text(json.dumps(data))
+    return path
+
+
 def _write(tmp_path: Path, entries: list[dict]) -> list[Path]:
-    source = tmp_path / "rows.json"
-    data = {"machine_info": {"mirage": FACTS}, "datetime": "2026-01-02T03:04:05", "benchmarks": entries}
-    source.write_text(json.dumps(data))
-    return peers_report.write(source, tmp_path / "docs")
+    return peers_report.write([_run(tmp_path / "rows.json", entries)], tmp_path / "docs")
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +153,14 @@ def test_sections_without_rows_are_left_out(tmp_path):
     text = paths[0].read_text()
     assert "## Training step" in text and "## Inference" not in text and "## Memory" not in text
     assert [path.name for path in paths] == ["cpu-peers.md", "cpu-peers-time.png"]
+
+
+def test_a_run_in_parts(tmp_path, written):
+    parts = [_run(tmp_path / f"{i}.json", part) for i, part in enumerate((ENTRIES[:7], ENTRIES[7:]))]
+    assert peers_report.write(parts, tmp_path / "docs")[0].read_text() == written[1]
+
+
+def test_parts_of_different_runs_are_refused(tmp_path):
+    parts = [_run(tmp_path / "a.json", ENTRIES[:7]), _run(tmp_path / "b.json", ENTRIES[7:], commit="def5678")]
+    with pytest.raises(ValueError, match=r"b\.json: expected commit 'abc1234' as in .*a\.json, got 'def5678'"):
+        peers_report.write(parts, tmp_path / "docs")
