@@ -24,11 +24,11 @@ def limit_workspace(limit: int) -> int:
     """Set how much memory the C++ kernels keep between calls, for the whole process.
 
     Unless this says otherwise it is 2 GiB, or an eighth of the machine's memory if that is less; hardly more than
-    was ever in use at once. A network whose feature maps fit takes no new memory from the system from its second pass on. What that
-    saves depends on the machine and the image (see docs/performance.md): most where the image is large, and on virtual
-    machines that give freed pages back to their host. Where new pages are needed, free ones are given back until both
-    are within the limit. Results of 64 KiB or more live there: tensors like any other, except that their storage
-    cannot be resized in place (``resize_``).
+    was ever in use at once. A network whose feature maps fit takes no new memory from the system from its second
+    pass on. What that saves depends on the machine and the image (see docs/performance.md): most where the image is
+    large, and on virtual machines that give freed pages back to their host. Where new pages are needed, free ones
+    are given back until both are within the limit. Results of 64 KiB or more live there: tensors like any other,
+    except that their storage cannot be resized in place (``resize_``).
 
     Args:
         limit: bytes; 0 keeps nothing but the free rest of a page that is in use in part.
