@@ -45,7 +45,6 @@ void* Arena::take(size_t bytes) {
     node.key() = end;
     free_.insert(std::move(node));
   }
-  kept_ -= bytes - untouched(begin, end);
   const size_t fresh = touch(begin, end);
   if (fresh > 0 && kept_ + fresh > limit) trim(limit > fresh ? limit - fresh : 0);
   return base_ + begin;
@@ -94,24 +93,18 @@ bool Arena::commit(size_t end) {
   return true;
 }
 
-// The bytes of a range that have no pages.
-size_t Arena::untouched(size_t begin, size_t end) const {
-  size_t bytes = 0;
-  for (size_t unit = begin / kUnit; unit * kUnit < end; ++unit) {
-    if (!touched_[unit]) bytes += std::min(end, (unit + 1) * kUnit) - std::max(begin, unit * kUnit);
-  }
-  return bytes;
-}
-
-// Counts on pages for the range, which is in use: all of a huge page comes, and what of it is free is kept. The bytes of
-// units that had none.
+// Takes the range out of what is kept, and counts on pages for it: all of a huge page comes, and what of it is free is
+// kept. The bytes of units that had none.
 size_t Arena::touch(size_t begin, size_t end) {
   size_t fresh = 0;
   for (size_t unit = begin / kUnit; unit * kUnit < end; ++unit) {
-    if (touched_[unit]) continue;
-    touched_[unit] = 1;
-    kept_ += kUnit - (std::min(end, (unit + 1) * kUnit) - std::max(begin, unit * kUnit));
-    fresh += kUnit;
+    const size_t part = std::min(end, (unit + 1) * kUnit) - std::max(begin, unit * kUnit);
+    if (!touched_[unit]) {
+      touched_[unit] = 1;
+      kept_ += kUnit;
+      fresh += kUnit;
+    }
+    kept_ -= part;
   }
   return fresh;
 }

@@ -30,7 +30,6 @@ class Arena {
 
   bool commit(size_t end);
   size_t touch(size_t begin, size_t end);
-  size_t untouched(size_t begin, size_t end) const;
 
   char* base_ = nullptr;
   size_t size_ = 0, committed_ = 0;
