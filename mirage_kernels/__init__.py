@@ -17,16 +17,18 @@ from mirage_kernels.channel_attention_fusion import channel_attention_fusion
 from mirage_kernels.channel_layer_norm import channel_layer_norm
 from mirage_kernels.dense_conv2d import dense_conv2d
 from mirage_kernels.dynamic_depthwise_conv2d import dynamic_depthwise_conv2d
-from mirage_kernels.feed_forward_stage import feed_forward_stage
+from mirage_kernels.feed_forward_stage import FeedForwardWeights, feed_forward_stage
 from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
 from mirage_kernels.mixer_stage import MixerOutput, MixerWeights, mixer_stage
 from mirage_kernels.spd_covariance import spd_covariance
+from mirage_kernels.transformer_block import transformer_block
 from mirage_kernels.tri_branch_fusion import tri_branch_fusion
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "FeedForwardWeights",
     "MixerOutput",
     "MixerWeights",
     "available",
@@ -45,6 +47,7 @@ __all__ = [
     "pixel_unshuffle",
     "release_workspace",
     "spd_covariance",
+    "transformer_block",
     "tri_branch_fusion",
     "use",
 ]

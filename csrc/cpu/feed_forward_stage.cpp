@@ -4,12 +4,12 @@
 #include <cstring>
 
 #include "feed_forward_stage_kernels.h"
+#include "stage_checks.h"
 
 namespace mirage {
-namespace {
 
-void check(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& project_in,
-           const Tensor& dwconv, const Tensor& project_out, const Tensor* hidden) {
+void check_feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias,
+                              const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out) {
   check_ndim("x", x, 4);
   check_ndim("project_out", project_out, 2);
   const int64_t channels = x.size[1], pairs = project_out.size[1];
@@ -18,7 +18,12 @@ void check(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, 
   check_dense("project_in", project_in, {2 * pairs, channels});
   check_dense("dwconv", dwconv, {2 * pairs, 9});
   check_dense("project_out", project_out, {channels, pairs});
-  if (hidden) check_dense("hidden", *hidden, x.dtype, {x.size[0], 2 * pairs, x.size[2], x.size[3]});
+}
+
+namespace {
+
+void check_hidden(const Tensor& x, const Tensor& project_out, const Tensor* hidden) {
+  if (hidden) check_dense("hidden", *hidden, x.dtype, {x.size[0], 2 * project_out.size[1], x.size[2], x.size[3]});
 }
 
 }  // namespace
@@ -26,7 +31,8 @@ void check(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, 
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                         const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
                         const Tensor* hidden) {
-  check(x, norm_weight, norm_bias, project_in, dwconv, project_out, hidden);
+  check_feed_forward_stage(x, norm_weight, norm_bias, project_in, dwconv, project_out);
+  check_hidden(x, project_out, hidden);
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   if (x.numel() == 0) return;
   if (x.data == y.data) {
@@ -41,7 +47,8 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
                                  const Tensor& norm_bias, double eps, const Tensor& project_in, const Tensor& dwconv,
                                  const Tensor& project_out, const Tensor* hidden, const Tensor& grad_x,
                                  const FeedForwardGradients& gradients) {
-  check(x, norm_weight, norm_bias, project_in, dwconv, project_out, hidden);
+  check_feed_forward_stage(x, norm_weight, norm_bias, project_in, dwconv, project_out);
+  check_hidden(x, project_out, hidden);
   const int64_t channels = x.size[1], pairs = project_out.size[1];
   const DType acc = accumulator_of(x.dtype);
   check_shape("grad_y", grad_y, {x.size[0], channels, x.size[2], x.size[3]});

@@ -1,6 +1,6 @@
 """Drop-in modules over `mirage_kernels`: constructors, attributes and parameter names of `mirage.blocks`.
 
-Each forward calls one operator where the reference runs a chain of them; that of a block, one for each of its halves.
+Each forward calls one operator where the reference runs a chain of them; that of a block, one or two.
 Where a child module that an operator would bypass carries hooks or a parametrization, or is not what the operator
 computes, it is called as a module again.
 """
@@ -138,7 +138,8 @@ class SPDCovariance(blocks.SPDCovariance):
 
 
 class TransformerBlock(blocks.TransformerBlock):
-    """`mirage.blocks.TransformerBlock` as two operators, `mirage_kernels.mixer_stage` and `feed_forward_stage`.
+    """`mirage.blocks.TransformerBlock` as one operator, `mirage_kernels.transformer_block`, where no gradient is wanted
+    and nothing depends on the batch, and as two elsewhere: `mirage_kernels.mixer_stage` and `feed_forward_stage`.
 
     For backward a block keeps its input, the tensor between its halves and small statistics. With the memory "fast" of
     `accelerate` also the hidden tensor of the feed-forward network.
@@ -151,32 +152,37 @@ class TransformerBlock(blocks.TransformerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         norm1, attn, norm2, ffn = (children(self)[name] for name in ("norm1", "attn", "norm2", "ffn"))
-        x = self._mix(x, norm1, attn) if _is_plain_mixer(norm1, attn) else x + attn(norm1(x))
-        return self._feed_forward(x, norm2, ffn) if _is_plain_feed_forward(norm2, ffn) else x + ffn(norm2(x))
+        mixer = _mixer_weights(norm1, attn) if _is_plain_mixer(norm1, attn) else None
+        feed_forward = _feed_forward_weights(norm2, ffn) if _is_plain_feed_forward(norm2, ffn) else None
+        if mixer is None or feed_forward is None or torch.is_grad_enabled() or _has_batch_effects(attn):
+            x = x + attn(norm1(x)) if mixer is None else self._mix(x, mixer)
+            return x + ffn(norm2(x)) if feed_forward is None else self._feed_forward(x, feed_forward)
+        norm = _gated(attn)["norm"]
+        return mirage_kernels.transformer_block(x, mixer, feed_forward, _eps(norm1), norm.eps, _eps(norm2))
 
-    def _mix(self, x: Tensor, norm1: nn.Module, attn: nn.Module) -> Tensor:
-        gated = children(children(attn)["gatedcnn"])
+    def _mix(self, x: Tensor, weights: mirage_kernels.MixerWeights) -> Tensor:
+        gated = _gated(children(self)["attn"])
         norm, scale = gated["norm"], plain.branch_scale(gated["drop_path"], x)
         y, mean, variance = mirage_kernels.mixer_stage(
-            x, _mixer_weights(norm1, attn), scale, norm.training, _eps(norm1), norm.eps
+            x, weights, scale, norm.training, _eps(children(self)["norm1"]), norm.eps
         )
         if norm.training:
             plain.update_running_statistics(norm, mean, variance, x.shape[0] * x.shape[2] * x.shape[3])
         return y
 
-    def _feed_forward(self, x: Tensor, norm2: nn.Module, ffn: nn.Module) -> Tensor:
-        norm, parts = parameters(children(norm2)["body"]), children(ffn)
-        return mirage_kernels.feed_forward_stage(
-            x,
-            norm["weight"],
-            norm["bias"],
-            _weight(parts["project_in"]),
-            _weight(parts["dwconv"]),
-            _weight(parts["project_out"]),
-            _eps(norm2),
-            keep_hidden=self._mirage_memory == "fast" and x.shape[1] >= KEEP_HIDDEN_FROM,
-            inplace=True,  # the sum before it is nobody else's
-        )
+    def _feed_forward(self, x: Tensor, weights: mirage_kernels.FeedForwardWeights) -> Tensor:
+        keep = self._mirage_memory == "fast" and x.shape[1] >= KEEP_HIDDEN_FROM
+        return mirage_kernels.feed_forward_stage(x, *weights, _eps(children(self)["norm2"]), keep_hidden=keep)
+
+
+def _gated(attn: nn.Module) -> dict[str, nn.Module]:
+    return children(children(attn)["gatedcnn"])
+
+
+def _has_batch_effects(attn: nn.Module) -> bool:
+    """Whether the gated CNN, in training, uses the statistics of the batch or drops samples."""
+    gated = _gated(attn)
+    return gated["norm"].training or gated["drop_path"].training
 
 
 def _eps(norm: nn.Module) -> float:
@@ -212,6 +218,17 @@ def _mixer_weights(norm: nn.Module, attn: nn.Module) -> mirage_kernels.MixerWeig
         alpha_att=own["alpha_att"],
         alpha_conv=own["alpha_gated"],
         alpha_mlp=own["alpha_mlp"],
+        project_out=_weight(parts["project_out"]),
+    )
+
+
+def _feed_forward_weights(norm: nn.Module, ffn: nn.Module) -> mirage_kernels.FeedForwardWeights:
+    own, parts = parameters(children(norm)["body"]), children(ffn)
+    return mirage_kernels.FeedForwardWeights(
+        norm_weight=own["weight"],
+        norm_bias=own["bias"],
+        project_in=_weight(parts["project_in"]),
+        dwconv=_weight(parts["dwconv"]),
         project_out=_weight(parts["project_out"]),
     )
 

@@ -2,5 +2,6 @@
 
 from mirage_kernels.feed_forward_stage.op import feed_forward_stage
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
 
-__all__ = ["feed_forward_stage", "reference"]
+__all__ = ["FeedForwardWeights", "feed_forward_stage", "reference"]

@@ -21,19 +21,10 @@ def forward(
     y, hidden = result(x.shape, x.dtype), torch.empty(0, dtype=x.dtype)
     if keep_hidden:
         hidden = result((x.shape[0], dwconv.shape[0], *x.shape[2:]), x.dtype)
-    _run(x, (norm_weight, norm_bias, project_in, dwconv, project_out), eps, y, hidden if keep_hidden else None)
-    return y, hidden
-
-
-def forward_(x: Tensor, *weights: Tensor, eps: float) -> None:
-    """Writes the result over a contiguous x; the weights as in `forward`."""
-    _run(x, weights, eps, x, None)
-
-
-def _run(x: Tensor, weights: tuple[Tensor, ...], eps: float, y: Tensor, hidden: Tensor | None) -> None:
-    norm_w, norm_b, *matrices = (dl(t.contiguous()) for t in weights)
-    kept = None if hidden is None else dl(hidden)
+    norm_w, norm_b, *matrices = (dl(t.contiguous()) for t in (norm_weight, norm_bias, project_in, dwconv, project_out))
+    kept = dl(hidden) if keep_hidden else None
     native().feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), kept)
+    return y, hidden
 
 
 def backward(

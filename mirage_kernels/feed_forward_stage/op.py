@@ -12,6 +12,7 @@ from mirage_kernels import _checks, _dispatch, _stage
 from mirage_kernels._library import define
 from mirage_kernels.feed_forward_stage import composite, native
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, shapes
 
 
 def feed_forward_stage(
@@ -23,7 +24,6 @@ def feed_forward_stage(
     project_out: Tensor,
     eps: float = 1e-5,
     keep_hidden: bool = False,
-    inplace: bool = False,
 ) -> Tensor:
     r"""Layer norm, feed-forward network and residual: the second half of a MIRAGE block.
 
@@ -44,56 +44,29 @@ def feed_forward_stage(
         eps: Added to the variance.
         keep_hidden: Keep the output of `project_in` too, 2M channels in the dtype of `x`: more memory, and backward
             has less to recompute. Without effect where no gradient is wanted.
-        inplace: The result may be written over `x`, and is where no gradient is wanted, `x` is contiguous and of the
-            dtype of the result, and the C++ library runs it: one feature map less.
 
     Returns:
-        [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast). `x` itself where it was written
-        over.
+        [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast).
 
     Raises:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
-    weights = {
-        "norm_weight": norm_weight,
-        "norm_bias": norm_bias,
-        "project_in": project_in,
-        "dwconv": dwconv,
-        "project_out": project_out,
-    }
-    _check(x, weights)
+    weights = FeedForwardWeights(norm_weight, norm_bias, project_in, dwconv, project_out)
+    check(x, weights)
     impl = _stage.choose("feed_forward_stage", x)
     if impl == "torch":
-        return reference(x, **weights, eps=eps)
-    tensors = (x, *weights.values())
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if inplace and not differentiable and impl == "cpp" and _can_be_written_over(x):
-        _forward_op_(*tensors, eps)
-        if not x.is_inference():
-            torch.autograd.graph.increment_version(x)
-        return x
-    return _forward_op(*tensors, eps, keep_hidden and differentiable, impl)[0]
+        return reference(x, *weights, eps)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
+    return _forward_op(x, *weights, eps, keep_hidden and differentiable, impl)[0]
 
 
-def _can_be_written_over(x: Tensor) -> bool:
-    if torch.compiler.is_compiling() or not x.is_contiguous():
-        return False
-    return not torch.is_autocast_enabled("cpu") or x.dtype in (torch.get_autocast_dtype("cpu"), torch.float64)
-
-
-def _check(x: Tensor, weights: dict[str, Tensor]) -> None:
+def check(x: Tensor, weights: FeedForwardWeights) -> None:
+    """Raise what :func:`feed_forward_stage` raises of arguments that do not fit."""
     _checks.check_tensor("x", x, ndim=4)
-    _checks.check_tensor("project_out", weights["project_out"], ndim=4)
-    channels, hidden = x.shape[1], weights["project_out"].shape[1]
-    shapes = {
-        "norm_weight": (channels,),
-        "norm_bias": (channels,),
-        "project_in": (2 * hidden, channels, 1, 1),
-        "dwconv": (2 * hidden, 1, 3, 3),
-        "project_out": (channels, hidden, 1, 1),
-    }
-    _checks.check_tensors("x", x, weights.values(), shapes, "C channels of x, M inputs of project_out")
+    _checks.check_tensor("project_out", weights.project_out, ndim=4)
+    expected = shapes(x.shape[1], weights.project_out.shape[1])
+    _checks.check_tensors("x", x, weights, expected, "C channels of x, M inputs of project_out")
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -106,16 +79,6 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *_, dwconv, _, _, keep_hidden, _ = rest
     hidden = (x.shape[0], dwconv.shape[0], x.shape[2], x.shape[3]) if keep_hidden else 0
     return x.new_empty(x.shape), x.new_empty(hidden)
-
-
-def _forward_(*inputs: Any) -> None:
-    *tensors, eps = inputs
-    _dispatch.record("feed_forward_stage", "cpp")
-    native.forward_(*tensors, eps=eps)
-
-
-def _forward_fake_(*inputs: Any) -> None:
-    return None
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -156,11 +119,10 @@ _forward_op = define(
     setup_context=_setup_context,
     autocast=(0,),
 )
-_forward_op_ = define("feed_forward_stage_", f"(Tensor(a!) x, {_WEIGHTS}, float eps) -> ()", _forward_, _forward_fake_)
 
 
-@register_flop_formula([torch.ops.mirage_kernels.feed_forward_stage, torch.ops.mirage_kernels.feed_forward_stage_])
-def _flops(x: Any, norm_weight: Any, norm_bias: Any, project_in: Any, *rest: Any, **kwargs: Any) -> int:
+@register_flop_formula(torch.ops.mirage_kernels.feed_forward_stage)
+def flops(x: Any, norm_weight: Any, norm_bias: Any, project_in: Any, *rest: Any, **kwargs: Any) -> int:
     batch, channels, height, width = x
     doubled = project_in[0]  # 2M
     return 2 * batch * height * width * (doubled * channels + 9 * doubled + channels * doubled // 2)
@@ -169,4 +131,4 @@ def _flops(x: Any, norm_weight: Any, norm_bias: Any, project_in: Any, *rest: Any
 @register_flop_formula(torch.ops.mirage_kernels.feed_forward_stage_backward)
 def _backward_flops(grad: Any, *arguments: Any, **kwargs: Any) -> int:
     """The gradients of both factors of each product; what is recomputed is not counted."""
-    return 2 * _flops(*arguments)
+    return 2 * flops(*arguments)

@@ -59,7 +59,7 @@ def mixer_stage(
             a channel has one value only, as in ``nn.BatchNorm2d``.
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
-    _check(x, weights, branch_scale)
+    check(x, weights, branch_scale)
     if training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {list(x.shape)}")
     impl = _stage.choose("mixer_stage", x)
@@ -69,7 +69,8 @@ def mixer_stage(
     return MixerOutput(y, batch_mean.detach(), batch_var.detach())
 
 
-def _check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None) -> None:
+def check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None = None) -> None:
+    """Raise what :func:`mixer_stage` raises of arguments that do not fit."""
     _checks.check_tensor("x", x, ndim=4)
     channels = x.shape[1]
     if channels == 0 or channels % 3:
@@ -158,7 +159,7 @@ _forward_op = define(
 
 
 @register_flop_formula(torch.ops.mirage_kernels.mixer_stage)
-def _flops(x: Any, *arguments: Any, **kwargs: Any) -> int:
+def flops(x: Any, *arguments: Any, **kwargs: Any) -> int:
     """The products of the reference: matrices on every pixel, the generator's on every sample."""
     weights, (batch, channels, height, width) = MixerWeights(*arguments[:_COUNT]), x
     branch, heads = channels // 3, weights.temperature[0]
@@ -172,4 +173,4 @@ def _flops(x: Any, *arguments: Any, **kwargs: Any) -> int:
 @register_flop_formula(torch.ops.mirage_kernels.mixer_stage_backward)
 def _backward_flops(grad: Any, *arguments: Any, **kwargs: Any) -> int:
     """The gradients of both factors of each product; what is recomputed is not counted."""
-    return 2 * _flops(*arguments)
+    return 2 * flops(*arguments)
