@@ -40,6 +40,8 @@ def check_divisible(name: str, value: int, divisor: int, why: str) -> None:
 class _LayerNormBody(nn.Module):
     """Weight and bias of the layer norm, and the norm of ``[B, N, C]`` over its last dimension."""
 
+    eps = NORM_EPS
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -48,7 +50,7 @@ class _LayerNormBody(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(-1, keepdim=True)
         variance = x.var(-1, keepdim=True, unbiased=False)
-        return (x - mean) / torch.sqrt(variance + NORM_EPS) * self.weight + self.bias
+        return (x - mean) / torch.sqrt(variance + self.eps) * self.weight + self.bias
 
 
 class LayerNorm(nn.Module):

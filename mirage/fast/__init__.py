@@ -10,6 +10,7 @@ The modules also stand alone, with the constructors and parameter names of `mira
 from typing import Any
 
 import mirage
+from mirage.fast.block import TransformerBlock
 from mirage.fast.modules import (
     MIRAGE,
     Attention,
@@ -20,7 +21,6 @@ from mirage.fast.modules import (
     PixelShuffle,
     PixelUnshuffle,
     SPDCovariance,
-    TransformerBlock,
 )
 from mirage.fast.swap import Summary, accelerate, revert, summary
 

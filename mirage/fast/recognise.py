@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mirage import blocks, model
 from mirage.fast import modules as fast
+from mirage.fast.block import TransformerBlock
 from mirage.fast.plain import HOOKS, is_dense_convolution
 
 
@@ -166,7 +167,7 @@ def _block_channels(m: Any) -> int:
 KINDS = (
     Kind(
         blocks.TransformerBlock,
-        fast.TransformerBlock,
+        TransformerBlock,
         ("norm1", "attn", "norm2", "ffn"),
         _block_problem,
         _block_channels,

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from mirage.fast.modules import TransformerBlock
+from mirage.fast.block import TransformerBlock
 from mirage.fast.recognise import KINDS, Kind, candidates, problem
 
 _ORIGINAL = "_mirage_original_class"

@@ -14,7 +14,7 @@ import mirage.fast
 import mirage_kernels
 from mirage import blocks
 from mirage.complexity import MemoryTracker
-from mirage.fast.modules import _is_plain_feed_forward, _is_plain_mixer
+from mirage.fast.block import _is_plain_feed_forward, _is_plain_mixer
 
 IMPLEMENTATIONS = ("cpp", "composite")
 
