@@ -52,6 +52,7 @@ class OperatorCase:
         shift: added to the normal random values, one number per tensor.
         adapt: turns a public function that takes or returns anything else into one of tensors, returning one.
         implementations: those that the operator has.
+        gradients: whether to check them too.
     """
 
     name: str
@@ -61,6 +62,7 @@ class OperatorCase:
     rest_at: int | None = None
     adapt: Callable[[Callable[..., Any]], Callable[..., Tensor]] | None = None
     implementations: tuple[str, ...] = ("torch", "cpp", "triton")
+    gradients: bool = True
 
     def tensors(self) -> list[Tensor]:
         """The tensor arguments in float64, holding float32 values; the same at every call."""
@@ -146,30 +148,53 @@ def cases() -> tuple[OperatorCase, ...]:
             shift=(3.0, 1.0, 0, 0, 0, 0),
         ),
         _mixer_case(image),
+        _block_case(image),
     )
+
+
+_SHIFTS = {"norm_weight": 1.0, "temperature": 2.0, "bn_weight": 1.0, "gate_temperature": 4.0}
+
+
+def _mixer_weights(learned: Sequence[Tensor]) -> Any:
+    """Weights with the running statistics of a fresh batch norm."""
+    from mirage_kernels import MixerWeights
+    from mirage_kernels.mixer_stage.weights import LEARNED
+
+    named = dict(zip(LEARNED, learned, strict=True))
+    mean, var = torch.zeros_like(named["bn_weight"]), torch.ones_like(named["bn_weight"])
+    return MixerWeights(**named, bn_mean=mean.detach(), bn_var=var.detach())
 
 
 def _mixer_case(image: tuple[int, ...]) -> OperatorCase:
-    from mirage_kernels import MixerWeights
     from mirage_kernels.mixer_stage.weights import LEARNED, shapes
 
     of_weights = shapes(channels=image[1], heads=2, hidden=5)
-    positive = {"norm_weight": 1.0, "temperature": 2.0, "bn_weight": 1.0, "gate_temperature": 4.0}
-
-    def flat(function: Callable[..., Any]) -> Callable[..., Tensor]:
-        def call(x: Tensor, *learned: Tensor) -> Tensor:
-            named = dict(zip(LEARNED, learned, strict=True))
-            mean, var = torch.zeros_like(named["bn_weight"]), torch.ones_like(named["bn_weight"])
-            return function(x, MixerWeights(**named, bn_mean=mean.detach(), bn_var=var.detach())).y
-
-        return call
-
     return OperatorCase(
         "mixer_stage",
         (image, *(of_weights[name] for name in LEARNED)),
-        shift=(3.0, *(positive.get(name, 0.0) for name in LEARNED)),
-        adapt=flat,
+        shift=(3.0, *(_SHIFTS.get(name, 0.0) for name in LEARNED)),
+        adapt=lambda function: lambda x, *learned: function(x, _mixer_weights(learned)).y,
     )
+
+
+def _block_case(image: tuple[int, ...]) -> OperatorCase:
+    from mirage_kernels import FeedForwardWeights
+    from mirage_kernels.feed_forward_stage.weights import shapes as feed_forward_shapes
+    from mirage_kernels.mixer_stage.weights import LEARNED, shapes
+
+    of_mixer, of_feed_forward = shapes(image[1], heads=2, hidden=5), feed_forward_shapes(image[1], pairs=7)
+    shift = [_SHIFTS.get(name, 0.0) for name in (*LEARNED, *of_feed_forward)]
+
+    def flat(function: Callable[..., Any]) -> Callable[..., Tensor]:
+        def call(x: Tensor, *weights: Tensor) -> Tensor:
+            mixer = _mixer_weights(weights[: len(LEARNED)])
+            return function(x, mixer, FeedForwardWeights(*weights[len(LEARNED) :]))
+
+        return call
+
+    tensors = (image, *(of_mixer[name] for name in LEARNED), *of_feed_forward.values())
+    # Its gradients are those of its halves; where none is wanted it may run as one operator.
+    return OperatorCase("transformer_block", tensors, shift=(3.0, *shift), adapt=flat, gradients=False)
 
 
 def examine(*, check: bool = True) -> Report:
@@ -236,9 +261,11 @@ def _run(case: OperatorCase, function, implementation: str, dtype: torch.dtype, 
     """The output of a case and, where it has them, the gradient of each tensor argument."""
     import mirage_kernels
 
-    inputs = [t.to(device, dtype).requires_grad_() for t in case.tensors()]
+    inputs = [t.to(device, dtype).requires_grad_(case.gradients) for t in case.tensors()]
     with mirage_kernels.use(implementation):
         output = (case.adapt(function) if case.adapt else function)(*case.arguments(inputs))
+        if not case.gradients:
+            return {"output": output.double().cpu()}
         generator = torch.Generator().manual_seed(77)
         weights = torch.randn(output.shape, generator=generator).to(device, dtype)
         grads = torch.autograd.grad(output, inputs, weights)

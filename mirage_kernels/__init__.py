@@ -6,6 +6,7 @@ The implementation is chosen per call by the tensor's device: Triton on GPUs, C+
 
 from mirage_kernels._dispatch import IMPLEMENTATIONS, available, last_used, use
 from mirage_kernels._workspace import (
+    add,
     concatenate,
     limit_workspace,
     pixel_shuffle,
@@ -31,6 +32,7 @@ __all__ = [
     "FeedForwardWeights",
     "MixerOutput",
     "MixerWeights",
+    "add",
     "available",
     "channel_attention",
     "channel_attention_fusion",

@@ -66,6 +66,24 @@ def concatenate(first: Tensor, second: Tensor) -> Tensor:
     return torch.cat(tensors, 1, out=joined)
 
 
+def add(first: Tensor, second: Tensor) -> Tensor:
+    """``first + second`` without a gradient; on CPUs a large result takes its memory from the workspace.
+
+    Args:
+        first, second: [B, C, H, W], any dtype.
+
+    Returns:
+        [B, C, H, W], contiguous where it is taken from the workspace.
+
+    Raises:
+        RuntimeError: a shape or device does not fit (from ``torch.add``).
+    """
+    first, second = first.detach(), second.detach()
+    if not _is_plain(first) or not _is_plain(second) or first.dtype != second.dtype or first.shape != second.shape:
+        return first + second
+    return torch.add(first, second, out=_library.result(first.shape, first.dtype))
+
+
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
     """``F.pixel_shuffle`` without a gradient; on CPUs a large result takes its memory from the workspace.
 

@@ -123,11 +123,11 @@ void batch_moments(const Mixer<P>& w, const Sums& s, const Tiling& tiling, int64
   }
 }
 
-// The 7x7 kernels of one sample from the mean of its detail rows.
+// What the generator multiplies by its last matrix: the GELU of its first product of the mean of the detail rows.
 template <class P, class A>
-void generate_kernels(const Mixer<P>& w, const Folded<P>& f, const A* branch_mean, A* kernels) {
-  Buffer<A> room(3 * w.c);
-  A *const hidden = room.get(), *const mean = hidden + w.c, *const centered = mean + w.c;
+void generator_hidden(const Mixer<P>& w, const Folded<P>& f, const A* branch_mean, A* hidden) {
+  Buffer<A> room(2 * w.c);
+  A *const mean = room.get(), *const centered = mean + w.c;
   const int64_t detail = 2 * w.h - w.c;
   for (int64_t k = 0; k < w.c; ++k) centered[k] = branch_mean[k] - f.mean[k];
   for (int64_t j = 0; j < w.c; ++j) mean[j] = f.bias[detail + j] + dot<A>(f.rows.get() + (detail + j) * w.c, centered, w.c);
@@ -135,7 +135,21 @@ void generate_kernels(const Mixer<P>& w, const Folded<P>& f, const A* branch_mea
     const double v = dot<A>(w.generator_in + j * w.c, mean, w.c);
     hidden[j] = A(0.5 * v * __builtin_erfc(-v * 0.70710678118654752440));
   }
-  for (int64_t m = 0; m < kTaps * w.c; ++m) kernels[m] = dot<A>(w.generator_out + m * w.c, hidden, w.c);
+}
+
+// The 7x7 kernels of all samples. The last matrix is as large as the rest of a mixer's weights together: a unit is a
+// share of its rows.
+template <class P, class A>
+void generate_kernels(const Mixer<P>& w, const Folded<P>& f, int64_t batch, const A* branch_mean, A* kernels) {
+  const int64_t rows = kTaps * w.c, shares = (rows * w.c + 16383) / 16384, share = (rows + shares - 1) / shares;
+  Buffer<A> hidden(batch * w.c);
+  parallel_units<A>(batch, 1, [&](int64_t b, A*) { generator_hidden(w, f, branch_mean + b * w.c, hidden.get() + b * w.c); });
+  parallel_units<A>(batch * shares, 1, [&](int64_t unit, A*) {
+    const int64_t b = unit / shares, first = unit % shares * share, end = smaller(first + share, rows);
+    for (int64_t m = first; m < end; ++m) {
+      kernels[b * rows + m] = dot<A>(w.generator_out + m * w.c, hidden.get() + b * w.c, w.c);
+    }
+  });
 }
 
 // The second pass.
@@ -198,9 +212,7 @@ void run(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scal
     }
   }
   const Folded<Operand<T>> f(w, mean, var);
-  parallel_units<A>(B, 1, [&](int64_t b, A*) {
-    generate_kernels(w, f, branch_mean + b * w.c, kernels + b * w.c * kTaps);
-  });
+  generate_kernels(w, f, B, branch_mean, kernels);
   apply<T>(x, w, f, branch_scale.as<A>(), attention, kernels, y);
 }
 

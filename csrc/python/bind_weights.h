@@ -13,6 +13,19 @@ namespace mirage::python {
 
 using Capsules = std::vector<py::capsule>;
 
+// The capsules of PyTorch's tensors, made here: between kernels that fill the caches the loop would cost three times as much
+// in Python. A tensor of other strides is copied first, as `Tensor.contiguous` does.
+inline Capsules capsules_of(const py::function& to_dlpack, const py::tuple& tensors) {
+  Capsules capsules;
+  capsules.reserve(tensors.size());
+  for (const auto& tensor : tensors) {
+    py::capsule capsule = to_dlpack(tensor);
+    if (!from_dlpack("weight", capsule).is_contiguous()) capsule = to_dlpack(tensor.attr("contiguous")());
+    capsules.push_back(std::move(capsule));
+  }
+  return capsules;
+}
+
 inline constexpr std::array<const char*, kMixerWeights> kMixerNames = {
     "norm_weight", "norm_bias", "qkv", "qkv_dwconv", "temperature", "bn_weight", "bn_bias", "bn_mean", "bn_var", "gic1",
     "generator_in", "generator_out", "gate_temperature", "gic2", "proj_out", "mlp_in", "mlp_out", "alpha_att",

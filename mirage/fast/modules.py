@@ -29,12 +29,18 @@ __all__ = [
 
 
 class MIRAGE(model.MIRAGE):
-    """`mirage.MIRAGE` whose large concatenations take their memory from the workspace where no gradient is wanted."""
+    """`mirage.MIRAGE` whose own results, outside its modules, take their memory from the workspace where no gradient is
+    wanted."""
 
     def concatenate(self, upsampled: Tensor, skip: Tensor) -> Tensor:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().concatenate(upsampled, skip)
         return mirage_kernels.concatenate(upsampled, skip)
+
+    def add_image(self, correction: Tensor, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().add_image(correction, x)
+        return mirage_kernels.add(correction, x)
 
 
 class Conv2d(nn.Conv2d):

@@ -8,12 +8,11 @@ from mirage_kernels._library import accumulator, dl, native, result
 
 def forward(x: Tensor, weight: Tensor) -> Tensor:
     y = result((x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype)
-    native().dense_conv2d(dl(x), dl(weight.flatten(2).contiguous()), dl(y))
+    native().dense_conv2d(dl(x), dl(weight.contiguous()), dl(y))
     return y
 
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    taps = weight.flatten(2).contiguous()
-    grad_x, grad_taps = result(x.shape, x.dtype), torch.empty(taps.shape, dtype=accumulator(x.dtype))
-    native().dense_conv2d_backward(*map(dl, (grad_y, x, taps, grad_x, grad_taps)))
-    return grad_x, grad_taps.view(weight.shape).to(weight.dtype)
+    grad_x, grad_weight = result(x.shape, x.dtype), torch.empty(weight.shape, dtype=accumulator(x.dtype))
+    native().dense_conv2d_backward(*map(dl, (grad_y, x, weight.contiguous(), grad_x, grad_weight)))
+    return grad_x, grad_weight.to(weight.dtype)

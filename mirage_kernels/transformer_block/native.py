@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import torch
 from torch import Tensor
 
 from mirage_kernels._library import dl, native, result
@@ -11,13 +10,14 @@ from mirage_kernels._library import dl, native, result
 
 def forward(
     x: Tensor,
-    mixer: Sequence[Tensor],
-    feed_forward: Sequence[Tensor],
+    mixer: tuple[Tensor, ...],
+    feed_forward: tuple[Tensor, ...],
     norm1_eps: float,
     bn_eps: float,
     norm2_eps: float,
 ) -> Tensor:
     y = result(x.shape, x.dtype)
-    weights = [dl(t.contiguous()) for t in mixer], [dl(t.contiguous()) for t in feed_forward]
-    native().transformer_block(dl(x), *weights, norm1_eps, bn_eps, norm2_eps, dl(y))
+    native().transformer_block(
+        torch._C._to_dlpack, dl(x), mixer, feed_forward, norm1_eps, bn_eps, norm2_eps, dl(y)
+    )
     return y

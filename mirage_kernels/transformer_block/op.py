@@ -64,9 +64,13 @@ def transformer_block(
 
 
 def _run(x: Tensor, mixer: MixerWeights, feed_forward: FeedForwardWeights, *eps: float) -> Tensor:
+    if type(mixer) is not MixerWeights or type(feed_forward) is not FeedForwardWeights:
+        _check(x, mixer, feed_forward)
     impl = _stage.choose("transformer_block", x)
     if impl == "cpp" and not _wants_gradient(x, *mixer, *feed_forward):
         return _forward_op(x, *mixer, *feed_forward, *eps)
+    if not torch.compiler.is_compiling():
+        _dispatch.record("transformer_block", impl)
     norm1_eps, bn_eps, norm2_eps = eps
     middle = mixer_op.mixer_stage(x, mixer, None, False, norm1_eps, bn_eps).y
     return feed_forward_op.feed_forward_stage(middle, *feed_forward, norm2_eps)
@@ -77,6 +81,8 @@ def _wants_gradient(*tensors: Tensor) -> bool:
 
 
 def _check(x: Tensor, mixer: MixerWeights, feed_forward: FeedForwardWeights) -> None:
+    if not isinstance(mixer, MixerWeights):
+        raise TypeError(f"mixer: expected MixerWeights, got {type(mixer).__name__}")
     mixer_op.check(x, mixer)
     if not isinstance(feed_forward, FeedForwardWeights):
         raise TypeError(f"feed_forward: expected FeedForwardWeights, got {type(feed_forward).__name__}")

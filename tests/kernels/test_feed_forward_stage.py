@@ -161,65 +161,14 @@ def test_many_tiles_and_groups():
             assert relative_error(feed_forward_stage(*tensors), truth) <= limit
 
 
-IN_PLACE = [(2, 4, 1, 1), (3, 6, 9, 7), (1, 24, 130, 226), (2, 96, 41, 129), (1, 6, 700, 40), (0, 6, 5, 7)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", IN_PLACE, ids=str)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_in_place(shape, dtype, threads):
-    """The same bits, over x: no tile reads what a neighbour has written, in whatever order they run."""
-    require("cpp")
-    x, *weights = (t.detach() for t in arguments(shape, dtype))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        with mirage_kernels.use("cpp"):
-            expected = feed_forward_stage(x, *weights)
-            version = x._version
-            value = feed_forward_stage(x, *weights, inplace=True)
-    finally:
-        torch.set_num_threads(before)
-    assert value is x
-    assert x._version > version  # so that autograd notices where something else has saved it
-    assert torch.equal(x, expected)
-
-
-def test_in_place_only_where_nothing_is_lost(impl):
-    """Where a gradient is wanted, x has other strides, or the result another dtype, x stays as it is."""
-    x, *weights = arguments((1, 6, 9, 11), device=device_of(impl))
-    kept = x.detach().clone()
-    value = feed_forward_stage(x, *weights, inplace=True)
-    value.square().sum().backward()
-    with torch.no_grad():
-        strided = x.detach().clone(memory_format=torch.channels_last)
-        assert torch.equal(feed_forward_stage(strided, *weights, inplace=True), feed_forward_stage(strided, *weights))
-        assert torch.equal(strided, kept)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            assert feed_forward_stage(x, *weights, inplace=True).dtype == torch.bfloat16
-    assert torch.equal(x, kept)
-
-
 def test_empty_batches_of_any_strides():
     require("cpp")
     x, *weights = (t.detach() for t in arguments((0, 6, 5, 7)))
     with mirage_kernels.use("cpp"), torch.inference_mode():
         for layout in (torch.contiguous_format, torch.channels_last):
-            value = feed_forward_stage(x.contiguous(memory_format=layout), *weights, inplace=True)
+            value = feed_forward_stage(x.contiguous(memory_format=layout), *weights)
             assert value.shape == x.shape
         assert feed_forward_stage(x.transpose(2, 3), *weights).shape == (0, 6, 7, 5)
-
-
-def test_in_place_operator_is_registered_right():
-    require("cpp")
-    x, *weights = (t.detach() for t in arguments((1, 6, 9, 11)))
-    operator = torch.ops.mirage_kernels.feed_forward_stage_.default
-    torch.library.opcheck(operator, (x, *weights, 1e-5), test_utils=("test_schema", "test_faketensor"))
-    with FlopCounterMode(display=False) as counter, mirage_kernels.use("cpp"):
-        feed_forward_stage(x, *weights, inplace=True)
-        once = counter.get_total_flops()
-        feed_forward_stage(x, *weights)
-    assert counter.get_total_flops() == 2 * once > 0
 
 
 def remember(sizes, tensor):

@@ -153,6 +153,26 @@ def test_concatenate(shapes, dtype):
         assert torch.equal(mirage_kernels.concatenate(first, second), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 3, 256, 257), (0, 3, 8, 8)], ids=str)
+def test_add(shape, dtype):
+    first, second = ((100 * torch.rand(shape)).to(dtype) for _ in range(2))
+    expected = first + second
+    total = mirage_kernels.add(first.requires_grad_(dtype.is_floating_point), second)
+    assert torch.equal(total, expected) and total.dtype == dtype and not total.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(mirage_kernels.add(first, second.transpose(2, 3).clone().transpose(2, 3)), expected)
+
+
+def test_add_is_what_torch_makes_of_other_operands():
+    image = torch.rand(1, 3, 256, 256)
+    half = mirage_kernels.add(image.bfloat16(), image)
+    assert half.dtype == torch.float32 and torch.equal(half, image.bfloat16() + image)
+    assert torch.equal(mirage_kernels.add(image, torch.ones(1, 3, 1, 1)), image + 1)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        mirage_kernels.add(image, image[..., :-1])
+
+
 def test_concatenate_is_as_strict_as_torch():
     with pytest.raises(RuntimeError, match="Sizes of tensors must match except in dimension 1"):
         mirage_kernels.concatenate(torch.rand(1, 8, 512, 512), torch.rand(1, 8, 512, 511))

@@ -156,7 +156,7 @@ def test_doctor_checks_every_operator():
 
 
 def test_doctor_knows_every_public_operator():
-    helpers = {"available", "concatenate", "last_used", "limit_workspace", "release_workspace", "use"}
+    helpers = {"add", "available", "concatenate", "last_used", "limit_workspace", "release_workspace", "use"}
     helpers |= {"pixel_shuffle", "pixel_unshuffle"}
     public = {name: getattr(mirage_kernels, name) for name in mirage_kernels.__all__ if name not in helpers}
     functions = {name for name, value in public.items() if callable(value) and not isinstance(value, type)}

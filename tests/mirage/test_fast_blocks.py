@@ -2,11 +2,13 @@
 
 import copy
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
 from harness import forced, require
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mirage
@@ -14,7 +16,7 @@ import mirage.fast
 import mirage_kernels
 from mirage import blocks
 from mirage.complexity import MemoryTracker
-from mirage.fast.block import _is_plain_feed_forward, _is_plain_mixer
+from mirage.fast import block as fast_block
 
 IMPLEMENTATIONS = ("cpp", "composite")
 
@@ -63,7 +65,19 @@ def assert_alike(block, fast, x, rtol=1e-9):
 
 
 def runs_stages(block):
-    return _is_plain_mixer(block.norm1, block.attn), _is_plain_feed_forward(block.norm2, block.ffn)
+    """Which halves run as operators, by the questions asked in Python; those asked in C++ may not be kinder."""
+    mixer = fast_block._is_plain_mixer(block.norm1, block.attn)
+    feed_forward = fast_block._is_plain_feed_forward(block.norm2, block.ffn)
+    found = fast_block.mixer_of(block) is not None, fast_block.feed_forward_of(block) is not None
+    assert found == (mixer, feed_forward)
+    return found
+
+
+def assert_infers_alike(block, fast, x, rtol=1e-9):
+    """In eval mode, where a block may run as one operator."""
+    with torch.no_grad():
+        value, expected = fast.eval()(x), block.eval()(x)
+    assert (value - expected).norm() <= rtol * expected.norm()
 
 
 # ---- gradients -----------------------------------------------------------------------------------------------------
@@ -348,6 +362,8 @@ def test_replaced_children_are_called(path, module, stages):
         b.get_submodule(parent)._modules[name] = copy.deepcopy(module).double()
     assert runs_stages(fast) == stages
     assert_alike(block, fast, image())
+    if not isinstance(module, nn.Dropout):
+        assert_infers_alike(block, fast, image())
 
 
 def test_hooks_on_any_bypassed_module_fire(impl):
@@ -360,10 +376,108 @@ def test_hooks_on_any_bypassed_module_fire(impl):
         called = []
         handle = module.register_forward_hook(lambda *_, called=called: called.append(1))
         value = fast(x)
+        with torch.no_grad():
+            inferred = fast(x)
         handle.remove()
-        assert called == [1], name
+        assert called == [1, 1], name
         torch.testing.assert_close(value, plain, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(inferred, plain, rtol=1e-9, atol=1e-9)
     assert runs_stages(fast) == (True, True)
+
+
+REGISTER = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+
+
+@pytest.mark.parametrize("kind", REGISTER)
+def test_a_module_with_any_hook_is_no_plain_one(kind):
+    _, fast = pair()
+    for name, module in fast.named_modules():
+        if not name:
+            continue
+        handle = getattr(module, f"register_{kind}")(lambda *_: None)
+        first, second = (name.startswith(half) for half in (("norm1", "attn"), ("norm2", "ffn")))
+        assert runs_stages(fast) == (not first, not second), name
+        handle.remove()
+    assert runs_stages(fast) == (True, True)
+
+
+CHANGES = {
+    "attn.qkv": {"stride": (2, 2), "padding": (1, 1), "dilation": (2, 2), "groups": 2, "padding_mode": "circular"},
+    "attn.qkv_dwconv": {"groups": 4, "kernel_size": (3, 1), "padding": (0, 0), "dilation": (2, 2)},
+    "attn.gatedcnn.norm": {"affine": False, "track_running_stats": False, "momentum": None},
+    "attn.gatedcnn.act": {"approximate": "tanh"},
+    "attn.gatedcnn.kernel_generator.0": {"output_size": 2},
+    "attn.mlp.2": {"stride": (2,), "padding": (1,), "dilation": (2,), "groups": 3},
+    "ffn.project_in": {"kernel_size": (3, 3), "stride": (2, 2), "groups": 3},
+    "ffn.dwconv": {"groups": 24, "padding_mode": "reflect", "stride": (2, 1)},
+    "ffn.act": {"approximate": "tanh"},
+}
+
+
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path, names in CHANGES.items() for name in names])
+def test_a_module_set_up_otherwise_is_no_plain_one(path, name):
+    """What a user may set on a child after the block was accelerated."""
+    _, fast = pair()
+    module, value = fast.get_submodule(path), CHANGES[path][name]
+    before = getattr(module, name)
+    setattr(module, name, value)
+    assert runs_stages(fast) == (not path.startswith("attn"), not path.startswith("ffn"))
+    setattr(module, name, before)
+    assert runs_stages(fast) == (True, True)
+
+
+def test_a_bias_and_a_forward_of_its_own_are_seen():
+    _, fast = pair()
+    for path in ("attn.gatedcnn.gic2", "ffn.project_out"):
+        module = fast.get_submodule(path)
+        module.bias = nn.Parameter(torch.zeros(1))
+        assert runs_stages(fast) == (not path.startswith("attn"), not path.startswith("ffn"))
+        module.bias = None
+        module.forward = lambda x: x
+        assert runs_stages(fast) == (not path.startswith("attn"), not path.startswith("ffn"))
+        del module.forward
+    assert runs_stages(fast) == (True, True)
+
+
+def test_one_call_tells_what_a_block_is():
+    """Not only by the questions asked in Python, which take several times as long; with the same weights in order."""
+    require("cpp")
+    _, fast = pair(drop_path=0.2)
+    assert fast_block._match_mixer(fast) is not None and fast_block._match_feed_forward(fast) is not None
+    quick = fast_block.mixer_of(fast), fast_block.feed_forward_of(fast)
+    with mock.patch.multiple(fast_block, _match_mixer=lambda b: None, _match_feed_forward=lambda b: None):
+        asked = fast_block.mixer_of(fast), fast_block.feed_forward_of(fast)
+    for a, b in zip(quick, asked, strict=True):
+        assert all(x is y for x, y in zip(a.weights, b.weights, strict=True))
+        assert a[1:] == b[1:]
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+def test_inference_is_one_operator(drop_path):
+    """And only where no gradient is wanted and nothing depends on the batch."""
+    require("cpp")
+    _, fast = pair(drop_path=drop_path, training=False)
+    calls = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "mirage_kernels":
+                calls.append(func._schema.name.split("::")[1])
+            return func(*args, **(kwargs or {}))
+
+    stages, x = ["mixer_stage", "feed_forward_stage"], image()
+    with forced("cpp"), Calls():
+        for grad, training, expected in (
+            (False, False, ["transformer_block"]),
+            (True, False, stages),
+            (False, True, stages),
+            (True, True, stages),
+        ):
+            fast.train(training)
+            with torch.set_grad_enabled(grad):
+                fast(x)
+            assert calls == expected
+            calls.clear()
 
 
 def test_parametrized_weights_are_used():
@@ -374,6 +488,7 @@ def test_parametrized_weights_are_used():
         nn.utils.parametrizations.orthogonal(b.ffn.project_in)
     assert runs_stages(fast) == (False, False)
     assert_alike(block, fast, image(), rtol=1e-8)
+    assert_infers_alike(block, fast, image(), rtol=1e-8)
 
 
 def test_subclasses_are_called():

@@ -1,0 +1,224 @@
+"""transformer_block: the stages one after the other, as one operator of the C++ library where no gradient is wanted."""
+
+import pytest
+import torch
+from harness import device_of, forced, in_float64, relative_error, require, unavoidable
+from test_feed_forward_stage import make as make_feed_forward
+from test_mixer_stage import make as make_mixer
+from torch.utils.flop_counter import FlopCounterMode
+
+import mirage_kernels
+from mirage_kernels import FeedForwardWeights, MixerWeights, feed_forward_stage, mixer_stage, transformer_block
+from mirage_kernels.mixer_stage.weights import LEARNED
+from mirage_kernels.transformer_block import reference
+
+IMPLEMENTATIONS = ("cpp", "composite", "torch")
+SMALL = (2, 12, 5, 7, 2)
+# Odd sizes, one pixel, one tile and many, planes of one line, an empty batch.
+SHAPES = [
+    SMALL,
+    (1, 3, 1, 1, 1),
+    (3, 6, 9, 7, 1),
+    (1, 24, 130, 226, 1),
+    (2, 96, 41, 129, 4),
+    (1, 6, 700, 40, 2),
+    (0, 6, 5, 7, 1),
+]
+
+
+def make(shape, dtype=torch.float32, device="cpu"):
+    """x and the weights, for a shape (B, C, H, W, heads)."""
+    generator = torch.Generator().manual_seed(0)
+    x, *learned = (t.to(device, dtype) for t in make_mixer(shape, generator))
+    branch = shape[1] // 3
+    mean, var = (torch.linspace(*ends, branch).to(x) for ends in ((-0.3, 0.4), (0.5, 2)))
+    mixer = MixerWeights(**dict(zip(LEARNED, learned, strict=True)), bn_mean=mean, bn_var=var)
+    feed_forward = FeedForwardWeights(*(t.to(x) for t in make_feed_forward(shape[:4], generator)[1:]))
+    return x, mixer, feed_forward
+
+
+def halves(x, mixer, feed_forward, norm1_eps=1e-5, bn_eps=1e-5, norm2_eps=1e-5):
+    middle = mixer_stage(x, mixer, norm_eps=norm1_eps, bn_eps=bn_eps).y
+    return feed_forward_stage(middle, *feed_forward, norm2_eps)
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request):
+    require(request.param)
+    with forced(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_bits_of_its_halves(shape, dtype, threads):
+    """Written over the sum between them: no tile reads what a neighbour has written, in whatever order they run."""
+    require("cpp")
+    arguments = make(shape, dtype)
+    kept, before = arguments[0].clone(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with mirage_kernels.use("cpp"), torch.no_grad():
+            expected = halves(*arguments)
+            value = transformer_block(*arguments)
+    finally:
+        torch.set_num_threads(before)
+    assert value.dtype == dtype and value.is_contiguous()
+    assert torch.equal(value, expected)
+    assert torch.equal(arguments[0], kept)
+    assert mirage_kernels.last_used("transformer_block") == "cpp"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [SMALL, (1, 24, 33, 47, 1), (1, 96, 13, 30, 4)], ids=str)
+def test_as_exact_as_eager(impl, shape, dtype):
+    if impl == "torch":
+        pytest.skip("is eager")
+    x, mixer, feed_forward = make(shape, dtype, device_of(impl))
+    flat = [x, *mixer, *feed_forward]
+    wide = [t.detach() for t in in_float64(flat)]
+    count = len(mixer)
+    truth = reference(wide[0], MixerWeights(*wide[1 : 1 + count]), FeedForwardWeights(*wide[1 + count :]))
+    eager = relative_error(reference(x, mixer, feed_forward), truth)
+    with torch.no_grad():
+        value = transformer_block(x, mixer, feed_forward)
+    assert relative_error(value, truth) <= max((2 if dtype == torch.float32 else 1) * eager, unavoidable(truth, dtype))
+
+
+def test_epsilons_reach_their_norms(impl):
+    arguments = make(SMALL, torch.float64)
+    with torch.no_grad():
+        for eps in ((0.5, 1e-5, 1e-5), (1e-5, 0.5, 1e-5), (1e-5, 1e-5, 0.5)):
+            value = transformer_block(*arguments, *eps)
+            assert relative_error(value, reference(*arguments, *eps)) < 1e-12
+            assert relative_error(value, reference(*arguments)) > 1e-3
+
+
+def test_gradients_are_those_of_its_halves(impl):
+    x, mixer, feed_forward = make(SMALL, torch.float64)
+    learned = [x, *(getattr(mixer, name) for name in LEARNED), *feed_forward]
+    for tensor in learned:
+        tensor.requires_grad_()
+    values = [function(x, mixer, feed_forward) for function in (transformer_block, halves)]
+    results = [torch.autograd.grad(value.square().sum(), learned) for value in values]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    with torch.no_grad():
+        assert not transformer_block(x, mixer, feed_forward).requires_grad
+
+
+def test_the_operator_alone_refuses_gradients():
+    require("cpp")
+    x, mixer, feed_forward = make(SMALL)
+    y = torch.ops.mirage_kernels.transformer_block(x.requires_grad_(), *mixer, *feed_forward, 1e-5, 1e-5, 1e-5)
+    with pytest.raises(NotImplementedError, match="the function mirage_kernels.transformer_block has"):
+        y.sum().backward()
+
+
+def test_strides(impl):
+    """Of x any; of the weights too, which are copied then."""
+    x, mixer, feed_forward = make((2, 12, 9, 11, 2), torch.float64)
+    with torch.no_grad():
+        expected = transformer_block(x, mixer, feed_forward)
+        wide = torch.randn(2, 12, 18, 33, dtype=x.dtype)[:, :, ::2, ::3]
+        wide.copy_(x)
+        for other in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).clone().transpose(2, 3), wide):
+            value = transformer_block(other, mixer, feed_forward)
+            assert relative_error(value, expected) < 1e-13 and value.shape == expected.shape
+        spread = MixerWeights(*(torch.stack((w, w), -1)[..., 0] for w in mixer))
+        turned = FeedForwardWeights(*(torch.stack((w, w), -1)[..., 1] for w in feed_forward))
+        assert not spread.qkv.is_contiguous() and not turned.dwconv.is_contiguous()
+        assert relative_error(transformer_block(x, spread, turned), expected) < 1e-13
+        repeated = transformer_block(x[:1].expand(3, -1, -1, -1), mixer, feed_forward)
+        assert all(relative_error(sample, expected[0]) < 1e-13 for sample in repeated)
+
+
+def test_weights_of_other_dtypes(impl):
+    if impl == "torch":
+        pytest.skip("PyTorch's convolutions want one dtype")
+    x, mixer, feed_forward = make(SMALL)
+    mixed = MixerWeights(*(w.bfloat16() for w in mixer)), FeedForwardWeights(*(w.half() for w in feed_forward))
+    with torch.no_grad():
+        value = transformer_block(x, *mixed)
+        expected = transformer_block(x, *(type(half)(*(w.float() for w in half)) for half in mixed))
+    assert value.dtype == torch.float32 and relative_error(value, expected) < 1e-6
+
+
+def test_autocast(impl):
+    x, mixer, feed_forward = make(SMALL)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        value, expected = transformer_block(x, mixer, feed_forward), halves(x, mixer, feed_forward)
+    assert torch.equal(value, expected)
+    assert value.dtype == (x.dtype if impl == "torch" else torch.bfloat16)  # eager adds x before any convolution
+
+
+@pytest.mark.skipif(mirage_kernels.available()["cpp"] != "yes", reason="needs the C++ library")
+def test_results_do_not_depend_on_what_the_workspace_held():
+    arguments = make((1, 24, 40, 56, 2))
+    results = []
+    for poison in (0.0, float("nan"), 1e30):
+        with torch.no_grad(), mirage_kernels.use("cpp"):
+            transformer_block(torch.full_like(arguments[0], poison), *arguments[1:])
+            results.append(transformer_block(*arguments))
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_registered_right():
+    require("cpp")
+    x, mixer, feed_forward = make(SMALL)
+    operator = torch.ops.mirage_kernels.transformer_block.default
+    flat = (x, *mixer, *feed_forward, 1e-5, 1e-5, 1e-5)
+    torch.library.opcheck(operator, flat, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+
+
+def test_flops_are_those_of_its_halves(impl):
+    arguments = make((1, 24, 16, 16, 2))
+    counts = []
+    for function in (transformer_block, halves):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            function(*arguments)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_compiles_in_one_graph(impl):
+    arguments = make(SMALL)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(transformer_block, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*arguments), transformer_block(*arguments), rtol=1e-5, atol=1e-6)
+
+
+WRONG = {
+    "x: expected a tensor, got list": lambda x, m, f: ([1.0], m, f),
+    "x: expected float32, float64, float16 or bfloat16, got torch.int64": lambda x, m, f: (x.long(), m, f),
+    "x: expected 4 dimensions, got shape": lambda x, m, f: (x[0], m, f),
+    "x: expected a positive multiple of 3 channels": lambda x, m, f: (x[:, :11], m, f),
+    "mixer: expected MixerWeights, got tuple": lambda x, m, f: (x, tuple(m), f),
+    "feed_forward: expected FeedForwardWeights, got list": lambda x, m, f: (x, m, list(f)),
+    "norm_weight: expected shape": lambda x, m, f: (x, m._replace(norm_weight=m.norm_weight[:-1]), f),
+    "qkv: expected shape": lambda x, m, f: (x, m._replace(qkv=m.qkv.flatten(1)), f),
+    "gic1: expected shape": lambda x, m, f: (x, m._replace(gic1=m.gic1.transpose(1, 2)), f),
+    "gic2: expected 4 dimensions": lambda x, m, f: (x, m._replace(gic2=m.gic2.flatten(1)), f),
+    "gic2: expected at least 4 input channels": lambda x, m, f: (x, m._replace(gic2=m.gic2[:, :3]), f),
+    "qkv_dwconv: expected shape": lambda x, m, f: (x, m._replace(qkv_dwconv=m.qkv_dwconv.view(12, 9, 1, 1)), f),
+    "mlp_in: expected shape": lambda x, m, f: (x, m._replace(mlp_in=m.mlp_in[..., None]), f),
+    "temperature: expected a head count": lambda x, m, f: (x, m._replace(temperature=m.temperature[:0]), f),
+    "temperature: expected 3 dimensions": lambda x, m, f: (x, m._replace(temperature=m.temperature.flatten()), f),
+    "alpha_mlp: expected a tensor, got float": lambda x, m, f: (x, m._replace(alpha_mlp=1.0), f),
+    "proj_out: expected float32": lambda x, m, f: (x, m._replace(proj_out=m.proj_out.int()), f),
+    "bn_var: expected a tensor on cpu like x, got meta": lambda x, m, f: (x, m._replace(bn_var=m.bn_var.to("meta")), f),
+    "project_in: expected shape": lambda x, m, f: (x, m, f._replace(project_in=f.project_in[1:])),
+    "dwconv: expected shape": lambda x, m, f: (x, m, f._replace(dwconv=f.dwconv[:, :, :1])),
+    "project_out: expected 4 dimensions": lambda x, m, f: (x, m, f._replace(project_out=f.project_out[..., 0])),
+    "norm_bias: expected a tensor, got NoneType": lambda x, m, f: (x, m, f._replace(norm_bias=None)),
+    "dwconv: expected a tensor on cpu like x, got meta": lambda x, m, f: (x, m, f._replace(dwconv=f.dwconv.to("meta"))),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_errors_name_the_argument(impl, message):
+    """The same words whichever implementation would have run, although the C++ library is asked first."""
+    x, mixer, feed_forward = make(SMALL)
+    with torch.no_grad(), pytest.raises((TypeError, ValueError), match=message):
+        transformer_block(*WRONG[message](x, mixer, feed_forward))
