@@ -178,7 +178,7 @@ def _mixer_case(image: tuple[int, ...]) -> OperatorCase:
 
 
 def _block_case(image: tuple[int, ...]) -> OperatorCase:
-    from mirage_kernels import FeedForwardWeights
+    from mirage_kernels import BlockWeights, FeedForwardWeights
     from mirage_kernels.feed_forward_stage.weights import shapes as feed_forward_shapes
     from mirage_kernels.mixer_stage.weights import LEARNED, shapes
 
@@ -188,13 +188,14 @@ def _block_case(image: tuple[int, ...]) -> OperatorCase:
     def flat(function: Callable[..., Any]) -> Callable[..., Tensor]:
         def call(x: Tensor, *weights: Tensor) -> Tensor:
             mixer = _mixer_weights(weights[: len(LEARNED)])
-            return function(x, mixer, FeedForwardWeights(*weights[len(LEARNED) :]))
+            block = BlockWeights(mixer, FeedForwardWeights(*weights[len(LEARNED) :]))
+            return function(x, [block, block])
 
         return call
 
     tensors = (image, *(of_mixer[name] for name in LEARNED), *of_feed_forward.values())
     # Its gradients are those of its halves; where none is wanted it may run as one operator.
-    return OperatorCase("transformer_block", tensors, shift=(3.0, *shift), adapt=flat, gradients=False)
+    return OperatorCase("transformer_blocks", tensors, shift=(3.0, *shift), adapt=flat, gradients=False)
 
 
 def examine(*, check: bool = True) -> Report:

@@ -22,13 +22,14 @@ from mirage_kernels.feed_forward_stage import FeedForwardWeights, feed_forward_s
 from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
 from mirage_kernels.mixer_stage import MixerOutput, MixerWeights, mixer_stage
 from mirage_kernels.spd_covariance import spd_covariance
-from mirage_kernels.transformer_block import transformer_block
+from mirage_kernels.transformer_blocks import BlockWeights, transformer_blocks
 from mirage_kernels.tri_branch_fusion import tri_branch_fusion
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "BlockWeights",
     "FeedForwardWeights",
     "MixerOutput",
     "MixerWeights",
@@ -49,7 +50,7 @@ __all__ = [
     "pixel_unshuffle",
     "release_workspace",
     "spd_covariance",
-    "transformer_block",
+    "transformer_blocks",
     "tri_branch_fusion",
     "use",
 ]

@@ -42,12 +42,12 @@ def define(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     autocast: Sequence[int] | None = None,
+    without_gradient: str | None = None,
 ) -> torch._ops.OpOverload:
     """Register ``mirage_kernels::<name>``.
 
     Args:
-        name: Operator name. Names that end in ``_backward`` get no gradient: differentiating twice raises. Names that
-            end in an underscore are of operators that write over an argument, as in PyTorch, and have none either.
+        name: Operator name. Names that end in ``_backward`` get no gradient: differentiating twice raises.
         schema: The part of the schema after the name, such as ``"(Tensor x, str impl) -> Tensor"``.
         kernel: Runs on CPU and CUDA tensors; receives the arguments of the schema.
         fake: Shapes and dtypes of the result.
@@ -56,6 +56,7 @@ def define(
         setup_context: The matching ``setup_context(ctx, inputs, output)``.
         autocast: Positions of the tensor arguments that autocast rounds to its dtype, as it does in the reference
             expression; None leaves the operator alone under autocast.
+        without_gradient: Of an operator that has none, what to use where one is wanted: calling it there raises.
 
     Returns:
         The operator, to be called directly.
@@ -66,9 +67,11 @@ def define(
         _library.impl(name, kernel, key)
     torch.library.register_fake(qualified, fake, lib=_library)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
-    if backward is None:
-        backward, setup_context = _no_second_derivative(name), _keep_nothing
-    if not name.endswith("_"):
+    if without_gradient is not None:
+        _register_refusal(name, operator, without_gradient)
+    elif backward is None or setup_context is None:
+        _register_autograd(name, operator, _no_second_derivative(name), _keep_nothing)
+    else:
         _register_autograd(name, operator, backward, setup_context)
     if autocast is not None:
         for device_type in ("cpu", "cuda"):
@@ -101,6 +104,19 @@ def _register_autograd(
         return _below_autograd(operator, keyset, args)
 
     Differentiable.__name__ = Differentiable.__qualname__ = f"{name}_autograd"
+    _library.impl(name, with_autograd, "Autograd", with_keyset=True)
+
+
+def _register_refusal(name: str, operator: torch._ops.OpOverload, instead: str) -> None:
+    """For an operator without a gradient: an error where one is wanted, of any tensor or list of tensors."""
+
+    def with_autograd(keyset: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled():
+            tensors = [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor)]
+            if any(t.requires_grad for t in tensors):
+                raise NotImplementedError(f"{NAMESPACE}::{name} has no gradient; where one is wanted, use {instead}")
+        return _below_autograd(operator, keyset, args)
+
     _library.impl(name, with_autograd, "Autograd", with_keyset=True)
 
 

@@ -17,9 +17,6 @@ constexpr int kMixRows = 6, kMixVectors = 4;  // 24 of 32 registers
 constexpr int kMixRows = 4, kMixVectors = 2;  // 8 of 16 (NEON has 32)
 #endif
 
-// Elements from which on a matrix of weights is asked for ahead of its use: smaller ones are there soon enough.
-constexpr int64_t kFarWeights = 2048;
-
 // Pixels per block of registers. Buffers end on a multiple of the lanes, and may be read and written up to there.
 template <class A> constexpr int64_t kMixPixels = kMixVectors * kLanes<A>;
 
@@ -51,29 +48,20 @@ MIRAGE_INLINE void store_each(A* p, const Vec<A> (&v)[V]) {
   for (int j = 0; j < V; ++j) store(p + j * kLanes<A>, v[j]);
 }
 
-// c += A B: `a` are rows of A, `b` the first pixel's element of the first row of B. Where `ahead` is not 0, the rows of A
-// that many elements further on are asked for meanwhile.
+// c += A B: `a` are rows of A, `b` the first pixel's element of the first row of B.
 template <class P, int V>
 MIRAGE_INLINE void mix_steps(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t depth, const P* b,
-                             int64_t b_stride, int64_t ahead) {
-  const int64_t share = ahead != 0 ? 64 / int64_t(sizeof(P)) : depth;
-  for (int64_t first = 0; first < depth; first += share) {
-    const int64_t end = depth - first < share ? depth : first + share;
-    if (ahead != 0) {
+                             int64_t b_stride) {
+  for (int64_t k = 0; k < depth; ++k) {
+    const P* row = b + k * b_stride;
+    decltype(load(row)) v[V];
 #pragma GCC unroll 8
-      for (int i = 0; i < kMixRows; ++i) __builtin_prefetch(a[i] + first + ahead, 0, 2);
-    }
-    for (int64_t k = first; k < end; ++k) {
-      const P* row = b + k * b_stride;
-      decltype(load(row)) v[V];
+    for (int j = 0; j < V; ++j) v[j] = load(row + j * kLanes<Acc<P>>);
 #pragma GCC unroll 8
-      for (int j = 0; j < V; ++j) v[j] = load(row + j * kLanes<Acc<P>>);
+    for (int i = 0; i < kMixRows; ++i) {
+      const auto w = splat(a[i][k]);
 #pragma GCC unroll 8
-      for (int i = 0; i < kMixRows; ++i) {
-        const auto w = splat(a[i][k]);
-#pragma GCC unroll 8
-        for (int j = 0; j < V; ++j) c[i][j] = multiply_add(c[i][j], w, v[j]);
-      }
+      for (int j = 0; j < V; ++j) c[i][j] = multiply_add(c[i][j], w, v[j]);
     }
   }
 }
@@ -84,14 +72,9 @@ struct PixelRows {
   const P* data;
   int64_t stride, depth;
 
-  // Where the weights come from after these rows: the next rows, or, of a matrix taken in groups of columns, the next of
-  // them.
-  MIRAGE_INLINE int64_t next(int64_t a_stride) const { return a_stride > depth ? depth : kMixRows * a_stride; }
-
   template <int V>
-  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel,
-                              int64_t ahead) const {
-    mix_steps(c, a, depth, data + pixel, stride, ahead);
+  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel) const {
+    mix_steps(c, a, depth, data + pixel, stride);
   }
 };
 
@@ -102,18 +85,15 @@ struct TapRows {
   const P* data;
   int64_t stride, depth, line;
 
-  MIRAGE_INLINE int64_t next(int64_t a_stride) const { return kMixRows * a_stride; }
-
   template <int V>
-  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel,
-                              int64_t ahead) const {
+  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel) const {
     const int together = depth > 64 ? 1 : K;
     const P* at[kMixRows];
     for (int i = 0; i < kMixRows; ++i) at[i] = a[i];
     for (int first = 0; first < K * K; first += together) {
       Vec<Acc<P>> share[kMixRows][V] = {};
       for (int tap = first; tap < first + together; ++tap) {
-        mix_steps(share, at, depth, data + pixel + tap / K * line + tap % K, stride, ahead);
+        mix_steps(share, at, depth, data + pixel + tap / K * line + tap % K, stride);
         for (int i = 0; i < kMixRows; ++i) at[i] += depth;
       }
 #pragma GCC unroll 8
@@ -127,40 +107,51 @@ struct TapRows {
 
 template <class P, int V, class Rows, class Finish>
 MIRAGE_INLINE void mix_block(const P* const (&a)[kMixRows], int rows, const Rows& b, int64_t m, int64_t p,
-                             int64_t ahead, Finish finish) {
+                             Finish finish) {
   Vec<Acc<P>> c[kMixRows][V];
 #pragma GCC unroll 8
   for (int i = 0; i < kMixRows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) c[i][j] = Vec<Acc<P>>{};
   }
-  b.multiply(c, a, p, ahead);
+  b.multiply(c, a, p);
 #pragma GCC unroll 8
   for (int i = 0; i < kMixRows; ++i) {
     if (i < rows) finish_row<Acc<P>>(finish, m + i, p, c[i]);
   }
 }
 
+// Asks for the weights of the next block of registers where those of a matrix are many. Only the first panel of pixels has
+// to wait for them: those of a network's layers together are more than the processor keeps near.
+template <class P, class Rows>
+MIRAGE_INLINE void prefetch_weights(const P* next, int64_t rows, int64_t stride, const Rows& b) {
+  constexpr int64_t kFew = 2048, kLine = 64 / sizeof(P);
+  if (rows * stride < kFew) return;
+  for (int i = 0; i < kMixRows; ++i) {
+    for (int64_t k = 0; k < b.depth; k += kLine) __builtin_prefetch(next + i * stride + k, 0, 2);
+  }
+}
+
 // For all m < rows and pixels < `pixels` (a multiple of the lanes): finish(m, pixel, vector of C[m][pixel...]), or the
-// vectors of a row together (by_row). The first panel of pixels finds the weights far from the processor, where those of
-// all layers together are more than it keeps near; it asks for the ones that it will need next.
+// vectors of a row together (by_row).
 template <class P, class Rows, class Finish>
 MIRAGE_INLINE void mix(const Matrix<P>& a, int64_t rows, const Rows& b, int64_t pixels, Finish finish) {
   constexpr int L = kLanes<Acc<P>>;
   for (int64_t p = 0; p < pixels; p += kMixPixels<Acc<P>>) {
-    const int64_t vectors = (pixels - p) / L, ahead = p == 0 && rows * a.stride >= kFarWeights ? b.next(a.stride) : 0;
+    const int64_t vectors = (pixels - p) / L;
     for (int64_t m = 0; m < rows; m += kMixRows) {
       const int here = rows - m < kMixRows ? int(rows - m) : kMixRows;
       const P* w[kMixRows];
       for (int i = 0; i < kMixRows; ++i) w[i] = a.data + (m + (i < here ? i : here - 1)) * a.stride;
+      if (p == 0) prefetch_weights(w[0] + (a.stride > b.depth ? b.depth : kMixRows * a.stride), rows, a.stride, b);
       if (vectors >= kMixVectors) {
-        mix_block<P, kMixVectors>(w, here, b, m, p, ahead, finish);
+        mix_block<P, kMixVectors>(w, here, b, m, p, finish);
       } else if (kMixVectors == 4 && vectors == 3) {
-        mix_block<P, 3>(w, here, b, m, p, ahead, finish);
+        mix_block<P, 3>(w, here, b, m, p, finish);
       } else if (kMixVectors == 4 && vectors == 2) {
-        mix_block<P, 2>(w, here, b, m, p, ahead, finish);
+        mix_block<P, 2>(w, here, b, m, p, finish);
       } else {
-        mix_block<P, 1>(w, here, b, m, p, ahead, finish);
+        mix_block<P, 1>(w, here, b, m, p, finish);
       }
     }
   }

@@ -15,7 +15,7 @@ using Capsules = std::vector<py::capsule>;
 
 // The capsules of PyTorch's tensors, made here: between kernels that fill the caches the loop would cost three times as much
 // in Python. A tensor of other strides is copied first, as `Tensor.contiguous` does.
-inline Capsules capsules_of(const py::function& to_dlpack, const py::tuple& tensors) {
+inline Capsules capsules_of(const py::function& to_dlpack, const py::sequence& tensors) {
   Capsules capsules;
   capsules.reserve(tensors.size());
   for (const auto& tensor : tensors) {

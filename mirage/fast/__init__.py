@@ -10,7 +10,7 @@ The modules also stand alone, with the constructors and parameter names of `mira
 from typing import Any
 
 import mirage
-from mirage.fast.block import TransformerBlock
+from mirage.fast.block import BlockSequence, TransformerBlock
 from mirage.fast.modules import (
     MIRAGE,
     Attention,
@@ -27,6 +27,7 @@ from mirage.fast.swap import Summary, accelerate, revert, summary
 __all__ = [
     "MIRAGE",
     "Attention",
+    "BlockSequence",
     "Conv2d",
     "FeedForward",
     "GatedCNNBlock",

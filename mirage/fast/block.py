@@ -18,7 +18,7 @@ from mirage.fast.modules import Attention, FeedForward, GatedCNNBlock, LayerNorm
 from mirage.fast.pattern import GELU, GLOBAL_AVERAGE, Pattern, attribute, convolution, matcher, sequence, weight
 from mirage.fast.plain import children, is_bare, parameters
 
-__all__ = ["TransformerBlock"]
+__all__ = ["BlockSequence", "TransformerBlock"]
 
 KEEP_HIDDEN_FROM = 96
 """Channels of a block from which on keeping its hidden tensor saves time: an element costs a product over the channels
@@ -26,8 +26,9 @@ to compute again, and the same to write and read however many there are."""
 
 
 class TransformerBlock(blocks.TransformerBlock):
-    """`mirage.blocks.TransformerBlock` as one operator, `mirage_kernels.transformer_block`, where no gradient is wanted
-    and nothing depends on the batch, and as two elsewhere: `mirage_kernels.mixer_stage` and `feed_forward_stage`.
+    """`mirage.blocks.TransformerBlock` as one operator, `mirage_kernels.transformer_blocks`, where no gradient is
+    wanted and nothing depends on the batch, and as two elsewhere: `mirage_kernels.mixer_stage` and
+    `feed_forward_stage`.
 
     For backward a block keeps its input, the tensor between its halves and small statistics. With the memory "fast" of
     `accelerate` also the hidden tensor of the feed-forward network.
@@ -40,14 +41,35 @@ class TransformerBlock(blocks.TransformerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         mixer, ffn = mixer_of(self), feed_forward_of(self)
-        if mixer is not None and ffn is not None and not torch.is_grad_enabled() and not mixer.depends_on_batch():
-            eps = mixer.norm_eps, mixer.batch_norm.eps, ffn.norm_eps
-            return mirage_kernels.transformer_block(x, mixer.weights, ffn.weights, *eps)
+        if not torch.is_grad_enabled() and (whole := _whole(mixer, ffn)) is not None:
+            return mirage_kernels.transformer_blocks(x, [whole])
         x = x + self.attn(self.norm1(x)) if mixer is None else mixer.run(x)
         if ffn is None:
             return x + self.ffn(self.norm2(x))
         keep = self._mirage_memory == "fast" and x.shape[1] >= KEEP_HIDDEN_FROM
         return mirage_kernels.feed_forward_stage(x, *ffn.weights, ffn.norm_eps, keep_hidden=keep)
+
+
+class BlockSequence(nn.Sequential):
+    """`torch.nn.Sequential` of blocks. Where no gradient is wanted, those next to each other that would each run as one
+    operator run as one together: what lies between two calls of an operator is not for nothing, least of all where
+    images are small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        waiting: list[mirage_kernels.BlockWeights] = []
+        for block in children(self).values():
+            whole = None
+            if type(block) is TransformerBlock and is_bare(block):
+                whole = _whole(mixer_of(block), feed_forward_of(block))
+            if whole is not None:
+                waiting.append(whole)
+                continue
+            if waiting:
+                x, waiting = mirage_kernels.transformer_blocks(x, waiting), []
+            x = block(x)
+        return mirage_kernels.transformer_blocks(x, waiting) if waiting else x
 
 
 class Mixer(NamedTuple):
@@ -76,6 +98,13 @@ class FeedForwardHalf(NamedTuple):
 
     weights: mirage_kernels.FeedForwardWeights
     norm_eps: float
+
+
+def _whole(mixer: Mixer | None, ffn: FeedForwardHalf | None) -> mirage_kernels.BlockWeights | None:
+    """Both halves for `mirage_kernels.transformer_blocks`, or None where it does not compute what the block does."""
+    if mixer is None or ffn is None or mixer.depends_on_batch():
+        return None
+    return mirage_kernels.BlockWeights(mixer.weights, ffn.weights, mixer.norm_eps, mixer.batch_norm.eps, ffn.norm_eps)
 
 
 def mixer_of(block: TransformerBlock) -> Mixer | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mirage import blocks, model
 from mirage.fast import modules as fast
-from mirage.fast.block import TransformerBlock
+from mirage.fast.block import BlockSequence, TransformerBlock
 from mirage.fast.plain import HOOKS, is_dense_convolution
 
 
@@ -160,6 +160,11 @@ def _block_problem(m: Any) -> str:
     return ""
 
 
+def _is_of_blocks(m: nn.Sequential) -> bool:
+    kinds = [kind_of(child) for child in m]
+    return bool(kinds) and all(kind is not None and kind.replacement is TransformerBlock for kind in kinds)
+
+
 def _block_channels(m: Any) -> int:
     return next(m.norm1.parameters()).shape[0]
 
@@ -200,6 +205,7 @@ KINDS = (
     # No attribute gives these away: only the reference's own class counts.
     Kind(blocks.SPDCovariance, fast.SPDCovariance, (), lambda m: "", lambda m: 0),
     Kind(model.MIRAGE, fast.MIRAGE, (), lambda m: "", lambda m: m.config["in_channels"], enclose=False),
+    Kind(nn.Sequential, BlockSequence, (), lambda m: "", lambda m: 0, lambda m: _is_of_blocks(m), enclose=False),
     Kind(nn.Conv2d, fast.Conv2d, (), lambda m: "", lambda m: m.in_channels, is_dense_convolution, common=True),
     Kind(nn.PixelShuffle, fast.PixelShuffle, (), lambda m: "", lambda m: m.upscale_factor**2, common=True),
     Kind(nn.PixelUnshuffle, fast.PixelUnshuffle, (), lambda m: "", lambda m: 1, common=True),

@@ -51,13 +51,14 @@ def test_everything_is_replaced(model):
         "FeedForward": blocks_of_model,
         "SPDCovariance": 1,
         "TransformerBlock": blocks_of_model,
+        "BlockSequence": 8,
         "Conv2d": 11,
         "PixelShuffle": 3,
         "PixelUnshuffle": 3,
         "MIRAGE": 1,
     }
     assert not summary.kept
-    assert "67 modules run on mirage_kernels" in str(summary)
+    assert "75 modules run on mirage_kernels" in str(summary)
 
 
 def test_convolutions_outside_blocks_only(model):
@@ -246,8 +247,8 @@ def test_blocks_run_stages(model):
     for grad in (False, True):
         with mirage_kernels.use("cpp"), Calls(), torch.set_grad_enabled(grad):
             model(image())
-        block = ["mixer_stage", "feed_forward_stage"] if grad else ["transformer_block"]
-        assert [name for name in seen if name != "dense_conv2d"] == block * 8
+        expected = ["mixer_stage", "feed_forward_stage"] * 8 if grad else ["transformer_blocks"] * 8
+        assert [name for name in seen if name != "dense_conv2d"] == expected
         assert seen.count("dense_conv2d") == 11
         seen.clear()
 
@@ -290,6 +291,7 @@ def test_a_lookalike_is_accelerated(lookalike):
     summary = mirage.fast.summary(lookalike)
     assert sorted(set(summary.replaced.values())) == [
         "Attention",
+        "BlockSequence",
         "Conv2d",
         "FeedForward",
         "GatedCNNBlock",

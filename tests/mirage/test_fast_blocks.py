@@ -457,27 +457,16 @@ def test_inference_is_one_operator(drop_path):
     """And only where no gradient is wanted and nothing depends on the batch."""
     require("cpp")
     _, fast = pair(drop_path=drop_path, training=False)
-    calls = []
-
-    class Calls(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "mirage_kernels":
-                calls.append(func._schema.name.split("::")[1])
-            return func(*args, **(kwargs or {}))
-
     stages, x = ["mixer_stage", "feed_forward_stage"], image()
-    with forced("cpp"), Calls():
-        for grad, training, expected in (
-            (False, False, ["transformer_block"]),
-            (True, False, stages),
-            (False, True, stages),
-            (True, True, stages),
-        ):
-            fast.train(training)
-            with torch.set_grad_enabled(grad):
-                fast(x)
-            assert calls == expected
-            calls.clear()
+    for grad, training, expected in (
+        (False, False, ["transformer_blocks"]),
+        (True, False, stages),
+        (False, True, stages),
+        (True, True, stages),
+    ):
+        fast.train(training)
+        with torch.set_grad_enabled(grad):
+            assert operators(lambda: fast(x)) == expected
 
 
 def test_parametrized_weights_are_used():
@@ -501,6 +490,100 @@ def test_subclasses_are_called():
     fast.attn.__class__ = Doubled
     assert runs_stages(fast) == (False, True)
     assert not torch.allclose(fast(image()), expected)
+
+
+# ---- blocks in a sequence ------------------------------------------------------------------------------------------
+
+
+def sequence(count=4):
+    """A sequence of different blocks in eval mode, and its accelerated copy."""
+    level = nn.Sequential(*(pair(drop_path=0.2)[0] for _ in range(count))).eval()
+    for i, block in enumerate(level):
+        block.ffn.project_out.weight.data.mul_(1 + 0.1 * i)
+    return level, mirage.fast.accelerate(copy.deepcopy(level))
+
+
+def operators(function):
+    """The names of the operators of this package that a function calls."""
+    calls = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "mirage_kernels":
+                calls.append(func._schema.name.split("::")[1])
+            return func(*args, **(kwargs or {}))
+
+    with forced("cpp"), Calls():
+        function()
+    return calls
+
+
+def test_a_sequence_of_blocks_is_one_operator():
+    require("cpp")
+    level, fast = sequence()
+    assert type(fast) is mirage.fast.BlockSequence and list(fast.state_dict()) == list(level.state_dict())
+    x = image()
+    with torch.no_grad():
+        assert operators(lambda: fast(x)) == ["transformer_blocks"]
+        torch.testing.assert_close(fast(x), level(x), rtol=1e-9, atol=1e-9)
+        fast[2].attn.gatedcnn.norm.train()  # depends on the batch: its neighbours still run together
+        expected = ["transformer_blocks", "mixer_stage", "feed_forward_stage", "transformer_blocks"]
+        assert operators(lambda: fast(x)) == expected
+    assert operators(lambda: fast(x)) == ["mixer_stage", "feed_forward_stage"] * 4
+    assert type(mirage.fast.revert(fast)) is nn.Sequential
+
+
+@pytest.mark.parametrize("position", [0, 1, 3])
+def test_hooks_of_blocks_in_a_sequence_fire(impl, position):
+    """In order, with the tensors that they would see, and what they return is used."""
+    level, fast = sequence()
+    seen, x = [], image()
+    for module in (level, fast):
+        module[position].register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
+        module[position].register_forward_hook(lambda m, args, y: 2 * y)
+    with torch.no_grad():
+        expected, value = level(x), fast(x)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-9, atol=1e-9)
+
+
+def test_changed_blocks_of_a_sequence_are_called(impl):
+    class Negated(mirage.fast.TransformerBlock):
+        def forward(self, x):
+            return -super().forward(x)
+
+    level, fast = sequence()
+    x = image()
+    with torch.no_grad():
+        expected = level[3](level[2](-level[1](level[0](x))))
+        fast[1].__class__ = Negated
+        torch.testing.assert_close(fast(x), expected, rtol=1e-9, atol=1e-9)
+        level, fast = sequence()
+        for module in (level, fast):
+            module.insert(2, nn.Tanh())
+            module[1].ffn.act = nn.ReLU()
+        torch.testing.assert_close(fast(x), level(x), rtol=1e-9, atol=1e-9)
+        for module in (level, fast):
+            del module[0:5]
+        assert fast(x) is x
+
+
+def test_only_sequences_of_blocks_are_replaced():
+    model = nn.Sequential(nn.Sequential(), nn.Sequential(*(pair()[0] for _ in range(2))), nn.Sequential(nn.Tanh()))
+    mirage.fast.accelerate(model)
+    assert [type(m) for m in model] == [nn.Sequential, mirage.fast.BlockSequence, nn.Sequential]
+    assert type(model) is nn.Sequential
+
+
+def test_a_sequence_compiles_in_one_graph():
+    _, fast = sequence(2)
+    fast.float()
+    torch._dynamo.reset()
+    x = image(dtype=torch.float32)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(x), fast(x), rtol=1e-5, atol=1e-6)
 
 
 # ---- the memory argument -------------------------------------------------------------------------------------------

@@ -119,14 +119,14 @@ def test_model(impl: str, case: str, dtype: str, mode: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", MODEL_CASES)
 def test_inference(case: str, dtype: str) -> None:
-    """Without autograd, where whole stages run."""
+    """Without autograd, where whole levels run as one operator."""
     require("cpp")
     with np.load(golden_file(f"{case}.npz")) as data:
         image, expected = (torch.from_numpy(data[name]) for name in ("input", "eval.restored"))
     model = load_golden_weights(accelerated(case)(drop_path=0.0)).to(DTYPES[dtype]).eval()
     with mirage_kernels.use("cpp"), torch.inference_mode():
         restored = model(image.to(DTYPES[dtype]))
-    assert mirage_kernels.last_used("feed_forward_stage") == "cpp"
+    assert mirage_kernels.last_used("transformer_blocks") == "cpp"
     assert relative_error(restored, expected) <= OUTPUT_LIMIT[DTYPES[dtype]]
 
 

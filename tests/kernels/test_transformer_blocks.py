@@ -1,4 +1,4 @@
-"""transformer_block: the stages one after the other, as one operator of the C++ library where no gradient is wanted."""
+"""transformer_blocks: both stages of each block, all as one operator of the C++ library where no gradient is wanted."""
 
 import pytest
 import torch
@@ -8,9 +8,16 @@ from test_mixer_stage import make as make_mixer
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
-from mirage_kernels import FeedForwardWeights, MixerWeights, feed_forward_stage, mixer_stage, transformer_block
+from mirage_kernels import (
+    BlockWeights,
+    FeedForwardWeights,
+    MixerWeights,
+    feed_forward_stage,
+    mixer_stage,
+    transformer_blocks,
+)
 from mirage_kernels.mixer_stage.weights import LEARNED
-from mirage_kernels.transformer_block import reference
+from mirage_kernels.transformer_blocks import reference
 
 IMPLEMENTATIONS = ("cpp", "composite", "torch")
 SMALL = (2, 12, 5, 7, 2)
@@ -37,9 +44,25 @@ def make(shape, dtype=torch.float32, device="cpu"):
     return x, mixer, feed_forward
 
 
-def halves(x, mixer, feed_forward, norm1_eps=1e-5, bn_eps=1e-5, norm2_eps=1e-5):
-    middle = mixer_stage(x, mixer, norm_eps=norm1_eps, bn_eps=bn_eps).y
-    return feed_forward_stage(middle, *feed_forward, norm2_eps)
+def transformer_block(x, mixer, feed_forward, *eps):
+    return transformer_blocks(x, [BlockWeights(mixer, feed_forward, *eps)])
+
+
+def halves(x, *blocks):
+    for mixer, feed_forward, norm1_eps, bn_eps, norm2_eps in blocks:
+        x = mixer_stage(x, mixer, norm_eps=norm1_eps, bn_eps=bn_eps).y
+        x = feed_forward_stage(x, *feed_forward, norm2_eps)
+    return x
+
+
+def several(shape, count, dtype=torch.float32):
+    """x and `count` blocks of different weights and epsilons."""
+    x, mixer, feed_forward = make(shape, dtype)
+    blocks = []
+    for i in range(count):
+        scaled = (type(half)(*(w * (1 + 0.1 * i) for w in half)) for half in (mixer, feed_forward))
+        blocks.append(BlockWeights(*scaled, 1e-5 * (i + 1), 2e-5, 1e-4 * (i + 1)))
+    return x, blocks
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -51,23 +74,24 @@ def impl(request):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_bits_of_its_halves(shape, dtype, threads):
-    """Written over the sum between them: no tile reads what a neighbour has written, in whatever order they run."""
+@pytest.mark.parametrize(("threads", "count"), [(1, 1), (2, 1), (2, 2), (2, 3)])
+def test_the_bits_of_the_stages(shape, dtype, threads, count):
+    """Written over the sum between the halves: no tile reads what a neighbour has written, in whatever order they run.
+    x stays as it is, however many blocks take turns with two maps."""
     require("cpp")
-    arguments = make(shape, dtype)
-    kept, before = arguments[0].clone(), torch.get_num_threads()
+    x, blocks = several(shape, count, dtype)
+    kept, before = x.clone(), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         with mirage_kernels.use("cpp"), torch.no_grad():
-            expected = halves(*arguments)
-            value = transformer_block(*arguments)
+            expected = halves(x, *blocks)
+            value = transformer_blocks(x, blocks)
     finally:
         torch.set_num_threads(before)
     assert value.dtype == dtype and value.is_contiguous()
     assert torch.equal(value, expected)
-    assert torch.equal(arguments[0], kept)
-    assert mirage_kernels.last_used("transformer_block") == "cpp"
+    assert torch.equal(x, kept)
+    assert mirage_kernels.last_used("transformer_blocks") == "cpp"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -79,8 +103,9 @@ def test_as_exact_as_eager(impl, shape, dtype):
     flat = [x, *mixer, *feed_forward]
     wide = [t.detach() for t in in_float64(flat)]
     count = len(mixer)
-    truth = reference(wide[0], MixerWeights(*wide[1 : 1 + count]), FeedForwardWeights(*wide[1 + count :]))
-    eager = relative_error(reference(x, mixer, feed_forward), truth)
+    exact = BlockWeights(MixerWeights(*wide[1 : 1 + count]), FeedForwardWeights(*wide[1 + count :]))
+    truth = reference(wide[0], [exact])
+    eager = relative_error(reference(x, [BlockWeights(mixer, feed_forward)]), truth)
     with torch.no_grad():
         value = transformer_block(x, mixer, feed_forward)
     assert relative_error(value, truth) <= max((2 if dtype == torch.float32 else 1) * eager, unavoidable(truth, dtype))
@@ -91,28 +116,34 @@ def test_epsilons_reach_their_norms(impl):
     with torch.no_grad():
         for eps in ((0.5, 1e-5, 1e-5), (1e-5, 0.5, 1e-5), (1e-5, 1e-5, 0.5)):
             value = transformer_block(*arguments, *eps)
-            assert relative_error(value, reference(*arguments, *eps)) < 1e-12
-            assert relative_error(value, reference(*arguments)) > 1e-3
+            x, *weights = arguments
+            assert relative_error(value, reference(x, [BlockWeights(*weights, *eps)])) < 1e-12
+            assert relative_error(value, reference(x, [BlockWeights(*weights)])) > 1e-3
 
 
-def test_gradients_are_those_of_its_halves(impl):
+def test_gradients_are_those_of_the_stages(impl):
     x, mixer, feed_forward = make(SMALL, torch.float64)
     learned = [x, *(getattr(mixer, name) for name in LEARNED), *feed_forward]
     for tensor in learned:
         tensor.requires_grad_()
-    values = [function(x, mixer, feed_forward) for function in (transformer_block, halves)]
+    block = BlockWeights(mixer, feed_forward)
+    values = transformer_blocks(x, [block, block]), halves(x, block, block)
     results = [torch.autograd.grad(value.square().sum(), learned) for value in values]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     with torch.no_grad():
-        assert not transformer_block(x, mixer, feed_forward).requires_grad
+        assert not transformer_blocks(x, [block]).requires_grad
 
 
-def test_the_operator_alone_refuses_gradients():
+@pytest.mark.parametrize("which", ["x", "weights"])
+def test_the_operator_alone_refuses_gradients(which):
     require("cpp")
     x, mixer, feed_forward = make(SMALL)
-    y = torch.ops.mirage_kernels.transformer_block(x.requires_grad_(), *mixer, *feed_forward, 1e-5, 1e-5, 1e-5)
-    with pytest.raises(NotImplementedError, match="the function mirage_kernels.transformer_block has"):
-        y.sum().backward()
+    (x if which == "x" else feed_forward.dwconv).requires_grad_()
+    arguments = x, [*mixer, *feed_forward], [1e-5, 1e-5, 1e-5]
+    with pytest.raises(NotImplementedError, match="no gradient; where one is wanted, use mirage_kernels.transf"):
+        torch.ops.mirage_kernels.transformer_blocks(*arguments)
+    with torch.no_grad():
+        assert not torch.ops.mirage_kernels.transformer_blocks(*arguments).requires_grad
 
 
 def test_strides(impl):
@@ -147,7 +178,8 @@ def test_weights_of_other_dtypes(impl):
 def test_autocast(impl):
     x, mixer, feed_forward = make(SMALL)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        value, expected = transformer_block(x, mixer, feed_forward), halves(x, mixer, feed_forward)
+        block = BlockWeights(mixer, feed_forward)
+        value, expected = transformer_blocks(x, [block, block]), halves(x, block, block)
     assert torch.equal(value, expected)
     assert value.dtype == (x.dtype if impl == "torch" else torch.bfloat16)  # eager adds x before any convolution
 
@@ -166,17 +198,23 @@ def test_results_do_not_depend_on_what_the_workspace_held():
 def test_registered_right():
     require("cpp")
     x, mixer, feed_forward = make(SMALL)
-    operator = torch.ops.mirage_kernels.transformer_block.default
-    flat = (x, *mixer, *feed_forward, 1e-5, 1e-5, 1e-5)
-    torch.library.opcheck(operator, flat, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+    operator = torch.ops.mirage_kernels.transformer_blocks.default
+    arguments = (x, [*mixer, *feed_forward] * 2, [1e-5] * 6)
+    torch.library.opcheck(
+        operator, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
+    )
+    with pytest.raises(ValueError, match="weights: expected 52 for 2 blocks, got 51"):
+        operator(x, [*mixer, *feed_forward, *mixer, *feed_forward[1:]], [1e-5] * 6)
+    with pytest.raises(ValueError, match="eps: expected three for each block, got 2"):
+        operator(x, [*mixer, *feed_forward], [1e-5] * 2)
 
 
-def test_flops_are_those_of_its_halves(impl):
-    arguments = make((1, 24, 16, 16, 2))
+def test_flops_are_those_of_the_stages(impl):
+    x, blocks = several((1, 24, 16, 16, 2), 3)
     counts = []
-    for function in (transformer_block, halves):
+    for function in (lambda: transformer_blocks(x, blocks), lambda: halves(x, *blocks)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            function(*arguments)
+            function()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
 
@@ -222,3 +260,18 @@ def test_errors_name_the_argument(impl, message):
     x, mixer, feed_forward = make(SMALL)
     with torch.no_grad(), pytest.raises((TypeError, ValueError), match=message):
         transformer_block(*WRONG[message](x, mixer, feed_forward))
+
+
+def test_errors_name_what_is_no_block(impl):
+    x, mixer, feed_forward = make(SMALL)
+    block = BlockWeights(mixer, feed_forward)
+    with torch.no_grad():
+        for blocks in ([], ()):
+            with pytest.raises(ValueError, match="blocks: expected at least one, got none"):
+                transformer_blocks(x, blocks)
+        for other in (tuple(block), None):
+            with pytest.raises(TypeError, match=f"blocks: expected BlockWeights, got {type(other).__name__}"):
+                transformer_blocks(x, [block, other])
+        wider = block._replace(mixer=make((1, 24, 3, 3, 2))[1])
+        with pytest.raises(ValueError, match=r"norm_weight: expected shape \[12\]"):
+            transformer_blocks(x, [block, wider])

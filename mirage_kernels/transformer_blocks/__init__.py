@@ -1,0 +1,7 @@
+"""MIRAGE blocks one after the other: both stages of each, all as one operator where no gradient is wanted."""
+
+from mirage_kernels.transformer_blocks.op import transformer_blocks
+from mirage_kernels.transformer_blocks.reference import transformer_blocks as reference
+from mirage_kernels.transformer_blocks.weights import BlockWeights
+
+__all__ = ["BlockWeights", "reference", "transformer_blocks"]

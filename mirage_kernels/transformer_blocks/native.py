@@ -1,0 +1,16 @@
+"""``transformer_blocks`` on the C++ library (csrc/cpu/transformer_blocks.cpp)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mirage_kernels._library import dl, native, result
+
+
+def forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
+    y = result(x.shape, x.dtype)
+    native().transformer_blocks(torch._C._to_dlpack, dl(x), weights, eps, dl(y))
+    return y

@@ -1,0 +1,129 @@
+"""The public function ``transformer_blocks`` and its registration with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.flop_counter import register_flop_formula
+
+from mirage_kernels import _dispatch, _stage
+from mirage_kernels._library import define
+from mirage_kernels.feed_forward_stage import op as feed_forward_op
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.mixer_stage import op as mixer_op
+from mirage_kernels.mixer_stage.weights import MixerWeights
+from mirage_kernels.transformer_blocks import native
+from mirage_kernels.transformer_blocks.weights import BlockWeights
+
+_MIXER = len(MixerWeights._fields)
+_WEIGHTS = _MIXER + len(FeedForwardWeights._fields)
+
+
+def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
+    r"""MIRAGE blocks one after the other, each as ``mirage.blocks.TransformerBlock`` in eval mode.
+
+    .. math::
+        x_{i + 1} = \mathrm{feed\_forward\_stage}_i(\mathrm{mixer\_stage}_i(x_i))
+
+    On the C++ library, where no gradient is wanted, all of them are one operator: the sum between the halves of a block
+    is written over, and the statistics that a backward pass would need are not kept. Elsewhere each block is the two
+    operators :func:`mirage_kernels.mixer_stage` and :func:`mirage_kernels.feed_forward_stage`, with their gradients.
+
+    Args:
+        x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides. Under autocast it is rounded to its dtype.
+        blocks: Of C channels each, at least one. See :class:`mirage_kernels.BlockWeights`; weights are floating point,
+            of any dtype, and the batch norm uses the running statistics among them.
+
+    Returns:
+        [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast).
+
+    Raises:
+        TypeError, ValueError: naming the argument or weight that has the wrong type, dtype, shape or device.
+        RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
+    """
+    if torch.compiler.is_compiling():
+        _check(x, blocks)
+        return _run(x, blocks)
+    # Kernels refuse what does not fit. Only then is it worth the time to find out what.
+    try:
+        return _run(x, blocks)
+    except Exception:
+        _check(x, blocks)
+        raise
+
+
+def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
+    weights, eps = [], []
+    for block in blocks:
+        if type(block) is not BlockWeights:
+            _check(x, blocks)
+        mixer, feed_forward, *of_block = block
+        if type(mixer) is not MixerWeights or type(feed_forward) is not FeedForwardWeights:
+            _check(x, blocks)
+        weights += mixer
+        weights += feed_forward
+        eps += of_block
+    impl = _stage.choose("transformer_blocks", x)
+    if impl == "cpp" and not _wants_gradient(x, weights):
+        return _forward_op(x, weights, eps)
+    if not weights:
+        _check(x, blocks)
+    if not torch.compiler.is_compiling():
+        _dispatch.record("transformer_blocks", impl)
+    for block in blocks:
+        x = mixer_op.mixer_stage(x, block.mixer, None, False, block.norm1_eps, block.bn_eps).y
+        x = feed_forward_op.feed_forward_stage(x, *block.feed_forward, block.norm2_eps)
+    return x
+
+
+def _wants_gradient(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in weights))
+
+
+def _check(x: Tensor, blocks: Sequence[BlockWeights]) -> None:
+    if len(blocks) == 0:
+        raise ValueError("blocks: expected at least one, got none")
+    for block in blocks:
+        if not isinstance(block, BlockWeights):
+            raise TypeError(f"blocks: expected BlockWeights, got {type(block).__name__}")
+        if not isinstance(block.mixer, MixerWeights):
+            raise TypeError(f"mixer: expected MixerWeights, got {type(block.mixer).__name__}")
+        if not isinstance(block.feed_forward, FeedForwardWeights):
+            raise TypeError(f"feed_forward: expected FeedForwardWeights, got {type(block.feed_forward).__name__}")
+        mixer_op.check(x, block.mixer)
+        feed_forward_op.check(x, block.feed_forward)
+
+
+def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
+    _dispatch.record("transformer_blocks", "cpp")
+    return native.forward(x, weights, eps)
+
+
+def _forward_fake(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
+    if not isinstance(x, FakeTensor) and x.device.type != "meta":  # a weight is, or this would not have been called
+        raise ValueError(f"weights: expected tensors on {x.device} like x, got some on the meta device")
+    return x.new_empty(x.shape)
+
+
+_forward_op = define(
+    "transformer_blocks",
+    "(Tensor x, Tensor[] weights, float[] eps) -> Tensor",
+    _forward,
+    _forward_fake,
+    autocast=(0,),
+    without_gradient="mirage_kernels.transformer_blocks",
+)
+
+
+@register_flop_formula(torch.ops.mirage_kernels.transformer_blocks)
+def _flops(x: Any, weights: Any, *args: Any, **kwargs: Any) -> int:
+    """Of both stages of each."""
+    total = 0
+    for first in range(0, len(weights), _WEIGHTS):
+        mixer, feed_forward = weights[first : first + _MIXER], weights[first + _MIXER : first + _WEIGHTS]
+        total += mixer_op.flops(x, *mixer) + feed_forward_op.flops(x, *feed_forward)
+    return total
