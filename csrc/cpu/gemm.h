@@ -121,17 +121,6 @@ MIRAGE_INLINE void mix_block(const P* const (&a)[kMixRows], int rows, const Rows
   }
 }
 
-// Asks for the weights of the next block of registers where those of a matrix are many. Only the first panel of pixels has
-// to wait for them: those of a network's layers together are more than the processor keeps near.
-template <class P, class Rows>
-MIRAGE_INLINE void prefetch_weights(const P* next, int64_t rows, int64_t stride, const Rows& b) {
-  constexpr int64_t kFew = 2048, kLine = 64 / sizeof(P);
-  if (rows * stride < kFew) return;
-  for (int i = 0; i < kMixRows; ++i) {
-    for (int64_t k = 0; k < b.depth; k += kLine) __builtin_prefetch(next + i * stride + k, 0, 2);
-  }
-}
-
 // For all m < rows and pixels < `pixels` (a multiple of the lanes): finish(m, pixel, vector of C[m][pixel...]), or the
 // vectors of a row together (by_row).
 template <class P, class Rows, class Finish>
@@ -143,7 +132,6 @@ MIRAGE_INLINE void mix(const Matrix<P>& a, int64_t rows, const Rows& b, int64_t 
       const int here = rows - m < kMixRows ? int(rows - m) : kMixRows;
       const P* w[kMixRows];
       for (int i = 0; i < kMixRows; ++i) w[i] = a.data + (m + (i < here ? i : here - 1)) * a.stride;
-      if (p == 0) prefetch_weights(w[0] + (a.stride > b.depth ? b.depth : kMixRows * a.stride), rows, a.stride, b);
       if (vectors >= kMixVectors) {
         mix_block<P, kMixVectors>(w, here, b, m, p, finish);
       } else if (kMixVectors == 4 && vectors == 3) {
