@@ -10,40 +10,44 @@
 namespace mirage::cpu::MIRAGE_ISA {
 namespace {
 
-// A weight [M, C, taps] as the left operand: rows of taps of channels. Transposed, the rows are input channels and the
+// A weight [M, C, K * K] as the left operand: rows of taps of channels. Transposed, the rows are input channels and the
 // taps are turned: the convolution that takes gradients back.
-template <class P>
+template <int K, class P>
 class TapMatrix : public Matrix<P> {
  public:
   using A = Acc<P>;
 
   TapMatrix(const Tensor& weight, bool transposed)
-      : Matrix<P>{nullptr, weight.size[2] * packed<P>(weight.size[transposed ? 0 : 1])},
+      : Matrix<P>{nullptr, kTaps * packed<P>(weight.size[transposed ? 0 : 1])},
         room_(weight.size[transposed ? 1 : 0] * this->stride) {
     const InAccumulator<A> elements(weight);
-    const int64_t taps = weight.size[2], C = weight.size[1];
-    const int64_t rows = transposed ? C : weight.size[0], channels = transposed ? weight.size[0] : C;
-    const int64_t padded = this->stride / taps * int64_t(sizeof(P) / sizeof(Stored<P>));
-    parallel_units<A>(rows, padded * taps, [&](int64_t row, A* line) {
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        A* const to = line + tap * padded;
-        for (int64_t k = 0; k < channels; ++k) {
-          to[k] = transposed ? elements[(k * C + row) * taps + taps - 1 - tap] : elements[(row * C + k) * taps + tap];
+    const int64_t M = weight.size[0], C = weight.size[1], rows = transposed ? C : M, channels = transposed ? M : C;
+    const int64_t padded = this->stride / kTaps * int64_t(sizeof(P) / sizeof(Stored<P>));
+    parallel_units<A>(rows, padded * kTaps, [&](int64_t row, A* line) {
+      const A* const from = elements + row * (transposed ? 1 : C) * kTaps;
+      const int64_t step = (transposed ? C : 1) * kTaps;
+      for (int64_t k = 0; k < channels; ++k) {
+#pragma GCC unroll 9
+        for (int tap = 0; tap < kTaps; ++tap) {
+          line[tap * padded + k] = from[k * step + (transposed ? kTaps - 1 - tap : tap)];
         }
-        for (int64_t k = channels; k < padded; ++k) to[k] = A(0);
       }
-      store_row(reinterpret_cast<Stored<P>*>(room_.get() + row * this->stride), line, padded * taps);
+      for (int tap = 0; tap < kTaps; ++tap) {
+        for (int64_t k = channels; k < padded; ++k) line[tap * padded + k] = A(0);
+      }
+      store_row(reinterpret_cast<Stored<P>*>(room_.get() + row * this->stride), line, padded * kTaps);
     });
     this->data = room_.get();
   }
 
  private:
+  static constexpr int64_t kTaps = K * K;
   Buffer<P> room_;
 };
 
 // y = x convolved with `weights`, of M rows.
 template <int K, class T, class P>
-void convolve(const Tensor& x, const TapMatrix<P>& weights, const Tensor& y) {
+void convolve(const Tensor& x, const Matrix<P>& weights, const Tensor& y) {
   using A = Acc<T>;
   const int64_t C = x.size[1], M = y.size[1], H = x.size[2], W = x.size[3];
   const Tiling tiling = Tiling::choose<A>(H, W, K / 2, C + M);
@@ -93,7 +97,7 @@ template <int K, class T>
 void run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& grad_x,
                   const Tensor& grad_weight) {
   using A = Acc<T>;
-  convolve<K, T>(grad_y, TapMatrix<A>(weight, /*transposed=*/true), grad_x);
+  convolve<K, T>(grad_y, TapMatrix<K, A>(weight, /*transposed=*/true), grad_x);
   const int64_t matrix = weight.size[0] * weight.size[1];
   Buffer<double> total(K * K * matrix);
   for (int64_t i = 0; i < K * K * matrix; ++i) total[i] = 0;
@@ -108,9 +112,9 @@ void run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, c
 
 void dense_conv2d(const Tensor& x, const Tensor& weight, const Tensor& y) {
   MIRAGE_FOR_DTYPE(x.dtype, T, {
-    const TapMatrix<Operand<T>> weights(weight, /*transposed=*/false);
-    if (weight.size[2] == 1) convolve<1, T>(x, weights, y);
-    else convolve<3, T>(x, weights, y);
+    using P = Operand<T>;
+    if (weight.size[2] == 1) convolve<1, T>(x, OperandMatrix<P>(weight), y);
+    else convolve<3, T>(x, TapMatrix<3, P>(weight, /*transposed=*/false), y);
   })
 }
 
