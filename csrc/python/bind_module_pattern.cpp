@@ -75,16 +75,25 @@ class ModulePattern {
     return false;
   }
 
+  // The names of PyTorch's own attributes. Never destroyed: that would be after the interpreter is gone.
+  struct Names {
+    py::str modules = interned(py::str("_modules")), parameters = interned(py::str("_parameters")),
+            forward = interned(py::str("forward")), parametrizations = interned(py::str("parametrizations"));
+    py::str hooks[4] = {interned(py::str("_forward_hooks")), interned(py::str("_forward_pre_hooks")),
+                        interned(py::str("_backward_hooks")), interned(py::str("_backward_pre_hooks"))};
+  };
+  static const Names& names() {
+    static const Names* const all = new Names;
+    return *all;
+  }
+
   // Whether calling the module is its class's forward and nothing else.
   static bool is_bare(PyObject* state, PyObject* modules) {
-    static const py::str hooks[] = {interned(py::str("_forward_hooks")), interned(py::str("_forward_pre_hooks")),
-                                    interned(py::str("_backward_hooks")), interned(py::str("_backward_pre_hooks"))};
-    static const py::str forward = interned(py::str("forward")), parametrizations = interned(py::str("parametrizations"));
-    for (const auto& name : hooks) {
+    for (const auto& name : names().hooks) {
       PyObject* const registered = dictionary_of(state, name);
       if (!registered || PyDict_GET_SIZE(registered) != 0) return false;
     }
-    return !item(state, forward) && !item(modules, parametrizations);
+    return !item(state, names().forward) && !item(modules, names().parametrizations);
   }
 
   bool has_type(PyObject* module) const {
@@ -95,11 +104,10 @@ class ModulePattern {
   }
 
   bool collect(py::handle module, std::vector<py::object>& found) const {
-    static const py::str modules_name = interned(py::str("_modules"));
     if (!has_type(module.ptr())) return false;
     const auto state = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module.ptr(), nullptr));
     if (!state) throw py::error_already_set();
-    PyObject* const modules = dictionary_of(state.ptr(), modules_name);
+    PyObject* const modules = dictionary_of(state.ptr(), names().modules);
     if (!modules || (only_ && PyDict_GET_SIZE(modules) != Py_ssize_t(children_.size()))) return false;
     if (bare_ && !is_bare(state.ptr(), modules)) return false;
     for (const auto& [name, allowed] : attributes_) {
@@ -113,8 +121,7 @@ class ModulePattern {
       found.push_back(py::reinterpret_borrow<py::object>(value));
     }
     if (!absent_.empty()) {
-      static const py::str parameters_name = interned(py::str("_parameters"));
-      PyObject* const parameters = dictionary_of(state.ptr(), parameters_name);
+      PyObject* const parameters = dictionary_of(state.ptr(), names().parameters);
       for (const auto& name : absent_) {
         PyObject* const value = parameters ? item(parameters, name) : nullptr;
         if (value && value != Py_None) return false;
