@@ -33,6 +33,40 @@ class Buffer {
   const Workspace room_;
 };
 
+// Units handed out to threads. Each has a share of its own, the same in every loop over as many units, so that what it
+// wrote in one stage it reads in the next out of its own cache. One that is done takes over from the end of another's.
+class Shares {
+ public:
+  Shares(int64_t units, int threads) : count_(threads < kMost ? threads : kMost) {
+    for (int t = 0; t < count_; ++t) {
+      left_[t].range = uint64_t(units * t / count_) << 32 | uint64_t(units * (t + 1) / count_);
+    }
+  }
+
+  // A unit for the thread, or -1.
+  int64_t next(int thread) {
+    for (int i = 0; i < count_; ++i) {
+      uint64_t* const range = &left_[(thread + i) % count_].range;
+      uint64_t seen = __atomic_load_n(range, __ATOMIC_RELAXED);
+      while (seen >> 32 < (seen & kEnd)) {
+        const uint64_t less = i == 0 ? seen + kEnd + 1 : seen - 1;  // its first, or another's last
+        if (__atomic_compare_exchange_n(range, &seen, less, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+          return i == 0 ? int64_t(seen >> 32) : int64_t(less & kEnd);
+        }
+      }
+    }
+    return -1;
+  }
+
+ private:
+  static constexpr int kMost = 64;
+  static constexpr uint64_t kEnd = 0xffffffffu;
+  struct alignas(64) Left { uint64_t range; };  // its first unit in the upper half, the one after its last in the lower
+
+  const int count_;
+  Left left_[kMost];
+};
+
 // Calls f(unit, scratch) for unit in [0, units); scratch points to scratch_size elements of A, 64-byte aligned,
 // whose content is whatever the thread's last unit left there.
 template <class A, class F>
@@ -45,8 +79,12 @@ void parallel_units(int64_t units, int64_t scratch_size, F f) {
   if (threads > 1) {
     Buffer<A> scratch(stride * threads);
     A* const base = scratch.get();
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t unit = 0; unit < units; ++unit) f(unit, base + stride * omp_get_thread_num());
+    Shares shares(units, threads);
+#pragma omp parallel num_threads(threads)
+    {
+      const int me = omp_get_thread_num();
+      for (int64_t unit = shares.next(me); unit >= 0; unit = shares.next(me)) f(unit, base + stride * me);
+    }
     return;
   }
 #endif
