@@ -45,33 +45,27 @@ def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         TypeError, ValueError: naming the argument or weight that has the wrong type, dtype, shape or device.
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
+    _check_blocks(blocks)
     if torch.compiler.is_compiling():
-        _check(x, blocks)
+        _check_tensors(x, blocks)
         return _run(x, blocks)
-    # Kernels refuse what does not fit. Only then is it worth the time to find out what.
+    # Kernels refuse tensors that do not fit. Only then is it worth the time to find out which.
     try:
         return _run(x, blocks)
     except Exception:
-        _check(x, blocks)
+        _check_tensors(x, blocks)
         raise
 
 
 def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     weights, eps = [], []
-    for block in blocks:
-        if type(block) is not BlockWeights:
-            _check(x, blocks)
-        mixer, feed_forward, *of_block = block
-        if type(mixer) is not MixerWeights or type(feed_forward) is not FeedForwardWeights:
-            _check(x, blocks)
+    for mixer, feed_forward, *of_block in blocks:
         weights += mixer
         weights += feed_forward
         eps += of_block
     impl = _stage.choose("transformer_blocks", x)
     if impl == "cpp" and not _wants_gradient(x, weights):
         return _forward_op(x, weights, eps)
-    if not weights:
-        _check(x, blocks)
     if not torch.compiler.is_compiling():
         _dispatch.record("transformer_blocks", impl)
     for block in blocks:
@@ -84,7 +78,7 @@ def _wants_gradient(x: Tensor, weights: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in weights))
 
 
-def _check(x: Tensor, blocks: Sequence[BlockWeights]) -> None:
+def _check_blocks(blocks: Sequence[BlockWeights]) -> None:
     if len(blocks) == 0:
         raise ValueError("blocks: expected at least one, got none")
     for block in blocks:
@@ -94,6 +88,10 @@ def _check(x: Tensor, blocks: Sequence[BlockWeights]) -> None:
             raise TypeError(f"mixer: expected MixerWeights, got {type(block.mixer).__name__}")
         if not isinstance(block.feed_forward, FeedForwardWeights):
             raise TypeError(f"feed_forward: expected FeedForwardWeights, got {type(block.feed_forward).__name__}")
+
+
+def _check_tensors(x: Tensor, blocks: Sequence[BlockWeights]) -> None:
+    for block in blocks:
         mixer_op.check(x, block.mixer)
         feed_forward_op.check(x, block.feed_forward)
 

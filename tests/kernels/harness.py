@@ -226,6 +226,14 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def operators(function: Callable[[], Any]) -> list[str]:
+    """The names of the operators of this package that a function calls on the C++ library."""
+    recorder = _Recorder()
+    with forced("cpp"), recorder:
+        function()
+    return [operator._schema.name.split("::")[1] for operator, _ in recorder.calls]
+
+
 class OperatorTests:
     """Subclass with `operator = Operator(...)`; every test then runs for each implementation."""
 

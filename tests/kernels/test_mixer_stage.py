@@ -55,13 +55,17 @@ def make(shape, generator):
     return tuple(tensors)
 
 
+def with_statistics(learned):
+    """All weights from those that have gradients; the running statistics are a function of the shape."""
+    branch = learned[0].shape[0] // 3
+    mean, var = (torch.linspace(*ends, branch).to(learned[0]) for ends in ((-0.3, 0.4), (0.5, 2)))
+    return MixerWeights(**dict(zip(LEARNED, learned, strict=True)), bn_mean=mean, bn_var=var)
+
+
 def flat(function, x, *learned, training=False, drop=False):
     """A stage as a function of x and the learned weights; the rest is a function of the shape."""
-    branch = x.shape[1] // 3
-    mean, var = (torch.linspace(*ends, branch).to(learned[0]) for ends in ((-0.3, 0.4), (0.5, 2)))
     scale = torch.tensor([1.25, 0.0, 1.25])[: x.shape[0]].to(x) if drop else None
-    weights = MixerWeights(**dict(zip(LEARNED, learned, strict=True)), bn_mean=mean, bn_var=var)
-    return function(x, weights, scale, training).y
+    return function(x, with_statistics(learned), scale, training).y
 
 
 def arguments(shape, dtype=torch.float32, device="cpu"):

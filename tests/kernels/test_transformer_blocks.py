@@ -5,6 +5,7 @@ import torch
 from harness import device_of, forced, in_float64, relative_error, require, unavoidable
 from test_feed_forward_stage import make as make_feed_forward
 from test_mixer_stage import make as make_mixer
+from test_mixer_stage import with_statistics
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
@@ -37,11 +38,8 @@ def make(shape, dtype=torch.float32, device="cpu"):
     """x and the weights, for a shape (B, C, H, W, heads)."""
     generator = torch.Generator().manual_seed(0)
     x, *learned = (t.to(device, dtype) for t in make_mixer(shape, generator))
-    branch = shape[1] // 3
-    mean, var = (torch.linspace(*ends, branch).to(x) for ends in ((-0.3, 0.4), (0.5, 2)))
-    mixer = MixerWeights(**dict(zip(LEARNED, learned, strict=True)), bn_mean=mean, bn_var=var)
     feed_forward = FeedForwardWeights(*(t.to(x) for t in make_feed_forward(shape[:4], generator)[1:]))
-    return x, mixer, feed_forward
+    return x, with_statistics(learned), feed_forward
 
 
 def transformer_block(x, mixer, feed_forward, *eps):

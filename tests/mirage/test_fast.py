@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
+from harness import operators
 from lookalike import ReleasedStyleMIRAGE
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mirage
 import mirage.fast
@@ -236,21 +236,12 @@ def test_what_is_built_fast_stays_fast():
 def test_blocks_run_stages(model):
     """With autograd each half of a block is one operator, without both are."""
     mirage.fast.accelerate(model)
-    seen = []
-
-    class Calls(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "mirage_kernels":
-                seen.append(func._schema.name.split("::")[1])
-            return func(*args, **(kwargs or {}))
-
     for grad in (False, True):
-        with mirage_kernels.use("cpp"), Calls(), torch.set_grad_enabled(grad):
-            model(image())
+        with torch.set_grad_enabled(grad):
+            seen = operators(lambda: model(image()))
         expected = ["mixer_stage", "feed_forward_stage"] * 8 if grad else ["transformer_blocks"] * 8
         assert [name for name in seen if name != "dense_conv2d"] == expected
         assert seen.count("dense_conv2d") == 11
-        seen.clear()
 
 
 def test_builders():

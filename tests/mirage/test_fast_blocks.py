@@ -6,9 +6,8 @@ from unittest import mock
 
 import pytest
 import torch
-from harness import forced, require
+from harness import forced, operators, require
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mirage
@@ -501,21 +500,6 @@ def sequence(count=4):
     for i, block in enumerate(level):
         block.ffn.project_out.weight.data.mul_(1 + 0.1 * i)
     return level, mirage.fast.accelerate(copy.deepcopy(level))
-
-
-def operators(function):
-    """The names of the operators of this package that a function calls."""
-    calls = []
-
-    class Calls(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "mirage_kernels":
-                calls.append(func._schema.name.split("::")[1])
-            return func(*args, **(kwargs or {}))
-
-    with forced("cpp"), Calls():
-        function()
-    return calls
 
 
 def test_a_sequence_of_blocks_is_one_operator():
