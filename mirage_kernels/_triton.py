@@ -57,3 +57,11 @@ def pixel_offsets(o_n, W, s_row, s_pixel, LINE: tl.constexpr):
         return o_n * s_pixel
     else:
         return (o_n // W) * s_row + (o_n % W) * s_pixel
+
+
+@triton.jit
+def widened(o, INT64: tl.constexpr):
+    """Indices or a size that are going to be multiplied by strides, in 64 bit where offsets need it."""
+    if INT64:
+        o = tl.cast(o, tl.int64)
+    return o

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton import launch, plane_strides
+from mirage_kernels._triton import launch, plane_strides, widened
 from mirage_kernels.channel_attention.triton_parts import (
     attention_matrices,
     attention_matrices_backward,
@@ -76,7 +76,7 @@ def _forward_kernel(
     b_a = tl.dot(b_attn, b_v, input_precision=PRECISION)
     l_a, l_g, l_m = tl.load(p_la).to(tl.float32), tl.load(p_lg).to(tl.float32), tl.load(p_lm).to(tl.float32)
     b_a, b_g, b_m = fuse(b_a, b_g, b_m, l_a, l_g, l_m)
-    C = HEADS * D
+    C = widened(HEADS * D, INT64)
     o_out = ((i_b * 3 * C + i_c) + o_d)[:, None] * N + o_n[None, :]
     tl.store(p_out + o_out, b_a.to(p_out.dtype.element_ty), mask=m)
     tl.store(p_out + o_out + C * N, b_g.to(p_out.dtype.element_ty), mask=m)
@@ -132,7 +132,7 @@ def _backward_kernel(
     i_head = i_program // splits
     i_b, i_c = i_head // HEADS, i_head % HEADS * D
     i_first = i_program % splits * blocks
-    C = HEADS * D
+    C = widened(HEADS * D, INT64)
     o_d = tl.arange(0, BLOCK_D)
     b_attn = load_matrix(p_matrices + i_head * (2 * D + 2) * D, o_d, D)
     l_a, l_g, l_m = tl.load(p_la).to(tl.float32), tl.load(p_lg).to(tl.float32), tl.load(p_lm).to(tl.float32)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mirage_kernels import _triton_cases as cases
 from mirage_kernels._launch import channel_tile
-from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides
+from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def _forward_kernel(
     blocks = tl.cdiv(N, BLOCK_N)
     i_b = i_block // blocks
     o_n = (i_block % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_c = tl.arange(0, BLOCK_C)
+    o_c = widened(tl.arange(0, BLOCK_C), INT64)
     m_n = o_n < N
     m_c = o_c < C
     m = m_c[:, None] & m_n[None, :]
@@ -92,7 +92,7 @@ def _backward_kernel(
         i_program = i_program.to(tl.int64)
     i_b = i_program // programs_per_sample
     i_first = (i_program % programs_per_sample) * blocks_per_program
-    o_c = tl.arange(0, BLOCK_C)
+    o_c = widened(tl.arange(0, BLOCK_C), INT64)
     m_c = o_c < C
     b_w = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
     b_grad_w = tl.zeros([BLOCK_C], tl.float32)

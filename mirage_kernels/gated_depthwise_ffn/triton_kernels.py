@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import launch, needs_int64
+from mirage_kernels._triton import launch, needs_int64, widened
 from mirage_kernels._triton_cases import meta, variants
 
 
@@ -132,7 +132,8 @@ def _pair_kernel(
     u0, u1, u2, u3, u4, u5, u6, u7, u8 = _load_taps(p_weight, o_c, m_c)
     v0, v1, v2, v3, v4, v5, v6, v7, v8 = _load_taps(p_weight, o_c + M, m_c)
     p_1 = p_h + i_b * s_b + o_c[:, None] * s_c
-    p_2 = p_1 + M * s_c
+    half = widened(M, INT64)
+    p_2 = p_1 + half * s_c
     b_this1 = tl.zeros([BLOCK_P, BLOCK_X], tl.float32)  # sums of the row that the next one completes
     b_this2 = tl.zeros([BLOCK_P, BLOCK_X], tl.float32)
     b_next1 = tl.zeros([BLOCK_P, BLOCK_X], tl.float32)
@@ -161,7 +162,7 @@ def _pair_kernel(
             b_g1 = b_g * b_d2 * _gelu_slope(b_d1)
             b_g2 = b_g * _gelu(b_d1)
             tl.store(p_out + o_out, b_g1.to(p_out.dtype.element_ty), mask=m)
-            tl.store(p_out + o_out + M * H * W, b_g2.to(p_out.dtype.element_ty), mask=m)
+            tl.store(p_out + o_out + half * H * W, b_g2.to(p_out.dtype.element_ty), mask=m)
         else:
             o_out = (i_b * M + o_c[:, None]) * H * W + o_row * W + o_x[None, :]
             tl.store(p_out + o_out, (_gelu(b_d1) * b_d2).to(p_out.dtype.element_ty), mask=m)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mirage_kernels import _triton_cases as cases
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides
+from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
 
 
 @triton.jit
@@ -178,7 +178,7 @@ def _backward_kernel(
     b_grad_x = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
 
     for i in range(tiles):
-        o_c = i * BLOCK_C + tl.arange(0, BLOCK_C)
+        o_c = widened(i * BLOCK_C + tl.arange(0, BLOCK_C), INT64)
         m_c = o_c < C
         m = m_c[:, None] & m_n[None, :]
         m_square = m_r[:, None] & m_c[None, :]

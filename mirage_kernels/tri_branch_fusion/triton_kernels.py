@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides
+from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
 from mirage_kernels.tri_branch_fusion.arguments import concatenated, fusion_dtypes
 
 BLOCK_N = 1024
@@ -70,6 +70,7 @@ def _forward_kernel(
     i_program = tl.program_id(0)
     if INT64:
         i_program = i_program.to(tl.int64)
+    C = widened(C, INT64)
     blocks = tl.cdiv(N, BLOCK)
     i_b, i_c = i_program // blocks // C, i_program // blocks % C
     o_n = i_program % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -127,6 +128,7 @@ def _backward_kernel(
     i_program = tl.program_id(0)
     if INT64:
         i_program = i_program.to(tl.int64)
+    C = widened(C, INT64)
     blocks = tl.cdiv(N, BLOCK)
     i_b, i_c = i_program // blocks // C, i_program // blocks % C
     o_n = i_program % blocks * BLOCK + tl.arange(0, BLOCK)
