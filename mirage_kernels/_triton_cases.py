@@ -36,5 +36,14 @@ def variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
     yield _label(MIRAGE_S[3], torch.float32) + " int64", MIRAGE_S[3], torch.float32, True
 
 
+def stage_variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
+    """As `variants`, fewer: stages are several large kernels each, which take the compiler seconds."""
+    for stage in (MIRAGE_T[0], MIRAGE_T[2], MIRAGE_S[3]):
+        yield _label(stage, torch.float32), stage, torch.float32, False
+    for stage, dtype in ((MIRAGE_T[4], torch.bfloat16), (MIRAGE_T[3], torch.bfloat16), (MIRAGE_S[3], torch.float16)):
+        yield _label(stage, dtype), stage, dtype, False
+    yield _label(MIRAGE_T[2], torch.float32) + " int64", MIRAGE_T[2], torch.float32, True
+
+
 def _label(stage: tuple[int, int], dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')} C={stage[0]} {stage[1]}x{stage[1]}"

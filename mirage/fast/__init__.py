@@ -4,6 +4,7 @@
     mirage.fast.accelerate(model)
 
 `accelerate` swaps the modules of a model instance in place, `revert` undoes it, `summary` tells what was replaced.
+`cuda_graph` replays an inference pass on a GPU with one launch.
 The modules also stand alone, with the constructors and parameter names of `mirage.blocks`.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 import mirage
 from mirage.fast.block import BlockSequence, TransformerBlock
+from mirage.fast.graph import GraphedModel, cuda_graph
 from mirage.fast.modules import (
     MIRAGE,
     Attention,
@@ -30,6 +32,7 @@ __all__ = [
     "BlockSequence",
     "Conv2d",
     "FeedForward",
+    "GraphedModel",
     "GatedCNNBlock",
     "LayerNorm",
     "PixelShuffle",
@@ -38,6 +41,7 @@ __all__ = [
     "Summary",
     "TransformerBlock",
     "accelerate",
+    "cuda_graph",
     "mirage_small",
     "mirage_tiny",
     "revert",

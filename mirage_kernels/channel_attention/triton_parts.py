@@ -288,20 +288,30 @@ def _grad_qk_kernel(
     tl.store(p_grad_k + o_out, b_grad_k.to(p_grad_k.dtype.element_ty), mask=m)
 
 
-def _small_options(tile: HeadTile) -> dict[str, Any]:
-    block_s = max(1, min(16, 4096 // tile.block_d**2))
-    return {"EPS": NORM_EPS, "D": tile.d, "BLOCK_D": tile.block_d, "BLOCK_S": block_s, "num_warps": 4}
+def _small_options(block_d: int, d: int) -> dict[str, Any]:
+    block_s = max(1, min(16, 4096 // block_d**2))
+    return {"EPS": NORM_EPS, "D": d, "BLOCK_D": block_d, "BLOCK_S": block_s, "num_warps": 4}
+
+
+def attention_softmax(partial: Tensor, temperature: Tensor, matrices: Tensor) -> None:
+    """Fill in `matrices` (see :func:`~mirage_kernels.channel_attention.arguments.small_matrices`) from parts of the
+    sums: q k^T, |q|^2 and |k|^2, [B, heads, splits, d + 2, d]."""
+    batch, heads, splits, _, d = partial.shape
+    arguments = (partial, temperature.reshape(heads), matrices, heads, splits)
+    options = _small_options(max(16, next_power_of_2(d)), d)
+    launch(_softmax_kernel, batch * heads, partial.device, *arguments, **options)
 
 
 def attention_matrices(q: Tensor, k: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
     """What :func:`~mirage_kernels.channel_attention.arguments.small_matrices` describes, filled in."""
     tile = head_tile(q, num_heads)
     matrices = small_matrices(q, num_heads, torch.float32)
-    partial = torch.empty(tile.programs, tile.d + 2, tile.d, dtype=torch.float32, device=q.device)
+    partial = torch.empty(
+        tile.batch, num_heads, tile.splits, tile.d + 2, tile.d, dtype=torch.float32, device=q.device
+    )
     strides = (*plane_strides(q), *plane_strides(k))
     launch(_gram_kernel, tile.programs, q.device, q, k, partial, *tile.sizes(), *strides, **tile.options(q, k))
-    arguments = (partial, temperature.reshape(num_heads), matrices, num_heads, tile.splits)
-    launch(_softmax_kernel, tile.batch * num_heads, q.device, *arguments, **_small_options(tile))
+    attention_softmax(partial, temperature, matrices)
     return matrices
 
 
@@ -313,7 +323,7 @@ def attention_matrices_backward(
     small = torch.empty(tile.batch * heads, d + 2, d, dtype=torch.float32, device=device)
     grad_t = torch.empty(tile.batch, heads, dtype=torch.float32, device=device)
     arguments = (partial, temperature.reshape(heads), matrices, small, grad_t, heads, tile.splits)
-    launch(_softmax_backward_kernel, tile.batch * heads, device, *arguments, **_small_options(tile))
+    launch(_softmax_backward_kernel, tile.batch * heads, device, *arguments, **_small_options(tile.block_d, tile.d))
 
     grad_q, grad_k = (torch.empty(t.shape, dtype=t.dtype, device=device) for t in (q, k))
     last = head_tile(q, heads, elements=1024, most_splits=2**31)

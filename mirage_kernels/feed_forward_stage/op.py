@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,8 +34,9 @@ def feed_forward_stage(
         d = \mathrm{depthwise}_{3\times3}(\mathrm{gelu}(W_i \, \mathrm{LN}(x)))
 
     Autograd keeps `x` and the weights, no tensor of 2M channels: backward recomputes what it needs. On the C++ library
-    forward is one pass in which the hidden tensor exists a tile at a time, in cache. On Triton, and on devices that
-    have neither, the stage is a chain of operators with the same backward (see `mirage_kernels._stage`). Under
+    forward is one pass in which the hidden tensor exists a tile at a time, in cache; on Triton it is two launches with
+    the activated hidden tensor between them, for images that fill a GPU. Backward on Triton, and both on devices that
+    have neither, are a chain of operators with the same formulas (see `mirage_kernels._stage`). Under
     ``use("torch")`` it is the reference expression with PyTorch's autograd, which keeps everything and can be
     differentiated twice.
 
@@ -72,7 +75,16 @@ def check(x: Tensor, weights: FeedForwardWeights) -> None:
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, impl = arguments
     _dispatch.record("feed_forward_stage", impl)
-    return native.forward(*inputs) if impl == "cpp" else composite.forward(*inputs, impl)
+    if impl == "cpp":
+        return native.forward(*inputs)
+    if impl == "triton" and _triton().can_run(inputs[0]):
+        return _triton().forward(*inputs)
+    return composite.forward(*inputs, impl)
+
+
+def _triton() -> ModuleType:
+    """The kernels, imported when first needed: without Triton there are none."""
+    return import_module("mirage_kernels.feed_forward_stage.triton_kernels")
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,8 +39,9 @@ def mixer_stage(
     with the channel attention, the gated CNN with its generated 7x7 kernels and the per-pixel MLP of `mirage.blocks`,
     on a third of the channels each. Autograd keeps `x`, the weights and small statistics (a few d x d matrices a
     head, the generated kernels, the moments of the batch norm): backward recomputes the rest. On the C++ library each
-    direction is one call of a kernel that works on tiles; on Triton, and on devices that have neither, a chain of
-    operators with the same backward (see `mirage_kernels._stage`). Under ``use("torch")`` it is the reference
+    direction is one call of a kernel that works on tiles. On Triton forward is six launches, one more in training (see
+    `mirage_kernels.mixer_stage.triton_kernels`); backward there, and both on devices that have neither, are a chain of
+    operators with the same formulas (see `mirage_kernels._stage`). Under ``use("torch")`` it is the reference
     expression with PyTorch's autograd, which keeps everything and can be differentiated twice.
 
     Args:
@@ -95,8 +98,18 @@ def check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None = None) 
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     weights, (*rest, impl) = MixerWeights(*arguments[:_COUNT]), arguments[_COUNT:]
     _dispatch.record("mixer_stage", impl)
-    run = native.forward(x, weights, *rest) if impl == "cpp" else composite.forward(x, weights, *rest, impl)
-    return run[0], *run[1]
+    if impl == "cpp":
+        y, statistics = native.forward(x, weights, *rest)
+    elif impl == "triton" and _triton().can_run(x, weights.temperature.shape[0]):
+        y, statistics = _triton().forward(x, weights, *rest)
+    else:
+        y, statistics = composite.forward(x, weights, *rest, impl)
+    return y, *statistics
+
+
+def _triton() -> ModuleType:
+    """The kernels, imported when first needed: without Triton there are none."""
+    return import_module("mirage_kernels.mixer_stage.triton_kernels")
 
 
 def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

@@ -1,0 +1,241 @@
+"""``feed_forward_stage`` forward in two Triton kernels, between which only the activated hidden tensor is in memory.
+
+The first normalises, mixes and activates: x is read, gelu(hidden) written. The second convolves, gates, mixes and adds
+x: of the tensors in between none is written. Images too small to fill a GPU with the second kernel's tiles, and
+backward, are the composite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mirage_kernels import _triton_stage
+from mirage_kernels._launch import next_power_of_2
+from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton_cases import meta, stage_variants
+from mirage_kernels._triton_stage import (
+    ImageTile,
+    depthwise,
+    filling_tile,
+    gelu,
+    image_tile_of,
+    is_exact,
+    matrix,
+    moments,
+    normalised,
+    precision,
+)
+from mirage_kernels.feed_forward_stage.weights import shapes
+
+MOST_CHANNELS = 256
+"""Of x: a program holds the sums of all of them for its pixels."""
+
+
+@dataclass(frozen=True)
+class ExpandTile:
+    """A program of the first kernel: `block_n` pixels, `block_m` hidden channels at a time from `block_k` of x."""
+
+    block_c: int  # channels of x, as a power of two that `tl.dot` takes
+    block_k: int
+    block_m: int
+    block_n: int
+    num_warps: int
+
+
+def expand_tile(channels: int, exact: bool) -> ExpandTile:
+    """`exact`: float32 products without tensor cores, whose operands lie in registers."""
+    block_c = max(16, next_power_of_2(channels))
+    if exact:
+        return ExpandTile(block_c, 16, 32, 64 if block_c <= 128 else 32, num_warps=4)
+    return ExpandTile(block_c, min(64, block_c), 64, 64 if block_c <= 128 else 32, num_warps=4)
+
+
+@triton.jit
+def _expand_kernel(
+    p_x,  # [B, C, H, W], any strides
+    p_norm_weight,  # [C], like the next
+    p_norm_bias,
+    p_weight,  # [OUT, C]
+    p_activated,  # [B, OUT, N]
+    p_hidden,  # [B, OUT, N], before the GELU; only with KEEP
+    eps,
+    OUT,
+    N,
+    W,
+    splits,  # programs that share the hidden channels of the same pixels
+    s_b,
+    s_c,
+    s_row,
+    s_pixel,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    KEEP: tl.constexpr,
+    LINE: tl.constexpr,
+    INT64: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_program = tl.program_id(0)
+    if INT64:
+        i_program = i_program.to(tl.int64)
+    i_split = i_program % splits
+    blocks = tl.cdiv(N, BLOCK_N)
+    i_b = i_program // splits // blocks
+    o_n = i_program // splits % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < N
+    o_x = pixel_offsets(o_n, W, s_row, s_pixel, LINE)
+    p_x += i_b * s_b
+    b_mean, b_rstd = moments(p_x, widened(tl.arange(0, BLOCK_C), INT64), o_x, s_c, m_n, eps, C)
+    share = tl.cdiv(tl.cdiv(OUT, BLOCK_M), splits) * BLOCK_M
+    for i_m in range(i_split * share, tl.minimum((i_split + 1) * share, OUT), BLOCK_M):
+        o_m = widened(i_m + tl.arange(0, BLOCK_M), INT64)
+        m_m = o_m < OUT
+        b_hidden = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for i_k in range(0, C, BLOCK_K):
+            o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+            m_k = o_k < C
+            b_y = normalised(p_x, p_norm_weight, p_norm_bias, o_k, m_k, o_x, s_c, m_n, b_mean, b_rstd)
+            b_y = b_y.to(p_activated.dtype.element_ty)
+            b_w = matrix(p_weight, o_m, m_m, o_k, m_k, C).to(p_activated.dtype.element_ty)
+            b_hidden = tl.dot(b_w, b_y, b_hidden, input_precision=PRECISION)
+        o_out = (i_b * OUT + o_m[:, None]) * N + o_n[None, :]
+        m = m_m[:, None] & m_n[None, :]
+        if KEEP:
+            tl.store(p_hidden + o_out, b_hidden.to(p_hidden.dtype.element_ty), mask=m)
+        tl.store(p_activated + o_out, gelu(b_hidden).to(p_activated.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def _contract_kernel(
+    p_activated,  # [B, 2 M, H, W], contiguous
+    p_taps,  # [2 M, 9]
+    p_weight,  # [C, M]
+    p_x,  # [B, C, H, W], any strides
+    p_y,  # [B, C, H, W], contiguous
+    M,
+    H,
+    W,
+    s_b,
+    s_c,
+    s_row,
+    s_pixel,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    INT64: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_tile = tl.program_id(0)
+    if INT64:
+        i_tile = i_tile.to(tl.int64)
+    i_b, o_y, o_x = image_tile_of(i_tile, H, W, BLOCK_H, BLOCK_W)
+    m_n = (o_y < H) & (o_x < W)
+    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    m_c = o_c < C
+    p_first = p_activated + i_b * 2 * M * H * W
+    p_second = p_first + widened(M, INT64) * H * W
+    b_y = tl.zeros([BLOCK_C, BLOCK_H * BLOCK_W], tl.float32)
+    for i_k in range(0, M, BLOCK_K):
+        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        m_k = o_k < M
+        b_gate = gelu(depthwise(p_first, p_taps, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 3))
+        b_gate *= depthwise(p_second, p_taps + M * 9, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 3)
+        b_gate = b_gate.to(p_activated.dtype.element_ty)
+        b_w = matrix(p_weight, o_c, m_c, o_k, m_k, M).to(p_activated.dtype.element_ty)
+        b_y = tl.dot(b_w, b_gate, b_y, input_precision=PRECISION)
+    m = m_c[:, None] & m_n[None, :]
+    o_in = i_b * s_b + o_c[:, None] * s_c + (o_y * s_row + o_x * s_pixel)[None, :]
+    b_y += tl.load(p_x + o_in, mask=m, other=0.0).to(tl.float32)
+    o_out = (i_b * C + o_c[:, None]) * H * W + (o_y * W + o_x)[None, :]
+    tl.store(p_y + o_out, b_y.to(p_y.dtype.element_ty), mask=m)
+
+
+def can_run(x: Tensor) -> bool:
+    """Whether the kernels hold a pixel's channels, and have about a program of the second for each multiprocessor."""
+    return x.shape[1] <= MOST_CHANNELS and 2 * _contract_tile(x).programs(x) >= _triton_stage.FILL
+
+
+def _contract_tile(x: Tensor) -> ImageTile:
+    return filling_tile(x, 64 if x.shape[1] <= 128 else 32)
+
+
+def forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_in: Tensor,
+    dwconv: Tensor,
+    project_out: Tensor,
+    eps: float,
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y, hidden), as `composite.forward`."""
+    batch, channels, height, width = x.shape
+    doubled, pixels = dwconv.shape[0], height * width
+    dot = precision(x.dtype)
+    tile = expand_tile(channels, is_exact(x.dtype))
+    activated = torch.empty(batch, doubled, height, width, dtype=x.dtype, device=x.device)
+    hidden = torch.empty_like(activated) if keep_hidden else x.new_empty(0)
+    blocks = batch * triton.cdiv(pixels, tile.block_n)
+    splits = max(1, min(triton.cdiv(doubled, tile.block_m), 2 * _triton_stage.FILL // max(blocks, 1)))
+    launch(
+        _expand_kernel,
+        blocks * splits,
+        x.device,
+        *(x, norm_weight.contiguous(), norm_bias.contiguous(), project_in.contiguous(), activated, hidden),
+        *(eps, doubled, pixels, width, splits, *plane_strides(x)),
+        C=channels,
+        BLOCK_C=tile.block_c,
+        BLOCK_K=tile.block_k,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        KEEP=keep_hidden,
+        LINE=is_line(x),
+        INT64=needs_int64(x, activated),
+        PRECISION=dot,
+        num_warps=tile.num_warps,
+        num_stages=2,
+    )
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    image = _contract_tile(x)
+    launch(
+        _contract_kernel,
+        image.programs(x),
+        x.device,
+        *(activated, dwconv.contiguous(), project_out.contiguous(), x, y, doubled // 2, height, width, *x.stride()),
+        C=channels,
+        BLOCK_C=tile.block_c,
+        BLOCK_K=16,
+        BLOCK_H=image.block_h,
+        BLOCK_W=image.block_w,
+        INT64=needs_int64(x, activated, y),
+        PRECISION=dot,
+        num_warps=4 if tile.block_c <= 32 else 8,
+        num_stages=1,  # more would hold 18 tiles of shared memory ready, and leave room for one program
+    )
+    return y, hidden
+
+
+def compile_case(x: Tensor) -> Callable[[], object]:
+    """Both kernels on x and weights of its dtype."""
+    channels = x.shape[1]
+    norm = [meta(channels, dtype=x.dtype) for _ in range(2)]
+    weights = [meta(*shape, dtype=x.dtype) for shape in list(shapes(channels, 2 * channels).values())[2:]]
+    return partial(forward, x, *norm, *weights, 1e-5, False)
+
+
+def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What tools/compile_triton.py compiles for GPUs that are not there."""
+    for label, (channels, side), dtype, wide in stage_variants():
+        yield label, compile_case(meta(1, channels, side, side, dtype=dtype, wide=wide))

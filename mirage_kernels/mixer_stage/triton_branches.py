@@ -1,0 +1,243 @@
+"""The Triton kernels of ``mixer_stage`` that come before its last: the branches' first products, the moments of the
+batch norm, the generated kernels and the attention's small matrices.
+
+Of a pixel of 3c channels they write 4c values: q, k and v before their depthwise convolution, and the detail channels
+before theirs. q and k after it exist in registers only.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mirage_kernels._triton import pixel_offsets, widened
+from mirage_kernels._triton_stage import (
+    depthwise,
+    gelu,
+    image_tile_of,
+    matrix,
+    moments,
+    normalised,
+)
+from mirage_kernels.channel_attention.triton_parts import store_matrix
+
+
+@triton.jit
+def batch_normalised(b_x, p_mean, p_var, p_weight, p_bias, o_c, m_c, eps):
+    """The batch norm's output of b_x [channels, pixels]; zero where m_c is false."""
+    b_mean = tl.load(p_mean + o_c, mask=m_c, other=0.0).to(tl.float32)
+    b_var = tl.load(p_var + o_c, mask=m_c, other=0.0).to(tl.float32)
+    b_w = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
+    b_b = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
+    b_y = (b_x - b_mean[:, None]) * (b_w / tl.sqrt(b_var + eps))[:, None] + b_b[:, None]
+    return tl.where(m_c[:, None], b_y, 0.0)
+
+
+@triton.jit
+def moments_kernel(
+    p_x,  # [B, 3 c, H, W], any strides
+    p_norm_weight,  # [3 c], like the next
+    p_norm_bias,
+    p_sums,  # [B, blocks, 2, c]: of the gated branch's input, and of its squared distances from the block's mean
+    norm_eps,
+    N,
+    W,
+    s_b,
+    s_c,
+    s_row,
+    s_pixel,
+    BRANCH: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LINE: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """The moments of the gated CNN's input, for the batch norm in training."""
+    i_program = tl.program_id(0)
+    if INT64:
+        i_program = i_program.to(tl.int64)
+    blocks = tl.cdiv(N, BLOCK_N)
+    i_begin = i_program % blocks * BLOCK_N
+    o_n = i_begin + tl.arange(0, BLOCK_N)
+    m_n = o_n < N
+    o_x = pixel_offsets(o_n, W, s_row, s_pixel, LINE)
+    p_x += i_program // blocks * s_b
+    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    b_mean, b_rstd = moments(p_x, o_c, o_x, s_c, m_n, norm_eps, 3 * BRANCH)
+    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    m_b = o_b < BRANCH
+    b_n = normalised(p_x, p_norm_weight, p_norm_bias, BRANCH + o_b, m_b, o_x, s_c, m_n, b_mean, b_rstd)
+    b_sum = tl.sum(tl.where(m_n[None, :], b_n, 0.0), 1)
+    b_centred = b_n - (b_sum / tl.minimum(N - i_begin, BLOCK_N))[:, None]
+    b_square = tl.sum(tl.where(m_n[None, :], b_centred * b_centred, 0.0), 1)
+    p_out = p_sums + i_program * 2 * BRANCH + o_b
+    tl.store(p_out, b_sum, mask=m_b)
+    tl.store(p_out + BRANCH, b_square, mask=m_b)
+
+
+@triton.jit
+def prepare_kernel(
+    p_x,  # [B, 3 c, H, W], any strides
+    p_norm_weight,  # [3 c], like the next
+    p_norm_bias,
+    p_qkv_weight,  # [3 c, c]
+    p_detail_weight,  # [c, c]: the last rows of gic1
+    p_bn_mean,  # [c], like the next three
+    p_bn_var,
+    p_bn_weight,
+    p_bn_bias,
+    p_qkv,  # [B, 3 c, N]
+    p_detail,  # [B, c, N]
+    p_sums,  # [B, blocks, c]: of the gated branch's input; only with SUMS
+    norm_eps,
+    bn_eps,
+    N,
+    W,
+    s_b,
+    s_c,
+    s_row,
+    s_pixel,
+    BRANCH: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SUMS: tl.constexpr,
+    LINE: tl.constexpr,
+    INT64: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_program = tl.program_id(0)
+    if INT64:
+        i_program = i_program.to(tl.int64)
+    blocks = tl.cdiv(N, BLOCK_N)
+    i_b = i_program // blocks
+    o_n = i_program % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_n = o_n < N
+    o_x = pixel_offsets(o_n, W, s_row, s_pixel, LINE)
+    p_x += i_b * s_b
+    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    b_mean, b_rstd = moments(p_x, o_c, o_x, s_c, m_n, norm_eps, 3 * BRANCH)
+    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    m_b = o_b < BRANCH
+    b_n = normalised(p_x, p_norm_weight, p_norm_bias, o_b, m_b, o_x, s_c, m_n, b_mean, b_rstd)
+    b_n = b_n.to(p_qkv.dtype.element_ty)
+    for i_m in range(0, 3 * BRANCH, BLOCK_M):
+        o_m = widened(i_m + tl.arange(0, BLOCK_M), INT64)
+        m_m = o_m < 3 * BRANCH
+        b_w = matrix(p_qkv_weight, o_m, m_m, o_b, m_b, BRANCH).to(p_qkv.dtype.element_ty)
+        b_y = tl.dot(b_w, b_n, input_precision=PRECISION)
+        o_out = (i_b * 3 * BRANCH + o_m[:, None]) * N + o_n[None, :]
+        tl.store(p_qkv + o_out, b_y.to(p_qkv.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+    b_g = normalised(p_x, p_norm_weight, p_norm_bias, BRANCH + o_b, m_b, o_x, s_c, m_n, b_mean, b_rstd)
+    if SUMS:
+        tl.store(p_sums + i_program * BRANCH + o_b, tl.sum(tl.where(m_n[None, :], b_g, 0.0), 1), mask=m_b)
+    b_g = batch_normalised(b_g, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps)
+    b_g = b_g.to(p_qkv.dtype.element_ty)
+    for i_m in range(0, BRANCH, BLOCK_M):
+        o_m = widened(i_m + tl.arange(0, BLOCK_M), INT64)
+        m_m = o_m < BRANCH
+        b_w = matrix(p_detail_weight, o_m, m_m, o_b, m_b, BRANCH).to(p_qkv.dtype.element_ty)
+        b_y = tl.dot(b_w, b_g, input_precision=PRECISION)
+        o_out = (i_b * BRANCH + o_m[:, None]) * N + o_n[None, :]
+        tl.store(p_detail + o_out, b_y.to(p_detail.dtype.element_ty), mask=m_m[:, None] & m_n[None, :])
+
+
+@triton.jit
+def _times(p, o_r, m_r, b_x, o_c, m_c, COUNT: tl.constexpr):
+    """Rows o_r of a matrix of COUNT columns times a vector, in float32."""
+    return tl.sum(matrix(p, o_r, m_r, o_c, m_c, COUNT).to(tl.float32) * b_x[None, :], 1)
+
+
+@triton.jit
+def generate_kernel(
+    p_sums,  # [B, c]: of the gated branch's input over the pixels
+    p_bn_mean,  # [c], like the next three
+    p_bn_var,
+    p_bn_weight,
+    p_bn_bias,
+    p_detail_weight,  # [c, c]
+    p_first,  # [c, c]: the generator's two matrices
+    p_second,  # [49 c, c]
+    p_kernels,  # [B, 49 c]
+    p_branch_mean,  # [B, c]
+    p_batch_mean,  # [c], like the next: copies of what the batch norm used
+    p_batch_var,
+    bn_eps,
+    N,
+    BRANCH: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """Rows of the generated kernels; every program computes the two small products before them again."""
+    blocks: tl.constexpr = (49 * BRANCH + BLOCK_R - 1) // BLOCK_R
+    i_b = tl.program_id(0) // blocks
+    i_r = tl.program_id(0) % blocks
+    o_b = tl.arange(0, BLOCK_B)
+    m_b = o_b < BRANCH
+    b_mean = tl.load(p_sums + i_b * BRANCH + o_b, mask=m_b, other=0.0) / N
+    b_x = batch_normalised(b_mean[:, None], p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps)
+    b_x = _times(p_detail_weight, o_b, m_b, tl.sum(b_x, 1), o_b, m_b, BRANCH)
+    b_x = gelu(_times(p_first, o_b, m_b, b_x, o_b, m_b, BRANCH))
+    o_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
+    m_r = o_r < 49 * BRANCH
+    tl.store(p_kernels + i_b * 49 * BRANCH + o_r, _times(p_second, o_r, m_r, b_x, o_b, m_b, BRANCH), mask=m_r)
+    if i_r == 0:
+        tl.store(p_branch_mean + i_b * BRANCH + o_b, b_mean, mask=m_b)
+        if i_b == 0:
+            b_copy = tl.load(p_bn_mean + o_b, mask=m_b, other=0.0).to(tl.float32)
+            tl.store(p_batch_mean + o_b, b_copy, mask=m_b)
+            b_copy = tl.load(p_bn_var + o_b, mask=m_b, other=0.0).to(tl.float32)
+            tl.store(p_batch_var + o_b, b_copy, mask=m_b)
+
+
+@triton.jit
+def gram_kernel(
+    p_qkv,  # [B, 3 c, H, W], contiguous
+    p_taps,  # [3 c, 9]
+    p_partial,  # [B, heads, splits, d + 2, d]: q k^T, |q|^2, |k|^2
+    H,
+    W,
+    HEADS,
+    splits,
+    tiles_per_split,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    INT64: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The products of q and k after their depthwise convolution, which are not written."""
+    i_program = tl.program_id(0)
+    if INT64:
+        i_program = i_program.to(tl.int64)
+    i_head = i_program // splits
+    i_b = i_head // HEADS
+    tiles = tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    i_first = i_program % splits * tiles_per_split
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    o_q = i_head % HEADS * D + widened(o_d, INT64)
+    o_k = o_q + HEADS * D
+    p_qkv += i_b * 3 * HEADS * D * H * W
+    b_gram = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
+    b_qq = tl.zeros([BLOCK_D], tl.float32)
+    b_kk = tl.zeros([BLOCK_D], tl.float32)
+    for i_tile in range(i_first, tl.minimum(i_first + tiles_per_split, tiles)):
+        _, o_y, o_x = image_tile_of(i_tile, H, W, BLOCK_H, BLOCK_W)
+        m = m_d[:, None] & ((o_y < H) & (o_x < W))[None, :]
+        b_q = depthwise(p_qkv, p_taps, o_q, m_d, o_y, o_x, H, W, H * W, W, 1, 3)
+        b_k = depthwise(p_qkv, p_taps, o_k, m_d, o_y, o_x, H, W, H * W, W, 1, 3)
+        b_q = tl.where(m, b_q, 0.0).to(p_qkv.dtype.element_ty)
+        b_k = tl.where(m, b_k, 0.0).to(p_qkv.dtype.element_ty)
+        b_gram = tl.dot(b_q, tl.trans(b_k), b_gram, input_precision=PRECISION)
+        b_q = b_q.to(tl.float32)
+        b_k = b_k.to(tl.float32)
+        b_qq += tl.sum(b_q * b_q, 1)
+        b_kk += tl.sum(b_k * b_k, 1)
+    p_out = p_partial + i_program * (D + 2) * D
+    store_matrix(p_out, b_gram, o_d, D)
+    tl.store(p_out + D * D + o_d, b_qq, mask=m_d)
+    tl.store(p_out + D * D + D + o_d, b_kk, mask=m_d)

@@ -1,0 +1,383 @@
+"""``mixer_stage`` forward in Triton: five kernels, one more in training (`triton_branches`, and the last of them here).
+
+The last holds a tile of the image: of its x, detail and v it computes the three branches, their fusion and the sum.
+Gate, identity, the MLP's hidden channels and the branches are never in memory; what they are made of is read again.
+Backward is the composite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mirage_kernels import _triton_stage
+from mirage_kernels._launch import next_power_of_2
+from mirage_kernels._triton import is_line, launch, needs_int64, plane_strides, widened
+from mirage_kernels._triton_cases import meta, stage_variants
+from mirage_kernels._triton_stage import (
+    depthwise,
+    filling_tile,
+    gelu,
+    image_tile,
+    image_tile_of,
+    is_exact,
+    matrix,
+    moments,
+    normalised,
+    precision,
+)
+from mirage_kernels.channel_attention.arguments import small_matrices
+from mirage_kernels.channel_attention.triton_parts import attention_softmax
+from mirage_kernels.mixer_stage.composite import Statistics
+from mirage_kernels.mixer_stage.gated_branch import BatchNorm
+from mirage_kernels.mixer_stage.triton_branches import (
+    batch_normalised,
+    generate_kernel,
+    gram_kernel,
+    moments_kernel,
+    prepare_kernel,
+)
+from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights, shapes
+from mirage_kernels.tri_branch_fusion.triton_kernels import fuse
+
+MOST_CHANNELS, MOST_WITHOUT_TENSOR_CORES, MOST_OF_A_HEAD = 384, 96, 32
+"""Of x, since a program holds all of a branch, a third of them, for its pixels (without tensor cores in registers); and
+of a head, whose products of q and k one holds."""
+
+
+@triton.jit
+def _finish_kernel(
+    p_x,  # [B, 3 c, H, W], any strides
+    p_norm_weight,  # [3 c], like the next
+    p_norm_bias,
+    p_qkv,  # [B, 3 c, H, W], contiguous, of which v is read
+    p_qkv_taps,  # [3 c, 9]
+    p_matrices,  # [B, heads, 2 d + 2, d], of which attn comes first
+    p_detail,  # [B, c, H, W], contiguous
+    p_kernels,  # [B, c, 49]
+    p_bn_mean,  # [c], like the next three
+    p_bn_var,
+    p_bn_weight,
+    p_bn_bias,
+    p_gic1,  # [2 h, c]
+    p_gate_temperature,  # [1]
+    p_gic2,  # [c, h]
+    p_branch_scale,  # [B]; only with SCALE
+    p_proj_out,  # [c, c]
+    p_mlp_in,  # [2 c, c]
+    p_mlp_out,  # [c, 2 c]
+    p_la,  # [1], like the next two
+    p_lg,
+    p_lm,
+    p_project_out,  # [3 c, 3 c]
+    p_y,  # [B, 3 c, H, W], contiguous
+    norm_eps,
+    bn_eps,
+    H,
+    W,
+    HEADS,
+    HIDDEN,  # h
+    s_b,
+    s_c,
+    s_row,
+    s_pixel,
+    BRANCH: tl.constexpr,  # c
+    D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    SCALE: tl.constexpr,
+    INT64: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_tile = tl.program_id(0)
+    if INT64:
+        i_tile = i_tile.to(tl.int64)
+    i_b, o_y, o_x = image_tile_of(i_tile, H, W, BLOCK_H, BLOCK_W)
+    m_n = (o_y < H) & (o_x < W)
+    o_n = o_y * s_row + o_x * s_pixel
+    dtype = p_y.dtype.element_ty
+    p_x += i_b * s_b
+    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    b_mean, b_rstd = moments(p_x, o_c, o_n, s_c, m_n, norm_eps, 3 * BRANCH)
+    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    m_b = o_b < BRANCH
+
+    # the gated CNN: hidden channels whose content is the identity, then those where it is the detail
+    b_g = normalised(p_x, p_norm_weight, p_norm_bias, BRANCH + o_b, m_b, o_n, s_c, m_n, b_mean, b_rstd)
+    b_in = batch_normalised(b_g, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps).to(dtype)
+    temperature = tl.load(p_gate_temperature).to(tl.float32)
+    identities = HIDDEN - BRANCH
+    b_mixed = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
+    for i_k in range(0, identities, BLOCK_K):
+        o_k = i_k + tl.arange(0, BLOCK_K)
+        m_k = o_k < identities
+        b_w = matrix(p_gic1, o_k, m_k, o_b, m_b, BRANCH).to(dtype)
+        b_gate = gelu(tl.dot(b_w, b_in, input_precision=PRECISION) / temperature)
+        b_w = matrix(p_gic1, HIDDEN + o_k, m_k, o_b, m_b, BRANCH).to(dtype)
+        b_gate = (b_gate * tl.dot(b_w, b_in, input_precision=PRECISION)).to(dtype)
+        b_w = matrix(p_gic2, o_b, m_b, o_k, m_k, HIDDEN).to(dtype)
+        b_mixed = tl.dot(b_w, b_gate, b_mixed, input_precision=PRECISION)
+    p_plane = p_detail + i_b * BRANCH * H * W
+    for i_k in range(0, BRANCH, BLOCK_K):
+        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        m_k = o_k < BRANCH
+        b_w = matrix(p_gic1, identities + o_k, m_k, o_b, m_b, BRANCH).to(dtype)
+        b_gate = gelu(tl.dot(b_w, b_in, input_precision=PRECISION) / temperature)
+        p_taps = p_kernels + i_b * BRANCH * 49
+        b_gate *= depthwise(p_plane, p_taps, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 7)
+        b_w = matrix(p_gic2, o_b, m_b, identities + o_k, m_k, HIDDEN).to(dtype)
+        b_mixed = tl.dot(b_w, b_gate.to(dtype), b_mixed, input_precision=PRECISION)
+    if SCALE:
+        b_mixed *= tl.load(p_branch_scale + i_b).to(tl.float32)
+    b_proj = matrix(p_proj_out, o_b, m_b, o_b, m_b, BRANCH).to(dtype)
+    b_g = tl.dot(b_proj, (b_mixed + b_g).to(dtype), input_precision=PRECISION)
+
+    # the MLP
+    b_in = normalised(p_x, p_norm_weight, p_norm_bias, 2 * BRANCH + o_b, m_b, o_n, s_c, m_n, b_mean, b_rstd).to(dtype)
+    b_m = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
+    for i_k in range(0, 2 * BRANCH, BLOCK_K):
+        o_k = i_k + tl.arange(0, BLOCK_K)
+        m_k = o_k < 2 * BRANCH
+        b_w = matrix(p_mlp_in, o_k, m_k, o_b, m_b, BRANCH).to(dtype)
+        b_hidden = gelu(tl.dot(b_w, b_in, input_precision=PRECISION)).to(dtype)
+        b_w = matrix(p_mlp_out, o_b, m_b, o_k, m_k, 2 * BRANCH).to(dtype)
+        b_m = tl.dot(b_w, b_hidden, b_m, input_precision=PRECISION)
+
+    # the attention: all heads as one matrix, zero where row and column are not of the same
+    b_a = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
+    p_plane = p_qkv + (i_b * 3 + 2) * BRANCH * H * W
+    p_rows = p_matrices + (i_b * HEADS + o_b // D) * (2 * D + 2) * D + o_b % D * D
+    for i_k in range(0, BRANCH, BLOCK_K):
+        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        m_k = o_k < BRANCH
+        b_v = depthwise(p_plane, p_qkv_taps + 2 * BRANCH * 9, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 3).to(dtype)
+        m = m_b[:, None] & m_k[None, :] & ((o_b // D)[:, None] == (o_k // D)[None, :])
+        b_w = tl.load(p_rows[:, None] + (o_k % D)[None, :], mask=m, other=0.0).to(dtype)
+        b_a = tl.dot(b_w, b_v, b_a, input_precision=PRECISION)
+
+    l_a, l_g, l_m = tl.load(p_la).to(tl.float32), tl.load(p_lg).to(tl.float32), tl.load(p_lm).to(tl.float32)
+    b_a, b_g, b_m = fuse(b_a, b_g, b_m, l_a, l_g, l_m)
+    b_a, b_g, b_m = b_a.to(dtype), b_g.to(dtype), b_m.to(dtype)
+    for i_k in range(0, 3 * BRANCH, BLOCK_K):
+        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        m_k = o_k < 3 * BRANCH
+        m = m_k[:, None] & m_n[None, :]
+        b_y = tl.load(p_x + o_k[:, None] * s_c + o_n[None, :], mask=m, other=0.0).to(tl.float32)
+        b_w = matrix(p_project_out, o_k, m_k, o_b, m_b, 3 * BRANCH).to(dtype)
+        b_y = tl.dot(b_w, b_a, b_y, input_precision=PRECISION)
+        b_w = matrix(p_project_out + BRANCH, o_k, m_k, o_b, m_b, 3 * BRANCH).to(dtype)
+        b_y = tl.dot(b_w, b_g, b_y, input_precision=PRECISION)
+        b_w = matrix(p_project_out + 2 * BRANCH, o_k, m_k, o_b, m_b, 3 * BRANCH).to(dtype)
+        b_y = tl.dot(b_w, b_m, b_y, input_precision=PRECISION)
+        o_out = (i_b * 3 * BRANCH + o_k[:, None]) * H * W + (o_y * W + o_x)[None, :]
+        tl.store(p_y + o_out, b_y.to(dtype), mask=m)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes of the launches for one x."""
+
+    branch: int
+    heads: int
+    block_c: int  # channels of x, as a power of two that `tl.dot` takes, and those of a branch
+    block_b: int
+    block_n: int  # pixels of a program that walks along the rows
+    precision: str
+    wide: bool  # 64-bit offsets
+
+    @property
+    def d(self) -> int:
+        return self.branch // self.heads
+
+    def channels(self) -> dict[str, Any]:
+        return {"BRANCH": self.branch, "BLOCK_C": self.block_c, "BLOCK_B": self.block_b}
+
+    def rows(self, x: Tensor) -> dict[str, Any]:
+        return {**self.channels(), "BLOCK_N": self.block_n, "LINE": is_line(x), "INT64": self.wide}
+
+
+def _plan(x: Tensor, heads: int) -> _Plan:
+    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+    block_c, block_b = (max(16, next_power_of_2(n)) for n in (channels, channels // 3))
+    block_n = 64 if block_c <= 128 else 32
+    while block_n > 16 and x.shape[0] * triton.cdiv(pixels, block_n) < _triton_stage.FILL:
+        block_n //= 2
+    wide = needs_int64(x) or x.numel() > 2**31 - 1
+    return _Plan(channels // 3, heads, block_c, block_b, block_n, precision(x.dtype), wide)
+
+
+def can_run(x: Tensor, heads: int) -> bool:
+    """Whether the kernels hold the channels of a pixel and of a head; and there are pixels."""
+    branch = x.shape[1] // 3
+    most = MOST_WITHOUT_TENSOR_CORES if is_exact(x.dtype) else MOST_CHANNELS
+    return 0 < x.numel() and branch * 3 <= most and branch // heads <= MOST_OF_A_HEAD
+
+
+def _moments(x: Tensor, w: MixerWeights, norm_eps: float, plan: _Plan) -> BatchNorm:
+    """The statistics of the batch, and of each sample, merged from those of blocks of pixels."""
+    batch, _, height, width = x.shape
+    pixels = height * width
+    blocks = triton.cdiv(pixels, plan.block_n)
+    sums = torch.empty(batch, blocks, 2, plan.branch, dtype=torch.float32, device=x.device)
+    launch(
+        moments_kernel,
+        batch * blocks,
+        x.device,
+        *(x, w.norm_weight.contiguous(), w.norm_bias.contiguous(), sums, norm_eps, pixels, width, *plane_strides(x)),
+        **plan.rows(x),
+        num_warps=4,
+    )
+    counts = torch.full((blocks, 1), plan.block_n, dtype=torch.float32, device=x.device)
+    if blocks:
+        counts[-1] = pixels - (blocks - 1) * plan.block_n
+    first, second = sums.unbind(2)
+    total = first.sum(1)
+    batch_mean = total.mean(0) / max(pixels, 1)
+    apart = (first / counts - batch_mean).square() * counts
+    batch_var = (second + apart).sum((0, 1)) / max(batch * pixels, 1)
+    return BatchNorm(total, batch_mean, batch_var)
+
+
+def forward(
+    x: Tensor,
+    w: MixerWeights,
+    branch_scale: Tensor | None,
+    training: bool,
+    norm_eps: float,
+    bn_eps: float,
+) -> tuple[Tensor, Statistics]:
+    """y and the statistics, as `composite.forward`."""
+    w = MixerWeights(*(t.contiguous() for t in w))
+    plan = _plan(x, w.temperature.shape[0])
+    sums, mean, var = _moments(x, w, norm_eps, plan) if training else (None, w.bn_mean, w.bn_var)
+    qkv, detail, sums = _prepare(x, w, sums, mean, var, norm_eps, bn_eps, plan)
+    statistics = _statistics(x, w, qkv, sums, mean, var, bn_eps, plan)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    image = filling_tile(x, 64 if plan.block_b <= 16 else 32)
+    launch(
+        _finish_kernel,
+        image.programs(x),
+        x.device,
+        *(x, w.norm_weight, w.norm_bias, qkv, w.qkv_dwconv, statistics.attention, detail, statistics.kernels),
+        *(mean, var, w.bn_weight, w.bn_bias, w.gic1, w.gate_temperature, w.gic2),
+        *(x if branch_scale is None else branch_scale.contiguous(), w.proj_out, w.mlp_in, w.mlp_out),
+        *(w.alpha_att, w.alpha_conv, w.alpha_mlp, w.project_out, y, norm_eps, bn_eps, *x.shape[2:]),
+        *(plan.heads, w.gic2.shape[1], *x.stride()),
+        **plan.channels(),
+        D=plan.d,
+        BLOCK_K=16,
+        BLOCK_H=image.block_h,
+        BLOCK_W=image.block_w,
+        SCALE=branch_scale is not None,
+        INT64=plan.wide,
+        PRECISION=plan.precision,
+        num_warps=4 if plan.block_b <= 16 else 8,
+        num_stages=1,
+    )
+    return y, statistics
+
+
+def _prepare(
+    x: Tensor,
+    w: MixerWeights,
+    sums: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    norm_eps: float,
+    bn_eps: float,
+    plan: _Plan,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v before their convolution, the detail before its own, and the sums over each sample [B, c]."""
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    blocks = triton.cdiv(pixels, plan.block_n)
+    qkv, detail = (x.new_empty(batch, count, height, width) for count in (channels, plan.branch))
+    parts = sums if sums is not None else torch.empty(batch, blocks, plan.branch, dtype=torch.float32, device=x.device)
+    launch(
+        prepare_kernel,
+        batch * blocks,
+        x.device,
+        *(x, w.norm_weight, w.norm_bias, w.qkv, w.gic1[-plan.branch :], mean, var, w.bn_weight, w.bn_bias),
+        *(qkv, detail, parts, norm_eps, bn_eps, pixels, width, *plane_strides(x)),
+        **plan.rows(x),
+        BLOCK_M=32,
+        SUMS=sums is None,
+        PRECISION=plan.precision,
+        num_warps=4 if plan.block_c <= 128 else 8,
+        num_stages=1,
+    )
+    return qkv, detail, parts.sum(1) if sums is None else parts
+
+
+def _statistics(
+    x: Tensor, w: MixerWeights, qkv: Tensor, sums: Tensor, mean: Tensor, var: Tensor, bn_eps: float, plan: _Plan
+) -> Statistics:
+    batch, _, height, width = x.shape
+    branch = plan.branch
+    kernels, branch_mean = (x.new_empty(*size, dtype=torch.float32) for size in ((batch, branch, TAPS), sums.shape))
+    batch_mean, batch_var = (x.new_empty(branch, dtype=torch.float32) for _ in range(2))
+    rows = max(16, 4096 // plan.block_b)
+    if batch == 0:  # no program copies them
+        batch_mean.copy_(mean), batch_var.copy_(var)
+    launch(
+        generate_kernel,
+        batch * triton.cdiv(TAPS * branch, rows),
+        x.device,
+        *(sums, mean, var, w.bn_weight, w.bn_bias, w.gic1[-branch:], w.generator_in, w.generator_out),
+        *(kernels, branch_mean, batch_mean, batch_var, bn_eps, height * width),
+        BRANCH=branch,
+        BLOCK_B=plan.block_b,
+        BLOCK_R=rows,
+        num_warps=4,
+    )
+    image = image_tile(x, 64)
+    tiles = image.programs(x[:1])
+    block_d = max(16, next_power_of_2(plan.d))
+    per_split = max(1, tiles * batch * plan.heads // (4 * _triton_stage.FILL))
+    splits = triton.cdiv(tiles, per_split)
+    partial_sums = x.new_empty(batch, plan.heads, splits, plan.d + 2, plan.d, dtype=torch.float32)
+    launch(
+        gram_kernel,
+        batch * plan.heads * splits,
+        x.device,
+        *(qkv, w.qkv_dwconv, partial_sums, height, width, plan.heads, splits, per_split),
+        D=plan.d,
+        BLOCK_D=block_d,
+        BLOCK_H=image.block_h,
+        BLOCK_W=image.block_w,
+        INT64=plan.wide,
+        PRECISION=plan.precision,
+        num_warps=4,
+        num_stages=1,
+    )
+    matrices = small_matrices(qkv[:, :branch], plan.heads, torch.float32)
+    attention_softmax(partial_sums, w.temperature, matrices)
+    return Statistics(matrices, kernels, branch_mean, batch_mean, batch_var)
+
+
+def compile_case(x: Tensor, heads: int = 1, training: bool = False) -> Callable[[], object]:
+    """All kernels on x and weights of its dtype."""
+    sizes = shapes(x.shape[1], heads, int(8 / 3 * (x.shape[1] // 3)))
+    weights = MixerWeights(**{name: meta(*size, dtype=x.dtype) for name, size in sizes.items()})
+    scale = meta(x.shape[0], dtype=x.dtype) if training else None
+    return partial(forward, x, weights, scale, training, 1e-5, 1e-5)
+
+
+def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What tools/compile_triton.py compiles for GPUs that are not there."""
+    heads_at = {224: 1, 112: 2, 56: 4, 28: 8}
+    for label, (channels, side), dtype, wide in stage_variants():
+        x, heads = meta(1, channels, side, side, dtype=dtype, wide=wide), heads_at[side]
+        if can_run(x, heads):
+            yield label, compile_case(x, heads)
+    yield "float32 training C=48 112x112", compile_case(meta(2, 48, 112, 112), 2, training=True)

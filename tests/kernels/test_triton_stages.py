@@ -1,0 +1,211 @@
+"""The forward kernels of whole stages in Triton, called directly: images of any size would reach them on a GPU."""
+
+from functools import partial
+from importlib import import_module
+
+import pytest
+import test_feed_forward_stage as ffn
+import test_mixer_stage as mixer
+import torch
+from harness import ON_GPU, ROUNDING_NOISE, device_of, dtypes_of, relative_error, require, unavoidable
+
+import mirage_kernels
+from mirage_kernels import MixerWeights
+from mirage_kernels.mixer_stage import composite as mixer_composite
+from mirage_kernels.mixer_stage.composite import Statistics
+
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+DTYPES = dtypes_of("triton")
+IMAGES = ((5, 7), (1, 1), (1, 19), (18, 1), (4, 18))  # the last two have more than one tile in rows and columns
+LAYOUTS = {
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda t: t.mT.contiguous().mT,
+    "sliced": lambda t: torch.nn.functional.pad(t, (1, 2, 3, 1, 2, 1), value=float("nan"))[:, 2:-1, 3:-1, 1:-2],
+    "unaligned": lambda t: torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape),
+    "expanded": lambda t: t[:1].expand(3, -1, -1, -1),
+}
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_allocations(monkeypatch):
+    """What a kernel leaves unwritten in its results is NaN."""
+    require("triton")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As on a GPU also in the interpreter, where tiles would be large: small ones, and sums in several parts.
+    monkeypatch.setattr("mirage_kernels._triton_stage.FILL", 256)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def kernels(stage):
+    """The module, once it is known that Triton is there."""
+    return import_module(f"mirage_kernels.{stage}.triton_kernels")
+
+
+def tensors_of(make, shape, dtype):
+    return [t.to(device_of("triton"), dtype) for t in make(shape, torch.Generator().manual_seed(0))]
+
+
+def assert_close(value, eager, truth, dtype, name="y"):
+    """As close to the truth as eager: twice its error in float32, its error in 16 bit."""
+    assert value.isfinite().all() and value.shape == truth.shape, name
+    factor = 2 if dtype == torch.float32 else ROUNDING_NOISE
+    allowed = max(factor * relative_error(eager, truth), unavoidable(truth.cpu(), dtype))
+    assert relative_error(value, truth) <= allowed, name
+
+
+class TestFeedForward:
+    def check(self, x, weights, keep=False):
+        y, hidden = kernels("feed_forward_stage").forward(x, *weights, 1e-5, keep)
+        truth = ffn.reference(x.double(), *(w.double() for w in weights))
+        eager = ffn.reference(x, *(w.to(x.dtype) for w in weights))
+        assert y.dtype == x.dtype and y.is_contiguous()
+        assert_close(y, eager, truth, x.dtype)
+        return y, hidden
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("image", IMAGES, ids=str)
+    def test_truth(self, image, dtype):
+        x, *weights = tensors_of(ffn.make, (2, 6, *image), dtype)
+        self.check(x, weights)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("channels", [1, 17, 48, 130])
+    def test_channels(self, channels, dtype):
+        """One channel, no multiple of a block, one block of many, more than a program normalises at a time."""
+        x, *weights = tensors_of(partial(ffn.make, ratio=1), (1, channels, 4, 5), dtype)
+        self.check(x, weights)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layout(self, layout):
+        x, *weights = tensors_of(ffn.make, (2, 6, 7, 9), torch.float32)
+        strided = LAYOUTS[layout](x)
+        before = strided.clone()
+        y, _ = self.check(strided, weights)
+        plain, _ = self.check(before.contiguous(), weights)
+        assert torch.equal(y, plain) and torch.equal(strided, before)
+
+    def test_hidden(self):
+        """What `keep_hidden` keeps is the output of project_in; y does not depend on it."""
+        x, *weights = tensors_of(ffn.make, (2, 6, 5, 7), torch.float32)
+        y, hidden = self.check(x, weights, keep=True)
+        assert torch.equal(y, self.check(x, weights)[0])
+        normal = torch.nn.functional.layer_norm(x.movedim(1, -1).double(), (6,), *(w.double() for w in weights[:2]))
+        truth = torch.nn.functional.conv2d(normal.movedim(-1, 1), weights[2].double())
+        assert relative_error(hidden, truth) < 2e-7
+
+    def test_weights_of_another_dtype(self):
+        """As under autocast: the products are of the dtype of x."""
+        x, *weights = tensors_of(ffn.make, (1, 6, 5, 7), torch.float32)
+        y, _ = self.check(x.to(torch.float16), weights)
+        assert y.dtype == torch.float16
+
+    def test_not_finite(self):
+        """A pixel reaches its own 3x3 neighbourhood and no further."""
+        x, *weights = tensors_of(ffn.make, (1, 6, 9, 20), torch.float32)
+        clean, _ = self.check(x, weights)
+        for poison in (float("nan"), float("inf")):
+            x[0, 2, 4, 15] = poison
+            y, _ = kernels("feed_forward_stage").forward(x, *weights, 1e-5, False)
+            near = torch.zeros(9, 20, dtype=torch.bool, device=x.device)
+            near[3:6, 14:17] = True
+            assert torch.equal(y[..., ~near], clean[..., ~near]) and not y[..., near].isfinite().any()
+
+    def test_dispatch(self, monkeypatch):
+        """The operator runs the kernels from as many tiles on as fill a GPU, with the composite's gradients."""
+        module = kernels("feed_forward_stage")
+        assert module.can_run(torch.empty(1, 6, 64, 64))
+        tensors = [t.requires_grad_() for t in tensors_of(ffn.make, (1, 3, 3, 4), torch.float32)]
+        assert not module.can_run(tensors[0])
+        results = []
+        for fill in (256, 1):
+            monkeypatch.setattr("mirage_kernels._triton_stage.FILL", fill)
+            with mirage_kernels.use("triton"):
+                results.append(ffn.evaluate(mirage_kernels.feed_forward_stage, tensors))
+        assert module.can_run(tensors[0])
+        for fused, composite in zip(*results, strict=True):
+            assert relative_error(fused, composite) < 1e-6
+        assert not module.can_run(torch.empty(1, 300, 512, 512, device="meta"))
+
+    def test_deterministic(self):
+        x, *weights = tensors_of(ffn.make, (2, 6, 9, 11), torch.float32)
+        assert torch.equal(self.check(x, weights)[0], self.check(x, weights)[0])
+
+    def test_offsets_past_32_bits(self):
+        """Channels 2^30 elements apart: each stride fits 32 bits, their multiples do not."""
+        x, *weights = tensors_of(ffn.make, (1, 3, 4, 5), torch.float16)
+        far = torch.empty(2**31 + 20, dtype=x.dtype, device=x.device).as_strided(x.shape, (2**31, 2**30, 5, 1))
+        far.copy_(x)
+        assert torch.equal(self.check(far, weights)[0], self.check(x, weights)[0])
+
+
+class TestMixer:
+    def check(self, x, weights, scale=None, training=False):
+        y, statistics = kernels("mixer_stage").forward(x, weights, scale, training, 1e-5, 1e-5)
+        exact = MixerWeights(*(t.double() for t in weights))
+        scale64 = None if scale is None else scale.double()
+        truth = mixer.reference(x.double(), exact, scale64, training)
+        eager = mixer.reference(x, MixerWeights(*(t.to(x.dtype) for t in weights)), scale, training)
+        assert y.dtype == x.dtype and y.is_contiguous()
+        assert_close(y, eager.y, truth.y, x.dtype)
+        _, expected = mixer_composite.forward(x.double(), exact, scale64, training, 1e-5, 1e-5, "composite")
+        for name, value, peer in zip(Statistics._fields, statistics, expected, strict=True):
+            assert value.shape == peer.shape and value.dtype == torch.float32, name
+            assert relative_error(value, peer) < (5e-7 if x.dtype == torch.float32 else 2e-2), name
+        return y, statistics
+
+    def inputs(self, shape, dtype=torch.float32):
+        x, *learned = tensors_of(mixer.make, shape, dtype)
+        return x, mixer.with_statistics(learned)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("image", IMAGES, ids=str)
+    def test_truth(self, image, training, dtype):
+        x, weights = self.inputs((2, 12, *image, 2), dtype)
+        scale = torch.tensor([1.25, 0.0]).to(x) if training else None
+        self.check(x, weights, scale, training)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("channels, heads", [(3, 1), (30, 1), (60, 2), (96, 4)])
+    def test_channels(self, channels, heads, dtype):
+        """One channel a branch; those of the networks, whose heads and hidden channels are no multiple of a block."""
+        self.check(*self.inputs((1, channels, 3, 5, heads), dtype))
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layout(self, layout):
+        x, weights = self.inputs((2, 12, 5, 7, 2))
+        strided = LAYOUTS[layout](x)
+        before = strided.clone()
+        y, _ = self.check(strided, weights)
+        assert torch.equal(y, self.check(before.contiguous(), weights)[0]) and torch.equal(strided, before)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_deterministic(self, training):
+        x, weights = self.inputs((2, 12, 5, 7, 2))
+        (y, first), (z, second) = (self.check(x, weights, None, training) for _ in range(2))
+        assert torch.equal(y, z) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_moments_of_a_large_offset(self):
+        """The variance of values far from zero: a constant added to a channel by the norm's bias changes none."""
+        x, weights = self.inputs((2, 12, 5, 7, 2))
+        far = weights._replace(norm_bias=weights.norm_bias + 30)
+        _, near = self.check(x, weights, None, True)
+        _, statistics = kernels("mixer_stage").forward(x, far, None, True, 1e-5, 1e-5)
+        torch.testing.assert_close(statistics.batch_var, near.batch_var, rtol=1e-5, atol=0)
+
+    def test_dispatch(self):
+        """The operator runs the kernels where they hold a pixel's channels and those of a head."""
+        module = kernels("mixer_stage")
+        assert module.can_run(torch.empty(1, 12, 3, 4), 2)
+        assert not module.can_run(torch.empty(1, 12, 0, 4), 2)
+        assert not module.can_run(torch.empty(1, 192, 3, 4), 1)
+        assert module.can_run(torch.empty(1, 192, 3, 4, dtype=torch.float16), 8)
+        assert not module.can_run(torch.empty(1, 192, 3, 4, dtype=torch.float16), 1)
+        assert not module.can_run(torch.empty(1, 387, 3, 4, dtype=torch.float16), 129)
+
+    def test_offsets_past_32_bits(self):
+        x, weights = self.inputs((1, 3, 4, 5, 1), torch.float16)
+        far = torch.empty(2**31 + 20, dtype=x.dtype, device=x.device).as_strided(x.shape, (2**31, 2**30, 5, 1))
+        far.copy_(x)
+        assert torch.equal(self.check(far, weights)[0], self.check(x, weights)[0])

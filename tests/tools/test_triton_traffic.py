@@ -1,0 +1,54 @@
+"""tools/triton_traffic.py: what it counts, on the meta device."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "triton_traffic.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    specification = importlib.util.spec_from_file_location("triton_traffic", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["triton_traffic"] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_operations_are_counted_by_their_tensors(tool):
+    """Views and allocations move nothing; a convolution reads image and weight and writes its result."""
+    x = torch.empty(1, 3, 8, 10, device="meta")
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1, bias=False).to("meta")
+    traffic = tool.measure(lambda x: conv(x).view(5, 8, 10).transpose(0, 1), x)
+    assert (traffic.launches, traffic.triton) == (1, 0)
+    assert traffic.bytes == 4 * (x.numel() + conv.weight.numel() + 5 * 80)
+
+
+def test_a_block_is_counted_by_its_kernels(tool):
+    """In units of x: the mixer reads it twice and writes it once, writes 4/3 and reads 2/3 and 4/3 of it; the
+    feed-forward reads it twice, writes it once, and writes and reads 4. Weights come on top."""
+    block = tool.mirage.blocks.TransformerBlock(24, 1).eval().to("meta", torch.float16)
+    model = tool.mirage.fast.accelerate(torch.nn.Sequential(block))
+    x = torch.empty(1, 24, 512, 512, dtype=torch.float16, device="meta")
+    traffic = tool.measure(model, x)
+    assert (traffic.launches, traffic.triton) == (8, 7)  # one sum over parts is PyTorch's
+    units = traffic.bytes / (x.numel() * x.element_size())
+    # qkv is counted whole where q and k, or v, are read of it
+    assert 2 + 1 + 4 / 3 + 1 + 4 / 3 + 11 <= units < 2 + 1 + 4 / 3 + 1 + 4 / 3 + 11 + 0.5
+
+
+def test_table_and_json(tool, capsys):
+    assert tool.main(["--variant", "tiny", "--size", "64x64", "--dtype", "float16", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["shape"] == [1, 3, 64, 64] and row["fast_launches"] < row["eager_launches"]
+    assert row["eager_triton"] == 0 < row["fast_triton"]
+    assert row["fast_predicted_ms"] == pytest.approx(row["fast_bytes"] / 4.3e9)
+    assert tool.main(["--variant", "tiny", "--size", "64x64", "--dtype", "float16", "--bandwidth", "2"]) == 0
+    assert "at 2.0 TB/s" in capsys.readouterr().out

@@ -1,0 +1,158 @@
+"""Launches and bytes of a forward pass on a GPU that is not there: mirage.fast on Triton beside eager PyTorch.
+
+    python tools/triton_traffic.py [--variant tiny small] [--size 224x224 ...] [--batch 1] [--dtype float16] [--json]
+
+Nothing is computed: the networks run on the meta device. A launch is a Triton kernel, or a PyTorch operation that is
+no view. Its bytes are those of the tensors it is given and makes, each whole and once: about the least that it moves
+(what a cache does not hold moves again). The predicted time is these bytes at --bandwidth; launches cost no time in it,
+and no product does, so it is a lower bound that says what is worth measuring, not a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+
+import mirage  # noqa: E402
+import mirage.fast  # noqa: E402
+from mirage_kernels import _dispatch, _stage, _triton  # noqa: E402
+
+MODELS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
+ALLOCATIONS = ("aten::empty", "aten::new_empty", "aten::detach", "aten::alias", "aten::lift_fresh")
+
+
+@dataclass
+class Traffic:
+    """Of one pass."""
+
+    launches: int = 0
+    triton: int = 0  # of the launches
+    bytes: int = 0
+
+    def add(self, tensors: list[Any], triton: bool = False) -> None:
+        found = {id(t): t for t in tensors if isinstance(t, Tensor)}
+        self.launches += 1
+        self.triton += triton
+        self.bytes += sum(t.numel() * t.element_size() for t in found.values())
+
+
+class Operations(TorchDispatchMode):
+    """Counts PyTorch's own operations."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        super().__init__()
+        self._traffic = traffic
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+        if tensors and not func.is_view and not func._schema.name.startswith(ALLOCATIONS):
+            self._traffic.add(tensors)
+        return result
+
+
+def kernels_of(name: str) -> Callable[..., Any]:
+    """What the operator `name` runs, without its registration: on the meta device that would run its fake."""
+    backward = name.endswith("_backward")
+    module = import_module(f"mirage_kernels.{name.removesuffix('_backward')}.op")
+    return module._backward if backward else module._forward
+
+
+@contextlib.contextmanager
+def on_meta(traffic: Traffic) -> Iterator[None]:
+    """Triton is what runs on the meta device, and its launches are counted instead of made."""
+
+    def count(kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        traffic.add(list(args), triton=True)
+
+    names = sorted(path.parent.name for path in (ROOT / "mirage_kernels").glob("*/op.py"))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(_dispatch._default, meta="triton"))
+        stack.enter_context(mock.patch.object(_triton, "launch_hook", count))
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda *device: False))  # meta has none
+        stack.enter_context(mock.patch.object(_stage, "operator", lambda name, impl: kernels_of(name)))
+        for name in names:
+            module = import_module(f"mirage_kernels.{name}.op")
+            stack.enter_context(mock.patch.object(module, "_forward_op", module._forward))
+        yield
+
+
+def measure(model: torch.nn.Module, x: Tensor) -> Traffic:
+    traffic = Traffic()
+    with on_meta(traffic), torch.no_grad(), Operations(traffic):
+        model(x)
+    return traffic
+
+
+def row(variant: str, size: tuple[int, int], batch: int, dtype: torch.dtype, bandwidth: float) -> dict[str, Any]:
+    """Both networks on one image size; bandwidth in bytes per second."""
+    x = torch.empty(batch, 3, *size, dtype=dtype, device="meta")
+    reference = MODELS[variant]().eval().to("meta", dtype)
+    found = {"eager": measure(reference, x), "fast": measure(mirage.fast.accelerate(reference), x)}
+    row: dict[str, Any] = {"variant": variant, "shape": list(x.shape), "dtype": str(dtype).removeprefix("torch.")}
+    for name, traffic in found.items():
+        row |= {f"{name}_{key}": value for key, value in asdict(traffic).items()}
+        row[f"{name}_predicted_ms"] = 1e3 * traffic.bytes / bandwidth
+    return row
+
+
+def print_table(rows: list[dict[str, Any]], bandwidth: float) -> None:
+    print(f"Bytes, at {bandwidth / 1e12:.1f} TB/s: a prediction of nothing else. Eval mode, no gradient.\n")
+    columns = ("eager launches", "ours (Triton)", "eager MB", "ours MB", "eager ms", "ours ms", "ratio")
+    print("| model | shape | dtype |", " | ".join(columns), "|")
+    print("|---|---|---|" + "---:|" * len(columns))
+    for r in rows:
+        shape = "x".join(map(str, r["shape"]))
+        print(
+            f"| {r['variant']} | {shape} | {r['dtype']} | {r['eager_launches']} "
+            f"| {r['fast_launches']} ({r['fast_triton']}) | {r['eager_bytes'] / 1e6:.0f} | {r['fast_bytes'] / 1e6:.0f} "
+            f"| {r['eager_predicted_ms']:.2f} | {r['fast_predicted_ms']:.2f} "
+            f"| {r['eager_bytes'] / r['fast_bytes']:.1f}x |"
+        )
+
+
+def pair(text: str) -> tuple[int, int]:
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--size", nargs="+", type=pair, default=[(224, 224), (512, 512), (1080, 1920)],
+                        metavar="HxW", help="height and width (default: 224x224 512x512 1080x1920)")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=1)
+    dtypes = ("float32", "float16", "bfloat16")
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=dtypes[:2])
+    parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s (default: 4.3, an H200's copy)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(argv)
+    bandwidth = options.bandwidth * 1e12
+    rows = [
+        row(variant, size, options.batch, getattr(torch, dtype), bandwidth)
+        for variant in options.variant
+        for size in options.size
+        for dtype in options.dtype
+    ]
+    print(json.dumps(rows, indent=1)) if options.json else print_table(rows, bandwidth)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
