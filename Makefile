@@ -51,10 +51,11 @@ peers: setup  ## the CPU path beside ONNX Runtime, OpenVINO and others, stages b
 lint: setup  ## ruff over everything
 	$(BIN)/ruff check .
 
-ctest: setup  ## the C++ tests
-	$(BIN)/cmake -S . -B out/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMIRAGE_BUILD_PYTHON=OFF -DMIRAGE_BUILD_TESTS=ON
-	$(BIN)/cmake --build out/ctest
-	$(BIN)/ctest --test-dir out/ctest --output-on-failure
+ctest: setup  ## the C++ tests, on the kernels that the installation has compiled
+	build=build/cmake-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)') && \
+	$(BIN)/cmake -S . -B $$build -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMIRAGE_BUILD_PYTHON=OFF \
+	  -DMIRAGE_BUILD_TESTS=ON && \
+	$(BIN)/cmake --build $$build && $(BIN)/ctest --test-dir $$build --output-on-failure
 
 triton: setup  ## compile every Triton kernel for sm_80, sm_90 and gfx942 without a GPU
 	$(BIN)/python tools/compile_triton.py --target sm_80 sm_90 gfx942

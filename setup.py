@@ -32,11 +32,14 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = Path(self.build_temp).resolve() / "cmake"
+        # Not self.build_temp, which an editable installation throws away: wheel and tests would compile it all again.
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
         cuda = "OFF" if flag("MIRAGE_SKIP_CUDA") else "ON" if flag("MIRAGE_FORCE_CUDA") else "AUTO"
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",  # each isolated build has its own
+            *("-DMIRAGE_BUILD_PYTHON=ON", "-DMIRAGE_BUILD_TESTS=OFF"),
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",

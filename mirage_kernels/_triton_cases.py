@@ -38,7 +38,7 @@ def variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
 
 def stage_variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
     """As `variants`, fewer: stages are several large kernels each, which take the compiler seconds."""
-    for stage in (MIRAGE_T[0], MIRAGE_T[2], MIRAGE_S[3]):
+    for stage in (MIRAGE_T[0], MIRAGE_T[2], MIRAGE_S[3], (96, 224)):  # and a level of a larger image
         yield _label(stage, torch.float32), stage, torch.float32, False
     for stage, dtype in ((MIRAGE_T[4], torch.bfloat16), (MIRAGE_T[3], torch.bfloat16), (MIRAGE_S[3], torch.float16)):
         yield _label(stage, dtype), stage, dtype, False

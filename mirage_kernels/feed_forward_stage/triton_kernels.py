@@ -46,15 +46,14 @@ class ExpandTile:
     block_k: int
     block_m: int
     block_n: int
-    num_warps: int
 
 
 def expand_tile(channels: int, exact: bool) -> ExpandTile:
     """`exact`: float32 products without tensor cores, whose operands lie in registers."""
     block_c = max(16, next_power_of_2(channels))
     if exact:
-        return ExpandTile(block_c, 16, 32, 64 if block_c <= 128 else 32, num_warps=4)
-    return ExpandTile(block_c, min(64, block_c), 64, 64 if block_c <= 128 else 32, num_warps=4)
+        return ExpandTile(block_c, 16, 32, 64 if block_c <= 128 else 32)
+    return ExpandTile(block_c, min(64, block_c), 64, 64 if block_c <= 128 else 32)
 
 
 @triton.jit
@@ -189,6 +188,7 @@ def forward(
     hidden = torch.empty_like(activated) if keep_hidden else x.new_empty(0)
     blocks = batch * triton.cdiv(pixels, tile.block_n)
     splits = max(1, min(triton.cdiv(doubled, tile.block_m), 2 * _triton_stage.FILL // max(blocks, 1)))
+    wide = needs_int64(x, activated)
     launch(
         _expand_kernel,
         blocks * splits,
@@ -202,9 +202,9 @@ def forward(
         BLOCK_N=tile.block_n,
         KEEP=keep_hidden,
         LINE=is_line(x),
-        INT64=needs_int64(x, activated),
+        INT64=wide,
         PRECISION=dot,
-        num_warps=tile.num_warps,
+        num_warps=8 if wide else 4,
         num_stages=2,
     )
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -219,9 +219,9 @@ def forward(
         BLOCK_K=16,
         BLOCK_H=image.block_h,
         BLOCK_W=image.block_w,
-        INT64=needs_int64(x, activated, y),
+        INT64=wide or needs_int64(y),
         PRECISION=dot,
-        num_warps=4 if tile.block_c <= 32 else 8,
+        num_warps=image.warps,
         num_stages=1,  # more would hold 18 tiles of shared memory ready, and leave room for one program
     )
     return y, hidden

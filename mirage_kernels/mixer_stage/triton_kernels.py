@@ -281,7 +281,7 @@ def forward(
         SCALE=branch_scale is not None,
         INT64=plan.wide,
         PRECISION=plan.precision,
-        num_warps=4 if plan.block_b <= 16 else 8,
+        num_warps=4 if plan.block_b <= 16 else image.warps,
         num_stages=1,
     )
     return y, statistics
@@ -357,7 +357,7 @@ def _statistics(
         BLOCK_W=image.block_w,
         INT64=plan.wide,
         PRECISION=plan.precision,
-        num_warps=4,
+        num_warps=8,
         num_stages=1,
     )
     matrices = small_matrices(qkv[:, :branch], plan.heads, torch.float32)
