@@ -29,10 +29,9 @@ class ImageTile:
     def pixels(self) -> int:
         return self.block_h * self.block_w
 
-    @property
-    def warps(self) -> int:
-        """Of a program whose registers are sums and loads for each pixel: two dozen tiles of them at a time."""
-        return 4 if self.pixels <= 16 else 8
+    def warps(self, wide: bool) -> int:
+        """Of a program that holds sums and loads of each pixel, two dozen at a time; `wide`: with 64-bit offsets."""
+        return 4 if self.pixels <= 16 and not wide else 8
 
     def programs(self, x: Tensor) -> int:
         return x.shape[0] * triton.cdiv(x.shape[2], self.block_h) * triton.cdiv(x.shape[3], self.block_w)

@@ -221,7 +221,7 @@ def forward(
         BLOCK_W=image.block_w,
         INT64=wide or needs_int64(y),
         PRECISION=dot,
-        num_warps=image.warps,
+        num_warps=image.warps(wide),
         num_stages=1,  # more would hold 18 tiles of shared memory ready, and leave room for one program
     )
     return y, hidden

@@ -281,7 +281,7 @@ def forward(
         SCALE=branch_scale is not None,
         INT64=plan.wide,
         PRECISION=plan.precision,
-        num_warps=4 if plan.block_b <= 16 else image.warps,
+        num_warps=4 if plan.block_b <= 16 else image.warps(plan.wide),
         num_stages=1,
     )
     return y, statistics
