@@ -4,6 +4,8 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 SIZE ?= 224
 PEERS ?= all
+# all: also torch.compile, which takes minutes for each of its problems
+GPU_PEERS ?= quick
 
 ifdef VIRTUAL_ENV
   VENV := $(VIRTUAL_ENV)
@@ -16,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.mirage-kernels$(subst /,-,$(CURDIR))-$(subst /,-,$(subst =,-,$(TORCH)))
 BUILT := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help setup bench test benchmarks peers lint ctest triton wheel clean
+.PHONY: help setup bench test benchmarks peers benchgpu lint ctest triton wheel clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +49,12 @@ peers: setup  ## the CPU path beside ONNX Runtime, OpenVINO and others, stages b
 	$(BIN)/pytest benchmarks/test_cpu_peers.py benchmarks/test_stages.py --benchmark-only --peers $(PEERS) \
 	  --benchmark-json=out/cpu-peers.json
 	$(BIN)/python -m benchmarks.peers_report out/cpu-peers.json
+
+benchgpu:  ## on a CUDA machine, in the active environment: GPU tests, benchmarks, and benchmarks/results/<gpu>-<date>.json
+	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m pytest benchmarks/test_gpu.py benchmarks/test_operators.py benchmarks/test_table6.py --benchmark-only \
+	  --device cuda --peers $(GPU_PEERS) --benchmark-json=out/gpu.json
+	$(PYTHON) -m benchmarks.gpu_report out/gpu.json
 
 lint: setup  ## ruff over everything
 	$(BIN)/ruff check .

@@ -93,10 +93,18 @@ def mixer_weights(block: blocks.TransformerBlock) -> MixerWeights:
     )
 
 
-def make_half(half: str, dim: int, heads: int, side: int, training: bool, device: str = "cpu") -> Half:
+def make_half(
+    half: str,
+    dim: int,
+    heads: int,
+    side: int,
+    training: bool,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Half:
     """One half of a block on [1, dim, side, side], in training or eval mode."""
     torch.manual_seed(0)
-    block = blocks.TransformerBlock(dim, heads, drop_path=0.0).to(device).train(training)
+    block = blocks.TransformerBlock(dim, heads, drop_path=0.0).to(device, dtype).train(training)
     if half == "mixer":
         weights = mixer_weights(block)
         parameters = tuple(t for t in weights if t.requires_grad)
@@ -117,14 +125,14 @@ def make_half(half: str, dim: int, heads: int, side: int, training: bool, device
         def fast(x: Tensor) -> Tensor:
             return mirage_kernels.feed_forward_stage(x, *parameters)
 
-    unit, weight_bytes = 4 * dim * side * side, nbytes(*parameters)
+    unit, weight_bytes = dtype.itemsize * dim * side * side, nbytes(*parameters)
     return Half(
         eager,
         fast,
         parameters,
         bytes_forward=2 * unit + weight_bytes,
         bytes_both=5 * unit + 3 * weight_bytes,
-        macs_forward=count_macs(eager, torch.randn(1, dim, side, side, device=device)),
+        macs_forward=count_macs(eager, torch.empty(1, dim, side, side, device=device, dtype=dtype)),
     )
 
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ import peak_memory
 import peers
 import pytest
 import torch
+from replay import CLOCK, replay
 from worker import Worker, WorkerError
 
 PAUSE_SECONDS = 0.02
@@ -78,27 +78,7 @@ MEMORY = [
 ]
 
 
-class Clock:
-    """A clock that stands still but for `advance`: it hands samples that were taken before to pytest-benchmark."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.samples: Iterator[float] = iter(())
-
-    def read(self) -> float:
-        return self.now
-
-    def advance(self) -> None:
-        self.now += next(self.samples)
-
-
-CLOCK = Clock()
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
-
-
-def replay(benchmark: Any, samples: list[float]) -> None:
-    CLOCK.samples = iter(samples)
-    benchmark.pedantic(CLOCK.advance, rounds=len(samples))
 
 
 class Rounds:

@@ -5,6 +5,7 @@ import pytest
 import test_cpu_peers as suite
 import torch
 import worker
+from replay import Clock
 from worker import WorkerError
 
 SHAPE = (1, 3, 16, 16)
@@ -56,7 +57,7 @@ def test_the_truth_is_kept(tmp_path, monkeypatch):
 
 
 def test_the_clock_replays_samples():
-    clock = suite.Clock()
+    clock = Clock()
     clock.samples = iter((0.5, 0.25))
     start = clock.read()
     clock.advance()

@@ -1,0 +1,132 @@
+"""What is timed on a GPU, and how: the network and its stages beside eager PyTorch and torch.compile.
+
+A sample is the time between two CUDA events around one call, after a write over more memory than the second-level cache
+holds. Each call is synchronised, so of functions that launch slowly it contains the gaps between their launches: it is
+the latency that a caller sees. Peak memory is `torch.cuda.max_memory_allocated` of one call, with the weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import mirage
+import mirage.fast
+from mirage.losses import MirageLoss
+
+BUILDERS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
+COLD_BYTES = 256 << 20
+PEERS = ("eager", "compile", "fast", "graph")
+STEP_PEERS = ("eager", "compile", "fast-low", "fast-fast")
+SLOW = ("compile",)  # to build
+FARTHEST = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Of a restored image from eager's in float32, relative (norm): a result further off is a mistake."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network, the shape [B, 3, H, W] of its image, and the dtype of both (of autocast in a training step)."""
+
+    variant: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: str = "cuda"
+
+    def __str__(self) -> str:
+        return f"{self.variant}-{'x'.join(map(str, self.shape))}-{str(self.dtype).removeprefix('torch.')}"
+
+    def model(self) -> nn.Module:
+        """The reference with weights that are the same every time, in float32."""
+        torch.manual_seed(0)
+        return BUILDERS[self.variant]().to(self.device)
+
+    def image(self, seed: int = 1) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(self.shape, generator=generator).to(self.device)
+
+
+def inference(problem: Problem, peer: str) -> Callable[[], Tensor]:
+    """A call that restores the problem's image."""
+    model, image = problem.model().eval().to(problem.dtype), problem.image().to(problem.dtype)
+    if peer == "compile":
+        model = torch.compile(model, mode="max-autotune")
+    elif peer != "eager":
+        model = mirage.fast.accelerate(model)
+    run = mirage.fast.cuda_graph(model, image) if peer == "graph" else model
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return run(image)
+
+    return call
+
+
+def truth(problem: Problem) -> Tensor:
+    """What eager restores in float32, products without TF32."""
+    with torch.inference_mode():
+        return problem.model().eval()(problem.image())
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    expected = expected.double()
+    return ((value.double() - expected).norm() / expected.norm()).item()
+
+
+def step(problem: Problem, peer: str) -> Callable[[], Tensor]:
+    """A call that takes a training step, forward, loss and backward, under autocast to the problem's dtype."""
+    model = problem.model().train()
+    if peer == "compile":
+        model = torch.compile(model)
+    elif peer != "eager":
+        model = mirage.fast.accelerate(model, memory=peer.removeprefix("fast-"))
+    criterion, image, target = MirageLoss(preset="released"), problem.image(), problem.image(2)
+    kind = torch.device(problem.device).type
+
+    def call() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(kind, problem.dtype, enabled=problem.dtype != torch.float32):
+            outputs = model(image, return_spd=True)
+        loss = criterion(outputs, target)[0]
+        loss.backward()
+        return loss.detach()
+
+    return call
+
+
+def samples(function: Callable[[], object], device: str, seconds: float = 0.6, rounds: tuple[int, int] = (5, 100)):
+    """Seconds of each of some calls, between `rounds` of them, after three to warm up."""
+    cold = torch.empty(COLD_BYTES if device == "cuda" else 1, dtype=torch.int8, device=device)
+    for _ in range(3):
+        function()
+    once = _sample(function, cold)
+    count = min(max(int(seconds / max(once, 1e-9)), rounds[0]), rounds[1])
+    return [_sample(function, cold) for _ in range(count)]
+
+
+def _sample(function: Callable[[], object], cold: Tensor) -> float:
+    cold.zero_()
+    if cold.device.type != "cuda":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def peak_mib(function: Callable[[], object], device: str) -> float | None:
+    """MiB allocated at the peak of one call; None where PyTorch does not count."""
+    if device != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / 2**20

@@ -1,0 +1,87 @@
+"""The network on a GPU beside eager PyTorch and torch.compile: time, peak memory and distance from float32.
+
+    pytest benchmarks/test_gpu.py --benchmark-only                (--peers all adds torch.compile, minutes each)
+    python -m benchmarks.gpu_report out/gpu.json
+
+`gpu.py` says how times are taken. On a CPU (--device cpu) only the smallest problem runs, to try the suite out.
+"""
+
+from __future__ import annotations
+
+import gpu
+import pytest
+import torch
+from replay import CLOCK, replay
+from stages import HALVES, block_kinds, make_half
+
+SHAPES = ((1, 3, 224, 224), (1, 3, 512, 512), (1, 3, 1080, 1920), (16, 3, 256, 256))
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+STEP_SHAPES = ((1, 3, 128, 128), (32, 3, 128, 128))
+LARGE_SIDE = 1536
+SMALLEST = (1, 3, 16, 16)
+pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
+
+
+def problems(shapes, dtypes=DTYPES):
+    return [gpu.Problem(variant, shape, dtype) for variant in gpu.BUILDERS for shape in shapes for dtype in dtypes]
+
+
+@pytest.fixture
+def usable(request, device, benchmark):
+    """A function that takes a peer and its problem, skips what does not run here, and notes what is timed."""
+
+    def check(peer, problem):
+        if device == "cuda" and problem.shape == SMALLEST:
+            pytest.skip("a CPU's problem")
+        if device != "cuda" and (problem.shape != SMALLEST or peer == "graph"):
+            pytest.skip("needs a GPU")
+        if peer in gpu.SLOW and request.config.getoption("--peers") != "all":
+            pytest.skip(f"{peer} takes minutes to build: --peers all")
+        facts = {"peer": peer, "variant": problem.variant, "shape": list(problem.shape)}
+        benchmark.extra_info.update(facts, dtype=str(problem.dtype).removeprefix("torch."))
+        benchmark.group = f"{request.node.originalname.removeprefix('test_')} {problem}"
+        return gpu.Problem(problem.variant, problem.shape, problem.dtype, device)
+
+    yield check
+    torch._dynamo.reset()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("peer", gpu.PEERS)
+@pytest.mark.parametrize("problem", [*problems(SHAPES), *problems((SMALLEST,), DTYPES[:1])], ids=str)
+def test_inference(problem, peer, usable, device, benchmark):
+    problem = usable(peer, problem)
+    call = gpu.inference(problem, peer)
+    error = gpu.relative_error(call(), gpu.truth(problem))
+    assert error <= gpu.FARTHEST[problem.dtype], f"{peer} is {error:.1e} from eager in float32"
+    benchmark.extra_info.update(error=error, peak_mib=gpu.peak_mib(call, device))
+    replay(benchmark, gpu.samples(call, device))
+
+
+@pytest.mark.parametrize("peer", gpu.STEP_PEERS)
+@pytest.mark.parametrize("problem", problems((*STEP_SHAPES, SMALLEST), (torch.bfloat16,)), ids=str)
+def test_step(problem, peer, usable, device, benchmark):
+    call = gpu.step(usable(peer, problem), peer)
+    assert call().isfinite()
+    benchmark.extra_info.update(peak_mib=gpu.peak_mib(call, device))
+    replay(benchmark, gpu.samples(call, device))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "fast"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", block_kinds("tiny", LARGE_SIDE), ids=str)
+@pytest.mark.parametrize("name", HALVES)
+def test_stage(name, kind, dtype, implementation, device, benchmark):
+    """Halves of a block, forward, on images that no cache holds, with the least bytes that they can move."""
+    if device != "cuda":
+        pytest.skip("needs a GPU")
+    found = make_half(name, *kind, training=False, device=device, dtype=dtype)
+    dim, _, side = kind
+    x = torch.randn(1, dim, side, side, device=device, dtype=dtype)
+    facts = {"stage": name, "peer": implementation, "shape": list(x.shape), "bytes": found.bytes_forward}
+    benchmark.extra_info.update(facts, dtype=str(dtype).removeprefix("torch."))
+    benchmark.group = f"stage {name} {dim}x{side}x{side} {benchmark.extra_info['dtype']}"
+    function = getattr(found, implementation)
+    with torch.inference_mode():
+        replay(benchmark, gpu.samples(lambda: function(x), device))
