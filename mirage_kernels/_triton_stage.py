@@ -38,10 +38,10 @@ class ImageTile:
 
 
 def image_tile(x: Tensor, pixels: int) -> ImageTile:
-    """About `pixels` pixels: rows of at most 32 columns, so that neighbouring rows, which a convolution reads again,
-    stay in the first-level cache."""
-    block_w = max(4, min(32, next_power_of_2(x.shape[3]), pixels))
-    return ImageTile(max(1, min(pixels // block_w, next_power_of_2(x.shape[2]))), block_w)
+    """Of `pixels`, a power of two, also where the image has fewer, since `tl.dot` needs 16: rows of at most 32 columns,
+    so that neighbouring rows, which a convolution reads again, stay in the first-level cache."""
+    block_w = min(32, next_power_of_2(x.shape[3]), pixels)
+    return ImageTile(pixels // block_w, block_w)
 
 
 def filling_tile(x: Tensor, pixels: int) -> ImageTile:

@@ -1,8 +1,10 @@
 """Compile every Triton launch of mirage_kernels for GPUs that are not there, and report registers and spills.
 
-    python tools/compile_triton.py --target sm_80 sm_90 gfx942 [--operator NAME ...] [--json]
+    python tools/compile_triton.py --target sm_80 sm_90 gfx942 [--operator NAME ...] [--sass] [--json]
 
 Exit status 1 if a launch fails to compile, spills registers to memory, or wants more shared memory than the GPU has.
+--sass also disassembles NVIDIA's binaries: how many tensor-core instructions, and how many loads from global memory of
+each width (bytes a thread), there are.
 
 How an operator takes part: its ``triton_kernels.py`` defines ``triton_cases()``, a generator of pairs
 
@@ -53,6 +55,8 @@ class Row:
     shared: int = 0  # bytes per block
     warps: int = 0
     blocks: int = 0
+    tensor_cores: int | None = None  # instructions; None where the binary was not disassembled
+    loads: dict[int, int] | None = None  # instructions by bytes per thread
     error: str = ""
 
     @property
@@ -93,10 +97,10 @@ class AbsentDriver:
 class Compiler:
     """A launch hook that compiles for `target` and keeps a row for each distinct binary."""
 
-    def __init__(self, target: str, operator: str) -> None:
+    def __init__(self, target: str, operator: str, sass: bool = False) -> None:
         self.rows: list[Row] = []
         self.case = ""
-        self._target, self._operator = target, operator
+        self._target, self._operator, self._sass = target, operator, sass
         self._driver = AbsentDriver(target)
         self._seen: set[str] = set()
 
@@ -113,7 +117,8 @@ class Compiler:
         if binary.hash not in self._seen:
             self._seen.add(binary.hash)
             shape = {"warps": binary.metadata.num_warps, "blocks": programs, "shared": binary.metadata.shared}
-            self.rows.append(Row(self._target, self._operator, name, self.case, **resources(binary), **shape))
+            facts = resources(binary) | (instructions(binary) if self._sass and "cubin" in binary.asm else {})
+            self.rows.append(Row(self._target, self._operator, name, self.case, **facts, **shape))
 
     def fail(self, kernel: str, error: Exception) -> None:
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
@@ -128,34 +133,47 @@ def resources(binary: Any) -> dict[str, int]:
                                  binary.asm["amdgcn"], re.M))  # fmt: skip
         spills = max(4 * int(counts["vgpr_spill_count"]), int(counts["private_segment_fixed_size"]))
         return {"registers": int(counts["vgpr_count"]), "spills": spills}
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
-        file.flush()
-        command = [cuobjdump(), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = run_on_binary(binary, "cuobjdump", "--dump-resource-usage")
     usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     return {"registers": usage["REG"], "spills": usage["STACK"] + usage["LOCAL"]}
 
 
-def cuobjdump() -> str:
-    """The path of cuobjdump, which Triton's wheel brings."""
+def instructions(binary: Any) -> dict[str, Any]:
+    """Tensor-core instructions, and loads from global memory by bytes per thread, in the disassembly."""
+    text = run_on_binary(binary, "nvdisasm", "-c")
+    loads: dict[int, int] = {}
+    for name in re.findall(r"\b(?:LDG|LDGSTS)\.[.\w]*", text):
+        parts = name.split(".")
+        bits = next((int(p) for p in parts if p in ("64", "128")), None)
+        width = bits // 8 if bits else 2 if {"U16", "S16"} & set(parts) else 1 if {"U8", "S8"} & set(parts) else 4
+        loads[width] = loads.get(width, 0) + 1
+    tensor_cores = len(re.findall(r"\b(?:HMMA|HGMMA|QGMMA|IMMA)\.", text))
+    return {"tensor_cores": tensor_cores, "loads": dict(sorted(loads.items()))}
+
+
+def run_on_binary(binary: Any, tool: str, *options: str) -> str:
+    """What a tool of NVIDIA's, which Triton's wheel brings, prints about a cubin."""
     from triton.backends import nvidia
 
     (folder,) = nvidia.__path__
-    return os.path.join(folder, "bin", "cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        command = [os.path.join(folder, "bin", tool), *options, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def operators() -> list[str]:
     return sorted(path.parent.name for path in (ROOT / "mirage_kernels").glob("*/triton_kernels.py"))
 
 
-def compile_operator(operator: str, target: str) -> list[Row]:
+def compile_operator(operator: str, target: str, sass: bool = False) -> list[Row]:
     """All launches of one operator's cases."""
     import torch
 
     from mirage_kernels import _triton
 
-    compiler = Compiler(target, operator)
+    compiler = Compiler(target, operator, sass)
     _triton.launch_hook = compiler
     try:
         module = importlib.import_module(f"mirage_kernels.{operator}.triton_kernels")
@@ -173,11 +191,11 @@ def compile_operator(operator: str, target: str) -> list[Row]:
     return compiler.rows
 
 
-def compile_all(names: Iterable[str], targets: Iterable[str], jobs: int) -> Iterator[Row]:
-    pairs = [(name, target) for name in names for target in targets]
+def compile_all(names: Iterable[str], targets: Iterable[str], jobs: int, sass: bool) -> Iterator[Row]:
+    pairs = [(name, target, sass) for name in names for target in targets]
     if jobs <= 1:
-        for name, target in pairs:
-            yield from compile_operator(name, target)
+        for pair in pairs:
+            yield from compile_operator(*pair)
         return
     # Fresh processes: a fork would share the compiler's and PyTorch's threads.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -192,10 +210,15 @@ def print_table(rows: list[Row]) -> None:
     table = Table(title="Triton kernels, compiled offline")
     for heading in ("target", "operator", "kernel", "case"):
         table.add_column(heading, overflow="fold")
-    for heading in ("registers", "spills [B]", "shared [B]", "warps", "blocks"):
+    headings = ["registers", "spills [B]", "shared [B]", "warps", "blocks"]
+    if any(row.loads is not None for row in rows):
+        headings += ["tensor cores", "loads by bytes"]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        numbers = (row.registers, row.spills, row.shared, row.warps, row.blocks)
+        loads = " ".join(f"{width}:{count}" for width, count in (row.loads or {}).items())
+        last = ("-" if row.tensor_cores is None else row.tensor_cores, loads)
+        numbers = (row.registers, row.spills, row.shared, row.warps, row.blocks, *last)[: len(headings)]
         style = "red" if row.problem else None
         table.add_row(row.target, row.operator, row.kernel, row.case, *map(str, numbers), style=style)
     console = Console() if sys.stdout.isatty() else Console(width=150)
@@ -214,10 +237,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--operator", nargs="+", choices=known, default=known, metavar="NAME",
                         help=f"any of {', '.join(known)} (default: all)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per processor)")
+    parser.add_argument("--sass", action="store_true", help="disassemble: tensor-core instructions and widths of loads")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
     start = time.perf_counter()
-    rows = list(compile_all(options.operator, options.target, options.jobs))
+    rows = list(compile_all(options.operator, options.target, options.jobs, options.sass))
     failures = sum(bool(row.problem) for row in rows)
     if options.json:
         print(json.dumps([asdict(row) | {"problem": row.problem} for row in rows], indent=1))

@@ -54,6 +54,18 @@ def assert_close(value, eager, truth, dtype, name="y"):
     assert relative_error(value, truth) <= allowed, name
 
 
+@pytest.mark.parametrize("image", [*IMAGES, (1080, 1920)], ids=str)
+def test_tiles_are_what_a_product_needs(image):
+    """`tl.dot` takes no fewer than 16 columns on a GPU, and the interpreter takes any number."""
+    stage, x = import_module("mirage_kernels._triton_stage"), torch.empty(2, 3, *image, device="meta")
+    for pixels in (16, 32, 64):
+        tile = stage.image_tile(x, pixels)
+        assert tile.pixels == pixels and tile.block_w <= 32
+        rows, columns = -(-image[0] // tile.block_h), -(-image[1] // tile.block_w)
+        assert tile.programs(x) == 2 * rows * columns
+        assert 16 <= stage.filling_tile(x, pixels).pixels <= pixels
+
+
 class TestFeedForward:
     def check(self, x, weights, keep=False):
         y, hidden = kernels("feed_forward_stage").forward(x, *weights, 1e-5, keep)

@@ -42,6 +42,16 @@ def test_command_lists_each_kernel_of_an_operator(tmp_path):
     assert len({tuple(sorted(row.items())) for row in rows}) == len(rows)
 
 
+def test_disassembly(tmp_path):
+    """Products of float32 are tensor-core instructions where TF32 is allowed, and only there; planes are read 16 bytes
+    at a time."""
+    rows = _run(tmp_path, SCRIPT, "--target", "sm_90", "--operator", "spd_covariance", "--sass", "--json")
+    moments = [row for row in rows if row["kernel"] == "_moments_kernel" and row["case"].startswith("float32 C=24")]
+    assert {row["tensor_cores"] > 0 for row in moments} == {True, False}
+    assert all(sum(row["loads"].values()) > 0 and set(row["loads"]) <= {"1", "2", "4", "8", "16"} for row in rows)
+    assert any("16" in row["loads"] for row in rows)
+
+
 def test_a_problem_makes_the_exit_status_1(tmp_path):
     """Asked of Python, as no shipped operator has a problem: an operator whose cases raise."""
     code = (
