@@ -169,7 +169,8 @@ def _gram_kernel(
 
 
 @triton.jit
-def _softmax_kernel(
+def softmax_of_head(
+    i_head,  # over samples and their heads
     p_partial,  # [B * heads, splits, d + 2, d]
     p_temperature,  # [heads]
     p_matrices,  # [B * heads, 2 d + 2, d]: attn, q k^T, |q|, |k|
@@ -180,7 +181,6 @@ def _softmax_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    i_head = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, BLOCK_D)
     p_in = p_partial + i_head * splits * (D + 2) * D
     b_gram = sum_matrices(p_in, splits, (D + 2) * D, D, BLOCK_D, BLOCK_S)
@@ -196,6 +196,22 @@ def _softmax_kernel(
     store_matrix(p_out + D * D, b_gram, o_d, D)
     tl.store(p_out + 2 * D * D + o_d, b_q, mask=o_d < D)
     tl.store(p_out + 2 * D * D + D + o_d, b_k, mask=o_d < D)
+
+
+@triton.jit
+def _softmax_kernel(
+    p_partial,
+    p_temperature,
+    p_matrices,
+    HEADS,
+    splits,
+    EPS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    i_head = tl.program_id(0).to(tl.int64)
+    softmax_of_head(i_head, p_partial, p_temperature, p_matrices, HEADS, splits, EPS, D, BLOCK_D, BLOCK_S)
 
 
 @triton.jit
@@ -288,30 +304,21 @@ def _grad_qk_kernel(
     tl.store(p_grad_k + o_out, b_grad_k.to(p_grad_k.dtype.element_ty), mask=m)
 
 
-def _small_options(block_d: int, d: int) -> dict[str, Any]:
+def small_options(block_d: int, d: int) -> dict[str, Any]:
+    """Of a program that works on the d x d matrices of a head."""
     block_s = max(1, min(16, 4096 // block_d**2))
     return {"EPS": NORM_EPS, "D": d, "BLOCK_D": block_d, "BLOCK_S": block_s, "num_warps": 4}
-
-
-def attention_softmax(partial: Tensor, temperature: Tensor, matrices: Tensor) -> None:
-    """Fill in `matrices` (see :func:`~mirage_kernels.channel_attention.arguments.small_matrices`) from parts of the
-    sums: q k^T, |q|^2 and |k|^2, [B, heads, splits, d + 2, d]."""
-    batch, heads, splits, _, d = partial.shape
-    arguments = (partial, temperature.reshape(heads), matrices, heads, splits)
-    options = _small_options(max(16, next_power_of_2(d)), d)
-    launch(_softmax_kernel, batch * heads, partial.device, *arguments, **options)
 
 
 def attention_matrices(q: Tensor, k: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
     """What :func:`~mirage_kernels.channel_attention.arguments.small_matrices` describes, filled in."""
     tile = head_tile(q, num_heads)
     matrices = small_matrices(q, num_heads, torch.float32)
-    partial = torch.empty(
-        tile.batch, num_heads, tile.splits, tile.d + 2, tile.d, dtype=torch.float32, device=q.device
-    )
+    partial = torch.empty(tile.programs, tile.d + 2, tile.d, dtype=torch.float32, device=q.device)
     strides = (*plane_strides(q), *plane_strides(k))
     launch(_gram_kernel, tile.programs, q.device, q, k, partial, *tile.sizes(), *strides, **tile.options(q, k))
-    attention_softmax(partial, temperature, matrices)
+    arguments = (partial, temperature.reshape(num_heads), matrices, num_heads, tile.splits)
+    launch(_softmax_kernel, tile.batch * num_heads, q.device, *arguments, **small_options(tile.block_d, tile.d))
     return matrices
 
 
@@ -323,7 +330,7 @@ def attention_matrices_backward(
     small = torch.empty(tile.batch * heads, d + 2, d, dtype=torch.float32, device=device)
     grad_t = torch.empty(tile.batch, heads, dtype=torch.float32, device=device)
     arguments = (partial, temperature.reshape(heads), matrices, small, grad_t, heads, tile.splits)
-    launch(_softmax_backward_kernel, tile.batch * heads, device, *arguments, **_small_options(tile.block_d, tile.d))
+    launch(_softmax_backward_kernel, tile.batch * heads, device, *arguments, **small_options(tile.block_d, tile.d))
 
     grad_q, grad_k = (torch.empty(t.shape, dtype=t.dtype, device=device) for t in (q, k))
     last = head_tile(q, heads, elements=1024, most_splits=2**31)

@@ -37,11 +37,11 @@ def mixer_stage(
         (n_1, n_2, n_3) = \mathrm{LN}(x)
 
     with the channel attention, the gated CNN with its generated 7x7 kernels and the per-pixel MLP of `mirage.blocks`,
-    on a third of the channels each. Autograd keeps `x`, the weights and small statistics (a few d x d matrices a
-    head, the generated kernels, the moments of the batch norm): backward recomputes the rest. On the C++ library each
-    direction is one call of a kernel that works on tiles. On Triton forward is six launches, one more in training (see
-    `mirage_kernels.mixer_stage.triton_kernels`); backward there, and both on devices that have neither, are a chain of
-    operators with the same formulas (see `mirage_kernels._stage`). Under ``use("torch")`` it is the reference
+    on a third of the channels each. Autograd keeps `x`, the weights and small statistics (a few d x d matrices a head,
+    the generated kernels, the moments of the batch norm): backward recomputes the rest. On the C++ library each
+    direction is one call of a kernel that works on tiles. On Triton forward is four launches, in training some more
+    (see `mirage_kernels.mixer_stage.triton_kernels`); backward there, and both on devices that have neither, are a
+    chain of operators with the same formulas (see `mirage_kernels._stage`). Under ``use("torch")`` it is the reference
     expression with PyTorch's autograd, which keeps everything and can be differentiated twice.
 
     Args:

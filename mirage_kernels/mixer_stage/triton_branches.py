@@ -19,7 +19,7 @@ from mirage_kernels._triton_stage import (
     moments,
     normalised,
 )
-from mirage_kernels.channel_attention.triton_parts import store_matrix
+from mirage_kernels.channel_attention.triton_parts import softmax_of_head, store_matrix, sum_rows
 
 
 @triton.jit
@@ -151,32 +151,35 @@ def _times(p, o_r, m_r, b_x, o_c, m_c, COUNT: tl.constexpr):
 
 
 @triton.jit
-def generate_kernel(
-    p_sums,  # [B, c]: of the gated branch's input over the pixels
-    p_bn_mean,  # [c], like the next three
+def _generate(
+    i_program,
+    p_sums,
+    p_bn_mean,
     p_bn_var,
     p_bn_weight,
     p_bn_bias,
-    p_detail_weight,  # [c, c]
-    p_first,  # [c, c]: the generator's two matrices
-    p_second,  # [49 c, c]
-    p_kernels,  # [B, 49 c]
-    p_branch_mean,  # [B, c]
-    p_batch_mean,  # [c], like the next: copies of what the batch norm used
+    p_detail_weight,
+    p_first,
+    p_second,
+    p_kernels,
+    p_branch_mean,
+    p_batch_mean,
     p_batch_var,
     bn_eps,
     N,
+    parts,
     BRANCH: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):
-    """Rows of the generated kernels; every program computes the two small products before them again."""
+    """Rows of the generated kernels; every program adds the sums and computes the two small products again."""
     blocks: tl.constexpr = (49 * BRANCH + BLOCK_R - 1) // BLOCK_R
-    i_b = tl.program_id(0) // blocks
-    i_r = tl.program_id(0) % blocks
+    i_b = i_program // blocks
+    i_r = i_program % blocks
     o_b = tl.arange(0, BLOCK_B)
     m_b = o_b < BRANCH
-    b_mean = tl.load(p_sums + i_b * BRANCH + o_b, mask=m_b, other=0.0) / N
+    b_mean = sum_rows(p_sums + i_b * parts * BRANCH, parts, BRANCH, BRANCH, BLOCK_B, BLOCK_P) / N
     b_x = batch_normalised(b_mean[:, None], p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps)
     b_x = _times(p_detail_weight, o_b, m_b, tl.sum(b_x, 1), o_b, m_b, BRANCH)
     b_x = gelu(_times(p_first, o_b, m_b, b_x, o_b, m_b, BRANCH))
@@ -190,6 +193,68 @@ def generate_kernel(
             tl.store(p_batch_mean + o_b, b_copy, mask=m_b)
             b_copy = tl.load(p_bn_var + o_b, mask=m_b, other=0.0).to(tl.float32)
             tl.store(p_batch_var + o_b, b_copy, mask=m_b)
+
+
+@triton.jit
+def statistics_kernel(
+    p_partial,  # [B, heads, splits, d + 2, d]: what gram_kernel wrote
+    p_temperature,  # [heads]
+    p_matrices,  # [B, heads, 2 d + 2, d]: attn, q k^T, |q|, |k|
+    p_sums,  # [B, parts, c]: of the gated branch's input over the pixels
+    p_bn_mean,  # [c], like the next three
+    p_bn_var,
+    p_bn_weight,
+    p_bn_bias,
+    p_detail_weight,  # [c, c]
+    p_first,  # [c, c]: the generator's two matrices
+    p_second,  # [49 c, c]
+    p_kernels,  # [B, 49 c]
+    p_branch_mean,  # [B, c]
+    p_batch_mean,  # [c], like the next: copies of what the batch norm used
+    p_batch_var,
+    bn_eps,
+    N,
+    parts,
+    HEADS,
+    splits,
+    heads_of_all,  # B * heads: programs for the attention; those for the generated kernels come after them
+    EPS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BRANCH: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """All that is small, in one launch: the attention's matrices and the generated kernels."""
+    i = tl.program_id(0)
+    if i < heads_of_all:
+        i_head = i.to(tl.int64)
+        softmax_of_head(i_head, p_partial, p_temperature, p_matrices, HEADS, splits, EPS, D, BLOCK_D, BLOCK_S)
+    else:
+        _generate(
+            i - heads_of_all,
+            p_sums,
+            p_bn_mean,
+            p_bn_var,
+            p_bn_weight,
+            p_bn_bias,
+            p_detail_weight,
+            p_first,
+            p_second,
+            p_kernels,
+            p_branch_mean,
+            p_batch_mean,
+            p_batch_var,
+            bn_eps,
+            N,
+            parts,
+            BRANCH,
+            BLOCK_B,
+            BLOCK_R,
+            BLOCK_P,
+        )
 
 
 @triton.jit

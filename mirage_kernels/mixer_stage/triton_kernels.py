@@ -1,4 +1,4 @@
-"""``mixer_stage`` forward in Triton: five kernels, one more in training (`triton_branches`, and the last of them here).
+"""``mixer_stage`` forward in Triton: four kernels, one more in training (`triton_branches`, and the last of them here).
 
 The last holds a tile of the image: of its x, detail and v it computes the three branches, their fusion and the sum.
 Gate, identity, the MLP's hidden channels and the branches are never in memory; what they are made of is read again.
@@ -34,15 +34,14 @@ from mirage_kernels._triton_stage import (
     precision,
 )
 from mirage_kernels.channel_attention.arguments import small_matrices
-from mirage_kernels.channel_attention.triton_parts import attention_softmax
+from mirage_kernels.channel_attention.triton_parts import small_options
 from mirage_kernels.mixer_stage.composite import Statistics
-from mirage_kernels.mixer_stage.gated_branch import BatchNorm
 from mirage_kernels.mixer_stage.triton_branches import (
     batch_normalised,
-    generate_kernel,
     gram_kernel,
     moments_kernel,
     prepare_kernel,
+    statistics_kernel,
 )
 from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights, shapes
 from mirage_kernels.tri_branch_fusion.triton_kernels import fuse
@@ -50,6 +49,8 @@ from mirage_kernels.tri_branch_fusion.triton_kernels import fuse
 MOST_CHANNELS, MOST_WITHOUT_TENSOR_CORES, MOST_OF_A_HEAD = 384, 96, 32
 """Of x, since a program holds all of a branch, a third of them, for its pixels (without tensor cores in registers); and
 of a head, whose products of q and k one holds."""
+MOST_PARTS = 1024
+"""Of a sample's sums, which each program that generates kernels adds up; of more PyTorch's reduction is faster."""
 
 
 @triton.jit
@@ -223,8 +224,8 @@ def can_run(x: Tensor, heads: int) -> bool:
     return 0 < x.numel() and branch * 3 <= most and branch // heads <= MOST_OF_A_HEAD
 
 
-def _moments(x: Tensor, w: MixerWeights, norm_eps: float, plan: _Plan) -> BatchNorm:
-    """The statistics of the batch, and of each sample, merged from those of blocks of pixels."""
+def _moments(x: Tensor, w: MixerWeights, norm_eps: float, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
+    """Each sample's sums [B, 1, c], and mean and variance of the batch [c], merged from those of blocks of pixels."""
     batch, _, height, width = x.shape
     pixels = height * width
     blocks = triton.cdiv(pixels, plan.block_n)
@@ -245,7 +246,7 @@ def _moments(x: Tensor, w: MixerWeights, norm_eps: float, plan: _Plan) -> BatchN
     batch_mean = total.mean(0) / max(pixels, 1)
     apart = (first / counts - batch_mean).square() * counts
     batch_var = (second + apart).sum((0, 1)) / max(batch * pixels, 1)
-    return BatchNorm(total, batch_mean, batch_var)
+    return total.unsqueeze(1), batch_mean, batch_var
 
 
 def forward(
@@ -297,7 +298,7 @@ def _prepare(
     bn_eps: float,
     plan: _Plan,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v before their convolution, the detail before its own, and the sums over each sample [B, c]."""
+    """q, k and v before their convolution, the detail before its own, and parts of each sample's sums [B, parts, c]."""
     batch, channels, height, width = x.shape
     pixels = height * width
     blocks = triton.cdiv(pixels, plan.block_n)
@@ -316,43 +317,23 @@ def _prepare(
         num_warps=4 if plan.block_c <= 128 else 8,
         num_stages=1,
     )
-    return qkv, detail, parts.sum(1) if sums is None else parts
+    return qkv, detail, parts
 
 
-def _statistics(
-    x: Tensor, w: MixerWeights, qkv: Tensor, sums: Tensor, mean: Tensor, var: Tensor, bn_eps: float, plan: _Plan
-) -> Statistics:
-    batch, _, height, width = x.shape
-    branch = plan.branch
-    kernels, branch_mean = (x.new_empty(*size, dtype=torch.float32) for size in ((batch, branch, TAPS), sums.shape))
-    batch_mean, batch_var = (x.new_empty(branch, dtype=torch.float32) for _ in range(2))
-    rows = max(16, 4096 // plan.block_b)
-    if batch == 0:  # no program copies them
-        batch_mean.copy_(mean), batch_var.copy_(var)
-    launch(
-        generate_kernel,
-        batch * triton.cdiv(TAPS * branch, rows),
-        x.device,
-        *(sums, mean, var, w.bn_weight, w.bn_bias, w.gic1[-branch:], w.generator_in, w.generator_out),
-        *(kernels, branch_mean, batch_mean, batch_var, bn_eps, height * width),
-        BRANCH=branch,
-        BLOCK_B=plan.block_b,
-        BLOCK_R=rows,
-        num_warps=4,
-    )
-    image = image_tile(x, 64)
+def _gram(x: Tensor, qkv: Tensor, taps: Tensor, plan: _Plan) -> Tensor:
+    """Parts of the products of q and k, [B, heads, splits, d + 2, d]."""
+    image, (batch, _, height, width) = image_tile(x, 64), x.shape
     tiles = image.programs(x[:1])
-    block_d = max(16, next_power_of_2(plan.d))
     per_split = max(1, tiles * batch * plan.heads // (4 * _triton_stage.FILL))
     splits = triton.cdiv(tiles, per_split)
-    partial_sums = x.new_empty(batch, plan.heads, splits, plan.d + 2, plan.d, dtype=torch.float32)
+    parts = x.new_empty(batch, plan.heads, splits, plan.d + 2, plan.d, dtype=torch.float32)
     launch(
         gram_kernel,
         batch * plan.heads * splits,
         x.device,
-        *(qkv, w.qkv_dwconv, partial_sums, height, width, plan.heads, splits, per_split),
+        *(qkv, taps, parts, height, width, plan.heads, splits, per_split),
         D=plan.d,
-        BLOCK_D=block_d,
+        BLOCK_D=max(16, next_power_of_2(plan.d)),
         BLOCK_H=image.block_h,
         BLOCK_W=image.block_w,
         INT64=plan.wide,
@@ -360,8 +341,34 @@ def _statistics(
         num_warps=8,
         num_stages=1,
     )
+    return parts
+
+
+def _statistics(
+    x: Tensor, w: MixerWeights, qkv: Tensor, sums: Tensor, mean: Tensor, var: Tensor, bn_eps: float, plan: _Plan
+) -> Statistics:
+    batch, branch, pixels = x.shape[0], plan.branch, x.shape[2] * x.shape[3]
+    products = _gram(x, qkv, w.qkv_dwconv, plan)
+    if sums.shape[1] > MOST_PARTS:
+        sums = sums.sum(1, keepdim=True)
     matrices = small_matrices(qkv[:, :branch], plan.heads, torch.float32)
-    attention_softmax(partial_sums, w.temperature, matrices)
+    sizes = (batch, branch, TAPS), (batch, branch), (branch,), (branch,)
+    kernels, branch_mean, batch_mean, batch_var = (x.new_empty(size, dtype=torch.float32) for size in sizes)
+    rows = max(16, 4096 // plan.block_b)
+    heads_of_all = batch * plan.heads
+    launch(
+        statistics_kernel,
+        heads_of_all + batch * triton.cdiv(TAPS * branch, rows),
+        x.device,
+        *(products, w.temperature, matrices, sums, mean, var, w.bn_weight, w.bn_bias, w.gic1[-branch:]),
+        *(w.generator_in, w.generator_out, kernels, branch_mean, batch_mean, batch_var),
+        *(bn_eps, pixels, sums.shape[1], plan.heads, products.shape[2], heads_of_all),
+        BRANCH=branch,
+        BLOCK_B=plan.block_b,
+        BLOCK_R=rows,
+        BLOCK_P=rows,
+        **small_options(max(16, next_power_of_2(plan.d)), plan.d),
+    )
     return Statistics(matrices, kernels, branch_mean, batch_mean, batch_var)
 
 

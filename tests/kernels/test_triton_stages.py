@@ -198,6 +198,12 @@ class TestMixer:
         (y, first), (z, second) = (self.check(x, weights, None, training) for _ in range(2))
         assert torch.equal(y, z) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
+    def test_sums_of_many_parts(self, monkeypatch):
+        x, weights = self.inputs((2, 12, 5, 7, 2))
+        y, _ = self.check(x, weights)
+        monkeypatch.setattr(kernels("mixer_stage"), "MOST_PARTS", 1)
+        assert relative_error(self.check(x, weights)[0], y) < 1e-6
+
     def test_moments_of_a_large_offset(self):
         """The variance of values far from zero: a constant added to a channel by the norm's bias changes none."""
         x, weights = self.inputs((2, 12, 5, 7, 2))
