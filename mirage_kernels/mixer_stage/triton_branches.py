@@ -151,51 +151,6 @@ def _times(p, o_r, m_r, b_x, o_c, m_c, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _generate(
-    i_program,
-    p_sums,
-    p_bn_mean,
-    p_bn_var,
-    p_bn_weight,
-    p_bn_bias,
-    p_detail_weight,
-    p_first,
-    p_second,
-    p_kernels,
-    p_branch_mean,
-    p_batch_mean,
-    p_batch_var,
-    bn_eps,
-    N,
-    parts,
-    BRANCH: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """Rows of the generated kernels; every program adds the sums and computes the two small products again."""
-    blocks: tl.constexpr = (49 * BRANCH + BLOCK_R - 1) // BLOCK_R
-    i_b = i_program // blocks
-    i_r = i_program % blocks
-    o_b = tl.arange(0, BLOCK_B)
-    m_b = o_b < BRANCH
-    b_mean = sum_rows(p_sums + i_b * parts * BRANCH, parts, BRANCH, BRANCH, BLOCK_B, BLOCK_P) / N
-    b_x = batch_normalised(b_mean[:, None], p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps)
-    b_x = _times(p_detail_weight, o_b, m_b, tl.sum(b_x, 1), o_b, m_b, BRANCH)
-    b_x = gelu(_times(p_first, o_b, m_b, b_x, o_b, m_b, BRANCH))
-    o_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
-    m_r = o_r < 49 * BRANCH
-    tl.store(p_kernels + i_b * 49 * BRANCH + o_r, _times(p_second, o_r, m_r, b_x, o_b, m_b, BRANCH), mask=m_r)
-    if i_r == 0:
-        tl.store(p_branch_mean + i_b * BRANCH + o_b, b_mean, mask=m_b)
-        if i_b == 0:
-            b_copy = tl.load(p_bn_mean + o_b, mask=m_b, other=0.0).to(tl.float32)
-            tl.store(p_batch_mean + o_b, b_copy, mask=m_b)
-            b_copy = tl.load(p_bn_var + o_b, mask=m_b, other=0.0).to(tl.float32)
-            tl.store(p_batch_var + o_b, b_copy, mask=m_b)
-
-
-@triton.jit
 def statistics_kernel(
     p_partial,  # [B, heads, splits, d + 2, d]: what gram_kernel wrote
     p_temperature,  # [heads]
@@ -227,34 +182,32 @@ def statistics_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """All that is small, in one launch: the attention's matrices and the generated kernels."""
+    """All that is small, in one launch: the attention's matrices, and rows of the generated kernels, for which every
+    program adds the sums and computes the two small products again."""
     i = tl.program_id(0)
     if i < heads_of_all:
         i_head = i.to(tl.int64)
         softmax_of_head(i_head, p_partial, p_temperature, p_matrices, HEADS, splits, EPS, D, BLOCK_D, BLOCK_S)
     else:
-        _generate(
-            i - heads_of_all,
-            p_sums,
-            p_bn_mean,
-            p_bn_var,
-            p_bn_weight,
-            p_bn_bias,
-            p_detail_weight,
-            p_first,
-            p_second,
-            p_kernels,
-            p_branch_mean,
-            p_batch_mean,
-            p_batch_var,
-            bn_eps,
-            N,
-            parts,
-            BRANCH,
-            BLOCK_B,
-            BLOCK_R,
-            BLOCK_P,
-        )
+        blocks: tl.constexpr = (49 * BRANCH + BLOCK_R - 1) // BLOCK_R
+        i_b = (i - heads_of_all) // blocks
+        i_r = (i - heads_of_all) % blocks
+        o_b = tl.arange(0, BLOCK_B)
+        m_b = o_b < BRANCH
+        b_mean = sum_rows(p_sums + i_b * parts * BRANCH, parts, BRANCH, BRANCH, BLOCK_B, BLOCK_P) / N
+        b_x = batch_normalised(b_mean[:, None], p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps)
+        b_x = _times(p_detail_weight, o_b, m_b, tl.sum(b_x, 1), o_b, m_b, BRANCH)
+        b_x = gelu(_times(p_first, o_b, m_b, b_x, o_b, m_b, BRANCH))
+        o_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
+        m_r = o_r < 49 * BRANCH
+        tl.store(p_kernels + i_b * 49 * BRANCH + o_r, _times(p_second, o_r, m_r, b_x, o_b, m_b, BRANCH), mask=m_r)
+        if i_r == 0:
+            tl.store(p_branch_mean + i_b * BRANCH + o_b, b_mean, mask=m_b)
+            if i_b == 0:
+                b_copy = tl.load(p_bn_mean + o_b, mask=m_b, other=0.0).to(tl.float32)
+                tl.store(p_batch_mean + o_b, b_copy, mask=m_b)
+                b_copy = tl.load(p_bn_var + o_b, mask=m_b, other=0.0).to(tl.float32)
+                tl.store(p_batch_var + o_b, b_copy, mask=m_b)
 
 
 @triton.jit
