@@ -1,4 +1,4 @@
-"""What the Triton kernels of all operators share: launching, pixel addressing, and how wide offsets must be."""
+"""What the Triton kernels of all operators share: launching, pixel addressing, widths of offsets, and the GELU."""
 
 from __future__ import annotations
 
@@ -50,6 +50,11 @@ def plane_strides(t: Tensor) -> tuple[int, int, int, int]:
     return t.stride(0), t.stride(1), t.stride(2), pixel
 
 
+def is_exact(dtype: torch.dtype) -> bool:
+    """Whether products of `dtype` are of float32 without tensor cores: TF32 is used only where PyTorch is set to it."""
+    return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+
+
 @triton.jit
 def pixel_offsets(o_n, W, s_row, s_pixel, LINE: tl.constexpr):
     """Offsets of the pixels o_n (counted along H * W) inside a plane."""
@@ -65,3 +70,19 @@ def widened(o, INT64: tl.constexpr):
     if INT64:
         o = tl.cast(o, tl.int64)
     return o
+
+
+@triton.jit
+def _normal_cdf(b_x):
+    return 0.5 + 0.5 * tl.erf(b_x * 0.7071067811865476)
+
+
+@triton.jit
+def gelu(b_x):
+    return b_x * _normal_cdf(b_x)
+
+
+@triton.jit
+def gelu_slope(b_x):
+    """The derivative of :func:`gelu`."""
+    return _normal_cdf(b_x) + b_x * tl.exp(-0.5 * b_x * b_x) * 0.3989422804014327

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import INTERPRETED
+from mirage_kernels._triton import INTERPRETED, is_exact
 
 FILL = 1 if INTERPRETED else 256
 """Programs from which on a GPU is kept busy: about two for each multiprocessor of the largest. The interpreter runs one
@@ -51,19 +51,9 @@ def filling_tile(x: Tensor, pixels: int) -> ImageTile:
     return image_tile(x, pixels)
 
 
-def is_exact(dtype: torch.dtype) -> bool:
-    """Whether products of `dtype` are of float32 without tensor cores: TF32 is used only where PyTorch is set to it."""
-    return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-
-
 def precision(dtype: torch.dtype) -> str:
     """Of `tl.dot` on operands of `dtype`."""
     return "ieee" if is_exact(dtype) or dtype != torch.float32 else "tf32"
-
-
-@triton.jit
-def gelu(b_x):
-    return b_x * (0.5 + 0.5 * tl.erf(b_x * 0.7071067811865476))
 
 
 @triton.jit

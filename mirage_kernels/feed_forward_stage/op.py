@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,10 +9,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels import _checks, _dispatch, _stage
-from mirage_kernels._library import define
+from mirage_kernels._library import Implementations, define
 from mirage_kernels.feed_forward_stage import composite, native
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, shapes
+
+_implementations = Implementations(__package__)
 
 
 def feed_forward_stage(
@@ -77,14 +77,9 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     _dispatch.record("feed_forward_stage", impl)
     if impl == "cpp":
         return native.forward(*inputs)
-    if impl == "triton" and _triton().can_run(inputs[0]):
-        return _triton().forward(*inputs)
+    if impl == "triton" and _implementations["triton"].can_run(inputs[0]):
+        return _implementations["triton"].forward(*inputs)
     return composite.forward(*inputs, impl)
-
-
-def _triton() -> ModuleType:
-    """The kernels, imported when first needed: without Triton there are none."""
-    return import_module("mirage_kernels.feed_forward_stage.triton_kernels")
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

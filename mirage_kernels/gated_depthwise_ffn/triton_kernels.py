@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import launch, needs_int64, widened
+from mirage_kernels._triton import gelu, gelu_slope, launch, needs_int64, widened
 from mirage_kernels._triton_cases import meta, variants
 
 
@@ -43,21 +43,6 @@ def strip_tile(batch: int, channels: int, height: int, width: int) -> StripTile:
         if tile.programs(batch, channels, height, width) >= 2048:
             break
     return tile
-
-
-@triton.jit
-def _cdf(b_x):
-    return 0.5 + 0.5 * tl.erf(b_x * 0.7071067811865476)
-
-
-@triton.jit
-def _gelu(b_x):
-    return b_x * _cdf(b_x)
-
-
-@triton.jit
-def _gelu_slope(b_x):
-    return _cdf(b_x) + b_x * tl.exp(-0.5 * b_x * b_x) * 0.3989422804014327
 
 
 @triton.jit
@@ -140,15 +125,15 @@ def _pair_kernel(
     b_next2 = tl.zeros([BLOCK_P, BLOCK_X], tl.float32)
 
     for row in range(i_first - 1, i_last + 1):
-        b_l = _gelu(_load_row(p_1 + row * s_row, row, o_x - 1, s_pixel, H, W, m_c))
-        b_m = _gelu(_load_row(p_1 + row * s_row, row, o_x, s_pixel, H, W, m_c))
-        b_r = _gelu(_load_row(p_1 + row * s_row, row, o_x + 1, s_pixel, H, W, m_c))
+        b_l = gelu(_load_row(p_1 + row * s_row, row, o_x - 1, s_pixel, H, W, m_c))
+        b_m = gelu(_load_row(p_1 + row * s_row, row, o_x, s_pixel, H, W, m_c))
+        b_r = gelu(_load_row(p_1 + row * s_row, row, o_x + 1, s_pixel, H, W, m_c))
         b_d1 = b_this1 + b_l * u6 + b_m * u7 + b_r * u8
         b_this1 = b_next1 + b_l * u3 + b_m * u4 + b_r * u5
         b_next1 = b_l * u0 + b_m * u1 + b_r * u2
-        b_l = _gelu(_load_row(p_2 + row * s_row, row, o_x - 1, s_pixel, H, W, m_c))
-        b_m = _gelu(_load_row(p_2 + row * s_row, row, o_x, s_pixel, H, W, m_c))
-        b_r = _gelu(_load_row(p_2 + row * s_row, row, o_x + 1, s_pixel, H, W, m_c))
+        b_l = gelu(_load_row(p_2 + row * s_row, row, o_x - 1, s_pixel, H, W, m_c))
+        b_m = gelu(_load_row(p_2 + row * s_row, row, o_x, s_pixel, H, W, m_c))
+        b_r = gelu(_load_row(p_2 + row * s_row, row, o_x + 1, s_pixel, H, W, m_c))
         b_d2 = b_this2 + b_l * v6 + b_m * v7 + b_r * v8
         b_this2 = b_next2 + b_l * v3 + b_m * v4 + b_r * v5
         b_next2 = b_l * v0 + b_m * v1 + b_r * v2
@@ -159,13 +144,13 @@ def _pair_kernel(
             o_out = (i_b * 2 * M + o_c[:, None]) * H * W + o_row * W + o_x[None, :]
             o_g = i_b * sg_b + o_c[:, None] * sg_c + o_row * sg_row + o_x[None, :] * sg_pixel
             b_g = tl.load(p_grad_y + o_g, mask=m, other=0.0).to(tl.float32)
-            b_g1 = b_g * b_d2 * _gelu_slope(b_d1)
-            b_g2 = b_g * _gelu(b_d1)
+            b_g1 = b_g * b_d2 * gelu_slope(b_d1)
+            b_g2 = b_g * gelu(b_d1)
             tl.store(p_out + o_out, b_g1.to(p_out.dtype.element_ty), mask=m)
             tl.store(p_out + o_out + half * H * W, b_g2.to(p_out.dtype.element_ty), mask=m)
         else:
             o_out = (i_b * M + o_c[:, None]) * H * W + o_row * W + o_x[None, :]
-            tl.store(p_out + o_out, (_gelu(b_d1) * b_d2).to(p_out.dtype.element_ty), mask=m)
+            tl.store(p_out + o_out, (gelu(b_d1) * b_d2).to(p_out.dtype.element_ty), mask=m)
 
 
 @triton.jit
@@ -209,7 +194,7 @@ def _input_kernel(
         b_m = _load_row(p_row, row, o_x, 1, H, W, m_c)
         b_r = _load_row(p_row, row, o_x + 1, 1, H, W, m_c)
         b_h = _load_row(p_plane + (row + 1) * s_row, row + 1, o_x, s_pixel, i_last, W, m_c)
-        b_below = _gelu(b_h)
+        b_below = gelu(b_h)
         # grad_a[y] gathers grad_d[y - 1 .. y + 1] with the kernel turned by 180 degrees.
         b_done = b_this + b_l * w2 + b_m * w1 + b_r * w0
         b_this = b_next + b_l * w5 + b_m * w4 + b_r * w3
@@ -230,7 +215,7 @@ def _input_kernel(
         b_above = b_here
         b_here = b_below
         b_slope_above = b_slope
-        b_slope = _gelu_slope(b_h)
+        b_slope = gelu_slope(b_h)
 
     tiles = tl.cdiv(W, BLOCK_X)
     i_part = (i_b * tl.cdiv(H, ROWS) + i_first // ROWS) * tiles + i_x // BLOCK_X

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,13 +10,14 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels import _checks, _dispatch, _stage
-from mirage_kernels._library import accumulator, define
+from mirage_kernels._library import Implementations, accumulator, define
 from mirage_kernels.mixer_stage import composite, native
 from mirage_kernels.mixer_stage.composite import Statistics
 from mirage_kernels.mixer_stage.reference import MixerOutput
 from mirage_kernels.mixer_stage.reference import mixer_stage as reference
 from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights, shapes, statistics_shapes
 
+_implementations = Implementations(__package__)
 _COUNT = len(MixerWeights._fields)
 
 
@@ -100,16 +99,11 @@ def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     _dispatch.record("mixer_stage", impl)
     if impl == "cpp":
         y, statistics = native.forward(x, weights, *rest)
-    elif impl == "triton" and _triton().can_run(x, weights.temperature.shape[0]):
-        y, statistics = _triton().forward(x, weights, *rest)
+    elif impl == "triton" and _implementations["triton"].can_run(x, weights.temperature.shape[0]):
+        y, statistics = _implementations["triton"].forward(x, weights, *rest)
     else:
         y, statistics = composite.forward(x, weights, *rest, impl)
     return y, *statistics
-
-
-def _triton() -> ModuleType:
-    """The kernels, imported when first needed: without Triton there are none."""
-    return import_module("mirage_kernels.mixer_stage.triton_kernels")
 
 
 def _forward_fake(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

@@ -19,15 +19,13 @@ from torch import Tensor
 
 from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import is_line, launch, needs_int64, plane_strides, widened
+from mirage_kernels._triton import gelu, is_exact, is_line, launch, needs_int64, plane_strides, widened
 from mirage_kernels._triton_cases import meta, stage_variants
 from mirage_kernels._triton_stage import (
     depthwise,
     filling_tile,
-    gelu,
     image_tile,
     image_tile_of,
-    is_exact,
     matrix,
     moments,
     normalised,
