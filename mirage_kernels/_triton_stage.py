@@ -82,10 +82,15 @@ def normalised(p_x, p_weight, p_bias, o_c, m_c, o_n, s_c, m_n, b_mean, b_rstd):
     """The layer norm's output in float32 at channels o_c; zero where m_c is false, which products over them need."""
     m = m_c[:, None] & m_n[None, :]
     b_x = tl.load(p_x + o_c[:, None] * s_c + o_n[None, :], mask=m, other=0.0).to(tl.float32)
+    return scaled((b_x - b_mean[None, :]) * b_rstd[None, :], p_weight, p_bias, o_c, m_c)
+
+
+@triton.jit
+def scaled(b_x, p_weight, p_bias, o_c, m_c):
+    """b_x [channels, pixels] times a weight plus a bias, each of a channel; zero where m_c is false."""
     b_w = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
     b_b = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
-    b_y = (b_x - b_mean[None, :]) * b_rstd[None, :] * b_w[:, None] + b_b[:, None]
-    return tl.where(m_c[:, None], b_y, 0.0)
+    return tl.where(m_c[:, None], b_x * b_w[:, None] + b_b[:, None], 0.0)
 
 
 @triton.jit

@@ -1,11 +1,13 @@
-"""Launches and bytes of a forward pass on a GPU that is not there: mirage.fast on Triton beside eager PyTorch.
+"""Launches, bytes and memory of a pass on a GPU that is not there: mirage.fast on Triton beside eager PyTorch.
 
-    python tools/triton_traffic.py [--variant tiny small] [--size 224x224 ...] [--batch 1] [--dtype float16] [--json]
+    python tools/triton_traffic.py [--variant tiny small] [--size 224x224 ...] [--batch 1] [--dtype float16] [--step]
 
 Nothing is computed: the networks run on the meta device. A launch is a Triton kernel, or a PyTorch operation that is
 no view. Its bytes are those of the tensors it is given and makes, each whole and once: about the least that it moves
 (what a cache does not hold moves again). The predicted time is these bytes at --bandwidth; launches cost no time in it,
-and no product does, so it is a lower bound that says what is worth measuring, not a result.
+and no product does, so it is a lower bound that says what is worth measuring, not a result. Peak memory is that of the
+tensors alive at one time, weights, image and gradients included; an allocator rounds up. With --step a pass is a
+training step: forward, loss and backward, all in the one dtype.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import contextlib
 import json
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -28,10 +31,12 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
+from torch.utils.weak import WeakIdKeyDictionary  # noqa: E402
 
 import mirage  # noqa: E402
 import mirage.fast  # noqa: E402
-from mirage_kernels import _dispatch, _stage, _triton  # noqa: E402
+from mirage.losses import MirageLoss  # noqa: E402
+from mirage_kernels import _dispatch, _triton  # noqa: E402
 
 MODELS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
 ALLOCATIONS = ("aten::empty", "aten::new_empty", "aten::detach", "aten::alias", "aten::lift_fresh")
@@ -44,6 +49,7 @@ class Traffic:
     launches: int = 0
     triton: int = 0  # of the launches
     bytes: int = 0
+    peak: int = 0  # bytes
 
     def add(self, tensors: list[Any], triton: bool = False) -> None:
         found = {id(t): t for t in tensors if isinstance(t, Tensor)}
@@ -53,18 +59,35 @@ class Traffic:
 
 
 class Operations(TorchDispatchMode):
-    """Counts PyTorch's own operations."""
+    """Counts PyTorch's own operations, and the memory that their results take while they live."""
 
     def __init__(self, traffic: Traffic) -> None:
         super().__init__()
         self._traffic = traffic
+        self._live = 0
+        self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "mirage_kernels":
+            with self:
+                return kernels_of(func._schema.name.split("::")[1])(*args)
         result = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+        for tensor in tensors:
+            self._hold(tensor.untyped_storage())
         if tensors and not func.is_view and not func._schema.name.startswith(ALLOCATIONS):
             self._traffic.add(tensors)
         return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known[storage] = True
+            self._live += storage.nbytes()
+            self._traffic.peak = max(self._traffic.peak, self._live)
+            weakref.finalize(storage, self._release, storage.nbytes())
+
+    def _release(self, size: int) -> None:
+        self._live -= size
 
 
 def kernels_of(name: str) -> Callable[..., Any]:
@@ -81,40 +104,49 @@ def on_meta(traffic: Traffic) -> Iterator[None]:
     def count(kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         traffic.add(list(args), triton=True)
 
-    names = sorted(path.parent.name for path in (ROOT / "mirage_kernels").glob("*/op.py"))
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(_dispatch._default, meta="triton"))
         stack.enter_context(mock.patch.object(_triton, "launch_hook", count))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda *device: False))  # meta has none
-        stack.enter_context(mock.patch.object(_stage, "operator", lambda name, impl: kernels_of(name)))
-        for name in names:
-            module = import_module(f"mirage_kernels.{name}.op")
-            stack.enter_context(mock.patch.object(module, "_forward_op", module._forward))
+        stack.enter_context(mock.patch.object(torch, "autocast", lambda *device, **enabled: contextlib.nullcontext()))
         yield
 
 
-def measure(model: torch.nn.Module, x: Tensor) -> Traffic:
+def measure(call: Callable[[], object]) -> Traffic:
     traffic = Traffic()
-    with on_meta(traffic), torch.no_grad(), Operations(traffic):
-        model(x)
+    with on_meta(traffic), Operations(traffic):
+        call()
     return traffic
 
 
-def row(variant: str, size: tuple[int, int], batch: int, dtype: torch.dtype, bandwidth: float) -> dict[str, Any]:
-    """Both networks on one image size; bandwidth in bytes per second."""
-    x = torch.empty(batch, 3, *size, dtype=dtype, device="meta")
-    reference = MODELS[variant]().eval().to("meta", dtype)
-    found = {"eager": measure(reference, x), "fast": measure(mirage.fast.accelerate(reference), x)}
+def restore(model: torch.nn.Module, x: Tensor) -> Callable[[], object]:
+    return torch.no_grad()(lambda: model(x))
+
+
+def train(model: torch.nn.Module, x: Tensor) -> Callable[[], object]:
+    """A step without the optimizer's part."""
+    criterion = MirageLoss(preset="released")
+    return lambda: criterion(model(x, return_spd=True), x)[0].backward()
+
+
+def row(variant: str, size: tuple[int, int], dtype: torch.dtype, options: argparse.Namespace) -> dict[str, Any]:
+    """Both networks on one image size."""
+    x = torch.empty(options.batch, 3, *size, dtype=dtype, device="meta")
     row: dict[str, Any] = {"variant": variant, "shape": list(x.shape), "dtype": str(dtype).removeprefix("torch.")}
-    for name, traffic in found.items():
+    for name in ("eager", "fast"):
+        model = MODELS[variant]().train(options.step).to("meta", dtype)
+        if name == "fast":
+            model = mirage.fast.accelerate(model)
+        traffic = measure((train if options.step else restore)(model, x))
         row |= {f"{name}_{key}": value for key, value in asdict(traffic).items()}
-        row[f"{name}_predicted_ms"] = 1e3 * traffic.bytes / bandwidth
+        row[f"{name}_predicted_ms"] = traffic.bytes / options.bandwidth / 1e9
     return row
 
 
-def print_table(rows: list[dict[str, Any]], bandwidth: float) -> None:
-    print(f"Bytes, at {bandwidth / 1e12:.1f} TB/s: a prediction of nothing else. Eval mode, no gradient.\n")
-    columns = ("eager launches", "ours (Triton)", "eager MB", "ours MB", "eager ms", "ours ms", "ratio")
+def print_table(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    what = "Training step" if options.step else "Eval mode, no gradient"
+    print(f"{what}. Bytes, at {options.bandwidth:.1f} TB/s: a prediction of nothing else.\n")
+    columns = ("launches", "ours (Triton)", "MB", "ours", "ms", "ours", "fewer", "peak MiB", "ours", "less")
     print("| model | shape | dtype |", " | ".join(columns), "|")
     print("|---|---|---|" + "---:|" * len(columns))
     for r in rows:
@@ -123,7 +155,8 @@ def print_table(rows: list[dict[str, Any]], bandwidth: float) -> None:
             f"| {r['variant']} | {shape} | {r['dtype']} | {r['eager_launches']} "
             f"| {r['fast_launches']} ({r['fast_triton']}) | {r['eager_bytes'] / 1e6:.0f} | {r['fast_bytes'] / 1e6:.0f} "
             f"| {r['eager_predicted_ms']:.2f} | {r['fast_predicted_ms']:.2f} "
-            f"| {r['eager_bytes'] / r['fast_bytes']:.1f}x |"
+            f"| {r['eager_bytes'] / r['fast_bytes']:.1f}x | {r['eager_peak'] / 2**20:.0f} "
+            f"| {r['fast_peak'] / 2**20:.0f} | {r['eager_peak'] / r['fast_peak']:.1f}x |"
         )
 
 
@@ -141,16 +174,16 @@ def main(argv: list[str] | None = None) -> int:
     dtypes = ("float32", "float16", "bfloat16")
     parser.add_argument("--dtype", nargs="+", choices=dtypes, default=dtypes[:2])
     parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s (default: 4.3, an H200's copy)")
+    parser.add_argument("--step", action="store_true", help="a training step instead of inference")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
-    bandwidth = options.bandwidth * 1e12
     rows = [
-        row(variant, size, options.batch, getattr(torch, dtype), bandwidth)
+        row(variant, size, getattr(torch, dtype), options)
         for variant in options.variant
         for size in options.size
         for dtype in options.dtype
     ]
-    print(json.dumps(rows, indent=1)) if options.json else print_table(rows, bandwidth)
+    print(json.dumps(rows, indent=1)) if options.json else print_table(rows, options)
     return 0
 
 

@@ -35,8 +35,8 @@ def feed_forward_stage(
 
     Autograd keeps `x` and the weights, no tensor of 2M channels: backward recomputes what it needs. On the C++ library
     forward is one pass in which the hidden tensor exists a tile at a time, in cache; on Triton it is two launches with
-    the activated hidden tensor between them, for images that fill a GPU. Backward on Triton, and both on devices that
-    have neither, are a chain of operators with the same formulas (see `mirage_kernels._stage`). Under
+    the activated hidden tensor between them, and backward four, for images that fill a GPU. For others, and on devices
+    that have neither, both are a chain of operators with the same formulas (see `mirage_kernels._stage`). Under
     ``use("torch")`` it is the reference expression with PyTorch's autograd, which keeps everything and can be
     differentiated twice.
 
@@ -46,7 +46,8 @@ def feed_forward_stage(
             Floating point, of any dtype: each has its gradient in its own.
         eps: Added to the variance.
         keep_hidden: Keep the output of `project_in` too, 2M channels in the dtype of `x`: more memory, and backward
-            has less to recompute. Without effect where no gradient is wanted.
+            has less to recompute. Without effect where no gradient is wanted, and on Triton, whose backward would
+            take longer to read them than to compute them again.
 
     Returns:
         [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast).
@@ -61,7 +62,8 @@ def feed_forward_stage(
     if impl == "torch":
         return reference(x, *weights, eps)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
-    return _forward_op(x, *weights, eps, keep_hidden and differentiable, impl)[0]
+    keep = keep_hidden and differentiable and impl != "triton"
+    return _forward_op(x, *weights, eps, keep, impl)[0]
 
 
 def check(x: Tensor, weights: FeedForwardWeights) -> None:
@@ -77,8 +79,9 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     _dispatch.record("feed_forward_stage", impl)
     if impl == "cpp":
         return native.forward(*inputs)
-    if impl == "triton" and _implementations["triton"].can_run(inputs[0]):
-        return _implementations["triton"].forward(*inputs)
+    *tensors, eps, keep_hidden = inputs
+    if impl == "triton" and not keep_hidden and _implementations["triton"].can_run(tensors[0]):
+        return _implementations["triton"].forward(*tensors, eps), tensors[0].new_empty(0)
     return composite.forward(*inputs, impl)
 
 
@@ -90,7 +93,12 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, impl = arguments
-    return native.backward(*inputs) if impl == "cpp" else composite.backward(*inputs, impl)
+    if impl == "cpp":
+        return native.backward(*inputs)
+    *tensors, hidden, eps = inputs
+    if impl == "triton" and hidden.dim() != 4 and _implementations["triton"].can_run_backward(tensors[1]):
+        return _implementations["triton"].backward(*tensors, eps)
+    return composite.backward(*inputs, impl)
 
 
 def _backward_fake(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

@@ -1,15 +1,14 @@
-"""``feed_forward_stage`` forward in two Triton kernels, between which only the activated hidden tensor is in memory.
+"""``feed_forward_stage`` in Triton: forward is two kernels, with only the activated hidden tensor between them.
 
 The first normalises, mixes and activates: x is read, gelu(hidden) written. The second convolves, gates, mixes and adds
-x: of the tensors in between none is written. Images too small to fill a GPU with the second kernel's tiles, and
-backward, are the composite.
+x: of the tensors in between none is written. Backward starts with the first again (`triton_backward`). Images too small
+to fill a GPU with the second kernel's tiles are the composite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import triton
@@ -30,7 +29,9 @@ from mirage_kernels._triton_stage import (
     normalised,
     precision,
 )
-from mirage_kernels.feed_forward_stage.weights import shapes
+from mirage_kernels.feed_forward_stage import triton_backward
+from mirage_kernels.feed_forward_stage.triton_backward import Norm
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, shapes
 
 MOST_CHANNELS = 256
 """Of x: a program holds the sums of all of them for its pixels."""
@@ -61,7 +62,8 @@ def _expand_kernel(
     p_norm_bias,
     p_weight,  # [OUT, C]
     p_activated,  # [B, OUT, N]
-    p_hidden,  # [B, OUT, N], before the GELU; only with KEEP
+    p_mean,  # [B, N], like the next; only with STATISTICS
+    p_rstd,
     eps,
     OUT,
     N,
@@ -76,7 +78,7 @@ def _expand_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    KEEP: tl.constexpr,
+    STATISTICS: tl.constexpr,
     LINE: tl.constexpr,
     INT64: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -92,6 +94,10 @@ def _expand_kernel(
     o_x = pixel_offsets(o_n, W, s_row, s_pixel, LINE)
     p_x += i_b * s_b
     b_mean, b_rstd = moments(p_x, widened(tl.arange(0, BLOCK_C), INT64), o_x, s_c, m_n, eps, C)
+    if STATISTICS:
+        if i_split == 0:
+            tl.store(p_mean + i_b * N + o_n, b_mean, mask=m_n)
+            tl.store(p_rstd + i_b * N + o_n, b_rstd, mask=m_n)
     share = tl.cdiv(tl.cdiv(OUT, BLOCK_M), splits) * BLOCK_M
     for i_m in range(i_split * share, tl.minimum((i_split + 1) * share, OUT), BLOCK_M):
         o_m = widened(i_m + tl.arange(0, BLOCK_M), INT64)
@@ -106,8 +112,6 @@ def _expand_kernel(
             b_hidden = tl.dot(b_w, b_y, b_hidden, input_precision=PRECISION)
         o_out = (i_b * OUT + o_m[:, None]) * N + o_n[None, :]
         m = m_m[:, None] & m_n[None, :]
-        if KEEP:
-            tl.store(p_hidden + o_out, b_hidden.to(p_hidden.dtype.element_ty), mask=m)
         tl.store(p_activated + o_out, gelu(b_hidden).to(p_activated.dtype.element_ty), mask=m)
 
 
@@ -163,6 +167,10 @@ def can_run(x: Tensor) -> bool:
     return x.shape[1] <= MOST_CHANNELS and 2 * _contract_tile(x).programs(x) >= _triton_stage.FILL
 
 
+def can_run_backward(x: Tensor) -> bool:
+    return can_run(x) and triton_backward.can_run(x)
+
+
 def _contract_tile(x: Tensor) -> ImageTile:
     return filling_tile(x, 64 if x.shape[1] <= 128 else 32)
 
@@ -175,15 +183,57 @@ def forward(
     dwconv: Tensor,
     project_out: Tensor,
     eps: float,
-    keep_hidden: bool,
-) -> tuple[Tensor, Tensor]:
-    """(y, hidden), as `composite.forward`."""
+) -> Tensor:
+    w = FeedForwardWeights(*(t.contiguous() for t in (norm_weight, norm_bias, project_in, dwconv, project_out)))
+    activated, _ = _expand(x, w, eps)
+    channels, (doubled, height, width) = x.shape[1], activated.shape[1:]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    tile, image = expand_tile(channels, is_exact(x.dtype)), _contract_tile(x)
+    wide = needs_int64(x, activated)
+    launch(
+        _contract_kernel,
+        image.programs(x),
+        x.device,
+        *(activated, w.dwconv, w.project_out, x, y, doubled // 2, height, width, *x.stride()),
+        C=channels,
+        BLOCK_C=tile.block_c,
+        BLOCK_K=16,
+        BLOCK_H=image.block_h,
+        BLOCK_W=image.block_w,
+        INT64=wide or needs_int64(y),
+        PRECISION=precision(x.dtype),
+        num_warps=image.warps(wide),
+        num_stages=1,  # more would hold 18 tiles of shared memory ready, and leave room for one program
+    )
+    return y
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_in: Tensor,
+    dwconv: Tensor,
+    project_out: Tensor,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """The gradients of x and of the five weights, each in its own dtype."""
+    weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
+    w = FeedForwardWeights(*(t.contiguous() for t in weights))
+    activated, norm = _expand(x, w, eps, keep_norm=True)
+    grad_x, grads = triton_backward.gradients(grad_y, x, w, activated, norm)
+    return grad_x, *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, weights, strict=True))
+
+
+def _expand(x: Tensor, w: FeedForwardWeights, eps: float, keep_norm: bool = False) -> tuple[Tensor, Norm]:
+    """gelu(project_in(norm(x))), and the norm's statistics, which are empty unless `keep_norm`."""
     batch, channels, height, width = x.shape
-    doubled, pixels = dwconv.shape[0], height * width
-    dot = precision(x.dtype)
+    doubled, pixels = w.dwconv.shape[0], height * width
     tile = expand_tile(channels, is_exact(x.dtype))
     activated = torch.empty(batch, doubled, height, width, dtype=x.dtype, device=x.device)
-    hidden = torch.empty_like(activated) if keep_hidden else x.new_empty(0)
+    shape = (batch, height, width) if keep_norm else (0,)
+    norm = Norm(*(torch.empty(shape, dtype=torch.float32, device=x.device) for _ in Norm._fields))
     blocks = batch * triton.cdiv(pixels, tile.block_n)
     splits = max(1, min(triton.cdiv(doubled, tile.block_m), 2 * _triton_stage.FILL // max(blocks, 1)))
     wide = needs_int64(x, activated)
@@ -191,46 +241,33 @@ def forward(
         _expand_kernel,
         blocks * splits,
         x.device,
-        *(x, norm_weight.contiguous(), norm_bias.contiguous(), project_in.contiguous(), activated, hidden),
+        *(x, w.norm_weight, w.norm_bias, w.project_in, activated, *norm),
         *(eps, doubled, pixels, width, splits, *plane_strides(x)),
         C=channels,
         BLOCK_C=tile.block_c,
         BLOCK_K=tile.block_k,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        KEEP=keep_hidden,
+        STATISTICS=keep_norm,
         LINE=is_line(x),
         INT64=wide,
-        PRECISION=dot,
+        PRECISION=precision(x.dtype),
         num_warps=8 if wide else 4,
         num_stages=2,
     )
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    image = _contract_tile(x)
-    launch(
-        _contract_kernel,
-        image.programs(x),
-        x.device,
-        *(activated, dwconv.contiguous(), project_out.contiguous(), x, y, doubled // 2, height, width, *x.stride()),
-        C=channels,
-        BLOCK_C=tile.block_c,
-        BLOCK_K=16,
-        BLOCK_H=image.block_h,
-        BLOCK_W=image.block_w,
-        INT64=wide or needs_int64(y),
-        PRECISION=dot,
-        num_warps=image.warps(wide),
-        num_stages=1,  # more would hold 18 tiles of shared memory ready, and leave room for one program
-    )
-    return y, hidden
+    return activated, norm
 
 
 def compile_case(x: Tensor) -> Callable[[], object]:
-    """Both kernels on x and weights of its dtype."""
-    channels = x.shape[1]
-    norm = [meta(channels, dtype=x.dtype) for _ in range(2)]
-    weights = [meta(*shape, dtype=x.dtype) for shape in list(shapes(channels, 2 * channels).values())[2:]]
-    return partial(forward, x, *norm, *weights, 1e-5, False)
+    """Forward and backward on x and weights of its dtype."""
+    weights = [meta(*shape, dtype=x.dtype) for shape in shapes(x.shape[1], 2 * x.shape[1]).values()]
+
+    def both() -> None:
+        y = forward(x, *weights, 1e-5)
+        if triton_backward.can_run(x):
+            backward(y, x, *weights, 1e-5)
+
+    return both
 
 
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:

@@ -1,4 +1,4 @@
-"""The forward kernels of whole stages in Triton, called directly: images of any size would reach them on a GPU."""
+"""The kernels of whole stages in Triton, called directly: images of any size would reach them on a GPU."""
 
 from functools import partial
 from importlib import import_module
@@ -7,7 +7,17 @@ import pytest
 import test_feed_forward_stage as ffn
 import test_mixer_stage as mixer
 import torch
-from harness import ON_GPU, ROUNDING_NOISE, device_of, dtypes_of, relative_error, require, unavoidable
+from harness import (
+    ON_GPU,
+    ROUNDING_NOISE,
+    OperatorTests,
+    device_of,
+    dtypes_of,
+    random_like,
+    relative_error,
+    require,
+    unavoidable,
+)
 
 import mirage_kernels
 from mirage_kernels import MixerWeights
@@ -46,6 +56,13 @@ def tensors_of(make, shape, dtype):
     return [t.to(device_of("triton"), dtype) for t in make(shape, torch.Generator().manual_seed(0))]
 
 
+def far_apart(x):
+    """The values of x [1, 3, H, W], its channels 2^30 elements apart."""
+    (_, _, height, width), between = x.shape, 2**30
+    memory = torch.empty(2 * between + height * width, dtype=x.dtype, device=x.device)
+    return memory.as_strided(x.shape, (2 * between, between, width, 1)).copy_(x)
+
+
 def assert_close(value, eager, truth, dtype, name="y"):
     """As close to the truth as eager: twice its error in float32, its error in 16 bit."""
     assert value.isfinite().all() and value.shape == truth.shape, name
@@ -67,13 +84,13 @@ def test_tiles_are_what_a_product_needs(image):
 
 
 class TestFeedForward:
-    def check(self, x, weights, keep=False):
-        y, hidden = kernels("feed_forward_stage").forward(x, *weights, 1e-5, keep)
+    def check(self, x, weights):
+        y = kernels("feed_forward_stage").forward(x, *weights, 1e-5)
         truth = ffn.reference(x.double(), *(w.double() for w in weights))
         eager = ffn.reference(x, *(w.to(x.dtype) for w in weights))
         assert y.dtype == x.dtype and y.is_contiguous()
         assert_close(y, eager, truth, x.dtype)
-        return y, hidden
+        return y
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("image", IMAGES, ids=str)
@@ -93,38 +110,29 @@ class TestFeedForward:
         x, *weights = tensors_of(ffn.make, (2, 6, 7, 9), torch.float32)
         strided = LAYOUTS[layout](x)
         before = strided.clone()
-        y, _ = self.check(strided, weights)
-        plain, _ = self.check(before.contiguous(), weights)
+        y = self.check(strided, weights)
+        plain = self.check(before.contiguous(), weights)
         assert torch.equal(y, plain) and torch.equal(strided, before)
-
-    def test_hidden(self):
-        """What `keep_hidden` keeps is the output of project_in; y does not depend on it."""
-        x, *weights = tensors_of(ffn.make, (2, 6, 5, 7), torch.float32)
-        y, hidden = self.check(x, weights, keep=True)
-        assert torch.equal(y, self.check(x, weights)[0])
-        normal = torch.nn.functional.layer_norm(x.movedim(1, -1).double(), (6,), *(w.double() for w in weights[:2]))
-        truth = torch.nn.functional.conv2d(normal.movedim(-1, 1), weights[2].double())
-        assert relative_error(hidden, truth) < 2e-7
 
     def test_weights_of_another_dtype(self):
         """As under autocast: the products are of the dtype of x."""
         x, *weights = tensors_of(ffn.make, (1, 6, 5, 7), torch.float32)
-        y, _ = self.check(x.to(torch.float16), weights)
+        y = self.check(x.to(torch.float16), weights)
         assert y.dtype == torch.float16
 
     def test_not_finite(self):
         """A pixel reaches its own 3x3 neighbourhood and no further."""
         x, *weights = tensors_of(ffn.make, (1, 6, 9, 20), torch.float32)
-        clean, _ = self.check(x, weights)
+        clean = self.check(x, weights)
         for poison in (float("nan"), float("inf")):
             x[0, 2, 4, 15] = poison
-            y, _ = kernels("feed_forward_stage").forward(x, *weights, 1e-5, False)
+            y = kernels("feed_forward_stage").forward(x, *weights, 1e-5)
             near = torch.zeros(9, 20, dtype=torch.bool, device=x.device)
             near[3:6, 14:17] = True
             assert torch.equal(y[..., ~near], clean[..., ~near]) and not y[..., near].isfinite().any()
 
     def test_dispatch(self, monkeypatch):
-        """The operator runs the kernels from as many tiles on as fill a GPU, with the composite's gradients."""
+        """The operator runs the kernels from as many tiles on as fill a GPU, and composites for smaller images."""
         module = kernels("feed_forward_stage")
         assert module.can_run(torch.empty(1, 6, 64, 64))
         tensors = [t.requires_grad_() for t in tensors_of(ffn.make, (1, 3, 3, 4), torch.float32)]
@@ -138,17 +146,99 @@ class TestFeedForward:
         for fused, composite in zip(*results, strict=True):
             assert relative_error(fused, composite) < 1e-6
         assert not module.can_run(torch.empty(1, 300, 512, 512, device="meta"))
+        assert module.can_run_backward(torch.empty(1, 256, 512, 512, device="meta", dtype=torch.float16))
+        assert not module.can_run_backward(torch.empty(1, 129, 512, 512, device="meta"))
 
     def test_deterministic(self):
         x, *weights = tensors_of(ffn.make, (2, 6, 9, 11), torch.float32)
-        assert torch.equal(self.check(x, weights)[0], self.check(x, weights)[0])
+        assert torch.equal(self.check(x, weights), self.check(x, weights))
 
     def test_offsets_past_32_bits(self):
         """Channels 2^30 elements apart: each stride fits 32 bits, their multiples do not."""
         x, *weights = tensors_of(ffn.make, (1, 3, 4, 5), torch.float16)
-        far = torch.empty(2**31 + 20, dtype=x.dtype, device=x.device).as_strided(x.shape, (2**31, 2**30, 5, 1))
-        far.copy_(x)
-        assert torch.equal(self.check(far, weights)[0], self.check(x, weights)[0])
+        assert torch.equal(self.check(far_apart(x), weights), self.check(x, weights))
+
+
+class TestFeedForwardGradient:
+    """Of x and of the five weights."""
+
+    @pytest.fixture
+    def compare(self, monkeypatch):
+        """What every operator has to show of one problem, whatever its number of tiles."""
+        for name in ("can_run", "can_run_backward"):
+            monkeypatch.setattr(kernels("feed_forward_stage"), name, lambda x: True)
+        tests = OperatorTests()
+        tests.operator = ffn.TestFeedForwardStage.operator
+
+        def compare(shape, dtype, **options):
+            inputs = tensors_of(partial(ffn.make, **options), shape, dtype)
+            with mirage_kernels.use("triton"):
+                tests.compare([t.requires_grad_() for t in inputs], "triton")
+
+        return compare
+
+    def gradients(self, x, weights, grad_y):
+        results = kernels("feed_forward_stage").backward(grad_y, x, *weights, 1e-5)
+        assert all(g.dtype == t.dtype and g.is_contiguous() for g, t in zip(results, (x, *weights), strict=True))
+        return results
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("image", IMAGES, ids=str)
+    def test_truth(self, image, dtype, compare):
+        compare((2, 6, *image), dtype)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("channels", [1, 17, 48, 130])
+    def test_channels(self, channels, dtype, compare):
+        compare((1, channels, 4, 5), dtype, ratio=1)
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layout(self, layout):
+        x, *weights = tensors_of(ffn.make, (2, 6, 7, 9), torch.float32)
+        strided, grad_y = LAYOUTS[layout](x), LAYOUTS[layout](random_like(x))
+        before = grad_y.clone()
+        results = self.gradients(strided, weights, grad_y)
+        plain = self.gradients(strided.contiguous(), weights, before.contiguous())
+        assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True)) and torch.equal(grad_y, before)
+
+    def test_parts(self, monkeypatch):
+        """Weights' gradients in parts, or all tiles in one program: the same sums."""
+        x, *weights = tensors_of(ffn.make, (2, 6, 9, 20), torch.float32)
+        many = self.gradients(x, weights, random_like(x))
+        monkeypatch.setattr("mirage_kernels._triton_stage.FILL", 1)
+        one = self.gradients(x, weights, random_like(x))
+        assert all(relative_error(a, b) < 1e-6 for a, b in zip(many, one, strict=True))
+
+    def test_weights_of_another_dtype(self):
+        """As under autocast: gradients in the dtype of each weight."""
+        x, *weights = tensors_of(ffn.make, (1, 6, 5, 7), torch.float32)
+        grad_y = random_like(x)
+        mixed = self.gradients(x.to(torch.float16), weights, grad_y.to(torch.float16))
+        assert all(relative_error(a, b) < 4e-3 for a, b in zip(mixed, self.gradients(x, weights, grad_y), strict=True))
+
+    def test_not_finite(self):
+        """A gradient that is not finite reaches the 3x3 neighbourhood of its pixel, and every weight."""
+        x, *weights = tensors_of(ffn.make, (1, 6, 9, 20), torch.float32)
+        grad_y = random_like(x)
+        clean = self.gradients(x, weights, grad_y)[0]
+        grad_y[0, 2, 4, 15] = float("nan")
+        grad_x, *grads = self.gradients(x, weights, grad_y)
+        near = torch.zeros(9, 20, dtype=torch.bool, device=x.device)
+        near[3:6, 14:17] = True
+        assert torch.equal(grad_x[..., ~near], clean[..., ~near]) and not grad_x[..., near].isfinite().any()
+        assert not any(g.isfinite().all() for g in grads)
+
+    def test_deterministic(self):
+        x, *weights = tensors_of(ffn.make, (2, 6, 9, 11), torch.float32)
+        first, second = (self.gradients(x, weights, random_like(x)) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_offsets_past_32_bits(self):
+        x, *weights = tensors_of(ffn.make, (1, 3, 4, 5), torch.float16)
+        grad_y = random_like(x)
+        results = self.gradients(far_apart(x), weights, far_apart(grad_y))
+        plain = self.gradients(x, weights, grad_y)
+        assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True))
 
 
 class TestMixer:
@@ -224,6 +314,4 @@ class TestMixer:
 
     def test_offsets_past_32_bits(self):
         x, weights = self.inputs((1, 3, 4, 5, 1), torch.float16)
-        far = torch.empty(2**31 + 20, dtype=x.dtype, device=x.device).as_strided(x.shape, (2**31, 2**30, 5, 1))
-        far.copy_(x)
-        assert torch.equal(self.check(far, weights)[0], self.check(x, weights)[0])
+        assert torch.equal(self.check(far_apart(x), weights)[0], self.check(x, weights)[0])
