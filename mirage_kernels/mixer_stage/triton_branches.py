@@ -13,17 +13,7 @@ import triton.language as tl
 from mirage_kernels._triton import gelu, pixel_offsets, widened
 from mirage_kernels._triton_stage import depthwise, image_tile_of, matrix, moments, normalised
 from mirage_kernels.channel_attention.triton_parts import softmax_of_head, store_matrix, sum_rows
-
-
-@triton.jit
-def batch_normalised(b_x, p_mean, p_var, p_weight, p_bias, o_c, m_c, eps):
-    """The batch norm's output of b_x [channels, pixels]; zero where m_c is false."""
-    b_mean = tl.load(p_mean + o_c, mask=m_c, other=0.0).to(tl.float32)
-    b_var = tl.load(p_var + o_c, mask=m_c, other=0.0).to(tl.float32)
-    b_w = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
-    b_b = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
-    b_y = (b_x - b_mean[:, None]) * (b_w / tl.sqrt(b_var + eps))[:, None] + b_b[:, None]
-    return tl.where(m_c[:, None], b_y, 0.0)
+from mirage_kernels.mixer_stage.triton_parts import batch_normalised
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import gelu, is_exact, is_line, launch, needs_int64, plane_strides, widened
+from mirage_kernels._triton import is_exact, is_line, launch, needs_int64, plane_strides, widened
 from mirage_kernels._triton_cases import meta, stage_variants
 from mirage_kernels._triton_stage import (
     depthwise,
@@ -35,12 +35,12 @@ from mirage_kernels.channel_attention.arguments import small_matrices
 from mirage_kernels.channel_attention.triton_parts import small_options
 from mirage_kernels.mixer_stage.composite import Statistics
 from mirage_kernels.mixer_stage.triton_branches import (
-    batch_normalised,
     gram_kernel,
     moments_kernel,
     prepare_kernel,
     statistics_kernel,
 )
+from mirage_kernels.mixer_stage.triton_parts import batch_normalised, gated_sum, head_matrices, pixel_mlp
 from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights, shapes
 from mirage_kernels.tri_branch_fusion.triton_kernels import fuse
 
@@ -111,58 +111,28 @@ def _finish_kernel(
     o_b = widened(tl.arange(0, BLOCK_B), INT64)
     m_b = o_b < BRANCH
 
-    # the gated CNN: hidden channels whose content is the identity, then those where it is the detail
     b_g = normalised(p_x, p_norm_weight, p_norm_bias, BRANCH + o_b, m_b, o_n, s_c, m_n, b_mean, b_rstd)
     b_in = batch_normalised(b_g, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps).to(dtype)
-    temperature = tl.load(p_gate_temperature).to(tl.float32)
-    identities = HIDDEN - BRANCH
-    b_mixed = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
-    for i_k in range(0, identities, BLOCK_K):
-        o_k = i_k + tl.arange(0, BLOCK_K)
-        m_k = o_k < identities
-        b_w = matrix(p_gic1, o_k, m_k, o_b, m_b, BRANCH).to(dtype)
-        b_gate = gelu(tl.dot(b_w, b_in, input_precision=PRECISION) / temperature)
-        b_w = matrix(p_gic1, HIDDEN + o_k, m_k, o_b, m_b, BRANCH).to(dtype)
-        b_gate = (b_gate * tl.dot(b_w, b_in, input_precision=PRECISION)).to(dtype)
-        b_w = matrix(p_gic2, o_b, m_b, o_k, m_k, HIDDEN).to(dtype)
-        b_mixed = tl.dot(b_w, b_gate, b_mixed, input_precision=PRECISION)
-    p_plane = p_detail + i_b * BRANCH * H * W
-    for i_k in range(0, BRANCH, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
-        m_k = o_k < BRANCH
-        b_w = matrix(p_gic1, identities + o_k, m_k, o_b, m_b, BRANCH).to(dtype)
-        b_gate = gelu(tl.dot(b_w, b_in, input_precision=PRECISION) / temperature)
-        p_taps = p_kernels + i_b * BRANCH * 49
-        b_gate *= depthwise(p_plane, p_taps, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 7)
-        b_w = matrix(p_gic2, o_b, m_b, identities + o_k, m_k, HIDDEN).to(dtype)
-        b_mixed = tl.dot(b_w, b_gate.to(dtype), b_mixed, input_precision=PRECISION)
+    p_plane, p_taps = p_detail + i_b * BRANCH * H * W, p_kernels + i_b * BRANCH * 49
+    b_mixed = gated_sum(b_in, p_plane, p_taps, p_gic1, p_gate_temperature, p_gic2, o_b, m_b, o_y, o_x, H, W,
+                        HIDDEN, BRANCH, BLOCK_K, INT64, PRECISION)  # fmt: skip
     if SCALE:
         b_mixed *= tl.load(p_branch_scale + i_b).to(tl.float32)
     b_proj = matrix(p_proj_out, o_b, m_b, o_b, m_b, BRANCH).to(dtype)
     b_g = tl.dot(b_proj, (b_mixed + b_g).to(dtype), input_precision=PRECISION)
 
-    # the MLP
     b_in = normalised(p_x, p_norm_weight, p_norm_bias, 2 * BRANCH + o_b, m_b, o_n, s_c, m_n, b_mean, b_rstd).to(dtype)
-    b_m = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
-    for i_k in range(0, 2 * BRANCH, BLOCK_K):
-        o_k = i_k + tl.arange(0, BLOCK_K)
-        m_k = o_k < 2 * BRANCH
-        b_w = matrix(p_mlp_in, o_k, m_k, o_b, m_b, BRANCH).to(dtype)
-        b_hidden = gelu(tl.dot(b_w, b_in, input_precision=PRECISION)).to(dtype)
-        b_w = matrix(p_mlp_out, o_b, m_b, o_k, m_k, 2 * BRANCH).to(dtype)
-        b_m = tl.dot(b_w, b_hidden, b_m, input_precision=PRECISION)
+    b_m = pixel_mlp(b_in, p_mlp_in, p_mlp_out, o_b, m_b, BRANCH, BLOCK_K, PRECISION)
 
     # the attention: all heads as one matrix, zero where row and column are not of the same
     b_a = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
     p_plane = p_qkv + (i_b * 3 + 2) * BRANCH * H * W
-    p_rows = p_matrices + (i_b * HEADS + o_b // D) * (2 * D + 2) * D + o_b % D * D
     for i_k in range(0, BRANCH, BLOCK_K):
         o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < BRANCH
         b_v = depthwise(p_plane, p_qkv_taps + 2 * BRANCH * 9, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 3).to(dtype)
-        m = m_b[:, None] & m_k[None, :] & ((o_b // D)[:, None] == (o_k // D)[None, :])
-        b_w = tl.load(p_rows[:, None] + (o_k % D)[None, :], mask=m, other=0.0).to(dtype)
-        b_a = tl.dot(b_w, b_v, b_a, input_precision=PRECISION)
+        p_attn, m = head_matrices(p_matrices, i_b, o_b, m_b, o_k, m_k, HEADS, (2 * D + 2) * D, D)
+        b_a = tl.dot(tl.load(p_attn, mask=m, other=0.0).to(dtype), b_v, b_a, input_precision=PRECISION)
 
     l_a, l_g, l_m = tl.load(p_la).to(tl.float32), tl.load(p_lg).to(tl.float32), tl.load(p_lm).to(tl.float32)
     b_a, b_g, b_m = fuse(b_a, b_g, b_m, l_a, l_g, l_m)

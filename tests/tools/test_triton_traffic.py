@@ -26,7 +26,7 @@ def test_operations_are_counted_by_their_tensors(tool):
     """Views and allocations move nothing; a convolution reads image and weight and writes its result."""
     x = torch.empty(1, 3, 8, 10, device="meta")
     conv = torch.nn.Conv2d(3, 5, 3, padding=1, bias=False).to("meta")
-    traffic = tool.measure(lambda x: conv(x).view(5, 8, 10).transpose(0, 1), x)
+    traffic = tool.measure(tool.restore(lambda x: conv(x).view(5, 8, 10).transpose(0, 1), x))
     assert (traffic.launches, traffic.triton) == (1, 0)
     assert traffic.bytes == 4 * (x.numel() + conv.weight.numel() + 5 * 80)
 
@@ -37,9 +37,9 @@ def test_a_block_is_counted_by_its_kernels(tool):
     block = tool.mirage.blocks.TransformerBlock(24, 1).eval().to("meta", torch.float16)
     model = tool.mirage.fast.accelerate(torch.nn.Sequential(block))
     x = torch.empty(1, 24, 512, 512, dtype=torch.float16, device="meta")
-    traffic = tool.measure(model, x)
+    traffic = tool.measure(tool.restore(model, x))
     assert (traffic.launches, traffic.triton) == (7, 6)  # of so many parts the sum is PyTorch's
-    small = tool.measure(model, torch.empty(1, 24, 128, 128, dtype=torch.float16, device="meta"))
+    small = tool.measure(tool.restore(model, torch.empty(1, 24, 128, 128, dtype=torch.float16, device="meta")))
     assert (small.launches, small.triton) == (6, 6)
     units = traffic.bytes / (x.numel() * x.element_size())
     # qkv is counted whole where q and k, or v, are read of it
