@@ -320,22 +320,30 @@ def attention_matrices(q: Tensor, k: Tensor, temperature: Tensor, num_heads: int
     return matrices
 
 
+def softmax_backward(partial: Tensor, splits: int, temperature: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """From `splits` parts of the gradient of attn [B, heads, splits, d, d] what the gradients of q and k are made of,
+    [B * heads, d + 2, d], and the gradient of temperature. `matrices`: see `attention_matrices`."""
+    batch, heads, _, d = matrices.shape
+    small = torch.empty(batch * heads, d + 2, d, dtype=torch.float32, device=partial.device)
+    grad_t = torch.empty(batch, heads, dtype=torch.float32, device=partial.device)
+    arguments = (partial, temperature.reshape(heads), matrices, small, grad_t, heads, splits)
+    options = small_options(max(16, next_power_of_2(d)), d)
+    launch(_softmax_backward_kernel, batch * heads, partial.device, *arguments, **options)
+    return small, grad_t.sum(0).reshape(temperature.shape).to(temperature.dtype)
+
+
 def attention_matrices_backward(
     partial: Tensor, tile: HeadTile, q: Tensor, k: Tensor, temperature: Tensor, matrices: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and temperature, given parts of the gradient of attn [programs of `tile`, d, d]."""
-    heads, d, device = tile.heads, tile.d, q.device
-    small = torch.empty(tile.batch * heads, d + 2, d, dtype=torch.float32, device=device)
-    grad_t = torch.empty(tile.batch, heads, dtype=torch.float32, device=device)
-    arguments = (partial, temperature.reshape(heads), matrices, small, grad_t, heads, tile.splits)
-    launch(_softmax_backward_kernel, tile.batch * heads, device, *arguments, **small_options(tile.block_d, tile.d))
-
+    heads, device = tile.heads, q.device
+    small, grad_temperature = softmax_backward(partial, tile.splits, temperature, matrices)
     grad_q, grad_k = (torch.empty(t.shape, dtype=t.dtype, device=device) for t in (q, k))
     last = head_tile(q, heads, elements=1024, most_splits=2**31)
     strides = (*plane_strides(q), *plane_strides(k))
     arguments = (q, k, small, grad_q, grad_k, *last.sizes(), *strides)
     launch(_grad_qk_kernel, last.programs, device, *arguments, **last.options(q, k, grad_q))
-    return grad_q, grad_k, grad_t.sum(0).reshape(temperature.shape).to(temperature.dtype)
+    return grad_q, grad_k, grad_temperature
 
 
 def attention_cases() -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:

@@ -122,10 +122,13 @@ def _backward_kernel(
     tl.store(p_partial + i_program * 2 * C + C + o_c, b_grad_b, mask=m_c)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y of `dtype`, by default that of a product of x and weight, and mean and reciprocal deviation of each pixel."""
     batch, channels, height, width = x.shape
     pixels = height * width
-    y = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype), device=x.device)
+    y = torch.empty(x.shape, dtype=dtype or torch.promote_types(x.dtype, weight.dtype), device=x.device)
     mean, rstd = (torch.empty(batch, height, width, dtype=torch.float32, device=x.device) for _ in range(2))
     tile = channel_tile(channels)
     launch(

@@ -116,7 +116,11 @@ def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     weights, (branch_scale, *rest) = MixerWeights(*arguments[:_COUNT]), arguments[_COUNT:]
     statistics, (*options, impl) = Statistics(*rest[:5]), rest[5:]
     inputs = (grad_y, x, weights, branch_scale, statistics, *options)
-    return native.backward(*inputs) if impl == "cpp" else composite.backward(*inputs, impl)
+    if impl == "cpp":
+        return native.backward(*inputs)
+    if impl == "triton" and _implementations["triton"].can_run(x, weights.temperature.shape[0]):
+        return _implementations["triton"].backward(*inputs)
+    return composite.backward(*inputs, impl)
 
 
 def _backward_fake(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:

@@ -2,15 +2,12 @@
 
 The last holds a tile of the image: of its x, detail and v it computes the three branches, their fusion and the sum.
 Gate, identity, the MLP's hidden channels and the branches are never in memory; what they are made of is read again.
-Backward is the composite.
+Backward is in `triton_backward`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 import triton
@@ -19,7 +16,7 @@ from torch import Tensor
 
 from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import is_exact, is_line, launch, needs_int64, plane_strides, widened
+from mirage_kernels._triton import launch, plane_strides, widened
 from mirage_kernels._triton_cases import meta, stage_variants
 from mirage_kernels._triton_stage import (
     depthwise,
@@ -29,24 +26,19 @@ from mirage_kernels._triton_stage import (
     matrix,
     moments,
     normalised,
-    precision,
 )
 from mirage_kernels.channel_attention.arguments import small_matrices
 from mirage_kernels.channel_attention.triton_parts import small_options
 from mirage_kernels.mixer_stage.composite import Statistics
-from mirage_kernels.mixer_stage.triton_branches import (
-    gram_kernel,
-    moments_kernel,
-    prepare_kernel,
-    statistics_kernel,
-)
+from mirage_kernels.mixer_stage.triton_backward import backward
+from mirage_kernels.mixer_stage.triton_branches import gram_kernel, moments_kernel, statistics_kernel
 from mirage_kernels.mixer_stage.triton_parts import batch_normalised, gated_sum, head_matrices, pixel_mlp
+from mirage_kernels.mixer_stage.triton_plan import Plan, can_run, plan_of, prepare
 from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights, shapes
 from mirage_kernels.tri_branch_fusion.triton_kernels import fuse
 
-MOST_CHANNELS, MOST_WITHOUT_TENSOR_CORES, MOST_OF_A_HEAD = 384, 96, 32
-"""Of x, since a program holds all of a branch, a third of them, for its pixels (without tensor cores in registers); and
-of a head, whose products of q and k one holds."""
+__all__ = ["backward", "can_run", "compile_case", "forward", "triton_cases"]
+
 MOST_PARTS = 1024
 """Of a sample's sums, which each program that generates kernels adds up; of more PyTorch's reduction is faster."""
 
@@ -152,47 +144,7 @@ def _finish_kernel(
         tl.store(p_y + o_out, b_y.to(dtype), mask=m)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Sizes of the launches for one x."""
-
-    branch: int
-    heads: int
-    block_c: int  # channels of x, as a power of two that `tl.dot` takes, and those of a branch
-    block_b: int
-    block_n: int  # pixels of a program that walks along the rows
-    precision: str
-    wide: bool  # 64-bit offsets
-
-    @property
-    def d(self) -> int:
-        return self.branch // self.heads
-
-    def channels(self) -> dict[str, Any]:
-        return {"BRANCH": self.branch, "BLOCK_C": self.block_c, "BLOCK_B": self.block_b}
-
-    def rows(self, x: Tensor) -> dict[str, Any]:
-        return {**self.channels(), "BLOCK_N": self.block_n, "LINE": is_line(x), "INT64": self.wide}
-
-
-def _plan(x: Tensor, heads: int) -> _Plan:
-    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
-    block_c, block_b = (max(16, next_power_of_2(n)) for n in (channels, channels // 3))
-    block_n = 64 if block_c <= 128 else 32
-    while block_n > 16 and x.shape[0] * triton.cdiv(pixels, block_n) < _triton_stage.FILL:
-        block_n //= 2
-    wide = needs_int64(x) or x.numel() > 2**31 - 1
-    return _Plan(channels // 3, heads, block_c, block_b, block_n, precision(x.dtype), wide)
-
-
-def can_run(x: Tensor, heads: int) -> bool:
-    """Whether the kernels hold the channels of a pixel and of a head; and there are pixels."""
-    branch = x.shape[1] // 3
-    most = MOST_WITHOUT_TENSOR_CORES if is_exact(x.dtype) else MOST_CHANNELS
-    return 0 < x.numel() and branch * 3 <= most and branch // heads <= MOST_OF_A_HEAD
-
-
-def _moments(x: Tensor, w: MixerWeights, norm_eps: float, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, w: MixerWeights, norm_eps: float, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
     """Each sample's sums [B, 1, c], and mean and variance of the batch [c], merged from those of blocks of pixels."""
     batch, _, height, width = x.shape
     pixels = height * width
@@ -227,9 +179,9 @@ def forward(
 ) -> tuple[Tensor, Statistics]:
     """y and the statistics, as `composite.forward`."""
     w = MixerWeights(*(t.contiguous() for t in w))
-    plan = _plan(x, w.temperature.shape[0])
+    plan = plan_of(x, w.temperature.shape[0])
     sums, mean, var = _moments(x, w, norm_eps, plan) if training else (None, w.bn_mean, w.bn_var)
-    qkv, detail, sums = _prepare(x, w, sums, mean, var, norm_eps, bn_eps, plan)
+    qkv, detail, sums = prepare(x, w, sums, mean, var, norm_eps, bn_eps, plan)
     statistics = _statistics(x, w, qkv, sums, mean, var, bn_eps, plan)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     image = filling_tile(x, 64 if plan.block_b <= 16 else 32)
@@ -256,39 +208,7 @@ def forward(
     return y, statistics
 
 
-def _prepare(
-    x: Tensor,
-    w: MixerWeights,
-    sums: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    norm_eps: float,
-    bn_eps: float,
-    plan: _Plan,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v before their convolution, the detail before its own, and parts of each sample's sums [B, parts, c]."""
-    batch, channels, height, width = x.shape
-    pixels = height * width
-    blocks = triton.cdiv(pixels, plan.block_n)
-    qkv, detail = (x.new_empty(batch, count, height, width) for count in (channels, plan.branch))
-    parts = sums if sums is not None else torch.empty(batch, blocks, plan.branch, dtype=torch.float32, device=x.device)
-    launch(
-        prepare_kernel,
-        batch * blocks,
-        x.device,
-        *(x, w.norm_weight, w.norm_bias, w.qkv, w.gic1[-plan.branch :], mean, var, w.bn_weight, w.bn_bias),
-        *(qkv, detail, parts, norm_eps, bn_eps, pixels, width, *plane_strides(x)),
-        **plan.rows(x),
-        BLOCK_M=32,
-        SUMS=sums is None,
-        PRECISION=plan.precision,
-        num_warps=4 if plan.block_c <= 128 else 8,
-        num_stages=1,
-    )
-    return qkv, detail, parts
-
-
-def _gram(x: Tensor, qkv: Tensor, taps: Tensor, plan: _Plan) -> Tensor:
+def _gram(x: Tensor, qkv: Tensor, taps: Tensor, plan: Plan) -> Tensor:
     """Parts of the products of q and k, [B, heads, splits, d + 2, d]."""
     image, (batch, _, height, width) = image_tile(x, 64), x.shape
     tiles = image.programs(x[:1])
@@ -313,7 +233,7 @@ def _gram(x: Tensor, qkv: Tensor, taps: Tensor, plan: _Plan) -> Tensor:
 
 
 def _statistics(
-    x: Tensor, w: MixerWeights, qkv: Tensor, sums: Tensor, mean: Tensor, var: Tensor, bn_eps: float, plan: _Plan
+    x: Tensor, w: MixerWeights, qkv: Tensor, sums: Tensor, mean: Tensor, var: Tensor, bn_eps: float, plan: Plan
 ) -> Statistics:
     batch, branch, pixels = x.shape[0], plan.branch, x.shape[2] * x.shape[3]
     products = _gram(x, qkv, w.qkv_dwconv, plan)
@@ -341,11 +261,16 @@ def _statistics(
 
 
 def compile_case(x: Tensor, heads: int = 1, training: bool = False) -> Callable[[], object]:
-    """All kernels on x and weights of its dtype."""
+    """Forward and backward on x and weights of its dtype."""
     sizes = shapes(x.shape[1], heads, int(8 / 3 * (x.shape[1] // 3)))
     weights = MixerWeights(**{name: meta(*size, dtype=x.dtype) for name, size in sizes.items()})
     scale = meta(x.shape[0], dtype=x.dtype) if training else None
-    return partial(forward, x, weights, scale, training, 1e-5, 1e-5)
+
+    def both() -> None:
+        y, statistics = forward(x, weights, scale, training, 1e-5, 1e-5)
+        backward(y, x, weights, scale, statistics, training, 1e-5, 1e-5)
+
+    return both
 
 
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:

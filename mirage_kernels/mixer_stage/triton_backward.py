@@ -1,0 +1,283 @@
+"""``mixer_stage`` backward in Triton: what forward computed is computed again, and the gradient goes back through it in
+nine kernels of its own, among those of the operators.
+
+Of each product the kernels write both factors of its weight's gradient, which `_triton_products` multiplies.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from mirage_kernels import _stage
+from mirage_kernels._triton import is_exact, is_line, launch, plane_strides
+from mirage_kernels._triton_products import product_over_pixels
+from mirage_kernels._triton_stage import filling_tile
+from mirage_kernels.channel_attention.triton_parts import softmax_backward
+from mirage_kernels.channel_layer_norm import triton_kernels as channel_layer_norm
+from mirage_kernels.mixer_stage.composite import Statistics
+from mirage_kernels.mixer_stage.gated_branch import BatchNorm, generate_backward
+from mirage_kernels.mixer_stage.triton_gradients import (
+    fusion_gradient_kernel,
+    gated_gradient_kernel,
+    query_key_gradient_kernel,
+)
+from mirage_kernels.mixer_stage.triton_input_gradients import (
+    batch_norm_sums_kernel,
+    input_gradient_kernel,
+    mlp_gradient_kernel,
+)
+from mirage_kernels.mixer_stage.triton_plan import Plan, plan_of, prepare
+from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights
+
+
+class _Problem(NamedTuple):
+    """What all steps read."""
+
+    x: Tensor
+    w: MixerWeights  # contiguous
+    scale: Tensor | None
+    bn: BatchNorm
+    bn_eps: float
+    normal: Tensor  # [B, 3c, H, W], the layer norm's output, and its statistics [B, H, W]
+    mean: Tensor
+    rstd: Tensor
+    qkv: Tensor  # [B, 3c, H, W] before the depthwise convolution
+    detail: Tensor  # [B, c, H, W] before the generated kernels
+    statistics: Statistics
+    plan: Plan
+
+    def empty(self, channels: int) -> Tensor:
+        batch, _, height, width = self.x.shape
+        return self.x.new_empty(batch, channels, height, width)
+
+    def of_batch_norm(self) -> tuple[Tensor, ...]:
+        return self.bn.batch_mean, self.bn.batch_var, self.w.bn_weight, self.w.bn_bias
+
+    def sizes(self) -> dict[str, Any]:
+        return {
+            "BRANCH": self.plan.branch,
+            "BLOCK_B": self.plan.block_b,
+            "INT64": self.plan.wide,
+            "PRECISION": self.plan.precision,
+        }
+
+    def tiled(self, pixels: int) -> dict[str, Any]:
+        """Of a kernel on tiles of the image."""
+        tile = filling_tile(self.x, pixels)
+        return {**self.sizes(), "BLOCK_H": tile.block_h, "BLOCK_W": tile.block_w, "num_stages": 1}
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    w: MixerWeights,
+    branch_scale: Tensor | None,
+    statistics: Statistics,
+    training: bool,
+    norm_eps: float,
+    bn_eps: float,
+) -> tuple[Tensor, ...]:
+    """The gradients of x and of `LEARNED`, each in its own dtype, as `composite.backward`."""
+    learned, grad_y = w, grad_y.contiguous()
+    w = MixerWeights(*(t.contiguous() for t in w))
+    plan, bn = plan_of(x, w.temperature.shape[0]), BatchNorm(*statistics[2:])
+    normal, mean, rstd = channel_layer_norm.forward(x, w.norm_weight, w.norm_bias, norm_eps, x.dtype)
+    sums = x.new_empty(0, dtype=torch.float32)  # of the branch's input, which forward has kept
+    qkv, detail, _ = prepare(x, w, sums, bn.batch_mean, bn.batch_var, norm_eps, bn_eps, plan)
+    scale = None if branch_scale is None else branch_scale.contiguous()
+    problem = _Problem(x, w, scale, bn, bn_eps, normal, mean, rstd, qkv, detail, statistics, plan)
+
+    grads: dict[str, Tensor] = {}
+    grad_conv, grad_mlp, grad_qkv, total = _fusion(problem, grad_y, grads)
+    grads["proj_out"] = product_over_pixels(grad_conv, total)
+    del total
+    grad_projected = _attention(problem, grad_qkv, grads)
+    del grad_qkv
+    grad_mlp_input = _mlp(problem, grad_mlp, grads)
+    del grad_mlp
+    grad_bn, grad_total, coefficients = _gated(problem, grad_conv, training, grads)
+    del grad_conv
+    of_branches = (grad_projected, grad_bn, grad_total, grad_mlp_input, coefficients)
+    grad_x, grads["norm_weight"], grads["norm_bias"] = _input(problem, grad_y, *of_branches)
+    weights = ((grads[name], getattr(learned, name)) for name in LEARNED)
+    return grad_x, *(g.reshape(t.shape).to(t.dtype) for g, t in weights)
+
+
+def _fusion(p: _Problem, grad_y: Tensor, grads: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the outputs of the gated CNN and of the MLP, of v (in that of qkv), and what proj_out multiplied."""
+    plan, (batch, channels, height, width) = p.plan, p.x.shape
+    options = p.tiled(32)
+    programs = filling_tile(p.x, 32).programs(p.x)
+    fused, grad_qkv = p.empty(channels), p.empty(channels)
+    total, grad_conv, grad_mlp = (p.empty(plan.branch) for _ in range(3))
+    tiles = programs // batch
+    grad_attn = torch.empty(batch, plan.heads, tiles, plan.d, plan.d, dtype=torch.float32, device=p.x.device)
+    grad_alphas = torch.empty(programs, 3, dtype=torch.float32, device=p.x.device)
+    w = p.w
+    launch(
+        fusion_gradient_kernel,
+        programs,
+        p.x.device,
+        *(p.normal, p.qkv, w.qkv_dwconv, p.statistics.attention, p.detail, p.statistics.kernels, *p.of_batch_norm()),
+        *(w.gic1, w.gate_temperature, w.gic2, p.x if p.scale is None else p.scale, w.proj_out, w.mlp_in, w.mlp_out),
+        *(w.alpha_att, w.alpha_conv, w.alpha_mlp, w.project_out, grad_y),
+        *(fused, total, grad_conv, grad_mlp, grad_qkv, grad_attn, grad_alphas),
+        *(p.bn_eps, height, width, plan.heads, w.gic2.shape[1], tiles),
+        **options,
+        D=plan.d,
+        BLOCK_K=16,
+        SCALE=p.scale is not None,
+        num_warps=8,
+    )
+    grads["project_out"] = product_over_pixels(grad_y, fused)
+    grads["alpha_att"], grads["alpha_conv"], grads["alpha_mlp"] = grad_alphas.sum(0)
+    parts = grad_attn.sum(2, keepdim=True)
+    small, grads["temperature"] = softmax_backward(parts, 1, w.temperature, p.statistics.attention)
+    launch(
+        query_key_gradient_kernel,
+        plan.heads * programs,
+        p.x.device,
+        *(p.qkv, w.qkv_dwconv, small, grad_qkv, height, width, plan.heads, tiles),
+        D=plan.d,
+        BLOCK_D=max(16, triton.next_power_of_2(plan.d)),
+        BLOCK_H=options["BLOCK_H"],
+        BLOCK_W=options["BLOCK_W"],
+        INT64=plan.wide,
+        PRECISION="ieee" if is_exact(p.x.dtype) else "tf32",  # of float32 operands
+        num_warps=4,
+        num_stages=1,
+    )
+    return grad_conv, grad_mlp, grad_qkv, total
+
+
+def _attention(p: _Problem, grad_qkv: Tensor, grads: dict[str, Tensor]) -> Tensor:
+    """The gradient of q, k and v before their depthwise convolution."""
+    taps = p.w.qkv_dwconv.to(p.x.dtype).transpose(0, 1).expand(p.x.shape[0], -1, -1, -1)
+    grad_projected, of_samples = _stage.depthwise_backward(grad_qkv, p.qkv, taps, "triton")
+    grads["qkv_dwconv"] = of_samples.sum(0, dtype=torch.float32)
+    grads["qkv"] = product_over_pixels(grad_projected, p.normal[:, : p.plan.branch])
+    return grad_projected
+
+
+def _pixel_programs(p: _Problem) -> int:
+    return p.x.shape[0] * triton.cdiv(p.x.shape[2] * p.x.shape[3], p.plan.block_n)
+
+
+def _mlp(p: _Problem, grad_mlp: Tensor, grads: dict[str, Tensor]) -> Tensor:
+    """The gradient of the MLP's input."""
+    branch = p.plan.branch
+    hidden, grad_hidden, grad_input = p.empty(2 * branch), p.empty(2 * branch), p.empty(branch)
+    launch(
+        mlp_gradient_kernel,
+        _pixel_programs(p),
+        p.x.device,
+        *(p.normal, p.w.mlp_in, p.w.mlp_out, grad_mlp, hidden, grad_hidden, grad_input, p.x.shape[2] * p.x.shape[3]),
+        **p.sizes(),
+        BLOCK_K=16,
+        BLOCK_N=p.plan.block_n,
+        num_warps=4,
+        num_stages=1,
+    )
+    grads["mlp_out"] = product_over_pixels(grad_mlp, hidden)
+    grads["mlp_in"] = product_over_pixels(grad_hidden, p.normal[:, 2 * branch :])
+    return grad_input
+
+
+def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the batch norm's output and of the sum before proj_out, and what makes the first that of its input:
+    [B, 3, c], factors of itself and of that input, and what is added."""
+    w, plan, hidden = p.w, p.plan, p.w.gic2.shape[1]
+    branch, pixels = plan.branch, p.x.shape[2] * p.x.shape[3]
+    options = p.tiled(32)
+    programs = filling_tile(p.x, 32).programs(p.x)
+    product, grad_gates = p.empty(hidden), p.empty(2 * hidden - branch)
+    normal, grad_total, grad_bn, grad_content = (p.empty(branch) for _ in range(4))
+    grad_temperature = torch.empty(programs, dtype=torch.float32, device=p.x.device)
+    launch(
+        gated_gradient_kernel,
+        programs,
+        p.x.device,
+        *(p.normal, p.detail, p.statistics.kernels, *p.of_batch_norm(), w.gic1, w.gate_temperature, w.gic2),
+        *(p.x if p.scale is None else p.scale, w.proj_out, grad_conv, normal, product, grad_total, grad_gates, grad_bn),
+        *(grad_content, grad_temperature, p.bn_eps, *p.x.shape[2:], hidden),
+        **options,
+        BLOCK_K=16,
+        SCALE=p.scale is not None,
+        num_warps=8,
+    )
+    grads["gate_temperature"] = -grad_temperature.sum() / w.gate_temperature.to(torch.float32)
+    grads["gic2"] = product_over_pixels(grad_total, product)
+    of_gates = product_over_pixels(grad_gates, normal)
+    del product, grad_gates
+    kernels = p.statistics.kernels.view(-1, branch, 7, 7)
+    grad_detail, grad_kernels = _stage.depthwise_backward(grad_content, p.detail, kernels, "triton")
+    grad_mean, grad_rows, of_generator = generate_backward(grad_kernels.view(-1, branch, TAPS), w, p.bn, p.bn_eps)
+    grads.update(of_generator)
+    grads["gic1"] = torch.cat((of_gates, product_over_pixels(grad_detail, normal) + grad_rows))
+    sums = torch.empty(_pixel_programs(p), 2, branch, dtype=torch.float32, device=p.x.device)
+    launch(
+        batch_norm_sums_kernel,
+        _pixel_programs(p),
+        p.x.device,
+        *(p.normal, p.bn.batch_mean, p.bn.batch_var, w.gic1[-branch:], grad_detail, grad_bn, sums, p.bn_eps, pixels),
+        **p.sizes(),
+        BLOCK_N=plan.block_n,
+        num_warps=4,
+        num_stages=1,
+    )
+    coefficients = _batch_norm(p, sums.sum(0), grad_mean, training, grads)
+    return grad_bn, grad_total, coefficients
+
+
+def _batch_norm(
+    p: _Problem, sums: Tensor, grad_mean: Tensor, training: bool, grads: dict[str, Tensor]
+) -> Tensor:
+    """`sums` [2, c]: of the gradient of the batch norm's output, and of it times the normalised input; `grad_mean`
+    [B, c]: the gradient of each sample's mean of that output, which the kernel generator takes."""
+    bn, pixels = p.bn, p.x.shape[2] * p.x.shape[3]
+    deviation = (bn.batch_var + p.bn_eps).rsqrt()
+    grad_bias, grad_weight = sums.unbind(0)
+    grads["bn_bias"] = grad_bias = grad_bias + grad_mean.sum(0)
+    grads["bn_weight"] = grad_weight = grad_weight + (grad_mean * bn.normalise(bn.branch_mean, p.bn_eps)).sum(0)
+    scale = p.w.bn_weight.to(torch.float32) * deviation
+    shared = grad_mean / pixels
+    of_input = torch.zeros_like(scale)
+    if training:
+        count = p.x.shape[0] * pixels
+        shared = shared - grad_bias / count
+        of_input = grad_weight * scale * deviation / -count
+    added = scale * shared - of_input * bn.batch_mean
+    return torch.stack((scale.expand_as(added), of_input.expand_as(added), added), 1)
+
+
+def _input(
+    p: _Problem,
+    grad_y: Tensor,
+    grad_projected: Tensor,
+    grad_bn: Tensor,
+    grad_total: Tensor,
+    grad_mlp_input: Tensor,
+    coefficients: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x and of the layer norm's weight and bias."""
+    batch, channels, height, width = p.x.shape
+    grad_x = p.empty(channels)
+    sums = torch.empty(_pixel_programs(p), 2, channels, dtype=torch.float32, device=p.x.device)
+    launch(
+        input_gradient_kernel,
+        _pixel_programs(p),
+        p.x.device,
+        *(p.x, p.mean, p.rstd, p.w.norm_weight, p.normal, p.w.qkv, grad_projected, grad_bn, grad_total),
+        *(grad_mlp_input, coefficients, grad_y, grad_x, sums, height * width, width, *plane_strides(p.x)),
+        **p.sizes(),
+        BLOCK_K=16,
+        BLOCK_N=p.plan.block_n,
+        LINE=is_line(p.x),
+        num_warps=8,
+        num_stages=1,
+    )
+    return grad_x, *sums.sum(0).unbind(0)
