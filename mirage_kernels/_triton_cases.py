@@ -45,5 +45,13 @@ def stage_variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]
     yield _label(MIRAGE_T[2], torch.float32) + " int64", MIRAGE_T[2], torch.float32, True
 
 
+def stage_backward_variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
+    """Fewer still: backward of a stage is a dozen kernels."""
+    stages = ((MIRAGE_T[0], torch.float32), (MIRAGE_T[4], torch.bfloat16), (MIRAGE_S[3], torch.float16))
+    for stage, dtype in (*stages, ((96, 224), torch.float32)):
+        yield _label(stage, dtype), stage, dtype, False
+    yield _label(MIRAGE_T[2], torch.float32) + " int64", MIRAGE_T[2], torch.float32, True
+
+
 def _label(stage: tuple[int, int], dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')} C={stage[0]} {stage[1]}x{stage[1]}"

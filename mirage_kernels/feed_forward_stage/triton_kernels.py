@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -18,7 +20,7 @@ from torch import Tensor
 from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
 from mirage_kernels._triton import gelu, is_exact, is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
-from mirage_kernels._triton_cases import meta, stage_variants
+from mirage_kernels._triton_cases import meta, stage_backward_variants, stage_variants
 from mirage_kernels._triton_stage import (
     ImageTile,
     depthwise,
@@ -258,19 +260,14 @@ def _expand(x: Tensor, w: FeedForwardWeights, eps: float, keep_norm: bool = Fals
     return activated, norm
 
 
-def compile_case(x: Tensor) -> Callable[[], object]:
-    """Forward and backward on x and weights of its dtype."""
-    weights = [meta(*shape, dtype=x.dtype) for shape in shapes(x.shape[1], 2 * x.shape[1]).values()]
-
-    def both() -> None:
-        y = forward(x, *weights, 1e-5)
-        if triton_backward.can_run(x):
-            backward(y, x, *weights, 1e-5)
-
-    return both
-
-
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """What tools/compile_triton.py compiles for GPUs that are not there."""
-    for label, (channels, side), dtype, wide in stage_variants():
-        yield label, compile_case(meta(1, channels, side, side, dtype=dtype, wide=wide))
+    for run, variants in ((forward, stage_variants), (_compile_backward, stage_backward_variants)):
+        for label, (channels, side), dtype, wide in variants():
+            weights = [meta(*shape, dtype=dtype) for shape in shapes(channels, 2 * channels).values()]
+            yield label, partial(run, meta(1, channels, side, side, dtype=dtype, wide=wide), *weights, 1e-5)
+
+
+def _compile_backward(x: Tensor, *arguments: Any) -> None:
+    if can_run_backward(x):
+        backward(x, x, *arguments)

@@ -129,7 +129,7 @@ def _fusion(p: _Problem, grad_y: Tensor, grads: dict[str, Tensor]) -> tuple[Tens
         *(p.bn_eps, height, width, plan.heads, w.gic2.shape[1], tiles),
         **options,
         D=plan.d,
-        BLOCK_K=16,
+        BLOCK_K=32 if plan.block_b <= 64 else 16,
         SCALE=p.scale is not None,
         num_warps=8,
     )
@@ -205,7 +205,7 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
         *(p.x if p.scale is None else p.scale, w.proj_out, grad_conv, normal, product, grad_total, grad_gates, grad_bn),
         *(grad_content, grad_temperature, p.bn_eps, *p.x.shape[2:], hidden),
         **options,
-        BLOCK_K=16,
+        BLOCK_K=_gated_block(plan, is_exact(p.x.dtype), options["BLOCK_H"] * options["BLOCK_W"]),
         SCALE=p.scale is not None,
         num_warps=8,
     )
@@ -226,11 +226,16 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
         *(p.normal, p.bn.batch_mean, p.bn.batch_var, w.gic1[-branch:], grad_detail, grad_bn, sums, p.bn_eps, pixels),
         **p.sizes(),
         BLOCK_N=plan.block_n,
-        num_warps=4,
+        num_warps=8 if is_exact(p.x.dtype) else 4,
         num_stages=1,
     )
     coefficients = _batch_norm(p, sums.sum(0), grad_mean, training, grads)
     return grad_bn, grad_total, coefficients
+
+
+def _gated_block(plan: Plan, exact: bool, pixels: int) -> int:
+    """Gated channels at a time: what leaves registers for the rest, found by compiling."""
+    return 16 if plan.precision != "tf32" and not (exact and plan.block_b * pixels < 1024) else 32
 
 
 def _batch_norm(

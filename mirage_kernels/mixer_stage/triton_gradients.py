@@ -189,8 +189,8 @@ def gated_gradient_kernel(
     b_in = batch_normalised(b_n, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps).to(dtype)
     tl.store(p_bn + o_map, b_in, mask=m)
     b_d = tl.load(p_grad_conv + o_map, mask=m, other=0.0)
-    b_w = tl.trans(matrix(p_proj_out, o_b, m_b, o_b, m_b, BRANCH)).to(dtype)
-    b_d = tl.dot(b_w, b_d, input_precision=PRECISION)
+    b_proj = tl.trans(matrix(p_proj_out, o_b, m_b, o_b, m_b, BRANCH)).to(dtype)
+    b_d = tl.dot(b_proj, b_d, input_precision=PRECISION)
     tl.store(p_grad_total + o_map, b_d.to(dtype), mask=m)
     scale = 1.0
     if SCALE:

@@ -8,6 +8,8 @@ Backward is in `triton_backward`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -17,7 +19,7 @@ from torch import Tensor
 from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
 from mirage_kernels._triton import launch, plane_strides, widened
-from mirage_kernels._triton_cases import meta, stage_variants
+from mirage_kernels._triton_cases import meta, stage_backward_variants, stage_variants
 from mirage_kernels._triton_stage import (
     depthwise,
     filling_tile,
@@ -37,7 +39,7 @@ from mirage_kernels.mixer_stage.triton_plan import Plan, can_run, plan_of, prepa
 from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights, shapes
 from mirage_kernels.tri_branch_fusion.triton_kernels import fuse
 
-__all__ = ["backward", "can_run", "compile_case", "forward", "triton_cases"]
+__all__ = ["backward", "can_run", "forward", "triton_cases"]
 
 MOST_PARTS = 1024
 """Of a sample's sums, which each program that generates kernels adds up; of more PyTorch's reduction is faster."""
@@ -260,24 +262,24 @@ def _statistics(
     return Statistics(matrices, kernels, branch_mean, batch_mean, batch_var)
 
 
-def compile_case(x: Tensor, heads: int = 1, training: bool = False) -> Callable[[], object]:
-    """Forward and backward on x and weights of its dtype."""
+def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What tools/compile_triton.py compiles for GPUs that are not there."""
+    for run, variants in ((_compile_forward, stage_variants), (_compile_backward, stage_backward_variants)):
+        for label, (channels, side), dtype, wide in variants():
+            x, heads = meta(1, channels, side, side, dtype=dtype, wide=wide), {224: 1, 112: 2, 56: 4, 28: 8}[side]
+            if can_run(x, heads):
+                yield label, partial(run, x, heads)
+    yield "float32 training C=48 112x112", partial(_compile_backward, meta(2, 48, 112, 112), 2, training=True)
+
+
+def _compile_forward(x: Tensor, heads: int, training: bool = False) -> tuple[Any, ...]:
+    """Runs forward on x and weights of its dtype; what backward takes after the gradient."""
     sizes = shapes(x.shape[1], heads, int(8 / 3 * (x.shape[1] // 3)))
     weights = MixerWeights(**{name: meta(*size, dtype=x.dtype) for name, size in sizes.items()})
     scale = meta(x.shape[0], dtype=x.dtype) if training else None
-
-    def both() -> None:
-        y, statistics = forward(x, weights, scale, training, 1e-5, 1e-5)
-        backward(y, x, weights, scale, statistics, training, 1e-5, 1e-5)
-
-    return both
+    _, statistics = forward(x, weights, scale, training, 1e-5, 1e-5)
+    return x, weights, scale, statistics, training, 1e-5, 1e-5
 
 
-def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What tools/compile_triton.py compiles for GPUs that are not there."""
-    heads_at = {224: 1, 112: 2, 56: 4, 28: 8}
-    for label, (channels, side), dtype, wide in stage_variants():
-        x, heads = meta(1, channels, side, side, dtype=dtype, wide=wide), heads_at[side]
-        if can_run(x, heads):
-            yield label, compile_case(x, heads)
-    yield "float32 training C=48 112x112", compile_case(meta(2, 48, 112, 112), 2, training=True)
+def _compile_backward(x: Tensor, heads: int, training: bool = False) -> None:
+    backward(x, *_compile_forward(x, heads, training))

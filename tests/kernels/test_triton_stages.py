@@ -23,6 +23,7 @@ import mirage_kernels
 from mirage_kernels import MixerWeights
 from mirage_kernels.mixer_stage import composite as mixer_composite
 from mirage_kernels.mixer_stage.composite import Statistics
+from mirage_kernels.mixer_stage.weights import LEARNED
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 DTYPES = dtypes_of("triton")
@@ -34,6 +35,10 @@ LAYOUTS = {
     "unaligned": lambda t: torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape),
     "expanded": lambda t: t[:1].expand(3, -1, -1, -1),
 }
+
+def slow(test):
+    """In the interpreter, a minute or so."""
+    return test if ON_GPU else pytest.mark.slow(test)
 
 
 @pytest.fixture(autouse=True)
@@ -315,3 +320,99 @@ class TestMixer:
     def test_offsets_past_32_bits(self):
         x, weights = self.inputs((1, 3, 4, 5, 1), torch.float16)
         assert torch.equal(self.check(far_apart(x), weights)[0], self.check(x, weights)[0])
+
+
+class TestMixerGradient:
+    """Of x and of the weights that have gradients."""
+
+    def check(self, shape, dtype, training=False):
+        tests = OperatorTests()
+        tests.operator = mixer.TestTraining.operator if training else mixer.TestEval.operator
+        inputs = [t.requires_grad_() for t in tensors_of(mixer.make, shape, dtype)]
+        with mirage_kernels.use("triton"):
+            tests.compare(inputs, "triton")
+
+    def gradients(self, x, weights, grad_y, training=False):
+        module, scale = kernels("mixer_stage"), torch.tensor([1.25, 0.0])[: x.shape[0]].to(x) if training else None
+        _, statistics = module.forward(x, weights, scale, training, 1e-5, 1e-5)
+        used = weights._replace(bn_mean=statistics.batch_mean, bn_var=statistics.batch_var)
+        results = module.backward(grad_y, x, used, scale, statistics, training, 1e-5, 1e-5)
+        peers = (x, *(getattr(weights, name) for name in LEARNED))
+        for result, peer in zip(results, peers, strict=True):
+            assert result.shape == peer.shape and result.dtype == peer.dtype and result.is_contiguous()
+        return results
+
+    def inputs(self, shape=(2, 6, 3, 7, 2), dtype=torch.float32):
+        x, *learned = tensors_of(mixer.make, shape, dtype)
+        return x, mixer.with_statistics(learned), random_like(x)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("training", [False, True])
+    def test_truth(self, training, dtype):
+        self.check((2, 6, 3, 7, 2), dtype, training)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("image", [(5, 7), (1, 1), (4, 18), (18, 1)], ids=str)
+    @slow
+    def test_images(self, image, training, dtype):
+        self.check((2, 12, *image, 2), dtype, training)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("channels, heads", [(3, 1), (60, 2), (96, 4)])
+    @slow
+    def test_channels(self, channels, heads, dtype):
+        self.check((1, channels, 3, 5, heads), dtype)
+
+    @pytest.mark.parametrize("layout", LAYOUTS if ON_GPU else ["sliced", "expanded"])
+    def test_layout(self, layout):
+        x, weights, grad_y = self.inputs()
+        strided, grad_y = LAYOUTS[layout](x), LAYOUTS[layout](grad_y)
+        before = grad_y.clone()
+        results = self.gradients(strided, weights, grad_y)
+        plain = self.gradients(strided.contiguous(), weights, before.contiguous())
+        assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True)) and torch.equal(grad_y, before)
+
+    def test_parts(self, monkeypatch):
+        """Sums in parts, or of tiles as large as a program holds: the same gradients."""
+        x, weights, grad_y = self.inputs((2, 3, 5, 7, 1))
+        many = self.gradients(x, weights, grad_y, training=True)
+        monkeypatch.setattr("mirage_kernels._triton_stage.FILL", 1)
+        few = self.gradients(x, weights, grad_y, training=True)
+        assert all(relative_error(a, b) < 5e-6 for a, b in zip(many, few, strict=True))
+
+    def test_weights_of_another_dtype(self):
+        """As under autocast: gradients in the dtype of each weight."""
+        x, weights, grad_y = self.inputs()
+        exact = self.gradients(x, weights, grad_y)
+        mixed = self.gradients(x.to(torch.float16), weights, grad_y.to(torch.float16))
+        for name, result, peer in zip(("x", *LEARNED), mixed, exact, strict=True):
+            assert relative_error(result, peer) < 1e-2, name
+
+    def test_deterministic(self):
+        first, second = (self.gradients(*self.inputs(), training=True) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_offsets_past_32_bits(self):
+        x, weights, grad_y = self.inputs((1, 3, 4, 5, 1), torch.float16)
+        results, plain = (self.gradients(t, weights, grad_y) for t in (far_apart(x), x))
+        assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True))
+
+
+class TestProductOverPixels:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("rows, columns", [(1, 1), (3, 40), (65, 8)])
+    def test_truth(self, rows, columns, dtype):
+        left, right = (tensors_of(lambda s, g: (torch.randn(s, generator=g),), (2, n, 9, 11), dtype)[0]
+                       for n in (rows, columns))  # fmt: skip
+        result = import_module("mirage_kernels._triton_products").product_over_pixels(left, right)
+        truth = torch.einsum("brhw,bshw->rs", left.double(), right.double())
+        assert result.dtype == torch.float32 and relative_error(result, truth) < 3e-7
+
+    @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
+    def test_layout(self, layout):
+        product = import_module("mirage_kernels._triton_products").product_over_pixels
+        left, right = tensors_of(lambda s, g: torch.randn(s, generator=g).chunk(2), (4, 6, 5, 7), torch.float32)
+        plain = product(left, right)
+        assert torch.equal(product(LAYOUTS[layout](left), right), plain)
+        assert torch.equal(product(left, LAYOUTS[layout](right)), plain)

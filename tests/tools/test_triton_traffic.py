@@ -46,6 +46,33 @@ def test_a_block_is_counted_by_its_kernels(tool):
     assert 2 + 1 + 4 / 3 + 1 + 4 / 3 + 11 <= units < 2 + 1 + 4 / 3 + 1 + 4 / 3 + 11 + 0.5
 
 
+def test_a_step_is_counted_with_its_gradients(tool):
+    """The composites moved more than 140 units of x in a step of a block, and kept 23 at its peak."""
+    block = tool.mirage.blocks.TransformerBlock(24, 1).train().to("meta", torch.float16)
+    model = tool.mirage.fast.accelerate(torch.nn.Sequential(block))
+    x = torch.empty(8, 24, 128, 128, dtype=torch.float16, device="meta", requires_grad=True)
+
+    def step():
+        y = model(x)
+        torch.autograd.grad(y, [x, *model.parameters()], torch.empty_like(y))
+
+    traffic, unit = tool.measure(step), x.numel() * x.element_size()
+    assert traffic.triton > 20 and 60 < traffic.bytes / unit < 100
+    assert 3 <= traffic.peak / unit < 14  # x, its gradient, and what the mixer's backward holds
+
+
+def test_memory_is_what_is_alive(tool):
+    """A result that is not kept is not counted with the next."""
+    x = torch.empty(1000, device="meta")
+
+    def call():
+        for _ in range(3):
+            x + 1
+        return x * 2 + 3
+
+    assert tool.measure(call).peak == 3 * 4000
+
+
 def test_table_and_json(tool, capsys):
     assert tool.main(["--variant", "tiny", "--size", "64x64", "--dtype", "float16", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
@@ -54,3 +81,7 @@ def test_table_and_json(tool, capsys):
     assert row["fast_predicted_ms"] == pytest.approx(row["fast_bytes"] / 4.3e9)
     assert tool.main(["--variant", "tiny", "--size", "64x64", "--dtype", "float16", "--bandwidth", "2"]) == 0
     assert "at 2.0 TB/s" in capsys.readouterr().out
+    small = ["--variant", "tiny", "--size", "64x64", "--batch", "2", "--dtype", "bfloat16", "--step", "--json"]
+    assert tool.main(small) == 0
+    (step,) = json.loads(capsys.readouterr().out)
+    assert step["fast_bytes"] < step["eager_bytes"] and step["fast_peak"] < step["eager_peak"]
