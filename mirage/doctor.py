@@ -1,7 +1,8 @@
 """What runs here and whether it is right: ``mirage doctor``.
 
 Every operator is run on small tensors by every implementation that can run, forward and backward, and compared with the
-same expression in float64. An implementation may be twice as far from that truth as PyTorch in float32 is.
+same expression in float64. An implementation may be twice as far from that truth as PyTorch in the same dtype is.
+``mirage doctor --gpu`` does so on a GPU, on images large enough for every kernel there, in all dtypes, and times them.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils.benchmark
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -34,9 +37,19 @@ __all__ = [
 
 DISTRIBUTION = "mirage-kernels"
 WITHIN = 2.0
-"""An implementation's error may be this many times that of PyTorch in float32."""
-FLOOR = 4 * torch.finfo(torch.float32).eps
-"""Relative error below which a result passes whatever PyTorch's own error is: a few roundings of the result itself."""
+"""An implementation's error may be this many times that of PyTorch in the same dtype."""
+FLOOR = 4
+"""Relative error, in epsilons of the dtype, below which a result passes whatever PyTorch's own error is: a few
+roundings of the result itself."""
+EQUIVALENTS = 4
+"""Inputs that differ in their last bits, of which PyTorch's largest error counts: a gradient of a few numbers, each a
+sum over all pixels, is near the truth or not by luck."""
+IMAGE = (2, 6, 7, 9)
+GPU_IMAGE = (2, 24, 130, 150)
+"""With enough tiles for the kernels of whole stages."""
+GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SECONDS = 0.2
+"""For which each call is repeated where it is timed."""
 CPU_FLAGS = "avx2 fma f16c avx512f avx512bw avx512vl avx512_bf16 avx512_fp16 amx_bf16 asimd sve".split()
 
 
@@ -82,19 +95,23 @@ class Check:
     """One operator run by one implementation on one device.
 
     Attributes:
+        dtype: of the tensors, such as ``float32``.
         error: largest relative error (norm of the difference over norm of the truth) of the output and the gradients.
         where: the tensor it occurred in: ``output``, ``grad 0``, ``grad 1``, ... by argument, or ``grad of scalars``.
         limit: largest error allowed for that tensor.
         problem: what went wrong instead of a comparison, or None.
+        milliseconds: median time of forward and backward (of forward, for an operator without gradients), or None.
     """
 
     operator: str
     implementation: str
     device: str
+    dtype: str
     error: float | None
     where: str
     limit: float | None
     problem: str | None = None
+    milliseconds: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -122,15 +139,17 @@ class Report:
         return {**asdict(self), "checks": checks, "healthy": self.healthy}
 
 
-def cases() -> tuple[OperatorCase, ...]:
-    """One case per public operator, at odd sizes, with what makes each hard: an offset mean, pixels that are no
-    multiple of a vector, more than one head."""
-    heads, image = 2, (2, 6, 7, 9)
+def cases(image: tuple[int, ...] = IMAGE) -> tuple[OperatorCase, ...]:
+    """One case per public operator, with what makes each hard: an offset mean, pixels that are no multiple of a vector,
+    more than one head. `image`: [B, C, H, W], C a multiple of 6."""
+    from mirage_kernels.feed_forward_stage.weights import shapes as feed_forward_shapes
+
+    heads, (batch, channels, *size) = 2, image
     return (
-        OperatorCase("channel_layer_norm", (image, (6,), (6,)), (1e-5,), shift=(3.0, 1.0, 0.0)),
-        OperatorCase("gated_depthwise_ffn", ((2, 12, 7, 9), (12, 1, 3, 3))),
-        OperatorCase("dynamic_depthwise_conv2d", (image, (2, 6, 7, 7))),
-        OperatorCase("dense_conv2d", (image, (10, 6, 3, 3)), implementations=("torch", "cpp")),
+        OperatorCase("channel_layer_norm", (image, (channels,), (channels,)), (1e-5,), shift=(3.0, 1.0, 0.0)),
+        OperatorCase("gated_depthwise_ffn", ((batch, 2 * channels, *size), (2 * channels, 1, 3, 3))),
+        OperatorCase("dynamic_depthwise_conv2d", (image, (batch, channels, 7, 7))),
+        OperatorCase("dense_conv2d", (image, (10, channels, 3, 3)), implementations=("torch", "cpp")),
         OperatorCase("channel_attention", (image, image, image, (heads, 1, 1)), (heads,), shift=(0, 0, 0, 1.0)),
         OperatorCase(
             "channel_attention_fusion",
@@ -143,7 +162,7 @@ def cases() -> tuple[OperatorCase, ...]:
         OperatorCase("spd_covariance", (image,), (1e-5,), shift=(3.0,)),
         OperatorCase(
             "feed_forward_stage",
-            (image, (6,), (6,), (24, 6, 1, 1), (24, 1, 3, 3), (6, 12, 1, 1)),
+            (image, *feed_forward_shapes(channels, 2 * channels).values()),
             (1e-5,),
             shift=(3.0, 1.0, 0, 0, 0, 0),
         ),
@@ -198,23 +217,36 @@ def _block_case(image: tuple[int, ...]) -> OperatorCase:
     return OperatorCase("transformer_blocks", tensors, shift=(3.0, *shift), adapt=flat, gradients=False)
 
 
-def examine(*, check: bool = True) -> Report:
-    """Collect versions, devices and implementations, and with ``check`` run :func:`check_operators`."""
+def examine(*, check: bool = True, gpu: bool = False) -> Report:
+    """Collect versions, devices and implementations, and with ``check`` run :func:`check_operators`.
+
+    Args:
+        gpu: check what runs on a GPU, in `GPU_DTYPES` on `GPU_IMAGE`, and time it.
+    """
     import mirage_kernels
 
+    run = partial(check_operators, cases(GPU_IMAGE), "cuda", GPU_DTYPES, timed=True) if gpu else check_operators
     return Report(
         versions=_versions(),
         devices=_devices(),
         implementations=dict(mirage_kernels.available()),
-        checks=check_operators() if check else (),
+        checks=run() if check else (),
     )
 
 
-def check_operators(operators: Sequence[OperatorCase] | None = None) -> tuple[Check, ...]:
+def check_operators(
+    operators: Sequence[OperatorCase] | None = None,
+    device: str | None = None,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    timed: bool = False,
+) -> tuple[Check, ...]:
     """Check each operator on each implementation and device that can run, forward and backward.
 
     Args:
         operators: what to check; :func:`cases` by default.
+        device: ``"cpu"`` or ``"cuda"``; all by default.
+        dtypes: of the tensors.
+        timed: also time each call, for `SECONDS`.
     """
     import mirage_kernels
 
@@ -223,10 +255,14 @@ def check_operators(operators: Sequence[OperatorCase] | None = None) -> tuple[Ch
     for case in cases() if operators is None else operators:
         function = getattr(mirage_kernels, case.name, None)
         if function is None:
-            checks.append(Check(case.name, "-", "-", None, "", None, "mirage_kernels has no such operator"))
+            checks.append(Check(case.name, "-", "-", "-", None, "", None, "mirage_kernels has no such operator"))
             continue
-        for implementation in filter(case.implementations.__contains__, runnable):
-            checks += [_check(case, function, implementation, device) for device in _devices_of(implementation)]
+        for dtype in dtypes:
+            limits: dict[str, dict[str, float]] = {}  # by device
+            for implementation in filter(case.implementations.__contains__, runnable):
+                for place in _devices_of(implementation):
+                    if device in (None, place):
+                        checks.append(_check(case, function, implementation, place, dtype, limits, timed))
     return tuple(checks)
 
 
@@ -236,40 +272,82 @@ def _devices_of(implementation: str) -> list[str]:
     return {"torch": ["cpu", *gpu], "cpp": ["cpu"], "triton": ["cpu"] if interpreted else gpu}.get(implementation, [])
 
 
-def _check(case: OperatorCase, function: Callable[..., Tensor], implementation: str, device: str) -> Check:
+def _check(
+    case: OperatorCase,
+    function: Callable[..., Tensor],
+    implementation: str,
+    device: str,
+    dtype: torch.dtype,
+    limits: dict[str, dict[str, float]],
+    timed: bool,
+) -> Check:
     import mirage_kernels
 
+    check = partial(Check, case.name, implementation, device, str(dtype).removeprefix("torch."))
+    tensors, milliseconds = [t.to(dtype) for t in case.tensors()], None
     try:
-        truth = _run(case, function, "torch", torch.float64, "cpu")
-        eager = _run(case, function, "torch", torch.float32, device)
-        results = _run(case, function, implementation, torch.float32, device)
+        truth = _named(_run(case, function, "torch", [t.double() for t in tensors]))
+        if device not in limits:
+            limits[device] = _limits(case, function, tensors, truth, device)
+        results = _named(_run(case, function, implementation, [t.to(device) for t in tensors]))
+        ran = mirage_kernels.last_used(case.name)
+        if timed:
+            weights = _weights(results["output"]).to(device, dtype)
+            call = partial(_run, case, function, implementation, [t.to(device) for t in tensors], weights)
+            timer = torch.utils.benchmark.Timer("call()", globals={"call": call})
+            milliseconds = 1e3 * timer.blocked_autorange(min_run_time=SECONDS).median
     except Exception as error:  # a broken kernel may raise anything; the others are still to be checked
-        return Check(case.name, implementation, device, None, "", None, f"{type(error).__name__}: {error}")
-    ran = mirage_kernels.last_used(case.name)
+        return check(None, "", None, f"{type(error).__name__}: {error}")
     if ran != implementation:
-        return Check(case.name, implementation, device, None, "", None, f"{ran} ran in its place")
+        return check(None, "", None, f"{ran} ran in its place")
     worst = None
-    for where, expected in truth.items():
-        error = _relative_error(results[where], expected)
-        limit = max(WITHIN * _relative_error(eager[where], expected), FLOOR)
-        check = Check(case.name, implementation, device, error, where, limit)
+    for where, limit in limits[device].items():
+        error = _relative_error(results[where], truth[where])
         if worst is None or not error / limit <= worst.error / worst.limit:  # NaN counts as worst
-            worst = check
+            worst = check(error, where, limit, milliseconds=milliseconds)
     return worst
 
 
-def _run(case: OperatorCase, function, implementation: str, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """The output of a case and, where it has them, the gradient of each tensor argument."""
+def _limits(
+    case: OperatorCase, function: Callable[..., Tensor], tensors: list[Tensor], truth: dict[str, Tensor], device: str
+) -> dict[str, float]:
+    """The largest error allowed for each result, from those of PyTorch on `tensors` and on some like them."""
+    eps, generator = torch.finfo(tensors[0].dtype).eps, torch.Generator().manual_seed(17)
+    limits = dict.fromkeys(truth, FLOOR * eps)
+    for i in range(EQUIVALENTS):
+        if i > 0:
+            noise = [eps * torch.randn(t.shape, generator=generator) for t in tensors]
+            tensors = [(t.double() * (1 + n)).to(t.dtype) for t, n in zip(tensors, noise, strict=True)]
+            truth = _named(_run(case, function, "torch", [t.double() for t in tensors]))
+        eager = _named(_run(case, function, "torch", [t.to(device) for t in tensors]))
+        for where, expected in truth.items():
+            limits[where] = max(limits[where], WITHIN * _relative_error(eager[where], expected))
+    return limits
+
+
+def _run(
+    case: OperatorCase, function, implementation: str, tensors: Sequence[Tensor], weights: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The output of a case and, where it has them, the gradient of each tensor argument, of the output times
+    `weights`."""
     import mirage_kernels
 
-    inputs = [t.to(device, dtype).requires_grad_(case.gradients) for t in case.tensors()]
+    inputs = [t.detach().requires_grad_(case.gradients) for t in tensors]
     with mirage_kernels.use(implementation):
         output = (case.adapt(function) if case.adapt else function)(*case.arguments(inputs))
         if not case.gradients:
-            return {"output": output.double().cpu()}
-        generator = torch.Generator().manual_seed(77)
-        weights = torch.randn(output.shape, generator=generator).to(device, dtype)
-        grads = torch.autograd.grad(output, inputs, weights)
+            return (output,)
+        weights = _weights(output).to(output) if weights is None else weights
+        return output, *torch.autograd.grad(output, inputs, weights)
+
+
+def _weights(output: Tensor) -> Tensor:
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(77))
+
+
+def _named(results: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """In float64 on the CPU, by name."""
+    output, *grads = results
     named = {"output": output, **{f"grad {i}": grad for i, grad in enumerate(grads) if grad.numel() > 1}}
     # A single number is a sum that may cancel to almost nothing: these are compared as one vector.
     if scalars := [grad.flatten() for grad in grads if grad.numel() == 1]:
@@ -365,13 +443,17 @@ def render(report: Report, console: Console) -> None:
     two_columns("Implementations", report.implementations.items())
     if not report.checks:
         return
-    table = Table(title="Operators against float64 (forward and backward, float32)", title_justify="left")
-    for column in ("Operator", "Implementation", "Device", "Worst error", "Allowed", "In", "Result"):
-        table.add_column(column, justify="right" if column in ("Worst error", "Allowed") else "left")
+    table = Table(title="Operators against float64 (forward and backward)", title_justify="left")
+    timed = any(check.milliseconds is not None for check in report.checks)
+    columns = ("Operator", "Implementation", "Device", "Dtype", "Worst error", "Allowed", "In", "Result")
+    for column in (*columns, "ms") if timed else columns:
+        table.add_column(column, justify="right" if column in ("Worst error", "Allowed", "ms") else "left")
     for check in report.checks:
         error, limit = (f"{v:.1e}" if v is not None else "-" for v in (check.error, check.limit))
         result = Text("ok", "green") if check.passed else Text(check.problem or "too far off", "bold red")
-        table.add_row(check.operator, check.implementation, check.device, error, limit, check.where, result)
+        time = [] if not timed else ["-" if check.milliseconds is None else f"{check.milliseconds:.3f}"]
+        where = (check.operator, check.implementation, check.device, check.dtype)
+        table.add_row(*where, error, limit, check.where, result, *time)
     console.print(table)
     failed = sum(not check.passed for check in report.checks)
     console.print(f"{len(report.checks)} checks, {failed} failed" if failed else f"{len(report.checks)} checks passed")

@@ -4,7 +4,8 @@
     mirage.fast.accelerate(model)
 
 `accelerate` swaps the modules of a model instance in place, `revert` undoes it, `summary` tells what was replaced.
-`cuda_graph` replays an inference pass on a GPU with one launch.
+`warmup` compiles what images of some shapes need before the first comes; `cuda_graph` replays an inference pass on a
+GPU with one launch.
 The modules also stand alone, with the constructors and parameter names of `mirage.blocks`.
 """
 
@@ -25,6 +26,7 @@ from mirage.fast.modules import (
     SPDCovariance,
 )
 from mirage.fast.swap import Summary, accelerate, revert, summary
+from mirage.fast.warming import warmup
 
 __all__ = [
     "MIRAGE",
@@ -46,6 +48,7 @@ __all__ = [
     "mirage_tiny",
     "revert",
     "summary",
+    "warmup",
 ]
 
 

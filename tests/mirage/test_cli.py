@@ -155,6 +155,35 @@ def test_doctor_checks_every_operator():
         assert 0 <= check["error"] <= check["limit"] < 1e-4
 
 
+def test_doctor_says_that_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = call("doctor", "--gpu")
+    assert result.exit_code == 2 and "no CUDA device is available" in result.output
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_doctor_on_a_gpu():
+    report = json.loads(call("doctor", "--gpu", "--json").output)
+    assert report["healthy"] is True
+    assert {c["dtype"] for c in report["checks"]} == {"float32", "float16", "bfloat16"}
+    assert {c["implementation"] for c in report["checks"]} == {"torch", "triton"}
+    assert all(c["device"] == "cuda" and c["milliseconds"] > 0 for c in report["checks"])
+
+
+def test_doctor_checks_large_images_in_16_bit_and_times_them(monkeypatch):
+    """What --gpu asks for, of two operators, on the CPU."""
+    monkeypatch.setattr(doctor, "SECONDS", 0.001)
+    states = mirage_kernels.available() | {"triton": "minutes in the interpreter"}
+    monkeypatch.setattr(mirage_kernels, "available", lambda: states)
+    chosen = [c for c in doctor.cases((1, 12, 40, 50)) if c.name in ("feed_forward_stage", "mixer_stage")]
+    checks = doctor.check_operators(chosen, "cpu", (torch.float32, torch.bfloat16), timed=True)
+    assert len(checks) == 2 * 2 * list(states.values()).count("yes")
+    for check in checks:
+        assert check.passed and check.milliseconds > 0 and check.device == "cpu", check
+        assert (check.limit > 4e-3) == (check.dtype == "bfloat16")
+
+
 def test_doctor_knows_every_public_operator():
     helpers = {"add", "available", "concatenate", "last_used", "limit_workspace", "release_workspace", "use"}
     helpers |= {"pixel_shuffle", "pixel_unshuffle"}
@@ -206,6 +235,6 @@ def test_doctor_reports_faults(monkeypatch, fault):
     assert not report.healthy and report.as_dict()["healthy"] is False
     if fault == "raise":
         assert checks[0].problem == "RuntimeError: kernel fault"
-    monkeypatch.setattr(doctor, "examine", lambda check: report)
+    monkeypatch.setattr(doctor, "examine", lambda check, gpu: report)
     result = call("doctor")
     assert result.exit_code == 1
