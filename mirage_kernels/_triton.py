@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mirage_kernels import _tuning
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # Called instead of launching while set: tools/compile_triton.py compiles every launch for a GPU that is not there.
@@ -24,6 +26,7 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **optio
     elif programs == 0:
         return
     elif device.type == "cuda":
+        options = _tuning.apply(kernel, device, args, options)
         with torch.cuda.device(device):
             kernel[(programs,)](*args, **options)
     else:

@@ -40,8 +40,8 @@ def photo(tmp_path):
 def test_help_lists_the_commands():
     result = call("--help")
     assert result.exit_code == 0
-    assert all(name in result.output for name in ("table6", "restore", "doctor", "version"))
-    for name in ("table6", "restore", "doctor", "version"):
+    assert all(name in result.output for name in ("table6", "restore", "doctor", "tune", "version"))
+    for name in ("table6", "restore", "doctor", "tune", "version"):
         assert call(name, "-h").exit_code == 0
 
 
@@ -159,6 +159,39 @@ def test_doctor_says_that_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = call("doctor", "--gpu")
     assert result.exit_code == 2 and "no CUDA device is available" in result.output
+
+
+def test_tune_needs_a_gpu_and_sizes(monkeypatch, tmp_path):
+    output = str(tmp_path / "tuning.json")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device is available" in call("tune", "-o", output).output
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    wrong = call("tune", "-o", output, "--size", "224")
+    assert wrong.exit_code == 2 and "expected HxW, such as 224x224, got '224'" in wrong.output
+    wrong = call("tune", "-o", str(tmp_path / "nowhere" / "tuning.json"))
+    assert wrong.exit_code == 2 and "no folder" in wrong.output
+
+
+def test_tune_writes_what_it_found(monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    from mirage import tune
+    from mirage_kernels import _tuning
+
+    asked = []
+
+    def found(*arguments):
+        asked.append(arguments)
+        tuner = tune.Tuner(lambda call: 1.0)
+        tuner.times, tuner.launches = {"a": (2.0, 0.5), "b": (1.0, 1.0)}, {"a": {"num_warps": 8, "num_stages": 2}}
+        return _tuning.Tuning("H200", "3.6.0", tuner.launches), tuner
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tune, "tune", found)
+    output = tmp_path / "tuning.json"
+    result = call("tune", "-o", str(output), "--size", "64x48", "--size", "8x8", "--batch", "2", "--step")
+    assert result.exit_code == 0 and asked == [("tiny", [(2, 3, 64, 48), (2, 3, 8, 8)], [torch.bfloat16], True)]
+    assert "2 kinds of launches, 1 of them faster otherwise" in result.output and "1.500 instead of 3.000" in result.output
+    assert _tuning.load(output).launches == {"a": {"num_warps": 8, "num_stages": 2}}
 
 
 @pytest.mark.gpu

@@ -1,0 +1,95 @@
+"""Warps and pipeline stages of Triton launches that were measured on one GPU, in the place of the built-in ones.
+
+``mirage tune`` writes the file; the environment variable ``MIRAGE_TUNING`` names the one to read. It is read once, so
+that every launch of a process, and every process that reads it, runs the same configuration: nothing is timed at run
+time. Block sizes are not in it: they decide how sums are cut.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VARIABLE = "MIRAGE_TUNING"
+VERSION = 1
+LIMITS = {"num_warps": (1, 2, 4, 8, 16, 32), "num_stages": (1, 2, 3, 4, 5)}
+"""What a launch takes of each."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The contents of a file."""
+
+    device: str  # the GPU's name
+    triton: str  # its version, with which the kernels were compiled
+    launches: dict[str, dict[str, int]] = field(default_factory=dict)  # by `launch_key`
+
+    def save(self, path: str | Path) -> None:
+        """Write the file; one that is there is replaced at once, never half."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps({"version": VERSION, **asdict(self)}, indent=1, sort_keys=True) + "\n")
+        part.replace(path)
+
+
+def launch_key(kernel: Any, args: Sequence[Any], options: Mapping[str, Any]) -> str:
+    """What one configuration is good for: a kernel with its dtypes and constants."""
+    dtypes = sorted({str(a.dtype).removeprefix("torch.") for a in args if isinstance(a, Tensor)})
+    constants = [f"{name}={value}" for name, value in sorted(options.items()) if name not in LIMITS]
+    return " ".join((kernel.__name__, *dtypes, *constants))
+
+
+def load(path: str | Path) -> Tuning:
+    """Read a file.
+
+    Raises:
+        ValueError: it is not there or not what :meth:`Tuning.save` writes, with the reason.
+    """
+    try:
+        contents = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{VARIABLE}: cannot read {str(path)!r}: {error}") from error
+    version = contents.get("version") if isinstance(contents, dict) else None
+    if version != VERSION:
+        raise ValueError(f"{VARIABLE}: expected a file of version {VERSION} in {str(path)!r}, got {version!r}")
+    try:
+        found = Tuning(contents["device"], contents["triton"], contents["launches"])
+        for key, options in found.launches.items():
+            for name, value in options.items():
+                if value not in LIMITS[name]:
+                    allowed = ", ".join(map(str, LIMITS[name]))
+                    raise ValueError(f"{VARIABLE}: {name} of {key!r}: expected one of {allowed}, got {value!r}")
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{VARIABLE}: {str(path)!r} is incomplete: {type(error).__name__} {error}") from error
+    return found
+
+
+@functools.cache
+def _active() -> Tuning | None:
+    path = os.environ.get(VARIABLE)
+    return load(path) if path else None
+
+
+@functools.cache
+def _is_for(tuned: str, index: int | None) -> bool:
+    device = torch.cuda.get_device_name(index)
+    if device != tuned:
+        warnings.warn(f"{VARIABLE} was measured on {tuned}; it is not used on {device}", stacklevel=4)
+    return device == tuned
+
+
+def apply(kernel: Any, device: torch.device, args: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a launch, tuned where the file has it and is of this GPU."""
+    tuning = _active()
+    if tuning is None or device.type != "cuda" or not _is_for(tuning.device, device.index):
+        return options
+    return options | tuning.launches.get(launch_key(kernel, args, options), {})

@@ -1,0 +1,165 @@
+"""Tuned launches: the file, when it is used, and how `mirage tune` chooses. Times and GPUs are made up on the CPU."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from mirage import tune
+from mirage_kernels import _triton, _tuning
+from mirage_kernels._tuning import Tuning, launch_key
+
+CUDA = torch.device("cuda", 0)
+
+
+class Kernel:
+    """Records its launches."""
+
+    __name__ = "some_kernel"
+
+    def __init__(self):
+        self.launched = []
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launched.append((grid, options))
+
+
+OPTIONS = {"BLOCK": 16, "num_warps": 4, "num_stages": 1}
+ARGS = (torch.empty(3, dtype=torch.bfloat16), torch.empty(3), 7)
+
+
+@pytest.fixture
+def use(tmp_path, monkeypatch):
+    """Makes a file with these launches the active one, on a GPU of this name."""
+    _tuning._active.cache_clear()
+    _tuning._is_for.cache_clear()
+
+    def activate(launches, gpu="H200"):
+        path = tmp_path / "tuning.json"
+        Tuning("H200", "3.6.0", launches).save(path)
+        monkeypatch.setenv("MIRAGE_TUNING", str(path))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpu)
+
+    yield activate
+    _tuning._active.cache_clear()
+    _tuning._is_for.cache_clear()
+
+
+def test_the_key_is_of_what_is_compiled():
+    key = launch_key(Kernel(), ARGS, OPTIONS)
+    assert key == "some_kernel bfloat16 float32 BLOCK=16"
+    assert launch_key(Kernel(), ARGS, OPTIONS | {"num_warps": 8, "num_stages": 3}) == key
+    assert launch_key(Kernel(), ARGS, OPTIONS | {"BLOCK": 32}) != key
+    assert launch_key(Kernel(), ARGS[1:], OPTIONS) != key
+
+
+def test_a_file_is_written_and_read(tmp_path):
+    tuning = Tuning("NVIDIA H200", "3.6.0", {"a_kernel float32 C=3": {"num_warps": 8, "num_stages": 2}})
+    tuning.save(tmp_path / "tuning.json")
+    assert _tuning.load(tmp_path / "tuning.json") == tuning
+    assert [path.name for path in tmp_path.iterdir()] == ["tuning.json"]
+
+
+def test_tuned_launches_are_used(use):
+    key = launch_key(Kernel(), ARGS, OPTIONS)
+    use({key: {"num_warps": 8, "num_stages": 2}})
+    assert _tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) == {"BLOCK": 16, "num_warps": 8, "num_stages": 2}
+    other = OPTIONS | {"BLOCK": 32}
+    assert _tuning.apply(Kernel(), CUDA, ARGS, other) == other
+    assert _tuning.apply(Kernel(), torch.device("cpu"), ARGS, OPTIONS) == OPTIONS
+
+
+def test_another_gpu_warns_once_and_uses_nothing(use, recwarn):
+    use({launch_key(Kernel(), ARGS, OPTIONS): {"num_warps": 8}}, gpu="A100")
+    for _ in range(2):
+        assert _tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) == OPTIONS
+    assert [str(w.message) for w in recwarn] == ["MIRAGE_TUNING was measured on H200; it is not used on A100"]
+
+
+def test_without_a_file_nothing_changes(use, monkeypatch):
+    monkeypatch.delenv("MIRAGE_TUNING", raising=False)
+    assert _tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) is OPTIONS
+
+
+@pytest.mark.parametrize(
+    "contents, message",
+    [
+        ("{", "cannot read"),
+        (None, "cannot read"),
+        ("[]", "expected a file of version 1 in .*, got None"),
+        ('{"version": 2}', "expected a file of version 1 in .*, got 2"),
+        ('{"version": 1, "device": "H200"}', "is incomplete: KeyError 'triton'"),
+        ('{"version": 1, "device": "H200", "triton": "3", "launches": {"a": {"num_ctas": 2}}}', "num_ctas"),
+        ('{"version": 1, "device": "H200", "triton": "3", "launches": {"a": {"num_warps": 3}}}',
+         "num_warps of 'a': expected one of 1, 2, 4, 8, 16, 32, got 3"),
+        ('{"version": 1, "device": "H200", "triton": "3", "launches": [1]}', "is incomplete: AttributeError"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_named(tmp_path, contents, message):
+    path = tmp_path / "tuning.json"
+    if contents is not None:
+        path.write_text(contents)
+    with pytest.raises(ValueError, match=f"^MIRAGE_TUNING: .*{message}"):
+        _tuning.load(path)
+
+
+class TestTuner:
+    def choose(self, times, options=OPTIONS):
+        """What a tuner chooses where a call takes `times[(warps, stages)]`, 1 where there is none."""
+        kernel = Kernel()
+
+        def time(call):
+            call()
+            _, launched = kernel.launched[-1]
+            result = times.get((launched["num_warps"], launched["num_stages"]), 1.0)
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        tuner = tune.Tuner(time)
+        tuner(kernel, 5, ARGS, options)
+        return tuner, kernel
+
+    def test_the_fastest_is_kept_and_launched(self):
+        tuner, kernel = self.choose({(4, 1): 0.8, (8, 2): 0.3, (2, 3): 0.4})
+        key = launch_key(kernel, ARGS, OPTIONS)
+        assert tuner.launches == {key: {"num_warps": 8, "num_stages": 2}} and tuner.times == {key: (0.8, 0.3)}
+        assert kernel.launched[-1] == ((5,), {"BLOCK": 16, "num_warps": 8, "num_stages": 2})
+        tried = {(options["num_warps"], options["num_stages"]) for _, options in kernel.launched}
+        assert tried == {(warps, stages) for warps in tune.WARPS for stages in tune.STAGES}
+        count = len(kernel.launched)
+        tuner(kernel, 5, ARGS, OPTIONS | {"num_stages": 3})  # the same kind
+        assert len(kernel.launched) == count + 1
+
+    def test_noise_changes_nothing(self):
+        tuner, kernel = self.choose({(4, 1): 0.8, (8, 2): 0.79})
+        assert tuner.launches == {} and list(tuner.times.values()) == [(0.8, 0.8)]
+        assert kernel.launched[-1] == ((5,), OPTIONS)
+
+    def test_what_does_not_fit_is_passed_over(self):
+        class OutOfResources(Exception):
+            pass
+
+        tuner, _ = self.choose({(8, 2): OutOfResources(), (8, 3): 0.5})
+        assert list(tuner.launches.values()) == [{"num_warps": 8, "num_stages": 3}]
+        with pytest.raises(RuntimeError, match="a fault"):
+            self.choose({(8, 2): RuntimeError("a fault")})
+
+    def test_nothing_to_launch(self):
+        kernel = Kernel()
+        tuner = tune.Tuner(lambda call: 1.0)
+        tuner(kernel, 0, ARGS, OPTIONS)
+        assert kernel.launched == [] and tuner.times == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_network_is_tuned(tmp_path):
+    tuning, tuner = tune.tune("tiny", [(1, 3, 64, 64)], [torch.bfloat16], step=True)
+    assert _triton.launch_hook is None
+    names = {key.split()[0] for key in tuner.times}
+    assert {"prepare_kernel", "gram_kernel", "fusion_gradient_kernel"} <= names
+    tuning.save(tmp_path / "tuning.json")
+    assert json.loads((tmp_path / "tuning.json").read_text())["device"] == torch.cuda.get_device_name()
