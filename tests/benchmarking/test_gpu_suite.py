@@ -24,7 +24,7 @@ def test_steps_have_the_same_loss(dtype):
     problem = gpu.Problem("tiny", (2, 3, 16, 16), dtype, "cpu")
     torch.manual_seed(0)
     losses = []
-    for peer in ("eager", "fast-low", "fast-fast"):
+    for peer in ("eager", "fast-low"):
         call = gpu.step(problem, peer)
         torch.manual_seed(0)  # of the stochastic depth
         losses.append(call())
