@@ -19,7 +19,8 @@ from mirage_kernels._triton_stage import filling_tile
 from mirage_kernels.channel_attention.triton_parts import softmax_backward
 from mirage_kernels.channel_layer_norm import triton_kernels as channel_layer_norm
 from mirage_kernels.mixer_stage.composite import Statistics
-from mirage_kernels.mixer_stage.gated_branch import BatchNorm, generate_backward
+from mirage_kernels.mixer_stage.gated_branch import BatchNorm
+from mirage_kernels.mixer_stage.triton_generator import batch_norm_gradients, generator_gradients
 from mirage_kernels.mixer_stage.triton_gradients import (
     fusion_gradient_kernel,
     gated_gradient_kernel,
@@ -31,7 +32,7 @@ from mirage_kernels.mixer_stage.triton_input_gradients import (
     mlp_gradient_kernel,
 )
 from mirage_kernels.mixer_stage.triton_plan import Plan, plan_of, prepare
-from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights
+from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights
 
 
 class _Problem(NamedTuple):
@@ -215,9 +216,9 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
     del product, grad_gates
     kernels = p.statistics.kernels.view(-1, branch, 7, 7)
     grad_detail, grad_kernels = _stage.depthwise_backward(grad_content, p.detail, kernels, "triton")
-    grad_mean, grad_rows, of_generator = generate_backward(grad_kernels.view(-1, branch, TAPS), w, p.bn, p.bn_eps)
-    grads.update(of_generator)
-    grads["gic1"] = torch.cat((of_gates, product_over_pixels(grad_detail, normal) + grad_rows))
+    of_generator = generator_gradients(grad_kernels, w, p.bn, p.bn_eps)
+    grads["generator_in"], grads["generator_out"] = of_generator.first, of_generator.second
+    grads["gic1"] = torch.cat((of_gates, product_over_pixels(grad_detail, normal) + of_generator.detail_rows))
     sums = torch.empty(_pixel_programs(p), 2, branch, dtype=torch.float32, device=p.x.device)
     launch(
         batch_norm_sums_kernel,
@@ -229,34 +230,15 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
         num_warps=8 if is_exact(p.x.dtype) else 4,
         num_stages=1,
     )
-    coefficients = _batch_norm(p, sums.sum(0), grad_mean, training, grads)
+    grads["bn_weight"], grads["bn_bias"], coefficients = batch_norm_gradients(
+        sums.sum(0), of_generator.vectors, w.bn_weight, p.bn, p.bn_eps, pixels, training
+    )
     return grad_bn, grad_total, coefficients
 
 
 def _gated_block(plan: Plan, exact: bool, pixels: int) -> int:
     """Gated channels at a time: what leaves registers for the rest, found by compiling."""
     return 16 if plan.precision != "tf32" and not (exact and plan.block_b * pixels < 1024) else 32
-
-
-def _batch_norm(
-    p: _Problem, sums: Tensor, grad_mean: Tensor, training: bool, grads: dict[str, Tensor]
-) -> Tensor:
-    """`sums` [2, c]: of the gradient of the batch norm's output, and of it times the normalised input; `grad_mean`
-    [B, c]: the gradient of each sample's mean of that output, which the kernel generator takes."""
-    bn, pixels = p.bn, p.x.shape[2] * p.x.shape[3]
-    deviation = (bn.batch_var + p.bn_eps).rsqrt()
-    grad_bias, grad_weight = sums.unbind(0)
-    grads["bn_bias"] = grad_bias = grad_bias + grad_mean.sum(0)
-    grads["bn_weight"] = grad_weight = grad_weight + (grad_mean * bn.normalise(bn.branch_mean, p.bn_eps)).sum(0)
-    scale = p.w.bn_weight.to(torch.float32) * deviation
-    shared = grad_mean / pixels
-    of_input = torch.zeros_like(scale)
-    if training:
-        count = p.x.shape[0] * pixels
-        shared = shared - grad_bias / count
-        of_input = grad_weight * scale * deviation / -count
-    added = scale * shared - of_input * bn.batch_mean
-    return torch.stack((scale.expand_as(added), of_input.expand_as(added), added), 1)
 
 
 def _input(

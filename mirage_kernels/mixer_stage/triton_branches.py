@@ -13,7 +13,7 @@ import triton.language as tl
 from mirage_kernels._triton import gelu, pixel_offsets, widened
 from mirage_kernels._triton_stage import depthwise, image_tile_of, matrix, moments, normalised
 from mirage_kernels.channel_attention.triton_parts import softmax_of_head, store_matrix, sum_rows
-from mirage_kernels.mixer_stage.triton_parts import batch_normalised
+from mirage_kernels.mixer_stage.triton_parts import batch_normalised, times
 
 
 @triton.jit
@@ -128,12 +128,6 @@ def prepare_kernel(
 
 
 @triton.jit
-def _times(p, o_r, m_r, b_x, o_c, m_c, COUNT: tl.constexpr):
-    """Rows o_r of a matrix of COUNT columns times a vector, in float32."""
-    return tl.sum(matrix(p, o_r, m_r, o_c, m_c, COUNT).to(tl.float32) * b_x[None, :], 1)
-
-
-@triton.jit
 def statistics_kernel(
     p_partial,  # [B, heads, splits, d + 2, d]: what gram_kernel wrote
     p_temperature,  # [heads]
@@ -179,11 +173,11 @@ def statistics_kernel(
         m_b = o_b < BRANCH
         b_mean = sum_rows(p_sums + i_b * parts * BRANCH, parts, BRANCH, BRANCH, BLOCK_B, BLOCK_P) / N
         b_x = batch_normalised(b_mean[:, None], p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps)
-        b_x = _times(p_detail_weight, o_b, m_b, tl.sum(b_x, 1), o_b, m_b, BRANCH)
-        b_x = gelu(_times(p_first, o_b, m_b, b_x, o_b, m_b, BRANCH))
+        b_x = times(p_detail_weight, o_b, m_b, tl.sum(b_x, 1), o_b, m_b, BRANCH)
+        b_x = gelu(times(p_first, o_b, m_b, b_x, o_b, m_b, BRANCH))
         o_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
         m_r = o_r < 49 * BRANCH
-        tl.store(p_kernels + i_b * 49 * BRANCH + o_r, _times(p_second, o_r, m_r, b_x, o_b, m_b, BRANCH), mask=m_r)
+        tl.store(p_kernels + i_b * 49 * BRANCH + o_r, times(p_second, o_r, m_r, b_x, o_b, m_b, BRANCH), mask=m_r)
         if i_r == 0:
             tl.store(p_branch_mean + i_b * BRANCH + o_b, b_mean, mask=m_b)
             if i_b == 0:

@@ -93,3 +93,9 @@ def head_matrices(p, i_b, o_r, m_r, o_c, m_c, HEADS, stride, D: tl.constexpr):
     m = m_r[:, None] & m_c[None, :] & ((o_r // D)[:, None] == (o_c // D)[None, :])
     p_rows = p + (i_b * HEADS + o_r // D) * stride + o_r % D * D
     return p_rows[:, None] + (o_c % D)[None, :], m
+
+
+@triton.jit
+def times(p, o_r, m_r, b_x, o_c, m_c, COUNT: tl.constexpr):
+    """Rows o_r of a matrix of COUNT columns times a vector, in float32."""
+    return tl.sum(matrix(p, o_r, m_r, o_c, m_c, COUNT).to(tl.float32) * b_x[None, :], 1)
