@@ -95,7 +95,10 @@ def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tens
             norm.num_batches_tracked.add_(1)
         unbiased = variance * (count / (count - 1))
         for running, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-            running.copy_((1 - norm.momentum) * running.to(value.dtype) + norm.momentum * value)
+            if running.dtype == value.dtype:
+                running.mul_(1 - norm.momentum).add_(value, alpha=norm.momentum)
+            else:
+                running.copy_((1 - norm.momentum) * running.to(value.dtype) + norm.momentum * value)
 
 
 def is_drop_path(module: nn.Module) -> bool:

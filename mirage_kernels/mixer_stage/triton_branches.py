@@ -60,6 +60,62 @@ def moments_kernel(
 
 
 @triton.jit
+def merge_moments_kernel(
+    p_sums,  # [B, blocks, 2, c]: what moments_kernel wrote
+    p_totals,  # [B, c]: sums over the pixels
+    p_squares,  # [B, c]: of the squared distances from the sample's mean
+    N,
+    blocks,
+    BRANCH: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # pixels of a block
+    BLOCK_P: tl.constexpr,
+):
+    """Moments of a sample from those of its blocks."""
+    i_b = tl.program_id(0)
+    p_sums += i_b.to(tl.int64) * blocks * 2 * BRANCH
+    o_b = tl.arange(0, BLOCK_B)
+    m_b = o_b < BRANCH
+    b_total = sum_rows(p_sums, blocks, 2 * BRANCH, BRANCH, BLOCK_B, BLOCK_P)
+    b_mean = b_total / N
+    b_square = sum_rows(p_sums + BRANCH, blocks, 2 * BRANCH, BRANCH, BLOCK_B, BLOCK_P)
+    for i in range(0, blocks, BLOCK_P):
+        o_p = i + tl.arange(0, BLOCK_P)
+        m = (o_p < blocks)[:, None] & m_b[None, :]
+        b_sum = tl.load(p_sums + (o_p * 2 * BRANCH)[:, None] + o_b[None, :], mask=m, other=0.0)
+        b_count = tl.maximum(tl.minimum(N - o_p * BLOCK_N, BLOCK_N), 1).to(tl.float32)
+        b_apart = tl.where(m, b_sum / b_count[:, None] - b_mean[None, :], 0.0)
+        b_square += tl.sum(b_apart * b_apart * b_count[:, None], 0)
+    tl.store(p_totals + i_b * BRANCH + o_b, b_total, mask=m_b)
+    tl.store(p_squares + i_b * BRANCH + o_b, b_square, mask=m_b)
+
+
+@triton.jit
+def batch_moments_kernel(
+    p_totals,  # [B, c]
+    p_squares,  # [B, c]
+    p_mean,  # [c], like the next
+    p_var,
+    batch,
+    pixels,  # a floating-point number, like the next
+    count,  # of the batch
+    BRANCH: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Mean and biased variance of the batch from the moments of its samples, which have the same number of pixels."""
+    o_b = tl.arange(0, BLOCK_B)
+    m_b = o_b < BRANCH
+    b_mean = sum_rows(p_totals, batch, BRANCH, BRANCH, BLOCK_B, BLOCK_P) / count
+    b_square = sum_rows(p_squares, batch, BRANCH, BRANCH, BLOCK_B, BLOCK_P)
+    for i in range(batch):
+        b_apart = tl.load(p_totals + i * BRANCH + o_b, mask=m_b, other=0.0) / pixels - b_mean
+        b_square += b_apart * b_apart * pixels
+    tl.store(p_mean + o_b, b_mean, mask=m_b)
+    tl.store(p_var + o_b, b_square / count, mask=m_b)
+
+
+@triton.jit
 def prepare_kernel(
     p_x,  # [B, 3 c, H, W], any strides
     p_norm_weight,  # [3 c], like the next

@@ -1,4 +1,4 @@
-"""``mixer_stage`` forward in Triton: four kernels, one more in training (`triton_branches`, and the last of them here).
+"""``mixer_stage`` forward in Triton: four kernels, three more in training (`triton_branches`; the last of them here).
 
 The last holds a tile of the image: of its x, detail and v it computes the three branches, their fusion and the sum.
 Gate, identity, the MLP's hidden channels and the branches are never in memory; what they are made of is read again.
@@ -33,7 +33,13 @@ from mirage_kernels.channel_attention.arguments import small_matrices
 from mirage_kernels.channel_attention.triton_parts import small_options
 from mirage_kernels.mixer_stage.composite import Statistics
 from mirage_kernels.mixer_stage.triton_backward import backward
-from mirage_kernels.mixer_stage.triton_branches import gram_kernel, moments_kernel, statistics_kernel
+from mirage_kernels.mixer_stage.triton_branches import (
+    batch_moments_kernel,
+    gram_kernel,
+    merge_moments_kernel,
+    moments_kernel,
+    statistics_kernel,
+)
 from mirage_kernels.mixer_stage.triton_parts import batch_normalised, gated_sum, head_matrices, pixel_mlp
 from mirage_kernels.mixer_stage.triton_plan import Plan, can_run, plan_of, prepare
 from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights, shapes
@@ -160,15 +166,14 @@ def _moments(x: Tensor, w: MixerWeights, norm_eps: float, plan: Plan) -> tuple[T
         **plan.rows(x),
         num_warps=4,
     )
-    counts = torch.full((blocks, 1), plan.block_n, dtype=torch.float32, device=x.device)
-    if blocks:
-        counts[-1] = pixels - (blocks - 1) * plan.block_n
-    first, second = sums.unbind(2)
-    total = first.sum(1)
-    batch_mean = total.mean(0) / max(pixels, 1)
-    apart = (first / counts - batch_mean).square() * counts
-    batch_var = (second + apart).sum((0, 1)) / max(batch * pixels, 1)
-    return total.unsqueeze(1), batch_mean, batch_var
+    totals, squares = (sums.new_empty(batch, plan.branch) for _ in range(2))
+    sizes = {"BRANCH": plan.branch, "BLOCK_B": plan.block_b, "BLOCK_P": max(1, 2048 // plan.block_b)}
+    arguments = (sums, totals, squares, pixels, blocks)
+    launch(merge_moments_kernel, batch, x.device, *arguments, **sizes, BLOCK_N=plan.block_n, num_warps=4)
+    mean, var = (sums.new_empty(plan.branch) for _ in range(2))
+    arguments = (totals, squares, mean, var, batch, float(pixels), float(batch * pixels))
+    launch(batch_moments_kernel, 1, x.device, *arguments, **sizes, num_warps=4)
+    return totals.unsqueeze(1), mean, var
 
 
 def forward(
