@@ -58,6 +58,11 @@ def is_exact(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
 
 
+def precision_of_widened(dtype: torch.dtype) -> str:
+    """Of `tl.dot` on float32 values that come from `dtype`: those of 16 bit are exact in TF32, of the same range."""
+    return "ieee" if is_exact(dtype) else "tf32"
+
+
 @triton.jit
 def pixel_offsets(o_n, W, s_row, s_pixel, LINE: tl.constexpr):
     """Offsets of the pixels o_n (counted along H * W) inside a plane."""

@@ -51,6 +51,13 @@ def filling_tile(x: Tensor, pixels: int) -> ImageTile:
     return image_tile(x, pixels)
 
 
+def filling_run(x: Tensor, pixels: int) -> int:
+    """Pixels of a program that takes them along the rows: as `filling_tile`."""
+    while pixels > 16 and x.shape[0] * triton.cdiv(x.shape[2] * x.shape[3], pixels) < FILL:
+        pixels //= 2
+    return pixels
+
+
 def precision(dtype: torch.dtype) -> str:
     """Of `tl.dot` on operands of `dtype`."""
     return "ieee" if is_exact(dtype) or dtype != torch.float32 else "tf32"

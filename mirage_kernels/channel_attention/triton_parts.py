@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import is_exact, is_line, launch, needs_int64, pixel_offsets, plane_strides
+from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides, precision_of_widened
 from mirage_kernels.channel_attention.arguments import small_matrices
 
 NORM_EPS = 1e-12  # of torch.nn.functional.normalize
@@ -67,8 +67,7 @@ def head_tile(x: Tensor, heads: int, elements: int = 2048, most_splits: int = 12
     block_n = max(16, min(128, elements // block_d))
     blocks = triton.cdiv(triton.cdiv(pixels, block_n), most_splits) if pixels else 1
     splits = triton.cdiv(pixels, block_n * blocks)
-    # 16-bit values are exact in tf32, whose range is that of float32.
-    precision = "ieee" if is_exact(x.dtype) else "tf32"
+    precision = precision_of_widened(x.dtype)
     return HeadTile(batch, heads, d, pixels, width, block_d, block_n, splits, blocks, precision)
 
 

@@ -34,6 +34,7 @@ from mirage_kernels._triton import (
 )
 from mirage_kernels._triton_stage import (
     depthwise,
+    filling_run,
     filling_tile,
     image_tile_of,
     matrix,
@@ -334,9 +335,7 @@ def _norm_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, height, width = x.shape
     pixels = height * width
-    block_n = _most_pixels(block_c, is_exact(x.dtype))
-    while block_n > 16 and batch * triton.cdiv(pixels, block_n) < _triton_stage.FILL:
-        block_n //= 2
+    block_n = filling_run(x, _most_pixels(block_c, is_exact(x.dtype)))
     blocks = triton.cdiv(pixels, block_n)
     per_program = max(1, batch * blocks // (8 * _triton_stage.FILL))
     programs = batch * triton.cdiv(blocks, per_program)

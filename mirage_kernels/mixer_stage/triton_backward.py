@@ -13,9 +13,9 @@ import triton
 from torch import Tensor
 
 from mirage_kernels import _stage
-from mirage_kernels._triton import is_exact, is_line, launch, plane_strides
+from mirage_kernels._triton import is_exact, is_line, launch, plane_strides, precision_of_widened
 from mirage_kernels._triton_products import product_over_pixels
-from mirage_kernels._triton_stage import filling_tile
+from mirage_kernels._triton_stage import ImageTile, filling_tile
 from mirage_kernels.channel_attention.triton_parts import softmax_backward
 from mirage_kernels.channel_layer_norm import triton_kernels as channel_layer_norm
 from mirage_kernels.mixer_stage.composite import Statistics
@@ -66,10 +66,13 @@ class _Problem(NamedTuple):
             "PRECISION": self.plan.precision,
         }
 
-    def tiled(self, pixels: int) -> dict[str, Any]:
-        """Of a kernel on tiles of the image."""
-        tile = filling_tile(self.x, pixels)
-        return {**self.sizes(), "BLOCK_H": tile.block_h, "BLOCK_W": tile.block_w, "num_stages": 1}
+    @property
+    def tile(self) -> ImageTile:
+        """Of the kernels on tiles of the image."""
+        return filling_tile(self.x, 32)
+
+    def tiled(self) -> dict[str, Any]:
+        return {**self.sizes(), "BLOCK_H": self.tile.block_h, "BLOCK_W": self.tile.block_w, "num_stages": 1}
 
 
 def backward(
@@ -85,7 +88,7 @@ def backward(
     """The gradients of x and of `LEARNED`, each in its own dtype, as `composite.backward`."""
     learned, grad_y = w, grad_y.contiguous()
     w = MixerWeights(*(t.contiguous() for t in w))
-    plan, bn = plan_of(x, w.temperature.shape[0]), BatchNorm(*statistics[2:])
+    plan, bn = plan_of(x, w), BatchNorm(*statistics[2:])
     normal, mean, rstd = channel_layer_norm.forward(x, w.norm_weight, w.norm_bias, norm_eps, x.dtype)
     sums = x.new_empty(0, dtype=torch.float32)  # of the branch's input, which forward has kept
     qkv, detail, _ = prepare(x, w, sums, bn.batch_mean, bn.batch_var, norm_eps, bn_eps, plan)
@@ -111,8 +114,7 @@ def backward(
 def _fusion(p: _Problem, grad_y: Tensor, grads: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the outputs of the gated CNN and of the MLP, of v (in that of qkv), and what proj_out multiplied."""
     plan, (batch, channels, height, width) = p.plan, p.x.shape
-    options = p.tiled(32)
-    programs = filling_tile(p.x, 32).programs(p.x)
+    programs = p.tile.programs(p.x)
     fused, grad_qkv = p.empty(channels), p.empty(channels)
     total, grad_conv, grad_mlp = (p.empty(plan.branch) for _ in range(3))
     tiles = programs // batch
@@ -128,7 +130,7 @@ def _fusion(p: _Problem, grad_y: Tensor, grads: dict[str, Tensor]) -> tuple[Tens
         *(w.alpha_att, w.alpha_conv, w.alpha_mlp, w.project_out, grad_y),
         *(fused, total, grad_conv, grad_mlp, grad_qkv, grad_attn, grad_alphas),
         *(p.bn_eps, height, width, plan.heads, w.gic2.shape[1], tiles),
-        **options,
+        **p.tiled(),
         D=plan.d,
         BLOCK_K=32 if plan.block_b <= 64 else 16,
         SCALE=p.scale is not None,
@@ -145,10 +147,10 @@ def _fusion(p: _Problem, grad_y: Tensor, grads: dict[str, Tensor]) -> tuple[Tens
         *(p.qkv, w.qkv_dwconv, small, grad_qkv, height, width, plan.heads, tiles),
         D=plan.d,
         BLOCK_D=max(16, triton.next_power_of_2(plan.d)),
-        BLOCK_H=options["BLOCK_H"],
-        BLOCK_W=options["BLOCK_W"],
+        BLOCK_H=p.tile.block_h,
+        BLOCK_W=p.tile.block_w,
         INT64=plan.wide,
-        PRECISION="ieee" if is_exact(p.x.dtype) else "tf32",  # of float32 operands
+        PRECISION=precision_of_widened(p.x.dtype),
         num_warps=4,
         num_stages=1,
     )
@@ -193,8 +195,7 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
     [B, 3, c], factors of itself and of that input, and what is added."""
     w, plan, hidden = p.w, p.plan, p.w.gic2.shape[1]
     branch, pixels = plan.branch, p.x.shape[2] * p.x.shape[3]
-    options = p.tiled(32)
-    programs = filling_tile(p.x, 32).programs(p.x)
+    programs = p.tile.programs(p.x)
     product, grad_gates = p.empty(hidden), p.empty(2 * hidden - branch)
     normal, grad_total, grad_bn, grad_content = (p.empty(branch) for _ in range(4))
     grad_temperature = torch.empty(programs, dtype=torch.float32, device=p.x.device)
@@ -205,8 +206,8 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
         *(p.normal, p.detail, p.statistics.kernels, *p.of_batch_norm(), w.gic1, w.gate_temperature, w.gic2),
         *(p.x if p.scale is None else p.scale, w.proj_out, grad_conv, normal, product, grad_total, grad_gates, grad_bn),
         *(grad_content, grad_temperature, p.bn_eps, *p.x.shape[2:], hidden),
-        **options,
-        BLOCK_K=_gated_block(plan, is_exact(p.x.dtype), options["BLOCK_H"] * options["BLOCK_W"]),
+        **p.tiled(),
+        BLOCK_K=_gated_block(plan, is_exact(p.x.dtype), p.tile.pixels),
         SCALE=p.scale is not None,
         num_warps=8,
     )
@@ -238,7 +239,7 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
 
 def _gated_block(plan: Plan, exact: bool, pixels: int) -> int:
     """Gated channels at a time: what leaves registers for the rest, found by compiling."""
-    return 16 if plan.precision != "tf32" and not (exact and plan.block_b * pixels < 1024) else 32
+    return 32 if plan.precision == "tf32" or (exact and plan.block_b * pixels < 1024) else 16
 
 
 def _input(

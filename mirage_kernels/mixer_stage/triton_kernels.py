@@ -186,7 +186,7 @@ def forward(
 ) -> tuple[Tensor, Statistics]:
     """y and the statistics, as `composite.forward`."""
     w = MixerWeights(*(t.contiguous() for t in w))
-    plan = plan_of(x, w.temperature.shape[0])
+    plan = plan_of(x, w)
     sums, mean, var = _moments(x, w, norm_eps, plan) if training else (None, w.bn_mean, w.bn_var)
     qkv, detail, sums = prepare(x, w, sums, mean, var, norm_eps, bn_eps, plan)
     statistics = _statistics(x, w, qkv, sums, mean, var, bn_eps, plan)

@@ -9,10 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
-from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
 from mirage_kernels._triton import is_exact, is_line, launch, needs_int64, plane_strides
-from mirage_kernels._triton_stage import precision
+from mirage_kernels._triton_stage import filling_run, precision
 from mirage_kernels.mixer_stage.triton_branches import prepare_kernel
 from mirage_kernels.mixer_stage.weights import MixerWeights
 
@@ -44,14 +43,15 @@ class Plan:
         return {**self.channels(), "BLOCK_N": self.block_n, "LINE": is_line(x), "INT64": self.wide}
 
 
-def plan_of(x: Tensor, heads: int) -> Plan:
+def plan_of(x: Tensor, w: MixerWeights) -> Plan:
     channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+    branch, hidden = channels // 3, w.gic2.shape[1]
     block_c, block_b = (max(16, next_power_of_2(n)) for n in (channels, channels // 3))
     block_n = 64 if block_c <= 128 else 32
-    while block_n > 16 and x.shape[0] * triton.cdiv(pixels, block_n) < _triton_stage.FILL:
-        block_n //= 2
-    wide = needs_int64(x) or x.numel() > 2**31 - 1
-    return Plan(channels // 3, heads, block_c, block_b, block_n, precision(x.dtype), wide)
+    most = x.shape[0] * pixels * max(channels, 2 * hidden - branch)  # of a map; backward writes those of gic1's rows
+    wide = needs_int64(x) or most > 2**31 - 1
+    heads = w.temperature.shape[0]
+    return Plan(branch, heads, block_c, block_b, filling_run(x, block_n), precision(x.dtype), wide)
 
 
 def can_run(x: Tensor, heads: int) -> bool:

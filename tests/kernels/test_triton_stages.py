@@ -373,6 +373,16 @@ class TestMixerGradient:
         plain = self.gradients(strided.contiguous(), weights, before.contiguous())
         assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True)) and torch.equal(grad_y, before)
 
+    def test_wide_maps(self):
+        """Backward writes maps of more channels than x, 16 here: offsets are of 64 bits where those need them."""
+        plan_of = import_module("mirage_kernels.mixer_stage.triton_plan").plan_of
+        _, weights, _ = self.inputs((1, 12, 1, 1, 2), torch.float16)
+        weights = MixerWeights(*(t.to("meta") for t in weights))
+        limit = 2**31 - 1
+        for pixels, wide in ((limit // 16, False), (limit // 16 + 1, True), (limit // 12, True)):
+            x = torch.empty(1, 12, 1, pixels, device="meta", dtype=torch.float16)
+            assert x.numel() <= limit and plan_of(x, weights).wide is wide
+
     def test_parts(self, monkeypatch):
         """Sums in parts, or of tiles as large as a program holds: the same gradients."""
         x, weights, grad_y = self.inputs((2, 3, 5, 7, 1))
