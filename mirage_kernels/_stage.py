@@ -45,6 +45,17 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of x are innermost in memory, and x is not also what ``contiguous()`` means."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def laid_out_like(y: Tensor, x: Tensor) -> Tensor:
+    """y, which a kernel has written contiguous, in channels_last where the caller's x is: what follows a stage in his
+    network is then as fast as he expects."""
+    return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y
+
+
 def working(x: Tensor, impl: str) -> Tensor:
     """x in the dtype in which a composite computes: 16-bit maps are widened, except on Triton, where the matrix
     products of a GPU are worth rounding between the steps as eager PyTorch does."""

@@ -57,7 +57,10 @@ class BlockSequence(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
+            if x.dim() != 4 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+                return super().forward(x)
+            y = super().forward(x.contiguous())  # the operators would change the layout in each half of each block
+            return y.contiguous(memory_format=torch.channels_last)
         waiting: list[mirage_kernels.BlockWeights] = []
         for block in children(self).values():
             whole = None

@@ -50,7 +50,8 @@ def feed_forward_stage(
             take longer to read them than to compute them again.
 
     Returns:
-        [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast).
+        [B, C, H, W] of the dtype of `x` (of autocast's under autocast); in channels_last where `x` is, else contiguous.
+        The kernels write it contiguous: channels_last costs a copy.
 
     Raises:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
@@ -63,7 +64,7 @@ def feed_forward_stage(
         return reference(x, *weights, eps)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
     keep = keep_hidden and differentiable and impl != "triton"
-    return _forward_op(x, *weights, eps, keep, impl)[0]
+    return _stage.laid_out_like(_forward_op(x, *weights, eps, keep, impl)[0], x)
 
 
 def check(x: Tensor, weights: FeedForwardWeights) -> None:

@@ -54,8 +54,9 @@ def mixer_stage(
         norm_eps, bn_eps: Added to the variances.
 
     Returns:
-        y, [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast), and mean and biased variance
-        that the batch norm used, [c], in the dtype of the accumulator (float32; float64 for float64).
+        y, [B, C, H, W], of the dtype of `x` (of autocast's under autocast), in channels_last where `x` is, which costs
+        a copy, else contiguous; and mean and biased variance that the batch norm used, [c], in the dtype of the
+        accumulator (float32; float64 for float64).
 
     Raises:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device. In training also where
@@ -69,7 +70,7 @@ def mixer_stage(
     if impl == "torch":
         return reference(x, weights, branch_scale, training, norm_eps, bn_eps)
     y, *_, batch_mean, batch_var = _forward_op(x, *weights, branch_scale, training, norm_eps, bn_eps, impl)
-    return MixerOutput(y, batch_mean.detach(), batch_var.detach())
+    return MixerOutput(_stage.laid_out_like(y, x), batch_mean.detach(), batch_var.detach())
 
 
 def check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None = None) -> None:

@@ -39,7 +39,8 @@ def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
             of any dtype, and the batch norm uses the running statistics among them.
 
     Returns:
-        [B, C, H, W], contiguous, of the dtype of `x` (of autocast's under autocast).
+        [B, C, H, W] of the dtype of `x` (of autocast's under autocast); in channels_last where `x` is, which costs a
+        copy of `x` and of the result however many blocks there are, else contiguous.
 
     Raises:
         TypeError, ValueError: naming the argument or weight that has the wrong type, dtype, shape or device.
@@ -65,13 +66,14 @@ def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         eps += of_block
     impl = _stage.choose("transformer_blocks", x)
     if impl == "cpp" and not _wants_gradient(x, weights):
-        return _forward_op(x, weights, eps)
+        return _stage.laid_out_like(_forward_op(x, weights, eps), x)
     if not torch.compiler.is_compiling():
         _dispatch.record("transformer_blocks", impl)
+    y = x.contiguous() if impl != "torch" and _stage.is_channels_last(x) else x
     for block in blocks:
-        x = mixer_op.mixer_stage(x, block.mixer, None, False, block.norm1_eps, block.bn_eps).y
-        x = feed_forward_op.feed_forward_stage(x, *block.feed_forward, block.norm2_eps)
-    return x
+        y = mixer_op.mixer_stage(y, block.mixer, None, False, block.norm1_eps, block.bn_eps).y
+        y = feed_forward_op.feed_forward_stage(y, *block.feed_forward, block.norm2_eps)
+    return _stage.laid_out_like(y, x)
 
 
 def _wants_gradient(x: Tensor, weights: Sequence[Tensor]) -> bool:

@@ -43,7 +43,8 @@ class Operator:
     such a sum may cancel, and then the rounding of its terms is no error of the implementation. After a long chain of
     roundings the error of a few numbers is a matter of luck: where one run is past eager's, the errors are taken from
     `roundings` equivalent inputs (perturbed in their last bit), eager's as the largest, the operator's as the median;
-    in Triton's interpreter, where a run may take half a minute, as that of the first.
+    in Triton's interpreter, where a run may take half a minute, as that of the first. `keeps_layout`: the result is in
+    channels_last where the first argument is.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Operator:
     options: dict[str, Any] = field(default_factory=dict)
     terms: Callable[[list[Tensor], Tensor], dict[str, Tensor]] | None = None
     roundings: int = 1
+    keeps_layout: bool = False
 
     def inputs(self, shape: Any, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -360,7 +362,8 @@ class OperatorTests:
                 bound = 4 * torch.finfo(dtype).eps * cancels
                 assert relative_error(value, peer) <= bound, f"{name} changes in layout {layout}"
                 assert not value.isnan().any(), name
-            assert results[0].is_contiguous()
+            keeps = op.keeps_layout and moved[0].is_contiguous(memory_format=torch.channels_last)
+            assert results[0].is_contiguous(memory_format=torch.channels_last if keeps else torch.contiguous_format)
 
     def test_expanded(self, impl: str) -> None:
         """Arguments repeated over the batch, and the constant gradient that ``sum().backward()`` sends."""

@@ -75,6 +75,7 @@ class TestFeedForwardStage(OperatorTests):
         large=(1, 2, 1024, 1024),
         terms=terms,
         roundings=9,
+        keeps_layout=True,
     )
 
     @pytest.mark.parametrize("wide", [(1, 24, 33, 47), (3, 30, 8, 8), (1, 50, 13, 90)], ids=str)

@@ -151,6 +151,7 @@ class TestEval(StageTests):
         large=(1, 6, 512, 1024, 1),
         terms=terms,
         roundings=9,
+        keeps_layout=True,
     )
 
 
@@ -167,6 +168,7 @@ class TestTraining(StageTests):
         options={"training": True, "drop": True},
         terms=partial(terms, training=True, drop=True),
         roundings=9,
+        keeps_layout=True,
     )
 
     @pytest.mark.parametrize("wide", [(1, 24, 33, 47, 1), (3, 30, 8, 8, 2), (1, 96, 13, 30, 4)], ids=str)

@@ -154,6 +154,7 @@ def test_strides(impl):
         for other in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).clone().transpose(2, 3), wide):
             value = transformer_block(other, mixer, feed_forward)
             assert relative_error(value, expected) < 1e-13 and value.shape == expected.shape
+            assert value.stride() == (other if other.is_contiguous(memory_format=torch.channels_last) else x).stride()
         spread = MixerWeights(*(torch.stack((w, w), -1)[..., 0] for w in mixer))
         turned = FeedForwardWeights(*(torch.stack((w, w), -1)[..., 1] for w in feed_forward))
         assert not spread.qkv.is_contiguous() and not turned.dwconv.is_contiguous()

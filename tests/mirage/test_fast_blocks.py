@@ -570,6 +570,23 @@ def test_a_sequence_compiles_in_one_graph():
             torch.testing.assert_close(compiled(x), fast(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_channels_last_stays(impl, grad):
+    """Also where a result has one pixel or one channel, of which both layouts are names."""
+    level, fast = sequence()
+    seen = []
+    fast[1].register_forward_hook(lambda module, args, y: seen.append((args[0].stride(), y.stride())))
+    with torch.set_grad_enabled(grad):
+        for shape in ((2, 6, 7), (1, 1, 1)):
+            x = image(*shape[:1], 12, *shape[1:]).contiguous(memory_format=torch.channels_last)
+            for module, expected in ((fast, level(x)), (fast[0], level[0](x))):
+                value = module(x)
+                assert value.stride() == x.stride()
+                torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+    assert not grad or seen[0] == (image().stride(),) * 2  # copied once for the whole sequence
+    assert fast(image()).is_contiguous()
+
+
 # ---- the memory argument -------------------------------------------------------------------------------------------
 
 
