@@ -28,7 +28,7 @@ $(BIN)/python:
 
 $(STAMP): $(BUILT) | $(BIN)/python
 	$(if $(TORCH),$(BIN)/python -m pip install --quiet "$(TORCH)")
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	MIRAGE_CUDA_EMULATED=1 $(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch "$@"
 
 setup: $(STAMP)  ## install torch, then the package with everything that tests and benchmarks need
@@ -72,4 +72,4 @@ wheel: setup  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist out *.egg-info mirage_kernels/_native*.so $(VENV)/.mirage-kernels*
+	rm -rf build dist out *.egg-info mirage_kernels/_native*.so mirage_kernels/_cuda*.so $(VENV)/.mirage-kernels*

@@ -1,7 +1,9 @@
-"""Builds mirage_kernels._native with CMake, where there is a C++ compiler; the rest is in pyproject.toml.
+"""Builds mirage_kernels._native with CMake, where there is a C++ compiler, and mirage_kernels._cuda, where there is nvcc;
+the rest is in pyproject.toml.
 
-Environment: MIRAGE_SKIP_NATIVE=1 installs pure Python; MIRAGE_SKIP_CUDA=1 leaves the CUDA kernels out;
-MIRAGE_FORCE_CUDA=1 fails where they cannot be built. CXX, CMAKE_ARGS and CMAKE_BUILD_PARALLEL_LEVEL are CMake's own.
+Environment: MIRAGE_SKIP_NATIVE=1 installs pure Python; MIRAGE_SKIP_CUDA=1 leaves the CUDA library out;
+MIRAGE_FORCE_CUDA=1 fails where it cannot be built; MIRAGE_CUDA_EMULATED=1 also builds its kernels for the host, for tests.
+CXX, CUDACXX, CMAKE_ARGS and CMAKE_BUILD_PARALLEL_LEVEL are CMake's own.
 """
 
 import os
@@ -45,11 +47,12 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DMIRAGE_VERSION={self.distribution.get_version()}",
             f"-DMIRAGE_CUDA={cuda}",
+            f"-DMIRAGE_CUDA_EMULATED={'ON' if flag('MIRAGE_CUDA_EMULATED') else 'OFF'}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         try:
             subprocess.run(configure, check=True)
-            subprocess.run(["cmake", "--build", str(build), "--target", "_native"], check=True)
+            subprocess.run(["cmake", "--build", str(build), "--target", "mirage_extensions"], check=True)
         except subprocess.CalledProcessError as error:
             raise SystemExit(
                 f"mirage-kernels: building the native library failed ({error}). The output above says why; "

@@ -1,37 +1,51 @@
 """Which implementation of an operator runs, and why.
 
 Three implementations exist of every operator: ``"triton"`` (GPUs), ``"cpp"`` (CPUs) and ``"torch"`` (the plain PyTorch
-reference, anywhere). Each call chooses by the tensor's device and dtype; :func:`use` and the environment variable
-``MIRAGE_KERNELS`` force one, and a forced implementation that cannot run raises with the reason that
-:func:`available` gives.
+reference, anywhere); of some also ``"cuda"``, CUDA C++ for NVIDIA GPUs. Each call chooses by the tensor's device and
+dtype; :func:`use` and the environment variable ``MIRAGE_KERNELS`` force one, and a forced implementation that cannot
+run raises with the reason that :func:`available` gives.
+
+For tests without a GPU, ``TRITON_INTERPRET=1`` and ``MIRAGE_CUDA_EMULATE=1`` let kernels of the two run on CPU tensors.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
-IMPLEMENTATIONS = ("torch", "cpp", "triton")
+IMPLEMENTATIONS = ("torch", "cpp", "triton", "cuda")
+EVERYWHERE = ("torch", "cpp", "triton")
+"""What every operator is written in."""
 _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def _load_native() -> tuple[object | None, str]:
-    """The extension module, or None and the reason. A missing extension and a broken one read differently."""
-    if importlib.util.find_spec("mirage_kernels._native") is None:
-        return None, "not built: the package was installed without a C++ compiler or with MIRAGE_SKIP_NATIVE=1"
+def _load(module: str, why_missing: str) -> tuple[Any, str]:
+    """An extension module, or None and the reason. A missing extension and a broken one read differently."""
+    name = f"mirage_kernels.{module}"
+    if importlib.util.find_spec(name) is None:
+        return None, f"not built: {why_missing}"
     try:
-        from mirage_kernels import _native
+        return importlib.import_module(name), ""
     except ImportError as error:
         return None, f"broken: the extension exists but does not load ({error})"
-    return _native, ""
 
 
-native, _native_problem = _load_native()
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+_emulated = os.environ.get("MIRAGE_CUDA_EMULATE") == "1"
+native, _native_problem = _load(
+    "_native", "the package was installed without a C++ compiler or with MIRAGE_SKIP_NATIVE=1"
+)
+cuda, _cuda_problem = (
+    _load("_cuda_emulated", "the package was installed without MIRAGE_CUDA_EMULATED=1")
+    if _emulated
+    else _load("_cuda", "the package was installed without nvcc or with MIRAGE_SKIP_CUDA=1")
+)
 
 
 def _triton_problem() -> str:
@@ -55,12 +69,22 @@ def _problem(implementation: str, device_type: str, dtype: torch.dtype | None = 
             return f"Triton kernels run on GPUs (on a CPU only under TRITON_INTERPRET=1), not on {device_type}"
         if dtype is not None and dtype not in _HALF_AND_SINGLE:
             return f"Triton kernels take float32, float16 and bfloat16, not {dtype}"
+    elif implementation == "cuda":
+        if cuda is None:
+            return _cuda_problem
+        if _emulated and device_type != "cpu":
+            return f"MIRAGE_CUDA_EMULATE=1 runs the CUDA kernels on CPU tensors, not on {device_type}"
+        if not _emulated and (device_type != "cuda" or torch.version.hip is not None):
+            return f"the CUDA library runs on NVIDIA GPUs, not on {device_type}"
+        if dtype is not None and dtype not in _HALF_AND_SINGLE:
+            return f"CUDA kernels take float32, float16 and bfloat16, not {dtype}"
     return ""
 
 
 def _automatic(device_type: str) -> str:
-    preferred = {"cpu": "cpp", "cuda": "triton"}.get(device_type, "torch")
-    return "torch" if _problem(preferred, device_type) else preferred
+    """Of CUDA C++ and Triton, which both run on GPUs, the latter: no GPU has shown yet where the other is faster."""
+    preferred = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}.get(device_type, ())
+    return next((name for name in preferred if not _problem(name, device_type)), "torch")
 
 
 def _from_environment() -> str | None:
@@ -81,7 +105,8 @@ def use(implementation: str) -> Iterator[None]:
     """Force one implementation for every operator called inside the ``with`` block.
 
     Args:
-        implementation: ``"torch"``, ``"cpp"`` or ``"triton"``.
+        implementation: ``"torch"``, ``"cpp"``, ``"triton"`` or ``"cuda"``. Operators that are not written in CUDA C++
+            run under the last as they do by themselves.
 
     The setting is process-wide, like the flags in ``torch.backends``. A backward pass runs on the implementation that
     ran forward, also after the block has ended.
@@ -118,7 +143,7 @@ def record(operator: str, implementation: str) -> None:
     _last_used[operator] = implementation
 
 
-def choose(operator: str, x: torch.Tensor, written: tuple[str, ...] = IMPLEMENTATIONS) -> str:
+def choose(operator: str, x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE) -> str:
     """The implementation for a call of `operator` whose main tensor is `x`; "torch" for those that are not `written`.
 
     Raises:
@@ -128,13 +153,18 @@ def choose(operator: str, x: torch.Tensor, written: tuple[str, ...] = IMPLEMENTA
         problem = _problem(_forced, x.device.type, x.dtype)
         if problem:
             raise RuntimeError(f"{operator}: the implementation {_forced!r} was asked for but cannot run: {problem}")
-        chosen = _forced
-    else:
-        chosen = _default.get(x.device.type, "torch")
-        if chosen == "triton" and x.dtype not in _HALF_AND_SINGLE:
-            chosen = "torch"
+    chosen = _forced
+    if chosen is None or (chosen == "cuda" and "cuda" not in written):
+        chosen = automatic(x, written)
     if chosen not in written:
         chosen = "torch"
     if chosen == "torch" and not torch.compiler.is_compiling():
         record(operator, "torch")
     return chosen
+
+
+def automatic(x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE) -> str:
+    """As :func:`choose` where nothing is forced."""
+    chosen = _default.get(x.device.type, "torch")
+    unknown = chosen in ("triton", "cuda") and x.dtype not in _HALF_AND_SINGLE
+    return "torch" if unknown or chosen not in written else chosen

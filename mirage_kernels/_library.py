@@ -18,7 +18,7 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 
 
 class Implementations:
-    """The modules ``<package>.cpp`` and ``<package>.triton`` of an operator, imported when first needed."""
+    """The modules of an operator's implementations, imported when first needed."""
 
     def __init__(self, package: str) -> None:
         self._package = package
@@ -26,9 +26,9 @@ class Implementations:
 
     def __getitem__(self, name: str) -> ModuleType:
         if name not in self._modules:
-            module = {"cpp": "native", "triton": "triton_kernels"}.get(name)
+            module = {"cpp": "native", "triton": "triton_kernels", "cuda": "cuda"}.get(name)
             if module is None:
-                raise ValueError(f"impl: expected 'cpp' or 'triton', got {name!r}")
+                raise ValueError(f"impl: expected 'cpp', 'triton' or 'cuda', got {name!r}")
             self._modules[name] = import_module(f"{self._package}.{module}")
         return self._modules[name]
 
@@ -165,6 +165,11 @@ def dl(tensor: Tensor) -> Any:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which sums over elements of `dtype` are held."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_exact(dtype: torch.dtype) -> bool:
+    """Whether products of `dtype` are of float32 without tensor cores: TF32 is used only where PyTorch is set to it."""
+    return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
 
 
 def native() -> Any:

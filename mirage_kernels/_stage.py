@@ -26,13 +26,19 @@ _Two = tuple[Tensor, Tensor]
 _Three = tuple[Tensor, Tensor, Tensor]
 
 
-def choose(operator: str, x: Tensor) -> str:
+def choose(operator: str, x: Tensor, written: tuple[str, ...] = _dispatch.EVERYWHERE) -> str:
     """The implementation for a call of a stage: as `_dispatch.choose`, and "composite" where it falls back on "torch".
 
     A forced "torch" stays what it is everywhere: the reference expression with PyTorch's own autograd.
     """
-    chosen = _dispatch.choose(operator, x)
-    return "composite" if chosen == "torch" and _dispatch._forced is None else chosen
+    chosen = _dispatch.choose(operator, x, written)
+    return "composite" if chosen == "torch" and _dispatch._forced != "torch" else chosen
+
+
+def instead_of_cuda(x: Tensor) -> str:
+    """What runs the part of a stage that CUDA C++ has no kernel for, or none for such an x."""
+    chosen = _dispatch.automatic(x)
+    return "composite" if chosen == "torch" else chosen
 
 
 @contextlib.contextmanager

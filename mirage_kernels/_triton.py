@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels import _tuning
+from mirage_kernels._library import is_exact
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -51,11 +52,6 @@ def plane_strides(t: Tensor) -> tuple[int, int, int, int]:
     """Strides (sample, channel, row, pixel) of [B, C, H, W] for :func:`pixel_offsets`."""
     pixel = t.stride(3) if t.shape[3] > 1 or t.shape[2] <= 1 else t.stride(2)
     return t.stride(0), t.stride(1), t.stride(2), pixel
-
-
-def is_exact(dtype: torch.dtype) -> bool:
-    """Whether products of `dtype` are of float32 without tensor cores: TF32 is used only where PyTorch is set to it."""
-    return dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
 
 
 def precision_of_widened(dtype: torch.dtype) -> str:

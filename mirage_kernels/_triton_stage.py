@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import INTERPRETED, is_exact
+from mirage_kernels._library import is_exact
+from mirage_kernels._triton import INTERPRETED
 
 FILL = 1 if INTERPRETED else 256
 """Programs from which on a GPU is kept busy: about two for each multiprocessor of the largest. The interpreter runs one

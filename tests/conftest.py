@@ -1,7 +1,8 @@
 """What every test shares: where modules are found, and where Triton kernels run.
 
 `golden` and other helpers of this folder are importable from any test. An installed `mirage` is preferred; without one
-the tests run on this checkout. Triton kernels run on the GPU where there is one, else in Triton's interpreter.
+the tests run on this checkout. Triton and CUDA kernels run on the GPU where there is one, else in Triton's interpreter
+and emulated on the host.
 """
 
 import os
@@ -11,7 +12,8 @@ from pathlib import Path
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when mirage_kernels is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when mirage_kernels is imported, like the next
+    os.environ.setdefault("MIRAGE_CUDA_EMULATE", "1")
 
 TESTS = Path(__file__).resolve().parent
 

@@ -25,7 +25,7 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor*);
 };
 
-constexpr int kDeviceCpu = 1;
+constexpr int kDeviceCpu = 1, kDeviceCuda = 2;
 
 // The capsule keeps the memory alive for as long as the caller holds it; it is looked at, not consumed.
 inline Tensor from_dlpack(const char* argument, const pybind11::capsule& capsule, int device = kDeviceCpu) {
@@ -74,8 +74,8 @@ inline Tensor flattened(const Tensor& t, int ndim) {
 }
 
 // The weight of a convolution as a matrix.
-inline Tensor matrix_from_dlpack(const char* argument, const pybind11::capsule& capsule) {
-  return flattened(from_dlpack(argument, capsule), 2);
+inline Tensor matrix_from_dlpack(const char* argument, const pybind11::capsule& capsule, int device = kDeviceCpu) {
+  return flattened(from_dlpack(argument, capsule, device), 2);
 }
 
 }  // namespace mirage::python

@@ -35,10 +35,11 @@ def feed_forward_stage(
 
     Autograd keeps `x` and the weights, no tensor of 2M channels: backward recomputes what it needs. On the C++ library
     forward is one pass in which the hidden tensor exists a tile at a time, in cache; on Triton it is two launches with
-    the activated hidden tensor between them, and backward four, for images that fill a GPU. For others, and on devices
-    that have neither, both are a chain of operators with the same formulas (see `mirage_kernels._stage`). Under
-    ``use("torch")`` it is the reference expression with PyTorch's autograd, which keeps everything and can be
-    differentiated twice.
+    the activated hidden tensor between them, and backward four, for images that fill a GPU. In CUDA C++ forward is one
+    launch (two for small images) in which the hidden tensor exists a tile at a time, in shared memory, and backward is
+    Triton's. For others, and on devices that have none of these, both are a chain of operators with the same formulas
+    (see `mirage_kernels._stage`). Under ``use("torch")`` it is the reference expression with PyTorch's autograd, which
+    keeps everything and can be differentiated twice.
 
     Args:
         x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides. Under autocast it is rounded to its dtype.
@@ -59,11 +60,11 @@ def feed_forward_stage(
     """
     weights = FeedForwardWeights(norm_weight, norm_bias, project_in, dwconv, project_out)
     check(x, weights)
-    impl = _stage.choose("feed_forward_stage", x)
+    impl = _stage.choose("feed_forward_stage", x, _dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, *weights, eps)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
-    keep = keep_hidden and differentiable and impl != "triton"
+    keep = keep_hidden and differentiable and impl not in ("triton", "cuda")
     return _stage.laid_out_like(_forward_op(x, *weights, eps, keep, impl)[0], x)
 
 
@@ -77,10 +78,16 @@ def check(x: Tensor, weights: FeedForwardWeights) -> None:
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, impl = arguments
+    *tensors, eps, keep_hidden = inputs
+    if impl == "cuda":
+        y = _implementations["cuda"].forward(*tensors, eps)
+        if y is not None:
+            _dispatch.record("feed_forward_stage", impl)
+            return y, tensors[0].new_empty(0)
+        impl = _stage.instead_of_cuda(tensors[0])
     _dispatch.record("feed_forward_stage", impl)
     if impl == "cpp":
         return native.forward(*inputs)
-    *tensors, eps, keep_hidden = inputs
     if impl == "triton" and not keep_hidden and _implementations["triton"].can_run(tensors[0]):
         return _implementations["triton"].forward(*tensors, eps), tensors[0].new_empty(0)
     return composite.forward(*inputs, impl)
@@ -94,6 +101,8 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, impl = arguments
+    if impl == "cuda":
+        impl = _stage.instead_of_cuda(inputs[1])
     if impl == "cpp":
         return native.backward(*inputs)
     *tensors, hidden, eps = inputs

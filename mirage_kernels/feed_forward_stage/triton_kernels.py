@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import gelu, is_exact, is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._library import is_exact
+from mirage_kernels._triton import gelu, is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
 from mirage_kernels._triton_cases import meta, stage_backward_variants, stage_variants
 from mirage_kernels._triton_stage import (
     ImageTile,

@@ -13,7 +13,8 @@ import triton
 from torch import Tensor
 
 from mirage_kernels import _stage
-from mirage_kernels._triton import is_exact, is_line, launch, plane_strides, precision_of_widened
+from mirage_kernels._library import is_exact
+from mirage_kernels._triton import is_line, launch, plane_strides, precision_of_widened
 from mirage_kernels._triton_products import product_over_pixels
 from mirage_kernels._triton_stage import ImageTile, filling_tile
 from mirage_kernels.channel_attention.triton_parts import softmax_backward

@@ -23,6 +23,8 @@ from mirage_kernels import _dispatch
 
 HALF = (torch.float16, torch.bfloat16)
 ON_GPU = torch.cuda.is_available()
+ON_GPUS = ("triton", "cuda")
+"""Implementations that are written for GPUs."""
 
 # How far from the truth a result may be, in errors of eager at the same dtype: (operator, dtype, tensor) overrides
 # dtype. Tensors are "output" or "grad_<argument>".
@@ -67,17 +69,24 @@ class Operator:
 
 
 def device_of(impl: str) -> str:
-    return "cuda" if impl == "triton" and ON_GPU else "cpu"
+    return "cuda" if impl in ON_GPUS and ON_GPU else "cpu"
+
+
+def slowly(impl: str) -> bool:
+    """Whether the kernels run one program after the other: in Triton's interpreter, or emulated on the host."""
+    return impl in ON_GPUS and not ON_GPU
 
 
 def implementations(names: tuple[str, ...] = ("cpp", "triton")) -> list[Any]:
-    marks = {"triton": [pytest.mark.gpu] if ON_GPU else []}
+    marks = dict.fromkeys(ON_GPUS, [pytest.mark.gpu] if ON_GPU else [])
     return [pytest.param(name, id=name, marks=marks.get(name, [])) for name in names]
 
 
 def dtypes_of(impl: str) -> tuple[torch.dtype, ...]:
-    if impl != "triton":
+    if impl not in ON_GPUS:
         return (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    if impl == "cuda":
+        return (torch.float32, torch.bfloat16, torch.float16)
     # Triton's interpreter truncates to bfloat16 instead of rounding.
     return (torch.float32, torch.bfloat16, torch.float16) if ON_GPU else (torch.float32, torch.float16)
 
@@ -294,7 +303,7 @@ class OperatorTests:
                 raise
         else:
             return
-        self.add_equivalents(inputs, grad_output, *errors, interpreted=impl == "triton" and not ON_GPU)
+        self.add_equivalents(inputs, grad_output, *errors, interpreted=impl == "triton" and slowly(impl))
         own, peers = (list(zip(*of_inputs, strict=True)) for of_inputs in errors)
         typical = [min(e[0], statistics.median(e)) for e in own]
         assert_as_good_as_eager(op, dtype, results, eager, truth, terms, typical, [max(e) for e in peers])
@@ -322,9 +331,8 @@ class OperatorTests:
             self.compare(self.operator.inputs(shape, dtype, device_of(impl)), impl)
 
     def test_large(self, impl: str) -> None:
-        """A plane of a million pixels (of a few thousand in the interpreter)."""
-        interpreted = impl == "triton" and not ON_GPU
-        shape = self.operator.shapes[0] if interpreted else self.operator.large
+        """A plane of a million pixels (of a few where GPU kernels run on the host)."""
+        shape = self.operator.shapes[0] if slowly(impl) else self.operator.large
         self.compare(self.operator.inputs(shape, torch.float32, device_of(impl), seed=1), impl)
 
     def test_gradcheck(self) -> None:

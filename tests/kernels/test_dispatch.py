@@ -67,8 +67,8 @@ def test_backward_runs_where_forward_ran(x, monkeypatch):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="implementation: expected one of torch, cpp, triton, got 'cuda'"):
-        mirage_kernels.use("cuda").__enter__()
+    with pytest.raises(ValueError, match="implementation: expected one of torch, cpp, triton, cuda, got 'cudnn'"):
+        mirage_kernels.use("cudnn").__enter__()
     assert mirage_kernels.last_used("no_such_operator") is None
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from harness import (
     ON_GPU,
+    ON_GPUS,
     ROUNDING_NOISE,
     Operator,
     OperatorTests,
@@ -27,7 +28,7 @@ from mirage_kernels.feed_forward_stage import reference
 from mirage_kernels.gated_depthwise_ffn import reference as gated_depthwise_ffn
 
 NAMES = ("norm_weight", "norm_bias", "project_in", "dwconv", "project_out")
-IMPLEMENTATIONS = ("cpp", "composite", "triton") if ON_GPU else ("cpp", "composite")  # minutes in the interpreter
+IMPLEMENTATIONS = ("cpp", "composite", "cuda", *(("triton",) if ON_GPU else ()))  # minutes in the interpreter
 
 
 def make(shape, generator, ratio=2):
@@ -79,7 +80,7 @@ class TestFeedForwardStage(OperatorTests):
     )
 
     @pytest.mark.parametrize("wide", [(1, 24, 33, 47), (3, 30, 8, 8), (1, 50, 13, 90)], ids=str)
-    @pytest.mark.parametrize("name", ["cpp", "composite"])
+    @pytest.mark.parametrize("name", ["cpp", "composite", "cuda"])
     def test_wide(self, name, wide):
         require(name)
         with forced(name):
@@ -178,7 +179,7 @@ def remember(sizes, tensor):
 
 
 def test_keep_hidden_changes_memory_only(impl):
-    """More is kept (on Triton not), the results are the same to rounding."""
+    """More is kept (on GPUs not), the results are the same to rounding."""
     tensors = arguments((2, 6, 9, 11), device=device_of(impl))
     results, kept = [], []
     for keep in (False, True):
@@ -188,7 +189,7 @@ def test_keep_hidden_changes_memory_only(impl):
         results.append([value, *torch.autograd.grad(value.square().sum(), tensors)])
         kept.append(sum(sizes))
     parameters = sum(t.numel() for t in tensors[1:])
-    more = 1 if impl == "triton" else 5
+    more = 1 if impl in ON_GPUS else 5
     assert kept == [parameters + tensors[0].numel(), parameters + tensors[0].numel() * more]
     for low, fast in zip(*results, strict=True):
         assert relative_error(fast, low) < 1e-6

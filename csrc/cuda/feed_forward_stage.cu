@@ -1,0 +1,80 @@
+// feed_forward_stage on a GPU: argument checks, and the choice of a kernel.
+#include "mirage/cuda/feed_forward_stage.h"
+
+#include "feed_forward_stage_launch.h"
+#include "stage_checks.h"
+
+namespace mirage::cuda {
+
+namespace {
+
+FeedForwardRunner runner_for(const Tensor& x, const Options& options) {
+  const int channels = int(x.size[1]);
+  switch (x.dtype) {
+    case DType::f16: return feed_forward_runner<TensorCores16<f16>>(channels);
+    case DType::bf16: return feed_forward_runner<TensorCores16<bf16>>(channels);
+    default: break;
+  }
+  return options.tf32 ? feed_forward_runner<TensorCoresTf32>(channels) : feed_forward_runner<ExactFloat>(channels);
+}
+
+FeedForwardArguments sizes_of(const Tensor& x, const Tensor& project_out) {
+  FeedForwardArguments p{};
+  p.batch = int(x.size[0]), p.channels = int(x.size[1]), p.height = int(x.size[2]), p.width = int(x.size[3]);
+  p.pairs = int(project_out.size[1]);
+  return p;
+}
+
+int64_t workspace_of(const Tensor& x, const FeedForwardPlan& plan) {
+  return plan.splits == 1 ? 0 : plan.splits * x.numel() * int64_t(sizeof(float));
+}
+
+}  // namespace
+
+std::string feed_forward_stage_problem(const Tensor& x, const Tensor& project_out, const Options& options) {
+  if (x.dtype == DType::f64) return "float64";
+  for (int64_t size : {x.size[0], x.size[2], x.size[3], project_out.size[1]}) {
+    if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
+  }
+  if (x.size[1] > kFeedForwardMostChannels) return std::to_string(x.size[1]) + " channels";
+  const int64_t wanted = runner_for(x, options).plan(sizes_of(x, project_out)).shared_bytes;
+  const int64_t limit = shared_memory_limit();
+  if (wanted > limit) {
+    return std::to_string(wanted) + " bytes of shared memory, of which this GPU has " + std::to_string(limit);
+  }
+  return "";
+}
+
+int64_t feed_forward_stage_workspace(const Tensor& x, const Tensor& project_out, const Options& options) {
+  return workspace_of(x, runner_for(x, options).plan(sizes_of(x, project_out)));
+}
+
+void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+                        const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
+                        const Options& options) {
+  check_feed_forward_stage(x, norm_weight, norm_bias, project_in, dwconv, project_out);
+  check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
+  const std::string problem = feed_forward_stage_problem(x, project_out, options);
+  if (!problem.empty()) fail("x", "what the CUDA kernel of feed_forward_stage takes", problem);
+  if (norm_weight.dtype != x.dtype) check_dtype("norm_weight", norm_weight, DType::f32);
+  const auto weight = [&](const char* argument, const Tensor& t) {
+    check_dtype(argument, t, norm_weight.dtype);
+    return Weight{t.data, t.dtype == DType::f32};
+  };
+  FeedForwardArguments p = sizes_of(x, project_out);
+  p.norm_weight = weight("norm_weight", norm_weight), p.norm_bias = weight("norm_bias", norm_bias);
+  p.project_in = weight("project_in", project_in), p.dwconv = weight("dwconv", dwconv);
+  p.project_out = weight("project_out", project_out);
+  if (x.numel() == 0) return;
+  p.x = x.data, p.y = y.data, p.partial = static_cast<float*>(options.workspace), p.eps = float(eps);
+  p.s_batch = x.stride[0], p.s_channel = x.stride[1], p.s_row = x.stride[2], p.s_column = x.stride[3];
+  const FeedForwardRunner runner = runner_for(x, options);
+  const FeedForwardPlan plan = runner.plan(p);
+  if (options.workspace_bytes < workspace_of(x, plan)) {
+    fail("workspace", std::to_string(workspace_of(x, plan)) + " bytes", std::to_string(options.workspace_bytes));
+  }
+  p.splits = plan.splits;
+  runner.run(p, plan, options.stream);
+}
+
+}  // namespace mirage::cuda

@@ -1,0 +1,315 @@
+// The kernel of feed_forward_stage, for each kind of product (products.h): y = x + project_out(gate(depthwise(gelu(
+// project_in(layer_norm(x)))))), a tile of the image at a time.
+//
+// A block holds the normalised pixels of its tile and of the line around it in shared memory, and takes 16 pairs of
+// hidden channels at a time: product with project_in, GELU, to shared memory; depthwise convolution and gate, to shared
+// memory; product with project_out, whose sums stay in registers. x is read and y written, nothing else. Where an image
+// has few tiles several blocks share one, each with some of the pairs, and a second kernel adds up their sums.
+#pragma once
+
+#include "elementary.h"
+#include "products.h"
+
+namespace mirage::cuda {
+
+struct FeedForwardArguments {
+  const void* x;
+  int64_t s_batch, s_channel, s_row, s_column;
+  Weight norm_weight, norm_bias, project_in, dwconv, project_out;
+  void* y;         // where splits is 1
+  float* partial;  // [splits, B, C, H, W] where it is more
+  float eps;
+  int batch, channels, pairs, height, width;
+  int splits;
+};
+
+// The tile of a block and where its parts lie in shared memory. kBlocks: channels in sixteens, kRows: of the tile.
+template <class Kind, int kBlocks, int kRows>
+struct FeedForwardTile {
+  using T = typename Kind::Element;
+  static constexpr int kThreads = 256, kWarps = kThreads / kLanes;
+  static constexpr int kColumns = 16, kHaloColumns = kColumns + 2;
+  static constexpr int kPixels = kRows * kColumns, kHaloPixels = (kRows + 2) * kHaloColumns;
+  static constexpr int kChannels = 16 * kBlocks;
+  static constexpr int kPairs = 16;  // at a time
+
+  // Pixels of a warp in a product, in eights.
+  static constexpr int kInTiles = (kHaloPixels + 8 * kWarps - 1) / (8 * kWarps), kOutTiles = kPixels / (8 * kWarps);
+  static constexpr int kInPixels = 8 * kWarps * kInTiles;
+
+  // Elements between rows, such that neither the eight rows of a matrix nor the rows of a fragment meet in a bank.
+  static constexpr int kInPitch = kInPixels + 8, kOutPitch = kPixels + 8;
+  // The hidden tensor has its lines 20 apart, so that a run of four begins at a multiple of four.
+  static constexpr int kLine = 20, kHiddenPitch = kRows == 8 ? 200 : 136;
+  static constexpr int kRun = kPixels * kPairs / kThreads;  // neighbours that a thread convolves
+
+  static_assert((kRows + 2) * kLine <= kHiddenPitch && kRun % 4 == 0 && kColumns % kRun == 0);
+  static_assert(kInPitch % 16 == 8 && kOutPitch % 16 == 8 && kHiddenPitch % 16 == 8);
+
+  alignas(16) T normal[kChannels * kInPitch];
+  alignas(16) T panel_in[2 * kPairs * kChannels];
+  alignas(16) T panel_out[kChannels * kPairs];
+  alignas(16) T hidden[2 * kPairs * kHiddenPitch];
+  alignas(16) T gate[kPairs * kOutPitch];
+};
+
+// Rows of a tile: eight, or four where the pixels of so many channels would leave room for one block only.
+template <class Kind, int kBlocks>
+constexpr int kFeedForwardRows = kBlocks <= (kIsHalf<typename Kind::Element> ? 12 : 3) ? 8 : 4;
+
+// One tile of one sample, and the chunks of pairs that a block is to do.
+struct FeedForwardWork {
+  int sample, row, column, split, first_chunk, last_chunk;
+};
+
+template <class Tile>
+MIRAGE_DEVICE FeedForwardWork feed_forward_work(const FeedForwardArguments& p) {
+  constexpr int kRows = Tile::kPixels / Tile::kColumns;
+  const int across = (p.width + Tile::kColumns - 1) / Tile::kColumns, down = (p.height + kRows - 1) / kRows;
+  int64_t i = block_index();
+  FeedForwardWork work;
+  work.split = int(i % p.splits), i /= p.splits;
+  work.column = int(i % across) * Tile::kColumns, i /= across;
+  work.row = int(i % down) * kRows, work.sample = int(i / down);
+  const int chunks = (p.pairs + Tile::kPairs - 1) / Tile::kPairs;
+  work.first_chunk = int(int64_t(chunks) * work.split / p.splits);
+  work.last_chunk = int(int64_t(chunks) * (work.split + 1) / p.splits);
+  return work;
+}
+
+// x with the line around the tile, as it is; zero outside the image and from `channels` on.
+template <class Tile>
+MIRAGE_DEVICE void load_pixels(const FeedForwardArguments& p, const FeedForwardWork& work, Tile& tile) {
+  using T = typename Tile::T;
+  constexpr int kGroups = Tile::kInPixels / kLanes;
+  const T* x = static_cast<const T*>(p.x) + work.sample * p.s_batch;
+  int64_t offset[kGroups];
+  bool inside[kGroups];
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) {
+    const int n = kLanes * j + lane_index();
+    const int row = work.row + n / Tile::kHaloColumns - 1, column = work.column + n % Tile::kHaloColumns - 1;
+    inside[j] = n < Tile::kHaloPixels && row >= 0 && row < p.height && column >= 0 && column < p.width;
+    offset[j] = row * p.s_row + column * p.s_column;
+  }
+  for (int c = warp_index(); c < Tile::kChannels; c += Tile::kWarps) {
+    T value[kGroups];
+#pragma unroll
+    for (int j = 0; j < kGroups; ++j) {
+      value[j] = c < p.channels && inside[j] ? x[c * p.s_channel + offset[j]] : from_float<T>(0.0f);
+    }
+#pragma unroll
+    for (int j = 0; j < kGroups; ++j) tile.normal[c * Tile::kInPitch + kLanes * j + lane_index()] = value[j];
+  }
+}
+
+// The layer norm of each pixel, in place.
+template <class Tile>
+MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, Tile& tile) {
+  using T = typename Tile::T;
+  for (int n = thread_index(); n < Tile::kHaloPixels; n += Tile::kThreads) {
+    T* pixel = tile.normal + n;
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll 8
+    for (int c = 0; c < p.channels; ++c) sum += to_float(pixel[c * Tile::kInPitch]);
+    const float mean = sum / float(p.channels);
+#pragma unroll 8
+    for (int c = 0; c < p.channels; ++c) {
+      const float centred = to_float(pixel[c * Tile::kInPitch]) - mean;
+      squares = fmaf(centred, centred, squares);
+    }
+    const float rstd = 1.0f / sqrtf(squares / float(p.channels) + p.eps);
+#pragma unroll 8
+    for (int c = 0; c < p.channels; ++c) {
+      const float scaled = (to_float(pixel[c * Tile::kInPitch]) - mean) * rstd;
+      pixel[c * Tile::kInPitch] =
+          from_float<T>(fmaf(scaled, p.norm_weight.template at<T>(c), p.norm_bias.template at<T>(c)));
+    }
+  }
+}
+
+// Rows of project_in for a chunk: 16 first halves of pairs, then 16 second halves.
+template <class Kind, class Tile>
+MIRAGE_DEVICE void store_project_in(const FeedForwardArguments& p, int chunk, Tile& tile) {
+  using T = typename Tile::T;
+  const auto source = [&](int row, int k, float (&pair)[2]) {
+    const int i = chunk * Tile::kPairs + row % Tile::kPairs;
+    const int64_t start = int64_t(i + row / Tile::kPairs * p.pairs) * p.channels + k;
+#pragma unroll
+    for (int j = 0; j < Kind::kUnit; ++j) {
+      pair[j] = i < p.pairs && k + j < p.channels ? p.project_in.template at<T>(start + j) : 0.0f;
+    }
+  };
+  store_panel<Kind, Tile::kThreads>(tile.panel_in, 2 * Tile::kPairs, Tile::kChannels, source);
+}
+
+template <class Kind, class Tile>
+MIRAGE_DEVICE void store_project_out(const FeedForwardArguments& p, int chunk, Tile& tile) {
+  using T = typename Tile::T;
+  const auto source = [&](int row, int k, float (&pair)[2]) {
+    const int i = chunk * Tile::kPairs + k;
+#pragma unroll
+    for (int j = 0; j < Kind::kUnit; ++j) {
+      const bool known = row < p.channels && i + j < p.pairs;
+      pair[j] = known ? p.project_out.template at<T>(int64_t(row) * p.pairs + i + j) : 0.0f;
+    }
+  };
+  store_panel<Kind, Tile::kThreads>(tile.panel_out, Tile::kChannels, Tile::kPairs, source);
+}
+
+// Bit 2n + i: whether column i of this lane's fragment n lies in the image. The convolution pads with zeros, and the
+// hidden channels of a pixel outside are none.
+template <class Tile>
+MIRAGE_DEVICE uint32_t hidden_inside(const FeedForwardArguments& p, const FeedForwardWork& work) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < 2 * Tile::kInTiles; ++i) {
+    const int n = 8 * (warp_index() * Tile::kInTiles + i / 2) + lane_index() % 4 * 2 + i % 2;
+    const int row = work.row + n / Tile::kHaloColumns - 1, column = work.column + n % Tile::kHaloColumns - 1;
+    if (row >= 0 && row < p.height && column >= 0 && column < p.width) bits |= 1u << i;
+  }
+  return bits;
+}
+
+// gelu(project_in x) of a chunk.
+template <class Kind, class Tile>
+MIRAGE_DEVICE void expand(uint32_t inside, Tile& tile) {
+  using T = typename Tile::T;
+  float acc[2][Tile::kInTiles][4] = {};
+  const int first = 8 * Tile::kInTiles * warp_index();
+  multiply<Tile::kChannels>(Kind(), tile.panel_in, tile.normal + first, Tile::kInPitch, acc);
+  const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+  for (int n = 0; n < Tile::kInTiles; ++n) {
+    const int pixel = first + 8 * n + 2 * t;
+    if (pixel >= Tile::kHaloPixels) continue;
+    const int place = pixel / Tile::kHaloColumns * Tile::kLine + pixel % Tile::kHaloColumns;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = 16 * (i / 2) + g + 8 * (i % 2);
+      const float left = gelu<T>(acc[i / 2][n][i % 2 * 2]), right = gelu<T>(acc[i / 2][n][i % 2 * 2 + 1]);
+      store_pair(tile.hidden + row * Tile::kHiddenPitch + place, inside >> 2 * n & 1 ? left : 0.0f,
+                 inside >> 2 * n & 2 ? right : 0.0f);
+    }
+  }
+}
+
+// gelu(d1) d2 with d the depthwise convolution of a chunk. A thread has one pair and a run of neighbours in a line.
+template <class Tile>
+MIRAGE_DEVICE void convolve_and_gate(const float (&taps)[2][9], Tile& tile) {
+  using T = typename Tile::T;
+  constexpr int kRun = Tile::kRun, kRuns = Tile::kColumns / kRun;
+  const int pair = thread_index() / (Tile::kPixels / kRun), run = thread_index() % (Tile::kPixels / kRun);
+  const int row = run / kRuns, column = run % kRuns * kRun;
+  float sum[2][kRun] = {};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const T* line = tile.hidden + (pair + half * Tile::kPairs) * Tile::kHiddenPitch + row * Tile::kLine + column;
+#pragma unroll
+    for (int i = 0; i < 3; ++i, line += Tile::kLine) {
+      float value[kRun + 4];
+#pragma unroll
+      for (int j = 0; j < kRun; j += 4) load_packed<4>(line + j, value + j);
+      load_packed<2>(line + kRun, value + kRun);
+#pragma unroll
+      for (int j = 0; j < 3; ++j) {
+#pragma unroll
+        for (int k = 0; k < kRun; ++k) sum[half][k] = fmaf(taps[half][3 * i + j], value[j + k], sum[half][k]);
+      }
+    }
+  }
+  T* gate = tile.gate + pair * Tile::kOutPitch + row * Tile::kColumns + column;
+#pragma unroll
+  for (int k = 0; k < kRun; k += 2) {
+    store_pair(gate + k, gelu<T>(sum[0][k]) * sum[1][k], gelu<T>(sum[0][k + 1]) * sum[1][k + 1]);
+  }
+}
+
+template <class Tile>
+MIRAGE_DEVICE void load_taps(const FeedForwardArguments& p, int chunk, float (&taps)[2][9]) {
+  const int pair = chunk * Tile::kPairs + thread_index() / (Tile::kPixels / Tile::kRun);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (pair < p.pairs) {
+      p.dwconv.template load<typename Tile::T>(int64_t(pair + half * p.pairs) * 9, taps[half]);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 9; ++i) taps[half][i] = 0.0f;
+    }
+  }
+}
+
+// y = x + acc, or acc to the partial sums.
+template <class Tile>
+MIRAGE_DEVICE void store_result(const FeedForwardArguments& p, const FeedForwardWork& work,
+                                const float (&acc)[Tile::kChannels / 16][Tile::kOutTiles][4]) {
+  using T = typename Tile::T;
+  const T* x = static_cast<const T*>(p.x) + work.sample * p.s_batch;
+  const int64_t plane = int64_t(p.height) * p.width, sample = int64_t(work.sample) * p.channels * plane;
+  T* y = static_cast<T*>(p.y) + sample;
+  float* partial = p.partial + int64_t(work.split) * p.batch * p.channels * plane + sample;
+  const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+  for (int n = 0; n < Tile::kOutTiles; ++n) {
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const int pixel = 8 * (warp_index() * Tile::kOutTiles + n) + 2 * t + side;
+      const int row = work.row + pixel / Tile::kColumns, column = work.column + pixel % Tile::kColumns;
+      if (row >= p.height || column >= p.width) continue;
+      const int64_t from = row * p.s_row + column * p.s_column, to = int64_t(row) * p.width + column;
+#pragma unroll
+      for (int m = 0; m < Tile::kChannels / 16; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int c = 16 * m + 8 * half + g;
+          if (c >= p.channels) continue;
+          const float value = acc[m][n][2 * half + side];
+          if (p.splits == 1) y[c * plane + to] = from_float<T>(to_float(x[c * p.s_channel + from]) + value);
+          else partial[c * plane + to] = value;
+        }
+      }
+    }
+  }
+}
+
+template <class Kind, int kBlocks, int kRows>
+MIRAGE_KERNEL(256) feed_forward_kernel(const FeedForwardArguments p) {
+  using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
+  Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
+  const FeedForwardWork work = feed_forward_work<Tile>(p);
+  load_pixels(p, work, tile);
+  store_project_in<Kind>(p, work.first_chunk, tile);
+  sync_block();
+  normalise_pixels(p, tile);
+  sync_block();
+  const uint32_t inside = hidden_inside<Tile>(p, work);
+  float acc[kBlocks][Tile::kOutTiles][4] = {};
+  for (int chunk = work.first_chunk; chunk < work.last_chunk; ++chunk) {
+    float taps[2][9];
+    load_taps<Tile>(p, chunk, taps);
+    expand<Kind>(inside, tile);
+    sync_block();  // hidden is there; panel_in is free, and since the last turn's end panel_out
+    convolve_and_gate(taps, tile);
+    store_project_out<Kind>(p, chunk, tile);
+    if (chunk + 1 < work.last_chunk) store_project_in<Kind>(p, chunk + 1, tile);
+    sync_block();  // gate and panels are there; hidden is free
+    multiply<Tile::kPairs>(Kind(), tile.panel_out, tile.gate + 8 * Tile::kOutTiles * warp_index(), Tile::kOutPitch, acc);
+  }
+  store_result<Tile>(p, work, acc);
+}
+
+// y = x + the sums of all splits, in their order. One thread an element.
+template <class T>
+MIRAGE_KERNEL(256) feed_forward_sum_kernel(const FeedForwardArguments p) {
+  const int64_t plane = int64_t(p.height) * p.width, total = int64_t(p.batch) * p.channels * plane;
+  const int64_t i = block_index() * 256 + thread_index();
+  if (i >= total) return;
+  const int64_t n = i % plane, c = i / plane % p.channels, b = i / plane / p.channels;
+  float sum = 0.0f;
+  for (int s = 0; s < p.splits; ++s) sum += p.partial[s * total + i];
+  const T* x = static_cast<const T*>(p.x) + b * p.s_batch + c * p.s_channel;
+  const float value = to_float(x[n / p.width * p.s_row + n % p.width * p.s_column]);
+  static_cast<T*>(p.y)[i] = from_float<T>(value + sum);
+}
+
+}  // namespace mirage::cuda

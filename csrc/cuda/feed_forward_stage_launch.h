@@ -1,0 +1,71 @@
+// From a number of channels to the kernel for so many; each kind of product is a source file of its own, which
+// instantiates this.
+#pragma once
+
+#include "feed_forward_stage.h"
+#include "launch.h"
+
+namespace mirage::cuda {
+
+constexpr int kFeedForwardBlocks[] = {2, 3, 4, 6, 8, 12, 16};  // channels in sixteens that have a kernel
+constexpr int kFeedForwardMostChannels = 256;
+
+// How a call is cut into blocks.
+struct FeedForwardPlan {
+  int64_t tiles;  // of all samples
+  int64_t shared_bytes;
+  int splits;
+};
+
+struct FeedForwardRunner {
+  FeedForwardPlan (*plan)(const FeedForwardArguments& arguments);
+  void (*run)(const FeedForwardArguments& arguments, const FeedForwardPlan& plan, void* stream);
+};
+
+// For a number of channels up to kFeedForwardMostChannels.
+template <class Kind> FeedForwardRunner feed_forward_runner(int channels);
+
+#if defined(MIRAGE_INSTANTIATE)
+
+namespace {
+
+template <class Kind, int kBlocks>
+struct FeedForwardVariant {
+  static constexpr int kRows = kFeedForwardRows<Kind, kBlocks>;
+  using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
+
+  static FeedForwardPlan plan(const FeedForwardArguments& p) {
+    const int64_t across = (p.width + Tile::kColumns - 1) / Tile::kColumns, down = (p.height + kRows - 1) / kRows;
+    const int64_t tiles = p.batch * down * across, chunks = (p.pairs + Tile::kPairs - 1) / Tile::kPairs;
+    // As many as give each multiprocessor a block; one where there are no pixels, or no pairs.
+    const int64_t wanted = tiles > 0 ? multiprocessors() / tiles : 1;
+    return {tiles, int64_t(sizeof(Tile)), int(wanted < chunks ? (wanted > 1 ? wanted : 1) : chunks > 1 ? chunks : 1)};
+  }
+
+  static void run(const FeedForwardArguments& p, const FeedForwardPlan& plan, void* stream) {
+    using T = typename Tile::T;
+    launch("feed_forward_kernel", feed_forward_kernel<Kind, kBlocks, kRows>,
+           {plan.tiles * plan.splits, Tile::kThreads, plan.shared_bytes}, stream, p);
+    if (plan.splits == 1) return;
+    const int64_t elements = int64_t(p.batch) * p.channels * p.height * p.width;
+    launch("feed_forward_sum_kernel", feed_forward_sum_kernel<T>, {(elements + 255) / 256, 256, 0}, stream, p);
+  }
+};
+
+template <class Kind, int kIndex = 0>
+FeedForwardRunner runner_from(int channels) {
+  constexpr int kBlocks = kFeedForwardBlocks[kIndex];
+  if constexpr (16 * kBlocks < kFeedForwardMostChannels) {
+    if (channels > 16 * kBlocks) return runner_from<Kind, kIndex + 1>(channels);
+  }
+  return {FeedForwardVariant<Kind, kBlocks>::plan, FeedForwardVariant<Kind, kBlocks>::run};
+}
+
+}  // namespace
+
+template <class Kind>
+FeedForwardRunner feed_forward_runner(int channels) { return runner_from<Kind>(channels); }
+
+#endif
+
+}  // namespace mirage::cuda

@@ -1,0 +1,32 @@
+#include <optional>
+
+#include <pybind11/stl.h>
+
+#include "cuda_tensors.h"
+#include "mirage/cuda/feed_forward_stage.h"
+
+namespace mirage::python {
+
+MIRAGE_BINDINGS(m) {
+  // Bytes of scratch memory, or None where it cannot be computed here.
+  m.def("feed_forward_stage_workspace", [](py::capsule x, py::capsule project_out, bool tf32) -> std::optional<int64_t> {
+    const Tensor tx = tensor_of("x", x), to = matrix_of("project_out", project_out);
+    const cuda::Options options = options_of(0, tf32);
+    if (!cuda::feed_forward_stage_problem(tx, to, options).empty()) return std::nullopt;
+    return cuda::feed_forward_stage_workspace(tx, to, options);
+  });
+  m.def("feed_forward_stage",
+        [](py::capsule x, py::capsule norm_weight, py::capsule norm_bias, double eps, py::capsule project_in,
+           py::capsule dwconv, py::capsule project_out, py::capsule y, py::capsule workspace, uintptr_t stream,
+           bool tf32) {
+          const Tensor tx = tensor_of("x", x), tw = tensor_of("norm_weight", norm_weight),
+                       tb = tensor_of("norm_bias", norm_bias), ti = matrix_of("project_in", project_in),
+                       td = matrix_of("dwconv", dwconv), to = matrix_of("project_out", project_out),
+                       ty = tensor_of("y", y);
+          const cuda::Options options = options_of(stream, tf32, workspace);
+          py::gil_scoped_release release;
+          cuda::feed_forward_stage(tx, tw, tb, eps, ti, td, to, ty, options);
+        });
+}
+
+}  // namespace mirage::python

@@ -1,0 +1,23 @@
+// The Python modules mirage_kernels._cuda, of the CUDA library, and mirage_kernels._cuda_emulated, of its kernels compiled
+// for the host: what the stages' bind_*.cpp register, and what the build is.
+#include "cuda_tensors.h"
+#if defined(MIRAGE_EMULATED)
+#include "cuda/emulation.h"
+#endif
+
+PYBIND11_MODULE(MIRAGE_MODULE, m) {
+  m.doc() = "CUDA kernels of mirage_kernels. Tensors are passed as DLPack capsules.";
+  m.attr("__version__") = MIRAGE_VERSION;
+  m.attr("emulated") = mirage::python::kEmulated;
+  for (auto bind : mirage::python::bindings()) bind(m);
+#if defined(MIRAGE_EMULATED)
+  m.def("set_order", [](const std::string& order) {
+    using mirage::cuda::emulation::Order;
+    const char* names[] = {"forward", "backward", "shuffled"};
+    for (int i = 0; i < 3; ++i) {
+      if (order == names[i]) return mirage::cuda::emulation::set_order(Order(i));
+    }
+    mirage::fail("order", "forward, backward or shuffled", order);
+  }, "In which order the threads of a block run between two barriers.");
+#endif
+}

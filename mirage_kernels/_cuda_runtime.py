@@ -1,0 +1,40 @@
+"""What the operators in CUDA C++ share: the library, its stream and scratch memory, types of weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mirage_kernels import _dispatch
+
+
+def library() -> Any:
+    """The extension module; callers run only where dispatch has found it."""
+    return _dispatch.cuda
+
+
+@contextlib.contextmanager
+def on_device_of(x: Tensor) -> Iterator[int]:
+    """Inside, x's GPU is the current one; gives its current stream as an integer."""
+    if x.device.type != "cuda":  # emulated
+        yield 0
+        return
+    with torch.cuda.device(x.device):
+        yield torch.cuda.current_stream().cuda_stream
+
+
+def workspace(size: int, x: Tensor) -> Tensor:
+    """`size` bytes of scratch memory, at an address that suits every type. When the tensor is freed they go to what runs
+    later on the stream."""
+    return torch.empty(-(-size // 4), dtype=torch.float32, device=x.device)
+
+
+def of_one_dtype(dtype: torch.dtype, *weights: Tensor) -> list[Tensor]:
+    """The weights contiguous and all of `dtype`, or else all of float32."""
+    if any(w.dtype != dtype for w in weights):
+        dtype = torch.float32
+    return [w.to(dtype).contiguous() for w in weights]

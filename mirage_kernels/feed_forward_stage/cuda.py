@@ -1,0 +1,32 @@
+"""``feed_forward_stage`` in CUDA C++ (csrc/cuda/feed_forward_stage.h): forward in one kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mirage_kernels import _cuda_runtime
+from mirage_kernels._library import dl, is_exact
+
+
+def forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_in: Tensor,
+    dwconv: Tensor,
+    project_out: Tensor,
+    eps: float,
+) -> Tensor | None:
+    """None where no kernel takes so many channels, or the GPU has not the shared memory for them."""
+    library, tf32 = _cuda_runtime.library(), not is_exact(x.dtype)
+    weights = _cuda_runtime.of_one_dtype(x.dtype, norm_weight, norm_bias, project_in, dwconv, project_out)
+    norm_w, norm_b, *matrices = map(dl, weights)
+    with _cuda_runtime.on_device_of(x) as stream:
+        size = library.feed_forward_stage_workspace(dl(x), matrices[-1], tf32)
+        if size is None:
+            return None
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        workspace = dl(_cuda_runtime.workspace(size, x))
+        library.feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), workspace, stream, tf32)
+    return y
