@@ -1,9 +1,10 @@
-"""Builds mirage_kernels._native with CMake, where there is a C++ compiler, and mirage_kernels._cuda, where there is nvcc;
-the rest is in pyproject.toml.
+"""Builds mirage_kernels._native where there is a C++ compiler, and mirage_kernels._cuda where there is also nvcc.
+
+The rest is in pyproject.toml.
 
 Environment: MIRAGE_SKIP_NATIVE=1 installs pure Python; MIRAGE_SKIP_CUDA=1 leaves the CUDA library out;
-MIRAGE_FORCE_CUDA=1 fails where it cannot be built; MIRAGE_CUDA_EMULATED=1 also builds its kernels for the host, for tests.
-CXX, CUDACXX, CMAKE_ARGS and CMAKE_BUILD_PARALLEL_LEVEL are CMake's own.
+MIRAGE_FORCE_CUDA=1 fails where it cannot be built; MIRAGE_CUDA_EMULATED=1 builds its kernels for the host too, for
+tests. CXX, CUDACXX, CMAKE_ARGS and CMAKE_BUILD_PARALLEL_LEVEL are CMake's own.
 """
 
 import os

@@ -28,8 +28,7 @@ def on_device_of(x: Tensor) -> Iterator[int]:
 
 
 def workspace(size: int, x: Tensor) -> Tensor:
-    """`size` bytes of scratch memory, at an address that suits every type. When the tensor is freed they go to what runs
-    later on the stream."""
+    """`size` bytes of scratch memory, aligned for every type."""
     return torch.empty(-(-size // 4), dtype=torch.float32, device=x.device)
 
 

@@ -59,9 +59,10 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
   if (norm_weight.dtype != x.dtype) check_dtype("norm_weight", norm_weight, DType::f32);
   const auto weight = [&](const char* argument, const Tensor& t) {
     check_dtype(argument, t, norm_weight.dtype);
-    return Weight{t.data, t.dtype == DType::f32};
+    return t.data;
   };
   FeedForwardArguments p = sizes_of(x, project_out);
+  p.wide = norm_weight.dtype == DType::f32;
   p.norm_weight = weight("norm_weight", norm_weight), p.norm_bias = weight("norm_bias", norm_bias);
   p.project_in = weight("project_in", project_in), p.dwconv = weight("dwconv", dwconv);
   p.project_out = weight("project_out", project_out);

@@ -15,7 +15,8 @@ namespace mirage::cuda {
 struct FeedForwardArguments {
   const void* x;
   int64_t s_batch, s_channel, s_row, s_column;
-  Weight norm_weight, norm_bias, project_in, dwconv, project_out;
+  const void *norm_weight, *norm_bias, *project_in, *dwconv, *project_out;
+  bool wide;  // the weights are float, whatever x is
   void* y;         // where splits is 1
   float* partial;  // [splits, B, C, H, W] where it is more
   float eps;
@@ -49,7 +50,7 @@ struct FeedForwardTile {
   alignas(16) T normal[kChannels * kInPitch];
   alignas(16) T panel_in[2 * kPairs * kChannels];
   alignas(16) T panel_out[kChannels * kPairs];
-  alignas(16) T hidden[2 * kPairs * kHiddenPitch];
+  alignas(16) float hidden[2 * kPairs * kHiddenPitch];
   alignas(16) T gate[kPairs * kOutPitch];
 };
 
@@ -104,9 +105,10 @@ MIRAGE_DEVICE void load_pixels(const FeedForwardArguments& p, const FeedForwardW
 }
 
 // The layer norm of each pixel, in place.
-template <class Tile>
+template <class W, class Tile>
 MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, Tile& tile) {
   using T = typename Tile::T;
+  const Weights<W> weight{static_cast<const W*>(p.norm_weight)}, bias{static_cast<const W*>(p.norm_bias)};
   for (int n = thread_index(); n < Tile::kHaloPixels; n += Tile::kThreads) {
     T* pixel = tile.normal + n;
     float sum = 0.0f, squares = 0.0f;
@@ -122,39 +124,34 @@ MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, Tile& tile) {
 #pragma unroll 8
     for (int c = 0; c < p.channels; ++c) {
       const float scaled = (to_float(pixel[c * Tile::kInPitch]) - mean) * rstd;
-      pixel[c * Tile::kInPitch] =
-          from_float<T>(fmaf(scaled, p.norm_weight.template at<T>(c), p.norm_bias.template at<T>(c)));
+      pixel[c * Tile::kInPitch] = from_float<T>(fmaf(scaled, weight[c], bias[c]));
     }
   }
 }
 
 // Rows of project_in for a chunk: 16 first halves of pairs, then 16 second halves.
-template <class Kind, class Tile>
+template <class Kind, class W, class Tile>
 MIRAGE_DEVICE void store_project_in(const FeedForwardArguments& p, int chunk, Tile& tile) {
-  using T = typename Tile::T;
+  const Weights<W> weight{static_cast<const W*>(p.project_in)};
   const auto source = [&](int row, int k, float (&pair)[2]) {
     const int i = chunk * Tile::kPairs + row % Tile::kPairs;
     const int64_t start = int64_t(i + row / Tile::kPairs * p.pairs) * p.channels + k;
 #pragma unroll
-    for (int j = 0; j < Kind::kUnit; ++j) {
-      pair[j] = i < p.pairs && k + j < p.channels ? p.project_in.template at<T>(start + j) : 0.0f;
-    }
+    for (int j = 0; j < Kind::kUnit; ++j) pair[j] = i < p.pairs && k + j < p.channels ? weight[start + j] : 0.0f;
   };
-  store_panel<Kind, Tile::kThreads>(tile.panel_in, 2 * Tile::kPairs, Tile::kChannels, source);
+  store_panel<Kind, 2 * Tile::kPairs, Tile::kChannels, Tile::kThreads>(tile.panel_in, source);
 }
 
-template <class Kind, class Tile>
+template <class Kind, class W, class Tile>
 MIRAGE_DEVICE void store_project_out(const FeedForwardArguments& p, int chunk, Tile& tile) {
-  using T = typename Tile::T;
+  const Weights<W> weight{static_cast<const W*>(p.project_out)};
   const auto source = [&](int row, int k, float (&pair)[2]) {
     const int i = chunk * Tile::kPairs + k;
+    const int64_t start = int64_t(row) * p.pairs + i;
 #pragma unroll
-    for (int j = 0; j < Kind::kUnit; ++j) {
-      const bool known = row < p.channels && i + j < p.pairs;
-      pair[j] = known ? p.project_out.template at<T>(int64_t(row) * p.pairs + i + j) : 0.0f;
-    }
+    for (int j = 0; j < Kind::kUnit; ++j) pair[j] = row < p.channels && i + j < p.pairs ? weight[start + j] : 0.0f;
   };
-  store_panel<Kind, Tile::kThreads>(tile.panel_out, Tile::kChannels, Tile::kPairs, source);
+  store_panel<Kind, Tile::kChannels, Tile::kPairs, Tile::kThreads>(tile.panel_out, source);
 }
 
 // Bit 2n + i: whether column i of this lane's fragment n lies in the image. The convolution pads with zeros, and the
@@ -171,7 +168,7 @@ MIRAGE_DEVICE uint32_t hidden_inside(const FeedForwardArguments& p, const FeedFo
   return bits;
 }
 
-// gelu(project_in x) of a chunk.
+// gelu(project_in x) of a chunk. `inside`: see hidden_inside.
 template <class Kind, class Tile>
 MIRAGE_DEVICE void expand(uint32_t inside, Tile& tile) {
   using T = typename Tile::T;
@@ -184,12 +181,16 @@ MIRAGE_DEVICE void expand(uint32_t inside, Tile& tile) {
     const int pixel = first + 8 * n + 2 * t;
     if (pixel >= Tile::kHaloPixels) continue;
     const int place = pixel / Tile::kHaloColumns * Tile::kLine + pixel % Tile::kHaloColumns;
+    const bool whole = (inside >> 2 * n & 3) == 3;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = 16 * (i / 2) + g + 8 * (i % 2);
-      const float left = gelu<T>(acc[i / 2][n][i % 2 * 2]), right = gelu<T>(acc[i / 2][n][i % 2 * 2 + 1]);
-      store_pair(tile.hidden + row * Tile::kHiddenPitch + place, inside >> 2 * n & 1 ? left : 0.0f,
-                 inside >> 2 * n & 2 ? right : 0.0f);
+      float left = gelu<T>(acc[i / 2][n][i % 2 * 2]), right = gelu<T>(acc[i / 2][n][i % 2 * 2 + 1]);
+      if (!whole) {
+        left = inside >> 2 * n & 1 ? left : 0.0f;
+        right = inside >> 2 * n & 2 ? right : 0.0f;
+      }
+      store_pair(tile.hidden + row * Tile::kHiddenPitch + place, left, right);
     }
   }
 }
@@ -204,7 +205,7 @@ MIRAGE_DEVICE void convolve_and_gate(const float (&taps)[2][9], Tile& tile) {
   float sum[2][kRun] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const T* line = tile.hidden + (pair + half * Tile::kPairs) * Tile::kHiddenPitch + row * Tile::kLine + column;
+    const float* line = tile.hidden + (pair + half * Tile::kPairs) * Tile::kHiddenPitch + row * Tile::kLine + column;
 #pragma unroll
     for (int i = 0; i < 3; ++i, line += Tile::kLine) {
       float value[kRun + 4];
@@ -225,17 +226,15 @@ MIRAGE_DEVICE void convolve_and_gate(const float (&taps)[2][9], Tile& tile) {
   }
 }
 
-template <class Tile>
+template <class W, class Tile>
 MIRAGE_DEVICE void load_taps(const FeedForwardArguments& p, int chunk, float (&taps)[2][9]) {
+  const Weights<W> weight{static_cast<const W*>(p.dwconv)};
   const int pair = chunk * Tile::kPairs + thread_index() / (Tile::kPixels / Tile::kRun);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if (pair < p.pairs) {
-      p.dwconv.template load<typename Tile::T>(int64_t(pair + half * p.pairs) * 9, taps[half]);
-    } else {
+    const int64_t start = int64_t(pair + half * p.pairs) * 9;
 #pragma unroll
-      for (int i = 0; i < 9; ++i) taps[half][i] = 0.0f;
-    }
+    for (int i = 0; i < 9; ++i) taps[half][i] = pair < p.pairs ? weight[start + i] : 0.0f;
   }
 }
 
@@ -272,26 +271,27 @@ MIRAGE_DEVICE void store_result(const FeedForwardArguments& p, const FeedForward
   }
 }
 
-template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256) feed_forward_kernel(const FeedForwardArguments p) {
+// W: the type of the weights. Up to 96 channels two blocks have the registers of a multiprocessor.
+template <class Kind, class W, int kBlocks, int kRows>
+MIRAGE_KERNEL(256, kBlocks <= 6 ? 2 : 1) feed_forward_kernel(const FeedForwardArguments p) {
   using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
   const FeedForwardWork work = feed_forward_work<Tile>(p);
   load_pixels(p, work, tile);
-  store_project_in<Kind>(p, work.first_chunk, tile);
+  store_project_in<Kind, W>(p, work.first_chunk, tile);
   sync_block();
-  normalise_pixels(p, tile);
+  normalise_pixels<W>(p, tile);
   sync_block();
   const uint32_t inside = hidden_inside<Tile>(p, work);
   float acc[kBlocks][Tile::kOutTiles][4] = {};
   for (int chunk = work.first_chunk; chunk < work.last_chunk; ++chunk) {
     float taps[2][9];
-    load_taps<Tile>(p, chunk, taps);
+    load_taps<W, Tile>(p, chunk, taps);
     expand<Kind>(inside, tile);
     sync_block();  // hidden is there; panel_in is free, and since the last turn's end panel_out
+    store_project_out<Kind, W>(p, chunk, tile);
+    if (chunk + 1 < work.last_chunk) store_project_in<Kind, W>(p, chunk + 1, tile);
     convolve_and_gate(taps, tile);
-    store_project_out<Kind>(p, chunk, tile);
-    if (chunk + 1 < work.last_chunk) store_project_in<Kind>(p, chunk + 1, tile);
     sync_block();  // gate and panels are there; hidden is free
     multiply<Tile::kPairs>(Kind(), tile.panel_out, tile.gate + 8 * Tile::kOutTiles * warp_index(), Tile::kOutPitch, acc);
   }

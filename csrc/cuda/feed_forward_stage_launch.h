@@ -44,8 +44,9 @@ struct FeedForwardVariant {
 
   static void run(const FeedForwardArguments& p, const FeedForwardPlan& plan, void* stream) {
     using T = typename Tile::T;
-    launch("feed_forward_kernel", feed_forward_kernel<Kind, kBlocks, kRows>,
-           {plan.tiles * plan.splits, Tile::kThreads, plan.shared_bytes}, stream, p);
+    const Grid grid{plan.tiles * plan.splits, Tile::kThreads, plan.shared_bytes};
+    const auto wide = feed_forward_kernel<Kind, float, kBlocks, kRows>;
+    launch("feed_forward_kernel", p.wide ? wide : feed_forward_kernel<Kind, T, kBlocks, kRows>, grid, stream, p);
     if (plan.splits == 1) return;
     const int64_t elements = int64_t(p.batch) * p.channels * p.height * p.width;
     launch("feed_forward_sum_kernel", feed_forward_sum_kernel<T>, {(elements + 255) / 256, 256, 0}, stream, p);

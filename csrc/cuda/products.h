@@ -10,31 +10,12 @@ namespace mirage::cuda {
 
 // ---- weights in global memory --------------------------------------------------------------------------------------
 
-// All weights of a call have one type: that of the activations, or float.
-struct Weight {
-  const void* data;
-  bool wide;  // float, whatever the activations are
+// Of type W. All weights of a call have one: that of the activations, or float.
+template <class W>
+struct Weights {
+  const W* data;
 
-  // N neighbours from `index` on.
-  template <class T, int N>
-  MIRAGE_DEVICE void load(int64_t index, float (&out)[N]) const {
-    if (wide) {
-      const float* p = static_cast<const float*>(data) + index;
-#pragma unroll
-      for (int i = 0; i < N; ++i) out[i] = p[i];
-    } else {
-      const T* p = static_cast<const T*>(data) + index;
-#pragma unroll
-      for (int i = 0; i < N; ++i) out[i] = to_float(p[i]);
-    }
-  }
-
-  template <class T>
-  MIRAGE_DEVICE float at(int64_t index) const {
-    float value[1];
-    load<T>(index, value);
-    return value[0];
-  }
+  MIRAGE_DEVICE float operator[](int64_t index) const { return to_float(data[index]); }
 };
 
 // ---- how the factors of a product lie in shared memory -------------------------------------------------------------
@@ -74,19 +55,29 @@ struct ExactFloat {
   }
 };
 
-// Writes `rows` x `depth` values into a panel, all threads of the block together. `source(row, k, pair)` gives the values
+// Writes kRows x kDepth values into a panel, all threads of the block together. `source(row, k, pair)` gives the values
 // at k and k + 1 (k + 1 is not used where kUnit is 1).
-template <class Kind, int kThreads, class Source>
-MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, int rows, int depth, Source source) {
+template <class Kind, int kRows, int kDepth, int kThreads, class Source>
+MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, Source source) {
   using T = typename Kind::Element;
-  const int units = depth / Kind::kUnit;
-  for (int i = thread_index(); i < rows * units; i += kThreads) {
-    const int row = i / units, k = i % units * Kind::kUnit;
-    float pair[2];
-    source(row, k, pair);
-    T* p = panel + Kind::place(row, k, depth);
-    if constexpr (kIsHalf<T>) *reinterpret_cast<uint32_t*>(p) = pack<T>(pair[0], pair[1]);
-    else *p = pair[0];
+  constexpr int kUnits = kDepth / Kind::kUnit, kTurns = (kRows * kUnits + kThreads - 1) / kThreads;
+  constexpr int kTogether = kTurns < 2 ? kTurns : 2;  // loads in flight, times kUnit
+#pragma unroll 1
+  for (int first = 0; first < kTurns; first += kTogether) {
+    float pair[kTogether][2] = {};
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = (first + j) * kThreads + thread_index();
+      if (i < kRows * kUnits) source(i / kUnits, i % kUnits * Kind::kUnit, pair[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = (first + j) * kThreads + thread_index();
+      if (i >= kRows * kUnits) continue;
+      T* p = panel + Kind::place(i / kUnits, i % kUnits * Kind::kUnit, kDepth);
+      if constexpr (kIsHalf<T>) *reinterpret_cast<uint32_t*>(p) = pack<T>(pair[j][0], pair[j][1]);
+      else *p = pair[j][0];
+    }
   }
 }
 
