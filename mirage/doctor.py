@@ -165,6 +165,7 @@ def cases(image: tuple[int, ...] = IMAGE) -> tuple[OperatorCase, ...]:
             (image, *feed_forward_shapes(channels, 2 * channels).values()),
             (1e-5,),
             shift=(3.0, 1.0, 0, 0, 0, 0),
+            implementations=("torch", "cpp", "triton", "cuda"),
         ),
         _mixer_case(image),
         _block_case(image),
@@ -268,8 +269,10 @@ def check_operators(
 
 def _devices_of(implementation: str) -> list[str]:
     gpu = ["cuda"] if torch.cuda.is_available() else []
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return {"torch": ["cpu", *gpu], "cpp": ["cpu"], "triton": ["cpu"] if interpreted else gpu}.get(implementation, [])
+    on_host = {"triton": "TRITON_INTERPRET", "cuda": "MIRAGE_CUDA_EMULATE"}.get(implementation)
+    if on_host is not None:
+        return ["cpu"] if os.environ.get(on_host) == "1" else gpu
+    return {"torch": ["cpu", *gpu], "cpp": ["cpu"]}.get(implementation, [])
 
 
 def _check(

@@ -201,7 +201,7 @@ def test_doctor_on_a_gpu():
     report = json.loads(call("doctor", "--gpu", "--json").output)
     assert report["healthy"] is True
     assert {c["dtype"] for c in report["checks"]} == {"float32", "float16", "bfloat16"}
-    assert {c["implementation"] for c in report["checks"]} == {"torch", "triton"}
+    assert {c["implementation"] for c in report["checks"]} - {"cuda"} == {"torch", "triton"}
     assert all(c["device"] == "cuda" and c["milliseconds"] > 0 for c in report["checks"])
 
 
@@ -212,7 +212,8 @@ def test_doctor_checks_large_images_in_16_bit_and_times_them(monkeypatch):
     monkeypatch.setattr(mirage_kernels, "available", lambda: states)
     chosen = [c for c in doctor.cases((1, 12, 40, 50)) if c.name in ("feed_forward_stage", "mixer_stage")]
     checks = doctor.check_operators(chosen, "cpu", (torch.float32, torch.bfloat16), timed=True)
-    assert len(checks) == 2 * 2 * list(states.values()).count("yes")
+    runnable = {name for name, state in states.items() if state == "yes"}
+    assert len(checks) == 2 * sum(len(runnable & set(case.implementations)) for case in chosen) > 0
     for check in checks:
         assert check.passed and check.milliseconds > 0 and check.device == "cpu", check
         assert (check.limit > 4e-3) == (check.dtype == "bfloat16")
