@@ -4,53 +4,13 @@
 #include <cstring>
 
 #include "mixer_stage_kernels.h"
+#include "stage_checks.h"
 
 namespace mirage {
-namespace {
-
-void check(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale, const MixerStatistics& s) {
-  check_ndim("x", x, 4);
-  check_ndim("gic2", w.gic2, 2);
-  check_ndim("temperature", w.temperature, 1);
-  const DType acc = accumulator_of(x.dtype);
-  const int64_t C = x.size[1], c = C / 3, h = w.gic2.size[1], heads = w.temperature.size[0];
-  if (C == 0 || C % 3) fail("x", "a multiple of 3 channels", shape_of(x));
-  if (heads == 0 || c % heads) fail("temperature", "a divisor of " + std::to_string(c), shape_of(w.temperature));
-  if (h < c) fail("gic2", "at least " + std::to_string(c) + " columns", shape_of(w.gic2));
-  check_dense("norm_weight", w.norm_weight, {C});
-  check_dense("norm_bias", w.norm_bias, {C});
-  check_dense("qkv", w.qkv, {3 * c, c});
-  check_dense("qkv_dwconv", w.qkv_dwconv, {3 * c, 9});
-  check_dense("temperature", w.temperature, {heads});
-  check_dense("bn_weight", w.bn_weight, {c});
-  check_dense("bn_bias", w.bn_bias, {c});
-  check_dense("bn_mean", w.bn_mean, {c});
-  check_dense("bn_var", w.bn_var, {c});
-  check_dense("gic1", w.gic1, {2 * h, c});
-  check_dense("generator_in", w.generator_in, {c, c});
-  check_dense("generator_out", w.generator_out, {kMixerKernelSize * kMixerKernelSize * c, c});
-  check_dense("gate_temperature", w.gate_temperature, {1});
-  check_dense("gic2", w.gic2, {c, h});
-  check_dense("proj_out", w.proj_out, {c, c});
-  check_dense("mlp_in", w.mlp_in, {2 * c, c});
-  check_dense("mlp_out", w.mlp_out, {c, 2 * c});
-  check_dense("alpha_att", w.alpha_att, {1});
-  check_dense("alpha_conv", w.alpha_conv, {1});
-  check_dense("alpha_mlp", w.alpha_mlp, {1});
-  check_dense("project_out", w.project_out, {C, C});
-  check_dense("branch_scale", branch_scale, acc, {x.size[0]});
-  check_dense("attention", s.attention, acc, {x.size[0], heads, 2 * (c / heads) + 2, c / heads});
-  check_dense("kernels", s.kernels, acc, {x.size[0], c, kMixerKernelSize * kMixerKernelSize});
-  check_dense("branch_mean", s.branch_mean, acc, {x.size[0], c});
-  check_dense("batch_mean", s.batch_mean, acc, {c});
-  check_dense("batch_var", s.batch_var, acc, {c});
-}
-
-}  // namespace
 
 void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& options,
                  const MixerStatistics& statistics, const Tensor& y) {
-  check(x, weights, branch_scale, statistics);
+  check_mixer_stage(x, weights, branch_scale, statistics);
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   if (x.numel() == 0) return;
   using namespace cpu;
@@ -60,7 +20,7 @@ void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& bra
 void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale,
                           const MixerOptions& options, const MixerStatistics& statistics, const Tensor& grad_x,
                           const MixerGradients& gradients) {
-  check(x, weights, branch_scale, statistics);
+  check_mixer_stage(x, weights, branch_scale, statistics);
   check_shape("grad_y", grad_y, {x.size[0], x.size[1], x.size[2], x.size[3]});
   check_dtype("grad_y", grad_y, x.dtype);
   check_dense("grad_x", grad_x, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});

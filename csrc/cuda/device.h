@@ -34,6 +34,7 @@ template <class T> constexpr bool kIsHalf = sizeof(T) == 2;
 MIRAGE_DEVICE int thread_index() { return int(threadIdx.x); }
 MIRAGE_DEVICE int64_t block_index() { return int64_t(blockIdx.x); }
 MIRAGE_DEVICE void sync_block() { __syncthreads(); }
+MIRAGE_DEVICE void sync_warp() { __syncwarp(); }
 
 MIRAGE_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
@@ -45,6 +46,10 @@ MIRAGE_DEVICE unsigned char* shared_memory() {
 inline int thread_index() { return emulation::current_thread; }
 inline int64_t block_index() { return emulation::current_block; }
 inline void sync_block() { emulation::wait_for_block(); }
+inline void sync_warp() {
+  const uint32_t nothing = 0;
+  emulation::exchange(&nothing, 1);
+}
 inline unsigned char* shared_memory() { return emulation::shared; }
 
 #endif
@@ -167,23 +172,42 @@ MIRAGE_DEVICE void store_pair(T* p, float first, float second) {
 
 // ---- warps ---------------------------------------------------------------------------------------------------------
 
+// Of all lanes, to all lanes.
+MIRAGE_DEVICE float sum_of_warp(float x) {
+#if defined(__CUDACC__)
+#pragma unroll
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+  return x;
+#else
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+    const uint32_t mine = bit_cast<uint32_t>(x);
+    x += bit_cast<float>(emulation::exchange(&mine, 1)[lane_index() ^ lanes]);
+  }
+  return x;
+#endif
+}
+
 // A fragment of a product: lane (g, t) = (lane / 4, lane % 4) holds of a 16 x 8 result the columns 2t and 2t + 1 of rows
 // g (0, 1) and g + 8 (2, 3).
 
 #if defined(__CUDACC__)
 
-// Of 8 x 8 matrices of 16-bit elements, columns 8j.. of rows k.. each: lane l gives the address of row l % 8 of matrix
-// l / 8, and receives of matrix i, transposed, (rows 2t and 2t + 1 of column g) in r[i].
-MIRAGE_DEVICE void load_transposed(uint32_t (&r)[4], const void* row) {
-  const uint32_t address = uint32_t(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
-}
-MIRAGE_DEVICE void load_transposed(uint32_t (&r)[2], const void* row) {
-  const uint32_t address = uint32_t(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
-}
+// 8 x 8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, and receives of matrix i row g,
+// columns 2t and 2t + 1, in r[i]; `load_transposed` rows 2t and 2t + 1 of column g.
+#define MIRAGE_LOAD_MATRICES(name, how)                                                                \
+  MIRAGE_DEVICE void name(uint32_t (&r)[4], const void* row) {                                         \
+    const uint32_t address = uint32_t(__cvta_generic_to_shared(row));                                  \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" how ".shared.b16 {%0, %1, %2, %3}, [%4];"             \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");          \
+  }                                                                                                    \
+  MIRAGE_DEVICE void name(uint32_t (&r)[2], const void* row) {                                         \
+    const uint32_t address = uint32_t(__cvta_generic_to_shared(row));                                  \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2" how ".shared.b16 {%0, %1}, [%2];"                     \
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");                                  \
+  }
+MIRAGE_LOAD_MATRICES(load_rows, "")
+MIRAGE_LOAD_MATRICES(load_transposed, ".trans")
+#undef MIRAGE_LOAD_MATRICES
 
 #define MIRAGE_MMA(shape_and_types)                                                                       \
   asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
@@ -206,19 +230,23 @@ template <> MIRAGE_DEVICE void multiply_add<float>(float (&c)[4], const uint32_t
 
 #else
 
-template <int N>
-void load_transposed(uint32_t (&r)[N], const void* row) {
+template <bool kTransposed, int N>
+void load_matrices(uint32_t (&r)[N], const void* row) {
   const uint64_t address = reinterpret_cast<uintptr_t>(row);
   const uint32_t mine[2] = {uint32_t(address), uint32_t(address >> 32)};
   const uint32_t* all = emulation::exchange(mine, 2);
   const int g = lane_index() / 4, t = lane_index() % 4;
-  const auto element = [&](int matrix, int k) {
-    const uint32_t* words = all + 2 * (8 * matrix + k);
-    const auto start = reinterpret_cast<const uint16_t*>(uintptr_t(uint64_t(words[0]) | uint64_t(words[1]) << 32));
-    return uint32_t(start[g]);
+  const auto element = [&](int matrix, int i, int j) {
+    const uint32_t* words = all + 2 * (8 * matrix + i);
+    return uint32_t(reinterpret_cast<const uint16_t*>(uintptr_t(uint64_t(words[0]) | uint64_t(words[1]) << 32))[j]);
   };
-  for (int i = 0; i < N; ++i) r[i] = element(i, 2 * t) | element(i, 2 * t + 1) << 16;
+  for (int i = 0; i < N; ++i) {
+    r[i] = kTransposed ? element(i, 2 * t, g) | element(i, 2 * t + 1, g) << 16
+                       : element(i, g, 2 * t) | element(i, g, 2 * t + 1) << 16;
+  }
 }
+template <int N> void load_rows(uint32_t (&r)[N], const void* row) { load_matrices<false>(r, row); }
+template <int N> void load_transposed(uint32_t (&r)[N], const void* row) { load_matrices<true>(r, row); }
 
 template <class T>
 void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

@@ -155,4 +155,72 @@ MIRAGE_DEVICE void multiply(ExactFloat, const float* panel, const float* pixels,
   }
 }
 
+// ---- products over pixels ------------------------------------------------------------------------------------------
+
+// acc += left right^T, 16 rows of `left` and 8 of `right`, both rows of kPixels in shared memory, `pitch` apart.
+template <int kPixels, class T>
+MIRAGE_DEVICE void multiply_rows(TensorCores16<T>, const T* left, const T* right, int pitch, float (&acc)[4]) {
+  const int lane = lane_index();
+  left += lane % 16 * pitch + lane / 16 * 8;
+  right += lane % 8 * pitch + lane / 8 % 2 * 8;
+#pragma unroll 2
+  for (int n = 0; n < kPixels; n += 16) {
+    uint32_t a[4], b[2];
+    load_rows(a, left + n);
+    load_rows(b, right + n);
+    multiply_add<T>(acc, a, b);
+  }
+}
+
+template <int kPixels>
+MIRAGE_DEVICE void multiply_rows(TensorCoresTf32, const float* left, const float* right, int pitch, float (&acc)[4]) {
+  const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll 2
+  for (int n = t; n < kPixels; n += 8) {
+    const uint32_t a[4] = {to_tf32(left[g * pitch + n]), to_tf32(left[(g + 8) * pitch + n]),
+                           to_tf32(left[g * pitch + n + 4]), to_tf32(left[(g + 8) * pitch + n + 4])};
+    const uint32_t b[2] = {to_tf32(right[g * pitch + n]), to_tf32(right[g * pitch + n + 4])};
+    multiply_add<float>(acc, a, b);
+  }
+}
+
+template <int kPixels>
+MIRAGE_DEVICE void multiply_rows(ExactFloat, const float* left, const float* right, int pitch, float (&acc)[4]) {
+  const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll 2
+  for (int n = 0; n < kPixels; n += 4) {
+    float a[2][4], b[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      load_packed<4>(left + (g + 8 * i) * pitch + n, a[i]);
+      load_packed<4>(right + (2 * t + i) * pitch + n, b[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) acc[i] = fmaf(a[i / 2][j], b[i % 2][j], acc[i]);
+    }
+  }
+}
+
+// ---- panels of a matrix in global memory ---------------------------------------------------------------------------
+
+// Part of a matrix whose rows are `stride` apart: `rows` x `columns` from (row, column) on. Zero beyond.
+template <class W>
+struct Block {
+  const W* data;
+  int stride, row, column, rows, columns;
+};
+
+template <class Kind, int kRows, int kDepth, int kThreads, class W>
+MIRAGE_DEVICE void store_matrix(typename Kind::Element* panel, const Block<W>& block) {
+  store_panel<Kind, kRows, kDepth, kThreads>(panel, [&](int row, int k, float (&pair)[2]) {
+    const W* p = block.data + int64_t(block.row + row) * block.stride + block.column + k;
+#pragma unroll
+    for (int j = 0; j < Kind::kUnit; ++j) {
+      pair[j] = row < block.rows && k + j < block.columns ? to_float(p[j]) : 0.0f;
+    }
+  });
+}
+
 }  // namespace mirage::cuda

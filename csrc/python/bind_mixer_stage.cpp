@@ -11,7 +11,6 @@ constexpr std::array<const char*, 19> kGradients = {
     "grad_bn_bias", "grad_gic1", "grad_generator_in", "grad_generator_out", "grad_gate_temperature", "grad_gic2",
     "grad_proj_out", "grad_mlp_in", "grad_mlp_out", "grad_alpha_att", "grad_alpha_conv", "grad_alpha_mlp",
     "grad_project_out"};
-constexpr std::array<const char*, 5> kStatistics = {"attention", "kernels", "branch_mean", "batch_mean", "batch_var"};
 
 }  // namespace
 
@@ -20,7 +19,7 @@ MIRAGE_BINDINGS(m) {
                           double norm_eps, double bn_eps, const Capsules& statistics, py::capsule y) {
     const Tensor tx = from_dlpack("x", x), ts = from_dlpack("branch_scale", branch_scale), ty = from_dlpack("y", y);
     const auto w = mixer_weights_from<MixerWeights>("weights", kMixerNames, weights);
-    const auto s = from_capsules<MixerStatistics>("statistics", kStatistics, statistics);
+    const auto s = from_capsules<MixerStatistics>("statistics", kMixerStatisticsNames, statistics);
     py::gil_scoped_release release;
     mixer_stage(tx, w, ts, {training, norm_eps, bn_eps}, s, ty);
   });
@@ -30,7 +29,7 @@ MIRAGE_BINDINGS(m) {
     const Tensor tg = from_dlpack("grad_y", grad_y), tx = from_dlpack("x", x),
                  ts = from_dlpack("branch_scale", branch_scale), to = from_dlpack("grad_x", grad_x);
     const auto w = mixer_weights_from<MixerWeights>("weights", kMixerNames, weights);
-    const auto s = from_capsules<MixerStatistics>("statistics", kStatistics, statistics);
+    const auto s = from_capsules<MixerStatistics>("statistics", kMixerStatisticsNames, statistics);
     const auto g = mixer_weights_from<MixerGradients>("gradients", kGradients, gradients);
     py::gil_scoped_release release;
     mixer_stage_backward(tg, tx, w, ts, {training, norm_eps, bn_eps}, s, to, g);

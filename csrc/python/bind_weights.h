@@ -31,14 +31,18 @@ inline constexpr std::array<const char*, kMixerWeights> kMixerNames = {
     "generator_in", "generator_out", "gate_temperature", "gic2", "proj_out", "mlp_in", "mlp_out", "alpha_att",
     "alpha_conv", "alpha_mlp", "project_out"};
 
+inline constexpr std::array<const char*, 5> kMixerStatisticsNames = {"attention", "kernels", "branch_mean", "batch_mean",
+                                                                     "batch_var"};
+
 // A struct of tensors from capsules in the order of its members.
 template <class Struct, size_t N>
-Struct from_capsules(const char* argument, const std::array<const char*, N>& names, const Capsules& capsules) {
+Struct from_capsules(const char* argument, const std::array<const char*, N>& names, const Capsules& capsules,
+                     int device = kDeviceCpu) {
   static_assert(sizeof(Struct) == N * sizeof(Tensor), "one name per member");
   if (capsules.size() != N) fail(argument, std::to_string(N) + " tensors", std::to_string(capsules.size()));
   Struct result;
   Tensor* const members = reinterpret_cast<Tensor*>(&result);
-  for (size_t i = 0; i < N; ++i) members[i] = from_dlpack(names[i], capsules[i]);
+  for (size_t i = 0; i < N; ++i) members[i] = from_dlpack(names[i], capsules[i], device);
   return result;
 }
 
@@ -59,8 +63,9 @@ inline Tensor depthwise3x3(const char* name, const Tensor& t) {
 
 // The weights, or their gradients, as the library takes them: matrices, and the temperatures of the heads as a vector.
 template <class Struct, size_t N>
-Struct mixer_weights_from(const char* argument, const std::array<const char*, N>& names, const Capsules& capsules) {
-  auto w = from_capsules<Struct>(argument, names, capsules);
+Struct mixer_weights_from(const char* argument, const std::array<const char*, N>& names, const Capsules& capsules,
+                          int device = kDeviceCpu) {
+  auto w = from_capsules<Struct>(argument, names, capsules, device);
   for (auto [name, t] : {std::pair{"qkv", &w.qkv}, {"gic1", &w.gic1}, {"generator_in", &w.generator_in},
                          {"generator_out", &w.generator_out}, {"gic2", &w.gic2}, {"proj_out", &w.proj_out},
                          {"project_out", &w.project_out}}) {

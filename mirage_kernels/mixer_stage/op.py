@@ -66,7 +66,7 @@ def mixer_stage(
     check(x, weights, branch_scale)
     if training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {list(x.shape)}")
-    impl = _stage.choose("mixer_stage", x)
+    impl = _stage.choose("mixer_stage", x, _dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, weights, branch_scale, training, norm_eps, bn_eps)
     y, *_, batch_mean, batch_var = _forward_op(x, *weights, branch_scale, training, norm_eps, bn_eps, impl)
@@ -98,6 +98,12 @@ def check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None = None) 
 
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     weights, (*rest, impl) = MixerWeights(*arguments[:_COUNT]), arguments[_COUNT:]
+    if impl == "cuda":
+        found = _implementations["cuda"].forward(x, weights, *rest)
+        if found is not None:
+            _dispatch.record("mixer_stage", impl)
+            return found[0], *found[1]
+        impl = _stage.instead_of_cuda(x)
     _dispatch.record("mixer_stage", impl)
     if impl == "cpp":
         y, statistics = native.forward(x, weights, *rest)
@@ -118,6 +124,8 @@ def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     weights, (branch_scale, *rest) = MixerWeights(*arguments[:_COUNT]), arguments[_COUNT:]
     statistics, (*options, impl) = Statistics(*rest[:5]), rest[5:]
     inputs = (grad_y, x, weights, branch_scale, statistics, *options)
+    if impl == "cuda":
+        impl = _stage.instead_of_cuda(x)
     if impl == "cpp":
         return native.backward(*inputs)
     if impl == "triton" and _implementations["triton"].can_run(x, weights.temperature.shape[0]):

@@ -11,6 +11,8 @@ MIRAGE_BINDINGS(m) {
   // Bytes of scratch memory, or None where it cannot be computed here.
   m.def("feed_forward_stage_workspace", [](py::capsule x, py::capsule project_out, bool tf32) -> std::optional<int64_t> {
     const Tensor tx = tensor_of("x", x), to = matrix_of("project_out", project_out);
+    check_ndim("x", tx, 4);
+    check_ndim("project_out", to, 2);
     const cuda::Options options = options_of(0, tf32);
     if (!cuda::feed_forward_stage_problem(tx, to, options).empty()) return std::nullopt;
     return cuda::feed_forward_stage_workspace(tx, to, options);

@@ -1,0 +1,82 @@
+// From a number of channels to the kernels for so many; each kind of product is a source file of its own, which
+// instantiates this.
+#pragma once
+
+#include "launch.h"
+#include "mixer_finalise.h"
+#include "mixer_fuse.h"
+#include "mixer_reduce.h"
+
+namespace mirage::cuda {
+
+constexpr int kMixerBlocks[] = {1, 2, 3, 4, 5};  // channels of a branch in sixteens that have kernels
+constexpr int kMixerMostBranch = 80;
+
+struct MixerPlan {
+  int64_t tiles;  // of a sample
+  int parts;      // of a sample, in the first kernel
+  int64_t shared_bytes;  // the most that a kernel wants
+};
+
+struct MixerRunner {
+  MixerPlan (*plan)(const MixerArguments& arguments);
+  void (*run)(const MixerArguments& arguments, const MixerPlan& plan, void* stream);
+};
+
+// For a number of channels of a branch up to kMixerMostBranch.
+template <class Kind> MixerRunner mixer_runner(int branch);
+
+#if defined(MIRAGE_INSTANTIATE)
+
+namespace {
+
+template <class Kind, int kBlocks>
+struct MixerVariant {
+  using T = typename Kind::Element;
+  static constexpr int kRows = kIsHalf<T> ? 8 : 4;
+  static constexpr int64_t kReduceBytes = sizeof(MixerReduceTile<Kind, kBlocks, kRows>);
+  static constexpr int64_t kFuseBytes = sizeof(MixerFuseTile<Kind, kBlocks, kRows>);
+
+  static MixerPlan plan(const MixerArguments& p) {
+    const int64_t tiles = int64_t((p.width + 15) / 16) * ((p.height + kRows - 1) / kRows);
+    // Two blocks for each multiprocessor read x; what they leave is read by one block of a sample.
+    const int64_t wanted = p.batch > 0 ? 2 * multiprocessors() / p.batch : 1;
+    const int64_t parts = wanted < tiles ? wanted : tiles;
+    return {tiles, int(parts > 1 ? parts : 1), kReduceBytes > kFuseBytes ? kReduceBytes : kFuseBytes};
+  }
+
+  template <class W>
+  static void run_with(const MixerArguments& p, const MixerPlan& plan, void* stream) {
+    launch("mixer_reduce_kernel", mixer_reduce_kernel<Kind, W, kBlocks, kRows>,
+           {int64_t(p.batch) * p.parts, kMixerThreads, kReduceBytes}, stream, p);
+    const int blocks = 1 + (p.branch * kMixerTaps + kMixerThreads - 1) / kMixerThreads;
+    const int floats = p.branch * (p.branch / p.heads) + 3 * p.branch;
+    launch("mixer_finalise_kernel", mixer_finalise_kernel<W>,
+           {int64_t(p.batch) * blocks, kMixerThreads, int64_t(floats) * int64_t(sizeof(float))}, stream, p, blocks);
+    launch("mixer_fuse_kernel", mixer_fuse_kernel<Kind, W, kBlocks, kRows>,
+           {p.batch * plan.tiles, kMixerThreads, kFuseBytes}, stream, p);
+  }
+
+  static void run(const MixerArguments& p, const MixerPlan& plan, void* stream) {
+    if (p.wide) run_with<float>(p, plan, stream);
+    else run_with<T>(p, plan, stream);
+  }
+};
+
+template <class Kind, int kIndex = 0>
+MixerRunner mixer_runner_from(int branch) {
+  constexpr int kBlocks = kMixerBlocks[kIndex];
+  if constexpr (16 * kBlocks < kMixerMostBranch) {
+    if (branch > 16 * kBlocks) return mixer_runner_from<Kind, kIndex + 1>(branch);
+  }
+  return {MixerVariant<Kind, kBlocks>::plan, MixerVariant<Kind, kBlocks>::run};
+}
+
+}  // namespace
+
+template <class Kind>
+MixerRunner mixer_runner(int branch) { return mixer_runner_from<Kind>(branch); }
+
+#endif
+
+}  // namespace mirage::cuda

@@ -1,0 +1,26 @@
+// The first half of a MIRAGE block on a GPU in three kernels: x is read twice, y written, and nothing else of the size of a
+// feature map but the layer norm's moments exists. mirage/mixer_stage.h says what is computed; tensors live on the current
+// device.
+#pragma once
+
+#include "mirage/cuda/stream.h"
+#include "mirage/mixer_stage.h"
+
+namespace mirage::cuda {
+
+// Why these cannot be computed here, in a few words; empty where they can.
+//
+//   x        [B, C, H, W]  any strides, f32 / f16 / bf16, C <= 240
+//   weights  of one dtype, that of x or f32
+std::string mixer_stage_problem(const Tensor& x, const Options& options);
+
+// Bytes of scratch memory that mixer_stage needs: two floats a pixel, and some sums.
+int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, const Options& options);
+
+// y: contiguous, dtype and shape of x, no memory in common with it. branch_scale [B] and statistics: float, on the device.
+// Runs on options.stream; sums are in float. Throws std::invalid_argument as the CPU library does, std::runtime_error
+// where a launch fails.
+void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& mixer,
+                 const MixerStatistics& statistics, const Tensor& y, const Options& options);
+
+}  // namespace mirage::cuda
