@@ -29,6 +29,15 @@ int64_t workspace_of(const Tensor& x, const FeedForwardPlan& plan) {
   return plan.splits == 1 ? 0 : plan.splits * x.numel() * int64_t(sizeof(float));
 }
 
+MIRAGE_KERNELS(list) {
+  for (const int blocks : kFeedForwardBlocks) {
+    feed_forward_runner<TensorCores16<f16>>(16 * blocks).list(list);
+    feed_forward_runner<TensorCores16<bf16>>(16 * blocks).list(list);
+    feed_forward_runner<TensorCoresTf32>(16 * blocks).list(list);
+    feed_forward_runner<ExactFloat>(16 * blocks).list(list);
+  }
+}
+
 }  // namespace
 
 std::string feed_forward_stage_problem(const Tensor& x, const Tensor& project_out, const Options& options) {

@@ -4,6 +4,7 @@
 
 #include "feed_forward_stage.h"
 #include "launch.h"
+#include "registry.h"
 
 namespace mirage::cuda {
 
@@ -20,6 +21,7 @@ struct FeedForwardPlan {
 struct FeedForwardRunner {
   FeedForwardPlan (*plan)(const FeedForwardArguments& arguments);
   void (*run)(const FeedForwardArguments& arguments, const FeedForwardPlan& plan, void* stream);
+  void (*list)(KernelList& list);  // what run launches
 };
 
 // For a number of channels up to kFeedForwardMostChannels.
@@ -51,6 +53,13 @@ struct FeedForwardVariant {
     const int64_t elements = int64_t(p.batch) * p.channels * p.height * p.width;
     launch("feed_forward_sum_kernel", feed_forward_sum_kernel<T>, {(elements + 255) / 256, 256, 0}, stream, p);
   }
+
+  static void list(KernelList& list) {
+    using T = typename Tile::T;
+    list.add<feed_forward_kernel<Kind, float, kBlocks, kRows>>(Tile::kThreads, sizeof(Tile));
+    list.add<feed_forward_kernel<Kind, T, kBlocks, kRows>>(Tile::kThreads, sizeof(Tile));
+    list.add<feed_forward_sum_kernel<T>>(256, 0);
+  }
 };
 
 template <class Kind, int kIndex = 0>
@@ -59,7 +68,8 @@ FeedForwardRunner runner_from(int channels) {
   if constexpr (16 * kBlocks < kFeedForwardMostChannels) {
     if (channels > 16 * kBlocks) return runner_from<Kind, kIndex + 1>(channels);
   }
-  return {FeedForwardVariant<Kind, kBlocks>::plan, FeedForwardVariant<Kind, kBlocks>::run};
+  using Variant = FeedForwardVariant<Kind, kBlocks>;
+  return {Variant::plan, Variant::run, Variant::list};
 }
 
 }  // namespace

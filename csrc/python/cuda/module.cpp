@@ -1,5 +1,6 @@
 // The Python modules mirage_kernels._cuda, of the CUDA library, and mirage_kernels._cuda_emulated, of its kernels compiled
 // for the host: what the stages' bind_*.cpp register, and what the build is.
+#include "cuda/registry.h"
 #include "cuda_tensors.h"
 #if defined(MIRAGE_EMULATED)
 #include "cuda/emulation.h"
@@ -10,6 +11,13 @@ PYBIND11_MODULE(MIRAGE_MODULE, m) {
   m.attr("__version__") = MIRAGE_VERSION;
   m.attr("emulated") = mirage::python::kEmulated;
   for (auto bind : mirage::python::bindings()) bind(m);
+  m.def("kernels", [] {
+    pybind11::list all;
+    for (const auto& [name, launch] : mirage::cuda::kernels().all) {
+      all.append(pybind11::make_tuple(name, launch.threads, launch.shared_bytes));
+    }
+    return all;
+  }, "(name, threads of a block, bytes of dynamic shared memory) of every kernel.");
 #if defined(MIRAGE_EMULATED)
   m.def("set_order", [](const std::string& order) {
     using mirage::cuda::emulation::Order;
