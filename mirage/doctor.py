@@ -50,6 +50,8 @@ GPU_IMAGE = (2, 24, 130, 150)
 GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SECONDS = 0.2
 """For which each call is repeated where it is timed."""
+EVERY = ("torch", "cpp", "triton", "cuda")
+"""Implementations of the operators that are written in CUDA C++ too."""
 CPU_FLAGS = "avx2 fma f16c avx512f avx512bw avx512vl avx512_bf16 avx512_fp16 amx_bf16 asimd sve".split()
 
 
@@ -165,7 +167,7 @@ def cases(image: tuple[int, ...] = IMAGE) -> tuple[OperatorCase, ...]:
             (image, *feed_forward_shapes(channels, 2 * channels).values()),
             (1e-5,),
             shift=(3.0, 1.0, 0, 0, 0, 0),
-            implementations=("torch", "cpp", "triton", "cuda"),
+            implementations=EVERY,
         ),
         _mixer_case(image),
         _block_case(image),
@@ -194,6 +196,7 @@ def _mixer_case(image: tuple[int, ...]) -> OperatorCase:
         (image, *(of_weights[name] for name in LEARNED)),
         shift=(3.0, *(_SHIFTS.get(name, 0.0) for name in LEARNED)),
         adapt=lambda function: lambda x, *learned: function(x, _mixer_weights(learned)).y,
+        implementations=EVERY,
     )
 
 
@@ -215,7 +218,8 @@ def _block_case(image: tuple[int, ...]) -> OperatorCase:
 
     tensors = (image, *(of_mixer[name] for name in LEARNED), *of_feed_forward.values())
     # Its gradients are those of its halves; where none is wanted it may run as one operator.
-    return OperatorCase("transformer_blocks", tensors, shift=(3.0, *shift), adapt=flat, gradients=False)
+    options: dict[str, Any] = {"adapt": flat, "gradients": False, "implementations": EVERY}
+    return OperatorCase("transformer_blocks", tensors, shift=(3.0, *shift), **options)
 
 
 def examine(*, check: bool = True, gpu: bool = False) -> Report:

@@ -35,6 +35,15 @@ int64_t workspace_of(const MixerArguments& p, const MixerPlan& plan) {
 
 }  // namespace
 
+MIRAGE_KERNELS(list) {
+  for (const int blocks : kMixerBlocks) {
+    mixer_runner<TensorCores16<f16>>(16 * blocks).list(list);
+    mixer_runner<TensorCores16<bf16>>(16 * blocks).list(list);
+    mixer_runner<TensorCoresTf32>(16 * blocks).list(list);
+    mixer_runner<ExactFloat>(16 * blocks).list(list);
+  }
+}
+
 std::string mixer_stage_problem(const Tensor& x, const Options& options) {
   if (x.dtype == DType::f64) return "float64";
   for (int64_t size : {x.size[0], x.size[2], x.size[3]}) {

@@ -6,6 +6,7 @@
 #include "mixer_finalise.h"
 #include "mixer_fuse.h"
 #include "mixer_reduce.h"
+#include "registry.h"
 
 namespace mirage::cuda {
 
@@ -21,6 +22,7 @@ struct MixerPlan {
 struct MixerRunner {
   MixerPlan (*plan)(const MixerArguments& arguments);
   void (*run)(const MixerArguments& arguments, const MixerPlan& plan, void* stream);
+  void (*list)(KernelList& list);  // what run launches
 };
 
 // For a number of channels of a branch up to kMixerMostBranch.
@@ -36,13 +38,17 @@ struct MixerVariant {
   static constexpr int kRows = kIsHalf<T> ? 8 : 4;
   static constexpr int64_t kReduceBytes = sizeof(MixerReduceTile<Kind, kBlocks, kRows>);
   static constexpr int64_t kFuseBytes = sizeof(MixerFuseTile<Kind, kBlocks, kRows>);
+  // With a single head; of the heads of a network it is a tenth.
+  static constexpr int64_t kFinaliseBytes = (16 * kBlocks + 3) * 16 * kBlocks * int64_t(sizeof(float));
 
   static MixerPlan plan(const MixerArguments& p) {
     const int64_t tiles = int64_t((p.width + 15) / 16) * ((p.height + kRows - 1) / kRows);
     // Two blocks for each multiprocessor read x; what they leave is read by one block of a sample.
     const int64_t wanted = p.batch > 0 ? 2 * multiprocessors() / p.batch : 1;
     const int64_t parts = wanted < tiles ? wanted : tiles;
-    return {tiles, int(parts > 1 ? parts : 1), kReduceBytes > kFuseBytes ? kReduceBytes : kFuseBytes};
+    int64_t bytes = kFinaliseBytes;
+    for (int64_t other : {kReduceBytes, kFuseBytes}) bytes = other > bytes ? other : bytes;
+    return {tiles, int(parts > 1 ? parts : 1), bytes};
   }
 
   template <class W>
@@ -50,9 +56,9 @@ struct MixerVariant {
     launch("mixer_reduce_kernel", mixer_reduce_kernel<Kind, W, kBlocks, kRows>,
            {int64_t(p.batch) * p.parts, kMixerThreads, kReduceBytes}, stream, p);
     const int blocks = 1 + (p.branch * kMixerTaps + kMixerThreads - 1) / kMixerThreads;
-    const int floats = p.branch * (p.branch / p.heads) + 3 * p.branch;
+    const int64_t floats = int64_t(p.branch) * (p.branch / p.heads) + 3 * p.branch;
     launch("mixer_finalise_kernel", mixer_finalise_kernel<W>,
-           {int64_t(p.batch) * blocks, kMixerThreads, int64_t(floats) * int64_t(sizeof(float))}, stream, p, blocks);
+           {int64_t(p.batch) * blocks, kMixerThreads, floats * int64_t(sizeof(float))}, stream, p, blocks);
     launch("mixer_fuse_kernel", mixer_fuse_kernel<Kind, W, kBlocks, kRows>,
            {p.batch * plan.tiles, kMixerThreads, kFuseBytes}, stream, p);
   }
@@ -60,6 +66,18 @@ struct MixerVariant {
   static void run(const MixerArguments& p, const MixerPlan& plan, void* stream) {
     if (p.wide) run_with<float>(p, plan, stream);
     else run_with<T>(p, plan, stream);
+  }
+
+  template <class W>
+  static void list_with(KernelList& list) {
+    list.add<mixer_reduce_kernel<Kind, W, kBlocks, kRows>>(kMixerThreads, kReduceBytes);
+    list.add<mixer_finalise_kernel<W>>(kMixerThreads, kFinaliseBytes);
+    list.add<mixer_fuse_kernel<Kind, W, kBlocks, kRows>>(kMixerThreads, kFuseBytes);
+  }
+
+  static void list(KernelList& list) {
+    list_with<float>(list);
+    list_with<T>(list);
   }
 };
 
@@ -69,7 +87,8 @@ MixerRunner mixer_runner_from(int branch) {
   if constexpr (16 * kBlocks < kMixerMostBranch) {
     if (branch > 16 * kBlocks) return mixer_runner_from<Kind, kIndex + 1>(branch);
   }
-  return {MixerVariant<Kind, kBlocks>::plan, MixerVariant<Kind, kBlocks>::run};
+  using Variant = MixerVariant<Kind, kBlocks>;
+  return {Variant::plan, Variant::run, Variant::list};
 }
 
 }  // namespace

@@ -88,8 +88,8 @@ template <int kDepth, class T, int MT, int NT>
 MIRAGE_DEVICE void multiply(TensorCores16<T>, const T* panel, const T* pixels, int pitch, float (&acc)[MT][NT][4]) {
   const int lane = lane_index();
   const T* row = pixels + lane % 16 * pitch + lane / 16 * 8;
-#pragma unroll 2
-  for (int k = 0; k < kDepth / 16; ++k, row += 16 * pitch) {
+#pragma unroll 1
+  for (int k = 0; k < kDepth / 16; ++k, row += 16 * pitch) {  // two at a time spill on sm_80
     uint32_t b[NT][2];
 #pragma unroll
     for (int n = 0; n < NT; n += 2) {

@@ -64,7 +64,7 @@ def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         weights += mixer
         weights += feed_forward
         eps += of_block
-    impl = _stage.choose("transformer_blocks", x)
+    impl = _stage.choose("transformer_blocks", x, _dispatch.IMPLEMENTATIONS)
     if impl == "cpp" and not _wants_gradient(x, weights):
         return _stage.laid_out_like(_forward_op(x, weights, eps), x)
     if not torch.compiler.is_compiling():

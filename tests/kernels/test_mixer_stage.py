@@ -172,7 +172,7 @@ class TestTraining(StageTests):
     )
 
     @pytest.mark.parametrize("wide", [(1, 24, 33, 47, 1), (3, 30, 8, 8, 2), (1, 96, 13, 30, 4)], ids=str)
-    @pytest.mark.parametrize("name", ["cpp", "composite"])
+    @pytest.mark.parametrize("name", ["cpp", "composite", "cuda"])
     def test_wide(self, name, wide):
         require(name)
         with forced(name):

@@ -41,8 +41,13 @@ OWN_CASE = "mirage_mini_16x24"
 
 
 def runs(impl: str, case: str, dtype: str) -> Any:
-    """Parameters with their marks: Triton needs a GPU, or minutes of its interpreter for all but the smallest case."""
+    """Parameters with their marks: Triton needs a GPU, or minutes of its interpreter for all but the smallest case;
+    so do PyTorch's own convolutions for whole networks in float64."""
     marks = []
+    if impl == "composite" and dtype == "fp64" and case in ("mirage_tiny_64x64", "mirage_small_72x40"):
+        marks = [pytest.mark.slow]
+    if impl == "cuda":
+        marks = [pytest.mark.gpu] if torch.cuda.is_available() else []
     if impl == "triton":
         on_gpu = torch.cuda.is_available()
         marks = [pytest.mark.gpu] if on_gpu else [] if case == OWN_CASE else [pytest.mark.slow]
@@ -50,9 +55,9 @@ def runs(impl: str, case: str, dtype: str) -> Any:
 
 
 def all_runs(cases: Any) -> list[Any]:
-    """C++ and the composite of plain PyTorch in both dtypes; Triton, which has no float64, in float32."""
+    """C++ and the composite of plain PyTorch in both dtypes; Triton and CUDA, which have no float64, in float32."""
     return [runs(impl, case, dtype) for impl in ("cpp", "composite") for case in cases for dtype in DTYPES] + [
-        runs("triton", case, "fp32") for case in cases
+        runs(impl, case, "fp32") for impl in ("triton", "cuda") for case in cases
     ]
 
 
@@ -103,7 +108,8 @@ def models() -> list[Any]:
     found = []
     for run in all_runs(MODEL_CASES):
         for mode in ("eval", "train"):
-            slow = run.values[0] == "triton" and mode == "train" and not torch.cuda.is_available()
+            long = run.values[0] == "triton" or run.values[:2] == ("cuda", "mirage_small_72x40")
+            slow = long and mode == "train" and not torch.cuda.is_available()
             marks = [*run.marks, pytest.mark.slow] if slow else run.marks
             found.append(pytest.param(*run.values, mode, id=f"{run.id}-{mode}", marks=marks))
     return found

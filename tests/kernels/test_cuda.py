@@ -1,0 +1,149 @@
+"""What is special about the operators in CUDA C++: threads, scratch memory, TF32, and what happens without a kernel.
+
+That they compute the right thing is tested with the other implementations, operator by operator.
+"""
+
+import pytest
+import torch
+from harness import ON_GPU, device_of, relative_error, require
+from test_mixer_stage import arguments as mixer_arguments
+from test_mixer_stage import flat
+
+import mirage_kernels
+from mirage_kernels import _cuda_runtime, feed_forward_stage, mixer_stage
+from mirage_kernels._library import dl
+from mirage_kernels.feed_forward_stage.weights import shapes
+from mirage_kernels.mixer_stage.weights import statistics_shapes
+
+pytestmark = [pytest.mark.gpu] if ON_GPU else []
+SHAPES = [(1, 24, 20, 37), (2, 48, 9, 17), (1, 96, 5, 3)]
+
+
+@pytest.fixture(autouse=True)
+def _cuda():
+    require("cuda")
+    with mirage_kernels.use("cuda"):
+        yield
+
+
+def feed_forward(shape, dtype=torch.float32):
+    """x and the weights of a feed-forward stage."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [shape, *shapes(shape[1], 2 * shape[1]).values()]
+    tensors = [torch.randn(size, generator=generator) for size in sizes]
+    scaled = [t / max(t[0].numel(), 1) ** 0.5 if t.dim() == 4 and i > 0 else t for i, t in enumerate(tensors)]
+    return [t.to(device_of("cuda"), dtype) for t in scaled]
+
+
+def mixer(shape, dtype=torch.float32):
+    return [t.detach().to(device_of("cuda"), dtype) for t in mixer_arguments((*shape, 2))]
+
+
+@pytest.mark.skipif(ON_GPU, reason="a GPU runs them in its own order")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_threads_may_run_in_any_order(shape, dtype):
+    """Between two barriers, lanes of a warp and warps of a block: a missing barrier would show."""
+    results = []
+    try:
+        for order in ("forward", "backward", "shuffled"):
+            _cuda_runtime.library().set_order(order)
+            with torch.no_grad():
+                results.append([feed_forward_stage(*feed_forward(shape, dtype))])
+                for training in (False, True):
+                    results[-1].append(flat(mixer_stage, *mixer(shape, dtype), training=training))
+    finally:
+        _cuda_runtime.library().set_order("forward")
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.skipif(ON_GPU, reason="of the emulation")
+def test_unknown_orders_are_refused():
+    with pytest.raises(ValueError, match="order: expected forward, backward or shuffled, got sideways"):
+        _cuda_runtime.library().set_order("sideways")
+
+
+def test_tf32_only_where_pytorch_is_set_to_it():
+    tensors = feed_forward((1, 24, 20, 37))
+    exact = mirage_kernels.feed_forward_stage
+    with torch.no_grad(), mirage_kernels.use("torch"):
+        truth = exact(*(t.double() for t in tensors))
+    errors = []
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            with torch.no_grad():
+                errors.append(relative_error(feed_forward_stage(*tensors), truth))
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    assert errors[0] < 3e-7 and 1e-5 < errors[1] < 1e-3
+
+
+def test_more_channels_than_a_kernel_takes():
+    """The stage runs as it would by itself, and says so."""
+    for function, name, tensors in (
+        (feed_forward_stage, "feed_forward_stage", feed_forward((1, 264, 3, 3))),
+        (lambda *t: flat(mixer_stage, *t), "mixer_stage", mixer((1, 246, 3, 3))),
+    ):
+        with torch.no_grad():
+            value = function(*tensors)
+            assert mirage_kernels.last_used(name) not in ("cuda", None)
+            with mirage_kernels.use("torch"):
+                assert relative_error(value, function(*tensors)) < 1e-5
+
+
+def test_operators_without_cuda_run_as_by_themselves():
+    x = torch.randn(1, 6, 5, 4, device=device_of("cuda"))
+    mirage_kernels.spd_covariance(x)
+    with_cuda = mirage_kernels.last_used("spd_covariance")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirage_kernels._dispatch, "_forced", None)
+        mirage_kernels.spd_covariance(x)
+    assert with_cuda == mirage_kernels.last_used("spd_covariance") != "cuda"
+
+
+def test_float64_is_refused_with_the_reason():
+    with pytest.raises(RuntimeError, match="'cuda' was asked for but cannot run: CUDA kernels take float32, float16"):
+        feed_forward_stage(*(t.double() for t in feed_forward((1, 6, 5, 4))))
+
+
+def call_library(tensors, workspace=None, y=None):
+    """The library's function itself, which trusts nobody."""
+    library, (x, norm_weight, norm_bias, *matrices) = _cuda_runtime.library(), tensors
+    size = library.feed_forward_stage_workspace(dl(x), dl(matrices[-1]), False)
+    workspace = torch.empty(size // 4, device=x.device) if workspace is None else workspace
+    y = torch.empty_like(x) if y is None else y
+    library.feed_forward_stage(
+        *(dl(x), dl(norm_weight), dl(norm_bias), 1e-5, *map(dl, matrices), dl(y), dl(workspace), 0, False)
+    )
+    return y
+
+
+def test_the_library_checks_its_arguments():
+    tensors = feed_forward((1, 48, 5, 3))  # few pixels: several blocks share them, and need memory for their sums
+    call_library(tensors)
+    with pytest.raises(ValueError, match=r"workspace: expected \d+ bytes, got 0"):
+        call_library(tensors, workspace=torch.empty(0, device=tensors[0].device))
+    with pytest.raises(ValueError, match="project_in: expected float32, got float16"):
+        call_library([t.half() if i == 3 else t for i, t in enumerate(tensors)])
+    with pytest.raises(ValueError, match="norm_weight: expected float32, got bfloat16"):
+        call_library([tensors[0], *(t.bfloat16() for t in tensors[1:])])
+    with pytest.raises(ValueError, match=r"y: expected shape \[1, 48, 5, 3\], got \[1, 48, 5, 4\]"):
+        call_library(tensors, y=torch.empty(1, 48, 5, 4, device=tensors[0].device))
+    with pytest.raises(ValueError, match=r"dwconv: expected shape \[192, 9\], got \[191, 9\]"):
+        call_library([t[:-1].contiguous() if i == 4 else t for i, t in enumerate(tensors)])
+    with pytest.raises(ValueError, match="x: expected 4 dimensions"):
+        _cuda_runtime.library().feed_forward_stage_workspace(dl(tensors[0][0]), dl(tensors[-1]), False)
+
+
+def test_the_library_checks_the_weights_of_the_mixer():
+    x, *weights = mixer((1, 12, 5, 3))
+    library = _cuda_runtime.library()
+    with pytest.raises(ValueError, match="heads: expected a positive number, got 0"):
+        library.mixer_stage_workspace(dl(x), 0, False)
+    size = library.mixer_stage_workspace(dl(x), 2, False)
+    statistics = [dl(torch.empty(shape, device=x.device)) for shape in statistics_shapes(1, 12, 2)]
+    rest = (dl(torch.ones(1, device=x.device)), False, 1e-5, 1e-5, statistics, dl(torch.empty_like(x)))
+    with pytest.raises(ValueError, match="weights: expected 21 tensors, got 19"):
+        library.mixer_stage(dl(x), list(map(dl, weights)), *rest, dl(torch.empty(size // 4, device=x.device)), 0, False)
