@@ -1,10 +1,10 @@
 """Compile every Triton launch of mirage_kernels for GPUs that are not there, and report registers and spills.
 
-    python tools/compile_triton.py --target sm_80 sm_90 gfx942 [--operator NAME ...] [--sass] [--json]
+    python tools/compile_triton.py --target sm_80 sm_90 gfx942 [--operator NAME ...] [--sass] [--json | --summary]
 
 Exit status 1 if a launch fails to compile, spills registers to memory, or wants more shared memory than the GPU has.
 --sass also disassembles NVIDIA's binaries: how many tensor-core instructions, and how many loads from global memory of
-each width (bytes a thread), there are.
+each width (bytes a thread), there are. --summary prints one row for each kernel: the most of its binaries.
 
 How an operator takes part: its ``triton_kernels.py`` defines ``triton_cases()``, a generator of pairs
 
@@ -229,6 +229,44 @@ def print_table(rows: list[Row]) -> None:
             console.print(f"{place}: {row.problem}", style="red", markup=False)
 
 
+def summary(rows: list[Row], targets: list[str]) -> list[list[Any]]:
+    """For each kernel of each operator: binaries, the most registers, spills and KiB of a target's, and, of what was
+    disassembled, how many of sm_90's binaries have tensor-core instructions, and their loads by bytes per thread."""
+    table, sass = [], any(row.target == "sm_90" and row.loads is not None for row in rows)
+    for operator, kernel in dict.fromkeys((row.operator, row.kernel) for row in rows):
+        own = [row for row in rows if (row.operator, row.kernel) == (operator, kernel)]
+        line: list[Any] = [operator, kernel, sum(not row.error for row in own)]
+        for target in targets:
+            of_target = [row for row in own if row.target == target]
+            for field in ("registers", "spills", "shared"):
+                line.append(max((getattr(row, field) for row in of_target), default="-"))
+            if of_target:
+                line[-1] = f"{line[-1] / 1024:.1f}"
+        if sass:
+            disassembled = [row for row in own if row.target == "sm_90" and not row.error]
+            loads: dict[int, int] = {}
+            for width, count in (pair for row in disassembled for pair in (row.loads or {}).items()):
+                loads[width] = loads.get(width, 0) + count
+            line.append(f"{sum(bool(row.tensor_cores) for row in disassembled)} of {len(disassembled)}")
+            line.append(" ".join(f"{width}:{loads[width]}" for width in sorted(loads)))
+        table.append(line)
+    return table
+
+
+def print_summary(rows: list[Row], targets: list[str]) -> None:
+    table = summary(rows, targets)
+    headings = [name for target in targets for name in (f"{target}: registers", "spilled B", "shared KiB")]
+    headings += ["sm_90: tensor cores", "loads by bytes"] if table and len(table[0]) > 3 + len(headings) else []
+    print("| operator | kernel | binaries |", " | ".join(headings), "|")
+    print("|---|---|---:|" + "---:|" * len(headings))
+    for line in table:
+        print("|", " | ".join(map(str, line)), "|")
+    for row in rows:
+        if row.problem:
+            print(" ".join((row.target, row.operator, row.kernel, row.case)) + f": {row.problem}")
+    print()
+
+
 def main(argv: list[str] | None = None) -> int:
     known = operators()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -238,7 +276,9 @@ def main(argv: list[str] | None = None) -> int:
                         help=f"any of {', '.join(known)} (default: all)")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per processor)")
     parser.add_argument("--sass", action="store_true", help="disassemble: tensor-core instructions and widths of loads")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument("--summary", action="store_true", help="print a row for each kernel, as a table in markdown")
     options = parser.parse_args(argv)
     start = time.perf_counter()
     rows = list(compile_all(options.operator, options.target, options.jobs, options.sass))
@@ -246,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps([asdict(row) | {"problem": row.problem} for row in rows], indent=1))
     else:
-        print_table(rows)
+        print_summary(rows, options.target) if options.summary else print_table(rows)
         seconds = time.perf_counter() - start
         print(f"{len(rows)} kernels, {failures} with problems, {seconds:.0f} s")
     return 1 if failures else 0

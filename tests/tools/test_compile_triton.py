@@ -14,13 +14,17 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "compile_triton.py"
 
 
-def _run(cache: Path, *arguments: object) -> list[dict]:
+def _output(cache: Path, *arguments: object) -> str:
     environment = dict(os.environ, TRITON_CACHE_DIR=str(cache))
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+def _run(cache: Path, *arguments: object) -> list[dict]:
+    return json.loads(_output(cache, *arguments))
 
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
@@ -40,6 +44,13 @@ def test_command_lists_each_kernel_of_an_operator(tmp_path):
     assert {row["case"].split()[0] for row in rows} == {"float32", "float16", "bfloat16"}
     assert any("int64" in row["case"] for row in rows)
     assert len({tuple(sorted(row.items())) for row in rows}) == len(rows)
+    text = _output(tmp_path, SCRIPT, "--target", "sm_90", "--operator", "channel_layer_norm", "--summary")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert table[0] == ["operator", "kernel", "binaries", "sm_90: registers", "spilled B", "shared KiB"]
+    for name, line in zip(("_forward_kernel", "_backward_kernel"), table[2:], strict=True):
+        own = [row for row in rows if row["kernel"] == name]
+        most = [max(row[key] for row in own) for key in ("registers", "spills", "shared")]
+        assert line == ["channel_layer_norm", name, str(len(own)), *map(str, most[:2]), f"{most[2] / 1024:.1f}"]
 
 
 def test_disassembly(tmp_path):
@@ -50,6 +61,24 @@ def test_disassembly(tmp_path):
     assert {row["tensor_cores"] > 0 for row in moments} == {True, False}
     assert all(sum(row["loads"].values()) > 0 and set(row["loads"]) <= {"1", "2", "4", "8", "16"} for row in rows)
     assert any("16" in row["loads"] for row in rows)
+
+
+def test_summary(tmp_path):
+    """The most of a target's binaries, and what was disassembled of sm_90's; a launch that did not compile is none."""
+    code = (
+        "import json, runpy, sys; tool = runpy.run_path(sys.argv[1]); Row = tool['Row']\n"
+        "rows = [Row('sm_80', 'a', 'k', '', 40, 8, 512),"
+        " Row('sm_90', 'a', 'k', '', 50, 0, 2048, 4, 1, 3, {2: 1, 16: 5}),"
+        " Row('sm_90', 'a', 'k', '', 30, 4, 0, 4, 1, 0, {2: 7}), Row('sm_90', 'a', 'k', '', error='no'),"
+        " Row('sm_80', 'b', 'k', '', 20)]\n"
+        "print(json.dumps([tool['summary'](some, ['sm_80', 'sm_90']) for some in (rows, rows[:1])]))"
+    )
+    both, alone = _run(tmp_path, "-c", code, SCRIPT)
+    assert both == [
+        ["a", "k", 3, 40, 8, "0.5", 50, 4, "2.0", "1 of 2", "2:8 16:5"],
+        ["b", "k", 1, 20, 0, "0.0", "-", "-", "-", "0 of 0", ""],
+    ]
+    assert alone == [["a", "k", 1, 40, 8, "0.5", "-", "-", "-"]]
 
 
 def test_a_problem_makes_the_exit_status_1(tmp_path):
