@@ -57,6 +57,18 @@ class Traffic:
         self.triton += triton
         self.bytes += sum(t.numel() * t.element_size() for t in found.values())
 
+    def launched(self, kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """A kernel of ours: what `mirage_kernels._triton.launch` calls."""
+        self.add(list(args), triton=True)
+
+    def operated(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """An operation of PyTorch's that is no view."""
+        self.add(tensors_in(args, kwargs, result))
+
+
+def tensors_in(*values: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
+
 
 class Operations(TorchDispatchMode):
     """Counts PyTorch's own operations, and the memory that their results take while they live."""
@@ -71,12 +83,13 @@ class Operations(TorchDispatchMode):
         if func.namespace == "mirage_kernels":
             with self:
                 return kernels_of(func._schema.name.split("::")[1])(*args)
-        result = func(*args, **(kwargs or {}))
-        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        tensors = tensors_in(args, kwargs, result)
         for tensor in tensors:
             self._hold(tensor.untyped_storage())
         if tensors and not func.is_view and not func._schema.name.startswith(ALLOCATIONS):
-            self._traffic.add(tensors)
+            self._traffic.operated(func, args, kwargs, result)
         return result
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
@@ -100,20 +113,17 @@ def kernels_of(name: str) -> Callable[..., Any]:
 @contextlib.contextmanager
 def on_meta(traffic: Traffic) -> Iterator[None]:
     """Triton is what runs on the meta device, and its launches are counted instead of made."""
-
-    def count(kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        traffic.add(list(args), triton=True)
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(_dispatch._default, meta="triton"))
-        stack.enter_context(mock.patch.object(_triton, "launch_hook", count))
+        stack.enter_context(mock.patch.object(_triton, "launch_hook", traffic.launched))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda *device: False))  # meta has none
         stack.enter_context(mock.patch.object(torch, "autocast", lambda *device, **enabled: contextlib.nullcontext()))
         yield
 
 
-def measure(call: Callable[[], object]) -> Traffic:
-    traffic = Traffic()
+def measure(call: Callable[[], object], traffic: Traffic | None = None) -> Traffic:
+    """What `call` does, added to `traffic`."""
+    traffic = Traffic() if traffic is None else traffic
     with on_meta(traffic), Operations(traffic):
         call()
     return traffic
