@@ -11,10 +11,10 @@ for all. So do the programs, if the first two, the middle one and the last agree
 operations are one row, their products by `torch.utils.flop_counter`.
 
 The time is the longer one of bytes at --bandwidth and products at the peak of their kind (an H200's, or --rate).
-Launches, latency and arithmetic other than products take no time in it: a lower bound, not a result. A block's floor
-are the maps of C channels that its stages cannot keep to themselves: x and y, read and written once; in a step also x
-and the gradient of y, read once, and that of x, written. All blocks are not all of the network: the convolutions
-between levels are missing.
+Launches, latency and arithmetic other than products take no time in it, and no cache saves any between launches: a
+bound to measure against, not a result. A block's floor are the maps of C channels that its stages cannot keep to
+themselves: x and y, read and written once; in a step also x and the gradient of y, read once, and that of x, written.
+All blocks are not all of the network: the convolutions between levels are missing.
 """
 
 from __future__ import annotations
