@@ -38,6 +38,8 @@ SHARED = {"sm_80": (163 * 1024, 164 * 1024), "sm_90": (227 * 1024, 228 * 1024)} 
 RESERVED = 1024  # of it, by the system for each block
 REGISTERS, WARPS, BLOCKS = 65536, 64, 32  # of a multiprocessor
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UBLKCP", "LDL", "STL")
+INSTRUCTION = 16  # bytes
+LOOP = "longest loop"  # instructions from where the longest jump back leads to that jump
 
 
 @dataclass(frozen=True)
@@ -206,13 +208,16 @@ def usages(lines: Iterable[str]) -> list[Code]:
 
 
 def disassembly(lines: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Instructions and widths of loads by architecture and symbol, of the output of -sass."""
+    """Instructions, widths of loads and the longest loop by architecture and symbol, of the output of -sass."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     current: Counter[str] = Counter()
     arch = ""
     for line in lines:
-        if match := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
-            current[match[1]] += 1
+        if match := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(?:.*?\b0x([0-9a-f]+))?", line):
+            current[match[2]] += 1
+            if match[2].startswith("BRA") and match[3]:
+                back = int(match[1], 16) - int(match[3], 16)
+                current[LOOP] = max(current[LOOP], back // INSTRUCTION + 1 if back > 0 else 0)
         elif match := re.match(r"\s*code for (\w+)", line):
             arch = match[1]
         elif match := re.match(r"\s*Function : (\S+)", line):
@@ -221,7 +226,7 @@ def disassembly(lines: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def summary(names: Counter[str]) -> dict[str, Any]:
-    instructions, loads = dict.fromkeys(COUNTED, 0), Counter()
+    instructions, loads = dict.fromkeys(COUNTED, 0) | {LOOP: names[LOOP]}, Counter()
     for name, count in names.items():
         family, *parts = name.split(".")
         if family in instructions:
@@ -288,14 +293,14 @@ def print_table(rows: list[Row]) -> None:
                 "threads", "blocks", "occupancy"]  # fmt: skip
     sass = any(row.code.instructions is not None for row in rows)
     if sass:
-        headings += [*COUNTED, "LDG by bytes"]
+        headings += [*COUNTED, LOOP, "LDG by bytes"]
     table = [headings, ["---", "---"] + ["---:"] * (len(headings) - 2)]
     for row in rows:
         code = row.code
         numbers = [code.registers, code.stack, code.local, code.static_shared, row.dynamic_shared, row.threads,
                    row.blocks, None if row.occupancy is None else f"{row.occupancy:g}%"]  # fmt: skip
         if sass:
-            numbers += [(code.instructions or {}).get(name) for name in COUNTED]
+            numbers += [(code.instructions or {}).get(name) for name in (*COUNTED, LOOP)]
             numbers.append(" ".join(f"{width}:{count}" for width, count in (code.loads or {}).items()))
         cells = ["-" if number is None else str(number) for number in numbers]
         table.append([f"`{row.kernel}`", code.arch, *cells])

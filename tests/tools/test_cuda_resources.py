@@ -88,6 +88,9 @@ SASS = f"""
         /*1b50*/                   HFMA2.MMA R11, -RZ, RZ, 0, 1.8e-07 ;        /* 0x00000003ff0b7435 */
         /*1b60*/                   STL [R1+0x4], R5 ;                          /* 0x0000040501007387 */
         /*1b70*/                   LDL.64 R4, [R1] ;                           /* 0x0000000001047983 */
+        /*1b80*/               @P0 BRA 0x1ae0 ;                                /* 0xffffff5000000947 */
+        /*1b90*/              @!P0 BRA 0x1bb0 ;                                /* 0x0000001000000947 */
+        /*1ba0*/                   BRA 0x1ba0;                                 /* 0xfffffff000007947 */
 
 	code for sm_90a
 
@@ -141,7 +144,7 @@ def test_disassembly(tool):
     ampere, hopper = counts["sm_80", HALF], counts["sm_90a", HALF]
     assert ampere["loads"] == {2: 2, 4: 1, 8: 1, 16: 1}
     one = dict.fromkeys(("HMMA", "LDSM", "LDGSTS", "LDL", "STL"), 1)
-    assert ampere["instructions"] == one | {"HGMMA": 0, "UBLKCP": 0}
+    assert ampere["instructions"] == one | {"HGMMA": 0, "UBLKCP": 0, tool.LOOP: 11}
     assert hopper["loads"] == {}
     assert {name for name, count in hopper["instructions"].items() if count} == {"HGMMA", "UBLKCP"}
 
