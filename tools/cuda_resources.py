@@ -226,7 +226,7 @@ def disassembly(lines: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def summary(names: Counter[str]) -> dict[str, Any]:
-    instructions, loads = dict.fromkeys(COUNTED, 0) | {LOOP: names[LOOP]}, Counter()
+    instructions, loads = dict.fromkeys((*COUNTED, LOOP), 0), Counter()
     for name, count in names.items():
         family, *parts = name.split(".")
         if family in instructions:
