@@ -9,6 +9,7 @@
 
 #include "elementary.h"
 #include "products.h"
+#include "tiles.h"
 
 namespace mirage::cuda {
 
@@ -24,34 +25,21 @@ struct FeedForwardArguments {
   int splits;
 };
 
-// The tile of a block and where its parts lie in shared memory. kBlocks: channels in sixteens, kRows: of the tile.
-template <class Kind, int kBlocks, int kRows>
+// The tile of a block and where its parts lie in shared memory. kBlocks: channels in sixteens.
+template <class Kind, int kBlocks, int kRows_>
 struct FeedForwardTile {
   using T = typename Kind::Element;
-  static constexpr int kThreads = 256, kWarps = kThreads / kLanes;
-  static constexpr int kColumns = 16, kHaloColumns = kColumns + 2;
-  static constexpr int kPixels = kRows * kColumns, kHaloPixels = (kRows + 2) * kHaloColumns;
-  static constexpr int kChannels = 16 * kBlocks;
-  static constexpr int kPairs = 16;  // at a time
+  using Near = Window<kRows_, 1>;
+  using Inner = Window<kRows_, 0>;
+  static constexpr int kRows = kRows_, kChannels = 16 * kBlocks;
+  static constexpr int kPairs = 16;                                       // at a time
+  static constexpr int kRun = Inner::kPixels * kPairs / kTileThreads;     // neighbours that a thread convolves
 
-  // Pixels of a warp in a product, in eights.
-  static constexpr int kInTiles = (kHaloPixels + 8 * kWarps - 1) / (8 * kWarps), kOutTiles = kPixels / (8 * kWarps);
-  static constexpr int kInPixels = 8 * kWarps * kInTiles;
-
-  // Elements between rows, such that neither the eight rows of a matrix nor the rows of a fragment meet in a bank.
-  static constexpr int kInPitch = kInPixels + 8, kOutPitch = kPixels + 8;
-  // The hidden tensor has its lines 20 apart, so that a run of four begins at a multiple of four.
-  static constexpr int kLine = 20, kHiddenPitch = kRows == 8 ? 200 : 136;
-  static constexpr int kRun = kPixels * kPairs / kThreads;  // neighbours that a thread convolves
-
-  static_assert((kRows + 2) * kLine <= kHiddenPitch && kRun % 4 == 0 && kColumns % kRun == 0);
-  static_assert(kInPitch % 16 == 8 && kOutPitch % 16 == 8 && kHiddenPitch % 16 == 8);
-
-  alignas(16) T normal[kChannels * kInPitch];
+  alignas(16) T normal[kChannels * Near::kPitch];
   alignas(16) T panel_in[2 * kPairs * kChannels];
   alignas(16) T panel_out[kChannels * kPairs];
-  alignas(16) float hidden[2 * kPairs * kHiddenPitch];
-  alignas(16) T gate[kPairs * kOutPitch];
+  alignas(16) float hidden[2 * kPairs * Near::kHiddenPitch];
+  alignas(16) T gate[kPairs * Inner::kPitch];
 };
 
 // Rows of a tile: eight, or four where the pixels of so many channels would leave room for one block only.
@@ -65,12 +53,12 @@ struct FeedForwardWork {
 
 template <class Tile>
 MIRAGE_DEVICE FeedForwardWork feed_forward_work(const FeedForwardArguments& p) {
-  constexpr int kRows = Tile::kPixels / Tile::kColumns;
-  const int across = (p.width + Tile::kColumns - 1) / Tile::kColumns, down = (p.height + kRows - 1) / kRows;
+  constexpr int kRows = Tile::kRows, kColumns = Tile::Near::kColumns;
+  const int across = (p.width + kColumns - 1) / kColumns, down = (p.height + kRows - 1) / kRows;
   int64_t i = block_index();
   FeedForwardWork work;
   work.split = int(i % p.splits), i /= p.splits;
-  work.column = int(i % across) * Tile::kColumns, i /= across;
+  work.column = int(i % across) * kColumns, i /= across;
   work.row = int(i % down) * kRows, work.sample = int(i / down);
   const int chunks = (p.pairs + Tile::kPairs - 1) / Tile::kPairs;
   work.first_chunk = int(int64_t(chunks) * work.split / p.splits);
@@ -82,25 +70,25 @@ MIRAGE_DEVICE FeedForwardWork feed_forward_work(const FeedForwardArguments& p) {
 template <class Tile>
 MIRAGE_DEVICE void load_pixels(const FeedForwardArguments& p, const FeedForwardWork& work, Tile& tile) {
   using T = typename Tile::T;
-  constexpr int kGroups = Tile::kInPixels / kLanes;
+  constexpr int kGroups = Tile::Near::kPadded / kLanes;
   const T* x = static_cast<const T*>(p.x) + work.sample * p.s_batch;
   int64_t offset[kGroups];
   bool inside[kGroups];
 #pragma unroll
   for (int j = 0; j < kGroups; ++j) {
     const int n = kLanes * j + lane_index();
-    const int row = work.row + n / Tile::kHaloColumns - 1, column = work.column + n % Tile::kHaloColumns - 1;
-    inside[j] = n < Tile::kHaloPixels && row >= 0 && row < p.height && column >= 0 && column < p.width;
+    const int row = work.row + n / Tile::Near::kLine - 1, column = work.column + n % Tile::Near::kLine - 1;
+    inside[j] = n < Tile::Near::kPixels && row >= 0 && row < p.height && column >= 0 && column < p.width;
     offset[j] = row * p.s_row + column * p.s_column;
   }
-  for (int c = warp_index(); c < Tile::kChannels; c += Tile::kWarps) {
+  for (int c = warp_index(); c < Tile::kChannels; c += kTileWarps) {
     T value[kGroups];
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
       value[j] = c < p.channels && inside[j] ? x[c * p.s_channel + offset[j]] : from_float<T>(0.0f);
     }
 #pragma unroll
-    for (int j = 0; j < kGroups; ++j) tile.normal[c * Tile::kInPitch + kLanes * j + lane_index()] = value[j];
+    for (int j = 0; j < kGroups; ++j) tile.normal[c * Tile::Near::kPitch + kLanes * j + lane_index()] = value[j];
   }
 }
 
@@ -109,22 +97,22 @@ template <class W, class Tile>
 MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, Tile& tile) {
   using T = typename Tile::T;
   const Weights<W> weight{static_cast<const W*>(p.norm_weight)}, bias{static_cast<const W*>(p.norm_bias)};
-  for (int n = thread_index(); n < Tile::kHaloPixels; n += Tile::kThreads) {
+  for (int n = thread_index(); n < Tile::Near::kPixels; n += kTileThreads) {
     T* pixel = tile.normal + n;
     float sum = 0.0f, squares = 0.0f;
 #pragma unroll 8
-    for (int c = 0; c < p.channels; ++c) sum += to_float(pixel[c * Tile::kInPitch]);
+    for (int c = 0; c < p.channels; ++c) sum += to_float(pixel[c * Tile::Near::kPitch]);
     const float mean = sum / float(p.channels);
 #pragma unroll 8
     for (int c = 0; c < p.channels; ++c) {
-      const float centred = to_float(pixel[c * Tile::kInPitch]) - mean;
+      const float centred = to_float(pixel[c * Tile::Near::kPitch]) - mean;
       squares = fmaf(centred, centred, squares);
     }
     const float rstd = 1.0f / sqrtf(squares / float(p.channels) + p.eps);
 #pragma unroll 8
     for (int c = 0; c < p.channels; ++c) {
-      const float scaled = (to_float(pixel[c * Tile::kInPitch]) - mean) * rstd;
-      pixel[c * Tile::kInPitch] = from_float<T>(fmaf(scaled, weight[c], bias[c]));
+      const float scaled = (to_float(pixel[c * Tile::Near::kPitch]) - mean) * rstd;
+      pixel[c * Tile::Near::kPitch] = from_float<T>(fmaf(scaled, weight[c], bias[c]));
     }
   }
 }
@@ -139,7 +127,7 @@ MIRAGE_DEVICE void store_project_in(const FeedForwardArguments& p, int chunk, Ti
 #pragma unroll
     for (int j = 0; j < Kind::kUnit; ++j) pair[j] = i < p.pairs && k + j < p.channels ? weight[start + j] : 0.0f;
   };
-  store_panel<Kind, 2 * Tile::kPairs, Tile::kChannels, Tile::kThreads>(tile.panel_in, source);
+  store_panel<Kind, 2 * Tile::kPairs, Tile::kChannels, kTileThreads>(tile.panel_in, source);
 }
 
 template <class Kind, class W, class Tile>
@@ -151,7 +139,7 @@ MIRAGE_DEVICE void store_project_out(const FeedForwardArguments& p, int chunk, T
 #pragma unroll
     for (int j = 0; j < Kind::kUnit; ++j) pair[j] = row < p.channels && i + j < p.pairs ? weight[start + j] : 0.0f;
   };
-  store_panel<Kind, Tile::kChannels, Tile::kPairs, Tile::kThreads>(tile.panel_out, source);
+  store_panel<Kind, Tile::kChannels, Tile::kPairs, kTileThreads>(tile.panel_out, source);
 }
 
 // Bit 2n + i: whether column i of this lane's fragment n lies in the image. The convolution pads with zeros, and the
@@ -160,9 +148,9 @@ template <class Tile>
 MIRAGE_DEVICE uint32_t hidden_inside(const FeedForwardArguments& p, const FeedForwardWork& work) {
   uint32_t bits = 0;
 #pragma unroll
-  for (int i = 0; i < 2 * Tile::kInTiles; ++i) {
-    const int n = 8 * (warp_index() * Tile::kInTiles + i / 2) + lane_index() % 4 * 2 + i % 2;
-    const int row = work.row + n / Tile::kHaloColumns - 1, column = work.column + n % Tile::kHaloColumns - 1;
+  for (int i = 0; i < 2 * Tile::Near::kTiles; ++i) {
+    const int n = 8 * (warp_index() * Tile::Near::kTiles + i / 2) + lane_index() % 4 * 2 + i % 2;
+    const int row = work.row + n / Tile::Near::kLine - 1, column = work.column + n % Tile::Near::kLine - 1;
     if (row >= 0 && row < p.height && column >= 0 && column < p.width) bits |= 1u << i;
   }
   return bits;
@@ -172,15 +160,15 @@ MIRAGE_DEVICE uint32_t hidden_inside(const FeedForwardArguments& p, const FeedFo
 template <class Kind, class Tile>
 MIRAGE_DEVICE void expand(uint32_t inside, Tile& tile) {
   using T = typename Tile::T;
-  float acc[2][Tile::kInTiles][4] = {};
-  const int first = 8 * Tile::kInTiles * warp_index();
-  multiply<Tile::kChannels>(Kind(), tile.panel_in, tile.normal + first, Tile::kInPitch, acc);
+  float acc[2][Tile::Near::kTiles][4] = {};
+  const int first = 8 * Tile::Near::kTiles * warp_index();
+  multiply<Tile::kChannels>(Kind(), tile.panel_in, tile.normal + first, Tile::Near::kPitch, acc);
   const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
-  for (int n = 0; n < Tile::kInTiles; ++n) {
+  for (int n = 0; n < Tile::Near::kTiles; ++n) {
     const int pixel = first + 8 * n + 2 * t;
-    if (pixel >= Tile::kHaloPixels) continue;
-    const int place = pixel / Tile::kHaloColumns * Tile::kLine + pixel % Tile::kHaloColumns;
+    if (pixel >= Tile::Near::kPixels) continue;
+    const int place = hidden_place<typename Tile::Near>(pixel);
     const bool whole = (inside >> 2 * n & 3) == 3;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -190,7 +178,7 @@ MIRAGE_DEVICE void expand(uint32_t inside, Tile& tile) {
         left = inside >> 2 * n & 1 ? left : 0.0f;
         right = inside >> 2 * n & 2 ? right : 0.0f;
       }
-      store_pair(tile.hidden + row * Tile::kHiddenPitch + place, left, right);
+      store_pair(tile.hidden + row * Tile::Near::kHiddenPitch + place, left, right);
     }
   }
 }
@@ -199,27 +187,15 @@ MIRAGE_DEVICE void expand(uint32_t inside, Tile& tile) {
 template <class Tile>
 MIRAGE_DEVICE void convolve_and_gate(const float (&taps)[2][9], Tile& tile) {
   using T = typename Tile::T;
-  constexpr int kRun = Tile::kRun, kRuns = Tile::kColumns / kRun;
-  const int pair = thread_index() / (Tile::kPixels / kRun), run = thread_index() % (Tile::kPixels / kRun);
+  using Inner = typename Tile::Inner;
+  constexpr int kRun = Tile::kRun, kRuns = Inner::kColumns / kRun;
+  const int pair = thread_index() / (Inner::kPixels / kRun), run = thread_index() % (Inner::kPixels / kRun);
   const int row = run / kRuns, column = run % kRuns * kRun;
+  const float* first = tile.hidden + pair * Tile::Near::kHiddenPitch + row * kHiddenLine + column;
   float sum[2][kRun] = {};
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float* line = tile.hidden + (pair + half * Tile::kPairs) * Tile::kHiddenPitch + row * Tile::kLine + column;
-#pragma unroll
-    for (int i = 0; i < 3; ++i, line += Tile::kLine) {
-      float value[kRun + 4];
-#pragma unroll
-      for (int j = 0; j < kRun; j += 4) load_packed<4>(line + j, value + j);
-      load_packed<2>(line + kRun, value + kRun);
-#pragma unroll
-      for (int j = 0; j < 3; ++j) {
-#pragma unroll
-        for (int k = 0; k < kRun; ++k) sum[half][k] = fmaf(taps[half][3 * i + j], value[j + k], sum[half][k]);
-      }
-    }
-  }
-  T* gate = tile.gate + pair * Tile::kOutPitch + row * Tile::kColumns + column;
+  convolve_run(first, taps[0], sum[0]);
+  convolve_run(first + Tile::kPairs * Tile::Near::kHiddenPitch, taps[1], sum[1]);
+  T* gate = tile.gate + pair * Inner::kPitch + row * Inner::kColumns + column;
 #pragma unroll
   for (int k = 0; k < kRun; k += 2) {
     store_pair(gate + k, gelu<T>(sum[0][k]) * sum[1][k], gelu<T>(sum[0][k + 1]) * sum[1][k + 1]);
@@ -229,7 +205,7 @@ MIRAGE_DEVICE void convolve_and_gate(const float (&taps)[2][9], Tile& tile) {
 template <class W, class Tile>
 MIRAGE_DEVICE void load_taps(const FeedForwardArguments& p, int chunk, float (&taps)[2][9]) {
   const Weights<W> weight{static_cast<const W*>(p.dwconv)};
-  const int pair = chunk * Tile::kPairs + thread_index() / (Tile::kPixels / Tile::kRun);
+  const int pair = chunk * Tile::kPairs + thread_index() / (Tile::Inner::kPixels / Tile::kRun);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t start = int64_t(pair + half * p.pairs) * 9;
@@ -241,7 +217,7 @@ MIRAGE_DEVICE void load_taps(const FeedForwardArguments& p, int chunk, float (&t
 // y = x + acc, or acc to the partial sums.
 template <class Tile>
 MIRAGE_DEVICE void store_result(const FeedForwardArguments& p, const FeedForwardWork& work,
-                                const float (&acc)[Tile::kChannels / 16][Tile::kOutTiles][4]) {
+                                const float (&acc)[Tile::kChannels / 16][Tile::Inner::kTiles][4]) {
   using T = typename Tile::T;
   const T* x = static_cast<const T*>(p.x) + work.sample * p.s_batch;
   const int64_t plane = int64_t(p.height) * p.width, sample = int64_t(work.sample) * p.channels * plane;
@@ -249,11 +225,11 @@ MIRAGE_DEVICE void store_result(const FeedForwardArguments& p, const FeedForward
   float* partial = p.partial + int64_t(work.split) * p.batch * p.channels * plane + sample;
   const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
-  for (int n = 0; n < Tile::kOutTiles; ++n) {
+  for (int n = 0; n < Tile::Inner::kTiles; ++n) {
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
-      const int pixel = 8 * (warp_index() * Tile::kOutTiles + n) + 2 * t + side;
-      const int row = work.row + pixel / Tile::kColumns, column = work.column + pixel % Tile::kColumns;
+      const int pixel = 8 * (warp_index() * Tile::Inner::kTiles + n) + 2 * t + side;
+      const int row = work.row + pixel / Tile::Inner::kColumns, column = work.column + pixel % Tile::Inner::kColumns;
       if (row >= p.height || column >= p.width) continue;
       const int64_t from = row * p.s_row + column * p.s_column, to = int64_t(row) * p.width + column;
 #pragma unroll
@@ -283,7 +259,7 @@ MIRAGE_KERNEL(256, kBlocks <= 6 ? 2 : 1) feed_forward_kernel(const FeedForwardAr
   normalise_pixels<W>(p, tile);
   sync_block();
   const uint32_t inside = hidden_inside<Tile>(p, work);
-  float acc[kBlocks][Tile::kOutTiles][4] = {};
+  float acc[kBlocks][Tile::Inner::kTiles][4] = {};
   for (int chunk = work.first_chunk; chunk < work.last_chunk; ++chunk) {
     float taps[2][9];
     load_taps<W, Tile>(p, chunk, taps);
@@ -293,7 +269,7 @@ MIRAGE_KERNEL(256, kBlocks <= 6 ? 2 : 1) feed_forward_kernel(const FeedForwardAr
     if (chunk + 1 < work.last_chunk) store_project_in<Kind, W>(p, chunk + 1, tile);
     convolve_and_gate(taps, tile);
     sync_block();  // gate and panels are there; hidden is free
-    multiply<Tile::kPairs>(Kind(), tile.panel_out, tile.gate + 8 * Tile::kOutTiles * warp_index(), Tile::kOutPitch, acc);
+    multiply<Tile::kPairs>(Kind(), tile.panel_out, tile.gate + 8 * Tile::Inner::kTiles * warp_index(), Tile::Inner::kPitch, acc);
   }
   store_result<Tile>(p, work, acc);
 }

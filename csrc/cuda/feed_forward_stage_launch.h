@@ -37,7 +37,7 @@ struct FeedForwardVariant {
   using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
 
   static FeedForwardPlan plan(const FeedForwardArguments& p) {
-    const int64_t across = (p.width + Tile::kColumns - 1) / Tile::kColumns, down = (p.height + kRows - 1) / kRows;
+    const int64_t across = (p.width + 15) / 16, down = (p.height + kRows - 1) / kRows;
     const int64_t tiles = p.batch * down * across, chunks = (p.pairs + Tile::kPairs - 1) / Tile::kPairs;
     // As many as give each multiprocessor a block; one where there are no pixels, or no pairs.
     const int64_t wanted = tiles > 0 ? multiprocessors() / tiles : 1;
@@ -46,7 +46,7 @@ struct FeedForwardVariant {
 
   static void run(const FeedForwardArguments& p, const FeedForwardPlan& plan, void* stream) {
     using T = typename Tile::T;
-    const Grid grid{plan.tiles * plan.splits, Tile::kThreads, plan.shared_bytes};
+    const Grid grid{plan.tiles * plan.splits, kTileThreads, plan.shared_bytes};
     const auto wide = feed_forward_kernel<Kind, float, kBlocks, kRows>;
     launch("feed_forward_kernel", p.wide ? wide : feed_forward_kernel<Kind, T, kBlocks, kRows>, grid, stream, p);
     if (plan.splits == 1) return;
@@ -56,8 +56,8 @@ struct FeedForwardVariant {
 
   static void list(KernelList& list) {
     using T = typename Tile::T;
-    list.add<feed_forward_kernel<Kind, float, kBlocks, kRows>>(Tile::kThreads, sizeof(Tile));
-    list.add<feed_forward_kernel<Kind, T, kBlocks, kRows>>(Tile::kThreads, sizeof(Tile));
+    list.add<feed_forward_kernel<Kind, float, kBlocks, kRows>>(kTileThreads, sizeof(Tile));
+    list.add<feed_forward_kernel<Kind, T, kBlocks, kRows>>(kTileThreads, sizeof(Tile));
     list.add<feed_forward_sum_kernel<T>>(256, 0);
   }
 };

@@ -13,13 +13,13 @@ MIRAGE_DEVICE void finalise_attention(const MixerArguments& p, int sample, float
   const float* partial = p.partial + int64_t(sample) * p.parts * p.partial_size();
   float* out = p.attention + int64_t(sample) * p.heads * (2 * depth + 2) * depth;
   const auto temperature = p.weights<W>(p.temperature);
-  for (int i = thread_index(); i < entries; i += kMixerThreads) {
+  for (int i = thread_index(); i < entries; i += kTileThreads) {
     float sum = 0.0f;
     for (int part = 0; part < p.parts; ++part) sum += partial[int64_t(part) * p.partial_size() + i];
     sums[i] = i < p.squares_at() ? sum : sqrtf(sum);
   }
   sync_block();
-  for (int i = thread_index(); i < branch; i += kMixerThreads) {
+  for (int i = thread_index(); i < branch; i += kTileThreads) {
     const int head = i / depth;
     const float* gram = sums + i * depth;
     const float *norm_q = sums + p.squares_at(), *norm_k = norm_q + branch + head * depth;
@@ -64,7 +64,7 @@ MIRAGE_DEVICE Moments merged_moments(const MixerArguments& p, int64_t first, int
 // out[i] = the product of row i of a matrix [rows, branch] and `vector`, a thread a row.
 template <class W, class Change>
 MIRAGE_DEVICE void multiply_vector(const W* matrix, const float* vector, int branch, int first, int last, Change store) {
-  for (int i = first + thread_index(); i < last; i += kMixerThreads) {
+  for (int i = first + thread_index(); i < last; i += kTileThreads) {
     const W* row = matrix + int64_t(i) * branch;
     float sum = 0.0f;
 #pragma unroll 8
@@ -79,7 +79,7 @@ MIRAGE_DEVICE void generate_kernels(const MixerArguments& p, int sample, int sli
   float *average = room, *detail = room + branch, *hidden = detail + branch;
   const auto weight = p.weights<W>(p.bn_weight), bias = p.weights<W>(p.bn_bias);
   const auto running_mean = p.weights<W>(p.bn_mean), running_var = p.weights<W>(p.bn_var);
-  for (int c = thread_index(); c < branch; c += kMixerThreads) {
+  for (int c = thread_index(); c < branch; c += kTileThreads) {
     float mean = 0.0f, variance = 0.0f;
     if (p.training) {
       const Moments all = merged_moments(p, 0, int64_t(p.batch) * p.parts, c);
@@ -102,9 +102,9 @@ MIRAGE_DEVICE void generate_kernels(const MixerArguments& p, int sample, int sli
   multiply_vector(in, detail, branch, 0, branch, [&](int i, float sum) { hidden[i] = gelu<float>(sum); });
   sync_block();
   float* kernels = p.kernels + int64_t(sample) * branch * kMixerTaps;
-  const int first = slice * kMixerThreads, end = branch * kMixerTaps;
+  const int first = slice * kTileThreads, end = branch * kMixerTaps;
   multiply_vector(static_cast<const W*>(p.generator_out), hidden, branch, first,
-                  first + kMixerThreads < end ? first + kMixerThreads : end,
+                  first + kTileThreads < end ? first + kTileThreads : end,
                   [&](int i, float sum) { kernels[i] = sum; });
 }
 

@@ -11,8 +11,8 @@ struct MixerFuseTile {
   using Far = Window<kRows, 3>;
   using Near = Window<kRows, 1>;
   using Inner = Window<kRows, 0>;
-  static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = kRows == 8 ? 200 : 136;
-  static constexpr int kRun = Inner::kPixels * 16 / kMixerThreads;
+  static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = Near::kHiddenPitch;
+  static constexpr int kRun = Inner::kPixels * 16 / kTileThreads;
 
   static constexpr int largest(int a, int b) { return a > b ? a : b; }
   static constexpr int kWindows = kBranch * (Far::kPitch + Near::kPitch), kFused = 3 * kBranch * Inner::kPitch;
@@ -66,11 +66,11 @@ MIRAGE_DEVICE void attend(const MixerArguments& p, const Corner& at, Tile& tile,
   const auto weight = p.weights<W>(p.qkv_dwconv);
   for (int first = 0; first < Tile::kBranch; first += 16) {
     const Block<W> block{static_cast<const W*>(p.qkv), p.branch, 2 * p.branch + first, 0, p.branch - first, p.branch};
-    store_matrix<Kind, 16, Tile::kBranch, kMixerThreads>(tile.panel, block);
+    store_matrix<Kind, 16, Tile::kBranch, kTileThreads>(tile.panel, block);
     sync_block();
     float fragments[1][Near::kTiles][4] = {};
     multiply<Tile::kBranch>(Kind(), tile.panel, tile.normal() + 8 * Near::kTiles * warp_index(), Near::kPitch, fragments);
-    store_lines<Near, Tile::kHiddenPitch>(fragments, tile.hidden);
+    store_lines<Near>(fragments, tile.hidden);
     const int i = thread_index() / kRunsOfTile, run = thread_index() % kRunsOfTile, channel = first + i;
     const int row = run / kRuns, column = run % kRuns * kRun;
     float taps[9], sum[kRun] = {};
@@ -79,7 +79,7 @@ MIRAGE_DEVICE void attend(const MixerArguments& p, const Corner& at, Tile& tile,
       taps[t] = channel < p.branch ? weight[int64_t(2 * p.branch + channel) * 9 + t] : 0.0f;
     }
     sync_block();
-    convolve_run<kRun, 20>(tile.hidden + i * Tile::kHiddenPitch + row * 20 + column, taps, sum);
+    convolve_run(tile.hidden + i * Tile::kHiddenPitch + row * kHiddenLine + column, taps, sum);
     auto* out = tile.other + channel * Tile::Inner::kPitch + row * 16 + column;
 #pragma unroll
     for (int j = 0; j < kRun; j += 2) store_pair(out + j, sum[j], sum[j + 1]);
@@ -88,7 +88,7 @@ MIRAGE_DEVICE void attend(const MixerArguments& p, const Corner& at, Tile& tile,
   const int depth = p.depth();
   const float* attention = p.attention + int64_t(at.sample) * p.heads * (2 * depth + 2) * depth;
   sync_block();
-  store_panel<Kind, Tile::kBranch, Tile::kBranch, kMixerThreads>(tile.panel, [&](int row, int k, float (&pair)[2]) {
+  store_panel<Kind, Tile::kBranch, Tile::kBranch, kTileThreads>(tile.panel, [&](int row, int k, float (&pair)[2]) {
     const float* of_row = attention + (int64_t(row / depth) * (2 * depth + 2) + row % depth) * depth;
 #pragma unroll
     for (int j = 0; j < Kind::kUnit; ++j) {
@@ -105,7 +105,7 @@ template <class Kind, class W, class Tile>
 MIRAGE_DEVICE void project_detail(const MixerArguments& p, Tile& tile) {
   using Far = typename Tile::Far;
   const Block<W> block{static_cast<const W*>(p.gic1), p.branch, 2 * p.hidden - p.branch, 0, p.branch, p.branch};
-  store_matrix<Kind, Tile::kBranch, Tile::kBranch, kMixerThreads>(tile.panel, block);
+  store_matrix<Kind, Tile::kBranch, Tile::kBranch, kTileThreads>(tile.panel, block);
   sync_block();
   float acc[Tile::kBranch / 16][Far::kTiles][4] = {};
   const int first = 8 * Far::kTiles * warp_index(), g = lane_index() / 4, t = lane_index() % 4;
@@ -167,13 +167,13 @@ MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, Tile& tile, M
     const bool identity = first < identities;
     const int rows = (identity ? identities : p.hidden) - first;  // of this kind from here on
     const Block<W> gates{gic1, p.branch, first, 0, rows, p.branch};
-    store_matrix<Kind, 16, Tile::kBranch, kMixerThreads>(tile.panel, gates);
+    store_matrix<Kind, 16, Tile::kBranch, kTileThreads>(tile.panel, gates);
     if (identity) {
       const Block<W> values{gic1, p.branch, p.hidden + first, 0, rows, p.branch};
-      store_matrix<Kind, 16, Tile::kBranch, kMixerThreads>(tile.panel + 16 * Tile::kBranch, values);
+      store_matrix<Kind, 16, Tile::kBranch, kTileThreads>(tile.panel + 16 * Tile::kBranch, values);
     }
     const Block<W> out{gic2, p.hidden, 0, first, p.branch, rows};
-    store_matrix<Kind, Tile::kBranch, 16, kMixerThreads>(tile.panel_out, out);
+    store_matrix<Kind, Tile::kBranch, 16, kTileThreads>(tile.panel_out, out);
     sync_block();
     float gates_of[1][kTiles][4] = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(tile.panel, tile.scaled, gates_of);
@@ -232,7 +232,7 @@ MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, Til
   }
   store_fragments<Tile>(acc, tile.scaled);
   const Block<W> block{static_cast<const W*>(p.proj_out), p.branch, 0, 0, p.branch, p.branch};
-  store_matrix<Kind, Tile::kBranch, Tile::kBranch, kMixerThreads>(tile.panel, block);
+  store_matrix<Kind, Tile::kBranch, Tile::kBranch, kTileThreads>(tile.panel, block);
   sync_block();
 #pragma unroll
   for (int m = 0; m < Tile::kBranch / 16; ++m) {
@@ -251,8 +251,8 @@ MIRAGE_DEVICE void perceive(const MixerArguments& p, Tile& tile, MixerFragments<
     const int rows = 2 * p.branch - first;
     const Block<W> in{static_cast<const W*>(p.mlp_in), p.branch, first, 0, rows, p.branch};
     const Block<W> out{static_cast<const W*>(p.mlp_out), 2 * p.branch, 0, first, p.branch, rows};
-    store_matrix<Kind, 16, Tile::kBranch, kMixerThreads>(tile.panel, in);
-    store_matrix<Kind, Tile::kBranch, 16, kMixerThreads>(tile.panel_out, out);
+    store_matrix<Kind, 16, Tile::kBranch, kTileThreads>(tile.panel, in);
+    store_matrix<Kind, Tile::kBranch, 16, kTileThreads>(tile.panel_out, out);
     sync_block();
     float hidden[1][kTiles][4] = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(tile.panel, tile.other, hidden);
@@ -278,7 +278,7 @@ MIRAGE_DEVICE void fuse(const MixerArguments& p, const MixerFragments<Tile>& a, 
   const float alpha_a = p.weights<W>(p.alpha_att)[0], alpha_b = p.weights<W>(p.alpha_conv)[0],
               alpha_c = p.weights<W>(p.alpha_mlp)[0];
   const int g = lane_index() / 4, t = lane_index() % 4;
-  for (int i = thread_index(); i < (3 * Tile::kBranch - 3 * p.branch) * kPitch; i += kMixerThreads) {
+  for (int i = thread_index(); i < (3 * Tile::kBranch - 3 * p.branch) * kPitch; i += kTileThreads) {
     tile.large[3 * p.branch * kPitch + i] = from_float<typename Tile::T>(0.0f);
   }
 #pragma unroll
@@ -312,7 +312,7 @@ MIRAGE_DEVICE void project_out(const MixerArguments& p, const Corner& at, Tile& 
   float acc[kChannels / 16][kTiles][4] = {};
   for (int first = 0; first < channels; first += 16) {
     const Block<W> block{static_cast<const W*>(p.project_out), channels, 0, first, channels, channels - first};
-    store_matrix<Kind, kChannels, 16, kMixerThreads>(tile.panel, block);
+    store_matrix<Kind, kChannels, 16, kTileThreads>(tile.panel, block);
     sync_block();
     multiply_inner<Kind, 16, Tile>(tile.panel, tile.large + first * Tile::Inner::kPitch, acc);
     sync_block();

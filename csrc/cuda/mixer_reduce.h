@@ -11,10 +11,10 @@ struct MixerReduceTile {
   using T = typename Kind::Element;
   using Near = Window<kRows, 1>;
   using Inner = Window<kRows, 0>;
-  static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = kRows == 8 ? 200 : 136;
-  static constexpr int kRun = Inner::kPixels * 16 / kMixerThreads;
+  static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = Near::kHiddenPitch;
+  static constexpr int kRun = Inner::kPixels * 16 / kTileThreads;
   // q k^T is made of 16 x 8 items; a warp has every eighth.
-  static constexpr int kItems = 2 * kBlocks * kBlocks, kItemsOfWarp = (kItems + kMixerWarps - 1) / kMixerWarps;
+  static constexpr int kItems = 2 * kBlocks * kBlocks, kItemsOfWarp = (kItems + kTileWarps - 1) / kTileWarps;
 
   alignas(16) T normal[kBranch * Near::kPitch];
   alignas(16) T panels[kBlocks][32 * kBranch];  // 16 rows of q, the same of k
@@ -34,7 +34,7 @@ MIRAGE_DEVICE void find_moments(const MixerArguments& p, const Corner& at, Tile&
   const int channels = 3 * p.branch;
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch;
   float* kept = p.moments + 2 * at.sample * p.plane();
-  for (int n = thread_index(); n < Near::kPixels; n += kMixerThreads) {
+  for (int n = thread_index(); n < Near::kPixels; n += kTileThreads) {
     const int i = n / Near::kLine - 1, j = n % Near::kLine - 1, row = at.row + i, column = at.column + j;
     if (!inside(p, row, column)) continue;
     const T* pixel = x + row * p.s_row + column * p.s_column;
@@ -63,7 +63,7 @@ MIRAGE_DEVICE void add_branch_moments(const MixerArguments& p, const Corner& at,
   using Inner = typename Tile::Inner;
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + int64_t(p.branch) * p.s_channel;
   const auto weight = p.weights<W>(p.norm_weight), bias = p.weights<W>(p.norm_bias);
-  for (int c = warp_index(); c < p.branch; c += kMixerWarps) {
+  for (int c = warp_index(); c < p.branch; c += kTileWarps) {
     const float w = weight[p.branch + c], b = bias[p.branch + c];
     float value[Inner::kPixels / kLanes], sum = 0.0f, squares = 0.0f;
 #pragma unroll
@@ -104,7 +104,7 @@ MIRAGE_DEVICE void convolve_q_and_k(const MixerArguments& p, const Corner& at, i
     for (int t = 0; t < 9; ++t) {
       taps[t] = channel < p.branch ? weight[int64_t(which * p.branch + channel) * 9 + t] : 0.0f;
     }
-    convolve_run<kRun, 20>(tile.hidden + (16 * which + i) * Tile::kHiddenPitch + row * 20 + column, taps, sum);
+    convolve_run(tile.hidden + (16 * which + i) * Tile::kHiddenPitch + row * kHiddenLine + column, taps, sum);
     T* out = (which ? tile.k : tile.q) + channel * Tile::Inner::kPitch + row * 16 + column;
 #pragma unroll
     for (int j = 0; j < kRun; j += 2) {
@@ -120,14 +120,14 @@ MIRAGE_DEVICE void add_products(const MixerArguments& p, Tile& tile, float (&acc
   const int depth = p.depth();
 #pragma unroll
   for (int i = 0; i < Tile::kItemsOfWarp; ++i) {
-    const int item = kMixerWarps * i + warp_index();
+    const int item = kTileWarps * i + warp_index();
     const int row = item / (2 * Tile::kBranch / 16) * 16, column = item % (2 * Tile::kBranch / 16) * 8;
     if (item >= Tile::kItems || row >= p.branch || column >= p.branch) continue;
     if (row / depth > (column + 7) / depth || column / depth > (row + 15) / depth) continue;  // of different heads
     multiply_rows<Inner::kPixels>(Kind(), tile.q + row * Inner::kPitch, tile.k + column * Inner::kPitch, Inner::kPitch,
                                   acc[i]);
   }
-  for (int c = warp_index(); c < 2 * p.branch; c += kMixerWarps) {
+  for (int c = warp_index(); c < 2 * p.branch; c += kTileWarps) {
     const auto* line = c < p.branch ? tile.q + c * Inner::kPitch : tile.k + (c - p.branch) * Inner::kPitch;
     float sum = 0.0f;
 #pragma unroll
@@ -146,7 +146,7 @@ MIRAGE_DEVICE void store_partial(const MixerArguments& p, float* out, float coun
   const int depth = p.depth(), g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
   for (int i = 0; i < Tile::kItemsOfWarp; ++i) {
-    const int item = kMixerWarps * i + warp_index();
+    const int item = kTileWarps * i + warp_index();
     const int first = item / (2 * Tile::kBranch / 16) * 16, across = item % (2 * Tile::kBranch / 16) * 8;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -156,7 +156,7 @@ MIRAGE_DEVICE void store_partial(const MixerArguments& p, float* out, float coun
       }
     }
   }
-  for (int c = thread_index(); c < p.branch; c += kMixerThreads) {
+  for (int c = thread_index(); c < p.branch; c += kTileThreads) {
     out[p.squares_at() + c] = tile.squares[c];
     out[p.squares_at() + p.branch + c] = tile.squares[p.branch + c];
     out[p.means_at() + c] = tile.branch_mean[c];
@@ -178,10 +178,10 @@ MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_reduce_kernel(const MixerArgument
     const int rows = p.branch - 16 * chunk;
     for (int which = 0; which < 2; ++which) {
       const Block<W> block{static_cast<const W*>(p.qkv), p.branch, which * p.branch + 16 * chunk, 0, rows, p.branch};
-      store_matrix<Kind, 16, Tile::kBranch, kMixerThreads>(tile.panels[chunk] + which * 16 * Tile::kBranch, block);
+      store_matrix<Kind, 16, Tile::kBranch, kTileThreads>(tile.panels[chunk] + which * 16 * Tile::kBranch, block);
     }
   }
-  for (int c = thread_index(); c < 2 * Tile::kBranch; c += kMixerThreads) tile.squares[c] = 0.0f;
+  for (int c = thread_index(); c < 2 * Tile::kBranch; c += kTileThreads) tile.squares[c] = 0.0f;
   float acc[Tile::kItemsOfWarp][4] = {}, count = 0.0f;
   for (int i = int(int64_t(tiles) * part / p.parts); i < last; ++i) {
     const Corner at{sample, i / across * kRows, i % across * 16};
@@ -198,7 +198,7 @@ MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_reduce_kernel(const MixerArgument
       float fragments[2][Near::kTiles][4] = {};
       multiply<Tile::kBranch>(Kind(), tile.panels[chunk], tile.normal + 8 * Near::kTiles * warp_index(), Near::kPitch,
                               fragments);
-      store_lines<Near, Tile::kHiddenPitch>(fragments, tile.hidden);
+      store_lines<Near>(fragments, tile.hidden);
       sync_block();
       convolve_q_and_k<W>(p, at, chunk, tile);
       sync_block();

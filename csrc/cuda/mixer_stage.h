@@ -8,6 +8,7 @@
 
 #include "elementary.h"
 #include "products.h"
+#include "tiles.h"
 
 namespace mirage::cuda {
 
@@ -43,22 +44,6 @@ struct MixerArguments {
 
   template <class W>
   MIRAGE_DEVICE static Weights<W> weights(const void* data) { return {static_cast<const W*>(data)}; }
-};
-
-constexpr int kMixerThreads = 256, kMixerWarps = kMixerThreads / kLanes;
-
-// A tile of 16 columns with kMargin pixels around it, as kPitch elements a channel: pixel n is in line n / kLine.
-template <int kRows, int kMargin>
-struct Window {
-  static constexpr int kColumns = 16, kLine = kColumns + 2 * kMargin, kPixels = (kRows + 2 * kMargin) * kLine;
-  static constexpr int kTiles = (kPixels + 8 * kMixerWarps - 1) / (8 * kMixerWarps);  // of a warp in a product
-  static constexpr int kPadded = 8 * kMixerWarps * kTiles, kPitch = kPadded + 8, kGroups = kPadded / kLanes;
-  static_assert(kPitch % 16 == 8);
-};
-
-// Where a tile is.
-struct Corner {
-  int sample, row, column;
 };
 
 MIRAGE_DEVICE bool inside(const MixerArguments& p, int row, int column) {
@@ -100,7 +85,7 @@ MIRAGE_DEVICE void load_normal(const MixerArguments& p, const Corner& at, int th
     mean[j] = known ? moments.mean_of(n, pixel) : 0.0f;
     rstd[j] = known ? moments.rstd_of(n, pixel) : 0.0f;
   }
-  for (int c = warp_index(); c < 16 * kBlocks; c += kMixerWarps) {
+  for (int c = warp_index(); c < 16 * kBlocks; c += kTileWarps) {
     const bool exists = c < p.branch;
     const float w = exists ? weight[third * p.branch + c] : 0.0f, b = exists ? bias[third * p.branch + c] : 0.0f;
 #pragma unroll
@@ -113,36 +98,19 @@ MIRAGE_DEVICE void load_normal(const MixerArguments& p, const Corner& at, int th
   }
 }
 
-// Depthwise 3x3 of one channel for a run of pixels: `line` is where the run's window begins, lines kLine apart.
-template <int kRun, int kLine>
-MIRAGE_DEVICE void convolve_run(const float* line, const float (&taps)[9], float (&sum)[kRun]) {
-#pragma unroll
-  for (int i = 0; i < 3; ++i, line += kLine) {
-    float value[kRun + 4];
-#pragma unroll
-    for (int j = 0; j < kRun; j += 4) load_packed<4>(line + j, value + j);
-    load_packed<2>(line + kRun, value + kRun);
-#pragma unroll
-    for (int j = 0; j < 3; ++j) {
-#pragma unroll
-      for (int k = 0; k < kRun; ++k) sum[k] = fmaf(taps[3 * i + j], value[j + k], sum[k]);
-    }
-  }
-}
-
-// Fragments of a product over a window with a margin of 1, to lines 20 apart.
-template <class Window, int kHiddenPitch, int MT>
+// Fragments of a product over a window with a margin of 1, to a hidden tile.
+template <class Window, int MT>
 MIRAGE_DEVICE void store_lines(const float (&acc)[MT][Window::kTiles][4], float* hidden) {
   const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
   for (int n = 0; n < Window::kTiles; ++n) {
     const int pixel = 8 * (warp_index() * Window::kTiles + n) + 2 * t;
     if (pixel >= Window::kPixels) continue;
-    const int place = pixel / Window::kLine * 20 + pixel % Window::kLine;
+    const int place = hidden_place<Window>(pixel);
 #pragma unroll
     for (int i = 0; i < 2 * MT; ++i) {
       const int row = 16 * (i / 2) + g + 8 * (i % 2);
-      store_pair(hidden + row * kHiddenPitch + place, acc[i / 2][n][i % 2 * 2], acc[i / 2][n][i % 2 * 2 + 1]);
+      store_pair(hidden + row * Window::kHiddenPitch + place, acc[i / 2][n][i % 2 * 2], acc[i / 2][n][i % 2 * 2 + 1]);
     }
   }
 }

@@ -54,13 +54,13 @@ struct MixerVariant {
   template <class W>
   static void run_with(const MixerArguments& p, const MixerPlan& plan, void* stream) {
     launch("mixer_reduce_kernel", mixer_reduce_kernel<Kind, W, kBlocks, kRows>,
-           {int64_t(p.batch) * p.parts, kMixerThreads, kReduceBytes}, stream, p);
-    const int blocks = 1 + (p.branch * kMixerTaps + kMixerThreads - 1) / kMixerThreads;
+           {int64_t(p.batch) * p.parts, kTileThreads, kReduceBytes}, stream, p);
+    const int blocks = 1 + (p.branch * kMixerTaps + kTileThreads - 1) / kTileThreads;
     const int64_t floats = int64_t(p.branch) * (p.branch / p.heads) + 3 * p.branch;
     launch("mixer_finalise_kernel", mixer_finalise_kernel<W>,
-           {int64_t(p.batch) * blocks, kMixerThreads, floats * int64_t(sizeof(float))}, stream, p, blocks);
+           {int64_t(p.batch) * blocks, kTileThreads, floats * int64_t(sizeof(float))}, stream, p, blocks);
     launch("mixer_fuse_kernel", mixer_fuse_kernel<Kind, W, kBlocks, kRows>,
-           {p.batch * plan.tiles, kMixerThreads, kFuseBytes}, stream, p);
+           {p.batch * plan.tiles, kTileThreads, kFuseBytes}, stream, p);
   }
 
   static void run(const MixerArguments& p, const MixerPlan& plan, void* stream) {
@@ -70,9 +70,9 @@ struct MixerVariant {
 
   template <class W>
   static void list_with(KernelList& list) {
-    list.add<mixer_reduce_kernel<Kind, W, kBlocks, kRows>>(kMixerThreads, kReduceBytes);
-    list.add<mixer_finalise_kernel<W>>(kMixerThreads, kFinaliseBytes);
-    list.add<mixer_fuse_kernel<Kind, W, kBlocks, kRows>>(kMixerThreads, kFuseBytes);
+    list.add<mixer_reduce_kernel<Kind, W, kBlocks, kRows>>(kTileThreads, kReduceBytes);
+    list.add<mixer_finalise_kernel<W>>(kTileThreads, kFinaliseBytes);
+    list.add<mixer_fuse_kernel<Kind, W, kBlocks, kRows>>(kTileThreads, kFuseBytes);
   }
 
   static void list(KernelList& list) {
