@@ -18,10 +18,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.mirage-kernels$(subst /,-,$(CURDIR))-$(subst /,-,$(subst =,-,$(TORCH)))
 BUILT := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help setup bench test benchmarks peers benchgpu lint ctest triton cuda wheel clean
+.PHONY: help setup bench test benchmarks peers bench-gpu lint ctest triton cuda wheel clean
 
 help:  ## what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,8 +50,11 @@ peers: setup  ## the CPU path beside ONNX Runtime, OpenVINO and others, stages b
 	  --benchmark-json=out/cpu-peers.json
 	$(BIN)/python -m benchmarks.peers_report out/cpu-peers.json
 
-benchgpu:  ## on a CUDA machine, in the active environment: GPU tests, benchmarks, and benchmarks/results/<gpu>-<date>.json
+bench-gpu:  ## on a CUDA machine, in the active environment: GPU tests, benchmarks, and benchmarks/results/<gpu>-<date>.json
 	$(PYTHON) -m pytest -m gpu
+	for tool in memcheck racecheck; do if command -v compute-sanitizer > /dev/null; then \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest -m gpu tests/kernels/test_cuda.py || exit 1; \
+	else echo "no compute-sanitizer: without $$tool"; fi; done
 	$(PYTHON) -m pytest benchmarks/test_gpu.py benchmarks/test_operators.py benchmarks/test_table6.py --benchmark-only \
 	  --device cuda --peers $(GPU_PEERS) --benchmark-json=out/gpu.json
 	$(PYTHON) -m benchmarks.gpu_report out/gpu.json

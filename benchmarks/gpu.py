@@ -7,6 +7,7 @@ the latency that a caller sees. Peak memory is `torch.cuda.max_memory_allocated`
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 import mirage
 import mirage.fast
+import mirage_kernels
 from mirage.losses import MirageLoss
 
 BUILDERS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
 COLD_BYTES = 256 << 20
-PEERS = ("eager", "compile", "fast", "graph")
+PEERS = ("eager", "compile", "fast", "graph", "cuda", "graph-cuda")
+"""The last two are the stages in CUDA C++ where "fast" and "graph" run what is chosen by itself."""
 STEP_PEERS = ("eager", "compile", "fast-low", "graph-low")
 SLOW = ("compile",)  # to build
 FARTHEST = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -51,6 +54,11 @@ class Problem:
         return torch.rand(self.shape, generator=generator).to(self.device)
 
 
+def written_in(peer: str) -> contextlib.AbstractContextManager[None]:
+    """Inside, stages run in CUDA C++ for the peers that are so called."""
+    return mirage_kernels.use("cuda") if peer.endswith("cuda") else contextlib.nullcontext()
+
+
 def inference(problem: Problem, peer: str) -> Callable[[], Tensor]:
     """A call that restores the problem's image."""
     model, image = problem.model().eval().to(problem.dtype), problem.image().to(problem.dtype)
@@ -58,10 +66,11 @@ def inference(problem: Problem, peer: str) -> Callable[[], Tensor]:
         model = torch.compile(model, mode="max-autotune")
     elif peer != "eager":
         model = mirage.fast.accelerate(model)
-    run = mirage.fast.cuda_graph(model, image) if peer == "graph" else model
+    with written_in(peer):
+        run = mirage.fast.cuda_graph(model, image) if peer.startswith("graph") else model
 
     def call() -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), written_in(peer):
             return run(image)
 
     return call

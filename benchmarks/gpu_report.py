@@ -55,8 +55,11 @@ def stage_lines(facts: Row, rows: list[Row]) -> list[str]:
             eager, fast = peers["eager"], peers["fast"]
             share = fast["bytes"] / fast["median"] / facts["copy_bytes_per_s"]
             ratio = f"{eager['median'] / fast['median']:.2f}x"
-            lines.append((group, milliseconds(eager["median"]), milliseconds(fast["median"]), ratio, f"{share:.0%}"))
-    return table(("stage", "eager ms", "ours ms", "faster", "least bytes / copy"), lines) if lines else []
+            cuda = milliseconds(peers["cuda"]["median"]) if "cuda" in peers else "-"
+            times = (milliseconds(eager["median"]), milliseconds(fast["median"]))
+            lines.append((group, *times, ratio, f"{share:.0%}", cuda))
+    header = ("stage", "eager ms", "ours ms", "faster", "least bytes / copy", "CUDA C++ ms")
+    return table(header, lines) if lines else []
 
 
 def goals(facts: Row, rows: list[Row]) -> list[tuple[str, str, str, str]]:

@@ -14,6 +14,8 @@ import torch
 from replay import CLOCK, replay
 from stages import HALVES, block_kinds, make_half
 
+import mirage_kernels
+
 SHAPES = ((1, 3, 224, 224), (1, 3, 512, 512), (1, 3, 1080, 1920), (16, 3, 256, 256))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 STEP_SHAPES = ((1, 3, 128, 128), (32, 3, 128, 128))
@@ -35,6 +37,9 @@ def usable(request, device, benchmark):
             pytest.skip("a CPU's problem")
         if device != "cuda" and (problem.shape != SMALLEST or peer.startswith("graph")):
             pytest.skip("needs a GPU")
+        missing = mirage_kernels.available()["cuda"]
+        if peer.endswith("cuda") and missing != "yes":
+            pytest.skip(missing)
         if peer in gpu.SLOW and request.config.getoption("--peers") != "all":
             pytest.skip(f"{peer} takes minutes to build: --peers all")
         facts = {"peer": peer, "variant": problem.variant, "shape": list(problem.shape)}
@@ -68,7 +73,7 @@ def test_step(problem, peer, usable, device, benchmark):
     replay(benchmark, gpu.samples(call, device))
 
 
-@pytest.mark.parametrize("implementation", ["eager", "fast"])
+@pytest.mark.parametrize("implementation", ["eager", "fast", "cuda"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", block_kinds("tiny", LARGE_SIDE), ids=str)
 @pytest.mark.parametrize("name", HALVES)
@@ -76,12 +81,14 @@ def test_stage(name, kind, dtype, implementation, device, benchmark):
     """Halves of a block, forward, on images that no cache holds, with the least bytes that they can move."""
     if device != "cuda":
         pytest.skip("needs a GPU")
+    if implementation == "cuda" and mirage_kernels.available()["cuda"] != "yes":
+        pytest.skip(mirage_kernels.available()["cuda"])
     found = make_half(name, *kind, training=False, device=device, dtype=dtype)
     dim, _, side = kind
     x = torch.randn(1, dim, side, side, device=device, dtype=dtype)
     facts = {"stage": name, "peer": implementation, "shape": list(x.shape), "bytes": found.bytes_forward}
     benchmark.extra_info.update(facts, dtype=str(dtype).removeprefix("torch."))
     benchmark.group = f"stage {name} {dim}x{side}x{side} {benchmark.extra_info['dtype']}"
-    function = getattr(found, implementation)
-    with torch.inference_mode():
+    function = found.eager if implementation == "eager" else found.fast
+    with torch.inference_mode(), gpu.written_in(implementation):
         replay(benchmark, gpu.samples(lambda: function(x), device))

@@ -5,7 +5,9 @@ import json
 import gpu
 import pytest
 import torch
+from harness import require
 
+import mirage_kernels
 from benchmarks import gpu_report
 
 PROBLEM = gpu.Problem("tiny", (1, 3, 16, 16), torch.float32, "cpu")
@@ -15,8 +17,15 @@ def test_inference_is_that_of_the_reference():
     expected = gpu.truth(PROBLEM)
     for peer in ("eager", "fast"):
         assert gpu.relative_error(gpu.inference(PROBLEM, peer)(), expected) < 1e-6
-    with pytest.raises(ValueError, match="example: expected a tensor on a CUDA device"):
-        gpu.inference(PROBLEM, "graph")
+    for peer in ("graph", "graph-cuda"):
+        with pytest.raises(ValueError, match="example: expected a tensor on a CUDA device"):
+            gpu.inference(PROBLEM, peer)
+
+
+def test_inference_in_cuda_is_that_of_the_reference():
+    require("cuda")
+    assert gpu.relative_error(gpu.inference(PROBLEM, "cuda")(), gpu.truth(PROBLEM)) < 1e-6
+    assert mirage_kernels.last_used("mixer_stage") == mirage_kernels.last_used("feed_forward_stage") == "cuda"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
