@@ -65,7 +65,7 @@ lint: setup  ## ruff over everything
 ctest: setup  ## the C++ tests, on the kernels that the installation has compiled
 	build=build/cmake-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)') && \
 	$(BIN)/cmake -S . -B $$build -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DMIRAGE_BUILD_PYTHON=OFF \
-	  -DMIRAGE_BUILD_TESTS=ON && \
+	  -DMIRAGE_BUILD_TESTS=ON -DMIRAGE_TEST_PYTHON=$(abspath $(BIN))/python && \
 	$(BIN)/cmake --build $$build && $(BIN)/ctest --test-dir $$build --output-on-failure
 
 triton: setup  ## compile every Triton kernel for sm_80, sm_90 and gfx942 without a GPU

@@ -140,6 +140,23 @@ def _restore_with_progress(restoring, model, jobs, format_: str, quality: int) -
 
 
 @main.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--weights", required=True, type=FILE, help="Checkpoint: .ckpt, .pth or .safetensors.")
+def export(output, weights):
+    """Write the weights of a checkpoint to OUTPUT, a .safetensors file.
+
+    What csrc/examples/ reads, a program in C++ that restores photographs without Python.
+    """
+    from mirage.checkpoint import from_checkpoint, save_checkpoint
+
+    try:
+        save_checkpoint(from_checkpoint(weights), output)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"wrote {output}")
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object in the place of tables.")
 @click.option("--no-check", is_flag=True, help="Only versions, devices and implementations; run no operator.")
 @click.option("--gpu", is_flag=True, help="Check and time the operators on the GPU, on larger images, in all dtypes.")

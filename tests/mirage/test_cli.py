@@ -205,6 +205,18 @@ def test_doctor_on_a_gpu():
     assert all(c["device"] == "cuda" and c["milliseconds"] > 0 for c in report["checks"])
 
 
+def test_export_writes_what_loads_again(tmp_path):
+    model = mirage.mirage_tiny()
+    state = {f"net.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "a.ckpt")
+    result = call("export", str(tmp_path / "a.safetensors"), "--weights", str(tmp_path / "a.ckpt"))
+    assert result.exit_code == 0 and "wrote" in result.output
+    again = mirage.from_checkpoint(tmp_path / "a.safetensors").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    wrong = call("export", str(tmp_path / "a.pth"), "--weights", str(tmp_path / "a.ckpt"))
+    assert wrong.exit_code == 1 and "must end in .safetensors" in wrong.output and not (tmp_path / "a.pth").exists()
+
+
 def test_doctor_checks_large_images_in_16_bit_and_times_them(monkeypatch):
     """What --gpu asks for, of two operators, on the CPU."""
     monkeypatch.setattr(doctor, "SECONDS", 0.001)
