@@ -15,12 +15,12 @@ using Capsules = std::vector<py::capsule>;
 
 // The capsules of PyTorch's tensors, made here: between kernels that fill the caches the loop would cost three times as much
 // in Python. A tensor of other strides is copied first, as `Tensor.contiguous` does.
-inline Capsules capsules_of(const py::function& to_dlpack, const py::sequence& tensors) {
+inline Capsules capsules_of(const py::function& to_dlpack, const py::sequence& tensors, int device = kDeviceCpu) {
   Capsules capsules;
   capsules.reserve(tensors.size());
   for (const auto& tensor : tensors) {
     py::capsule capsule = to_dlpack(tensor);
-    if (!from_dlpack("weight", capsule).is_contiguous()) capsule = to_dlpack(tensor.attr("contiguous")());
+    if (!from_dlpack("weight", capsule, device).is_contiguous()) capsule = to_dlpack(tensor.attr("contiguous")());
     capsules.push_back(std::move(capsule));
   }
   return capsules;

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels import _dispatch, _stage
-from mirage_kernels._library import define
+from mirage_kernels._library import Implementations, define
 from mirage_kernels.feed_forward_stage import op as feed_forward_op
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
 from mirage_kernels.mixer_stage import op as mixer_op
@@ -19,6 +19,7 @@ from mirage_kernels.mixer_stage.weights import MixerWeights
 from mirage_kernels.transformer_blocks import native
 from mirage_kernels.transformer_blocks.weights import BlockWeights
 
+_implementations = Implementations(__package__)
 _MIXER = len(MixerWeights._fields)
 _WEIGHTS = _MIXER + len(FeedForwardWeights._fields)
 
@@ -29,9 +30,10 @@ def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     .. math::
         x_{i + 1} = \mathrm{feed\_forward\_stage}_i(\mathrm{mixer\_stage}_i(x_i))
 
-    On the C++ library, where no gradient is wanted, all of them are one operator: the sum between the halves of a block
-    is written over, and the statistics that a backward pass would need are not kept. Elsewhere each block is the two
-    operators :func:`mirage_kernels.mixer_stage` and :func:`mirage_kernels.feed_forward_stage`, with their gradients.
+    On the C++ library and in CUDA C++, where no gradient is wanted, all of them are one operator: the statistics that a
+    backward pass would need are not kept, and on CPUs the sum between the halves of a block is written over. Elsewhere
+    each block is the two operators :func:`mirage_kernels.mixer_stage` and :func:`mirage_kernels.feed_forward_stage`,
+    with their gradients.
 
     Args:
         x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides. Under autocast it is rounded to its dtype.
@@ -65,8 +67,8 @@ def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         weights += feed_forward
         eps += of_block
     impl = _stage.choose("transformer_blocks", x, _dispatch.IMPLEMENTATIONS)
-    if impl == "cpp" and not _wants_gradient(x, weights):
-        return _stage.laid_out_like(_forward_op(x, weights, eps), x)
+    if impl in ("cpp", "cuda") and not _wants_gradient(x, weights):
+        return _stage.laid_out_like(_forward_op(x, weights, eps, impl), x)
     if not torch.compiler.is_compiling():
         _dispatch.record("transformer_blocks", impl)
     y = x.contiguous() if impl != "torch" and _stage.is_channels_last(x) else x
@@ -98,12 +100,30 @@ def _check_tensors(x: Tensor, blocks: Sequence[BlockWeights]) -> None:
         feed_forward_op.check(x, block.feed_forward)
 
 
-def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
-    _dispatch.record("transformer_blocks", "cpp")
-    return native.forward(x, weights, eps)
+def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
+    if impl == "cpp":
+        _dispatch.record("transformer_blocks", impl)
+        return native.forward(x, weights, eps)
+    y = _implementations["cuda"].forward(x, weights, eps)
+    if y is not None:
+        _dispatch.record("transformer_blocks", impl)
+        return y
+    y = x
+    for i in range(len(eps) // 3):
+        mixer, feed_forward = _halves(weights, i)
+        y = mixer_op._forward(y, *mixer, None, False, eps[3 * i], eps[3 * i + 1], impl)[0]
+        y = feed_forward_op._forward(y, *feed_forward, eps[3 * i + 2], False, impl)[0]
+    _dispatch.record("transformer_blocks", _stage.instead_of_cuda(x))
+    return y
 
 
-def _forward_fake(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
+def _halves(weights: Sequence[Any], i: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Of block i."""
+    first = i * _WEIGHTS
+    return weights[first : first + _MIXER], weights[first + _MIXER : first + _WEIGHTS]
+
+
+def _forward_fake(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
     if not isinstance(x, FakeTensor) and x.device.type != "meta":  # a weight is, or this would not have been called
         raise ValueError(f"weights: expected tensors on {x.device} like x, got some on the meta device")
     return x.new_empty(x.shape)
@@ -111,7 +131,7 @@ def _forward_fake(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) ->
 
 _forward_op = define(
     "transformer_blocks",
-    "(Tensor x, Tensor[] weights, float[] eps) -> Tensor",
+    "(Tensor x, Tensor[] weights, float[] eps, str impl) -> Tensor",
     _forward,
     _forward_fake,
     autocast=(0,),
@@ -123,7 +143,7 @@ _forward_op = define(
 def _flops(x: Any, weights: Any, *args: Any, **kwargs: Any) -> int:
     """Of both stages of each."""
     total = 0
-    for first in range(0, len(weights), _WEIGHTS):
-        mixer, feed_forward = weights[first : first + _MIXER], weights[first + _MIXER : first + _WEIGHTS]
+    for i in range(len(weights) // _WEIGHTS):
+        mixer, feed_forward = _halves(weights, i)
         total += mixer_op.flops(x, *mixer) + feed_forward_op.flops(x, *feed_forward)
     return total

@@ -8,9 +8,10 @@ import torch
 from harness import ON_GPU, device_of, relative_error, require
 from test_mixer_stage import arguments as mixer_arguments
 from test_mixer_stage import flat
+from test_transformer_blocks import SMALL, halves, several
 
 import mirage_kernels
-from mirage_kernels import _cuda_runtime, feed_forward_stage, mixer_stage
+from mirage_kernels import BlockWeights, _cuda_runtime, feed_forward_stage, mixer_stage, transformer_blocks
 from mirage_kernels._library import dl
 from mirage_kernels.feed_forward_stage.weights import shapes
 from mirage_kernels.mixer_stage.weights import statistics_shapes
@@ -147,3 +148,61 @@ def test_the_library_checks_the_weights_of_the_mixer():
     rest = (dl(torch.ones(1, device=x.device)), False, 1e-5, 1e-5, statistics, dl(torch.empty_like(x)))
     with pytest.raises(ValueError, match="weights: expected 21 tensors, got 19"):
         library.mixer_stage(dl(x), list(map(dl, weights)), *rest, dl(torch.empty(size // 4, device=x.device)), 0, False)
+
+
+def on_device(x, blocks, dtype):
+    """In `dtype`, weights of the mixer in float32."""
+    device = device_of("cuda")
+    moved = [
+        BlockWeights(
+            type(b.mixer)(*(w.to(device) for w in b.mixer)),
+            type(b.feed_forward)(*(w.to(device, dtype) for w in b.feed_forward)),
+            *b[2:],
+        )
+        for b in blocks
+    ]
+    return x.to(device, dtype), moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_blocks_have_the_bits_of_the_stages(count, dtype):
+    """One call of the library; and what it has of the first block does not reach the next."""
+    x, blocks = on_device(*several((2, 24, 13, 21, 2), count), dtype)
+    with torch.no_grad():
+        value, expected = transformer_blocks(x, blocks), halves(x, *blocks)
+        assert mirage_kernels.last_used("transformer_blocks") == "cuda"
+        # the stages took float32 weights of one half and those of `dtype` of the other; together they are float32
+        assert relative_error(value, expected) <= (0 if dtype == torch.float32 else torch.finfo(dtype).eps)
+        wide = torch.full((*x.shape[:3], 2 * x.shape[3]), float("nan"), dtype=dtype, device=x.device)[..., ::2]
+        wide.copy_(x)
+        assert torch.equal(transformer_blocks(wide, blocks), value)
+        last = x.contiguous(memory_format=torch.channels_last)
+        assert transformer_blocks(last, blocks).stride() == last.stride()
+    x.requires_grad_()
+    assert transformer_blocks(x, blocks).requires_grad
+
+
+def test_blocks_without_a_kernel_or_without_pixels():
+    with torch.no_grad():
+        x, blocks = on_device(*several((1, 246, 3, 3, 2), 2), torch.float32)
+        value = transformer_blocks(x, blocks)
+        assert mirage_kernels.last_used("transformer_blocks") not in ("cuda", None)
+        with mirage_kernels.use("torch"):
+            assert relative_error(value, halves(x, *blocks)) < 1e-5
+        x, blocks = on_device(*several((0, 6, 5, 7, 1), 2), torch.float32)
+        assert transformer_blocks(x, blocks).shape == x.shape
+
+
+def test_blocks_are_registered_right():
+    x, blocks = on_device(*several(SMALL, 2), torch.float32)
+    weights = [w for b in blocks for half in b[:2] for w in half]
+    operator = torch.ops.mirage_kernels.transformer_blocks.default
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(operator, (x, weights, [1e-5] * 6, "cuda"), test_utils=checks)
+    with pytest.raises(ValueError, match="weights: expected 52 for 2 blocks, got 51"):
+        operator(x, weights[:-1], [1e-5] * 6, "cuda")
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(transformer_blocks, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x, blocks), transformer_blocks(x, blocks))

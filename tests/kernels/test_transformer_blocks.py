@@ -137,7 +137,7 @@ def test_the_operator_alone_refuses_gradients(which):
     require("cpp")
     x, mixer, feed_forward = make(SMALL)
     (x if which == "x" else feed_forward.dwconv).requires_grad_()
-    arguments = x, [*mixer, *feed_forward], [1e-5, 1e-5, 1e-5]
+    arguments = x, [*mixer, *feed_forward], [1e-5, 1e-5, 1e-5], "cpp"
     with pytest.raises(NotImplementedError, match="no gradient; where one is wanted, use mirage_kernels.transf"):
         torch.ops.mirage_kernels.transformer_blocks(*arguments)
     with torch.no_grad():
@@ -198,14 +198,14 @@ def test_registered_right():
     require("cpp")
     x, mixer, feed_forward = make(SMALL)
     operator = torch.ops.mirage_kernels.transformer_blocks.default
-    arguments = (x, [*mixer, *feed_forward] * 2, [1e-5] * 6)
+    arguments = (x, [*mixer, *feed_forward] * 2, [1e-5] * 6, "cpp")
     torch.library.opcheck(
         operator, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )
     with pytest.raises(ValueError, match="weights: expected 52 for 2 blocks, got 51"):
-        operator(x, [*mixer, *feed_forward, *mixer, *feed_forward[1:]], [1e-5] * 6)
+        operator(x, [*mixer, *feed_forward, *mixer, *feed_forward[1:]], [1e-5] * 6, "cpp")
     with pytest.raises(ValueError, match="eps: expected three for each block, got 2"):
-        operator(x, [*mixer, *feed_forward], [1e-5] * 2)
+        operator(x, [*mixer, *feed_forward], [1e-5] * 2, "cpp")
 
 
 def test_flops_are_those_of_the_stages(impl):

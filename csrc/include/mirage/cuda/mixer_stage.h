@@ -17,7 +17,8 @@ std::string mixer_stage_problem(const Tensor& x, const Options& options);
 // Bytes of scratch memory that mixer_stage needs: two floats a pixel, and some sums.
 int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, const Options& options);
 
-// y: contiguous, dtype and shape of x, no memory in common with it. branch_scale [B] and statistics: float, on the device.
+// y: contiguous, dtype and shape of x, no memory in common with it. branch_scale [B] and statistics: float, on the device;
+// branch_scale.data may be null, for ones.
 // Runs on options.stream; sums are in float. Throws std::invalid_argument as the CPU library does, std::runtime_error
 // where a launch fails.
 void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& mixer,

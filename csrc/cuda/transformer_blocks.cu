@@ -1,0 +1,134 @@
+// transformer_blocks on a GPU: the stages in order, with room for the maps between them and for the statistics that nobody
+// will ask for.
+#include "mirage/cuda/transformer_blocks.h"
+
+#include <algorithm>
+
+#include "mirage/cuda/feed_forward_stage.h"
+#include "mirage/cuda/mixer_stage.h"
+#include "stage_checks.h"
+
+namespace mirage::cuda {
+
+namespace {
+
+constexpr int64_t kTaps = kMixerKernelSize * kMixerKernelSize;
+
+// Of the scratch memory, from its start on, in steps that suit every type. Without memory it only counts.
+class Room {
+ public:
+  explicit Room(void* data) : data_(static_cast<char*>(data)) {}
+
+  void* next(int64_t bytes) {
+    void* const found = data_ ? data_ + used_ : nullptr;
+    used_ += (bytes + 255) / 256 * 256;
+    return found;
+  }
+
+  Tensor tensor(DType dtype, std::initializer_list<int64_t> shape) {
+    Tensor t;
+    t.dtype = dtype;
+    for (int64_t size : shape) t.size[t.ndim++] = size;
+    int64_t stride = 1;
+    for (int d = t.ndim - 1; d >= 0; --d) t.stride[d] = stride, stride *= t.size[d];
+    t.data = next(stride * bytes_of(dtype));
+    return t;
+  }
+
+  int64_t used() const { return used_; }
+
+ private:
+  char* data_;
+  int64_t used_ = 0;
+};
+
+int64_t heads_of(const Tensor& x, const MixerWeights& w) {
+  check_ndim("temperature", w.temperature, 1);
+  const int64_t c = x.size[1] / 3, heads = w.temperature.size[0];
+  if (heads == 0 || c % heads) fail("temperature", "a divisor of " + std::to_string(c), shape_of(w.temperature));
+  return heads;
+}
+
+// What the blocks share, one after the other.
+struct Memory {
+  Tensor middle, between;  // maps: after a block's first half, and after all but the last block
+  MixerStatistics statistics;
+  Options options;  // with the stages' own scratch memory
+
+  Memory(const Tensor& x, const BlockWeights* blocks, int64_t count, const Options& given, Room& room) : options(given) {
+    const int64_t batch = x.size[0], c = x.size[1] / 3;
+    middle = room.tensor(x.dtype, {batch, x.size[1], x.size[2], x.size[3]});
+    if (count > 1) between = room.tensor(x.dtype, {batch, x.size[1], x.size[2], x.size[3]});
+    int64_t attention = 0;  // whose shape is the block's
+    options.workspace_bytes = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t heads = heads_of(x, blocks[i].mixer), depth = c / heads;
+      check_ndim("project_out", blocks[i].feed_forward.project_out, 2);
+      attention = std::max(attention, batch * heads * (2 * depth + 2) * depth);
+      options.workspace_bytes =
+          std::max({options.workspace_bytes, mixer_stage_workspace(x, heads, given),
+                    feed_forward_stage_workspace(x, blocks[i].feed_forward.project_out, given)});
+    }
+    statistics = {room.tensor(DType::f32, {attention}), room.tensor(DType::f32, {batch, c, kTaps}),
+                  room.tensor(DType::f32, {batch, c}), room.tensor(DType::f32, {c}), room.tensor(DType::f32, {c})};
+    options.workspace = room.next(options.workspace_bytes);
+  }
+
+  MixerStatistics of(const Tensor& x, const MixerWeights& w) const {
+    const int64_t heads = heads_of(x, w), depth = x.size[1] / 3 / heads, rows = 2 * depth + 2;
+    MixerStatistics s = statistics;
+    s.attention = {statistics.attention.data, DType::f32, 4, {x.size[0], heads, rows, depth},
+                   {heads * rows * depth, rows * depth, depth, 1}};
+    return s;
+  }
+};
+
+}  // namespace
+
+std::string transformer_blocks_problem(const Tensor& x, const BlockWeights* blocks, int64_t count,
+                                       const Options& options) {
+  check_ndim("x", x, 4);
+  std::string problem = mixer_stage_problem(x, options);
+  for (int64_t i = 0; i < count && problem.empty(); ++i) {
+    check_ndim("project_out", blocks[i].feed_forward.project_out, 2);
+    problem = feed_forward_stage_problem(x, blocks[i].feed_forward.project_out, options);
+  }
+  return problem;
+}
+
+int64_t transformer_blocks_workspace(const Tensor& x, const BlockWeights* blocks, int64_t count,
+                                     const Options& options) {
+  Room room(nullptr);
+  Memory(x, blocks, count, options, room);
+  return room.used();
+}
+
+void transformer_blocks(const Tensor& x, const BlockWeights* blocks, int64_t count, const Tensor& y,
+                        const Options& options) {
+  if (count < 1) fail("blocks", "at least one", std::to_string(count));
+  check_ndim("x", x, 4);
+  if (x.data == y.data && x.numel() != 0) fail("y", "memory other than that of x", "the same");
+  for (int64_t i = 0; i < count; ++i) {
+    const FeedForwardWeights& f = blocks[i].feed_forward;
+    check_feed_forward_stage(x, f.norm_weight, f.norm_bias, f.project_in, f.dwconv, f.project_out);
+  }
+  Room room(options.workspace);
+  const Memory memory(x, blocks, count, options, room);
+  if (options.workspace_bytes < room.used()) {
+    fail("workspace", std::to_string(room.used()) + " bytes", std::to_string(options.workspace_bytes));
+  }
+  const Tensor no_scale{nullptr, DType::f32, 1, {x.size[0]}, {1}};
+  Tensor in = x;
+  for (int64_t i = 0; i < count; ++i) {
+    const BlockWeights& block = blocks[i];
+    const FeedForwardWeights& f = block.feed_forward;
+    mixer_stage(in, block.mixer, no_scale, {false, block.norm1_eps, block.bn_eps}, memory.of(x, block.mixer),
+                memory.middle, memory.options);
+    const Tensor& out = i + 1 < count ? memory.between : y;
+    feed_forward_stage(memory.middle, f.norm_weight, f.norm_bias, block.norm2_eps, f.project_in, f.dwconv, f.project_out,
+                       out, memory.options);
+    in = out;
+  }
+}
+
+}  // namespace mirage::cuda
