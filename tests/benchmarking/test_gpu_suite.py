@@ -25,7 +25,7 @@ def test_inference_is_that_of_the_reference():
 def test_inference_in_cuda_is_that_of_the_reference():
     require("cuda")
     assert gpu.relative_error(gpu.inference(PROBLEM, "cuda")(), gpu.truth(PROBLEM)) < 1e-6
-    assert mirage_kernels.last_used("mixer_stage") == mirage_kernels.last_used("feed_forward_stage") == "cuda"
+    assert mirage_kernels.last_used("transformer_blocks") == "cuda"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
