@@ -206,3 +206,24 @@ def test_blocks_are_registered_right():
     with torch.no_grad():
         compiled = torch.compile(transformer_blocks, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(x, blocks), transformer_blocks(x, blocks))
+
+
+def test_a_gpu_without_triton(monkeypatch):
+    """The stages run in CUDA C++, their backward as composites, and the other operators in PyTorch."""
+    device = device_of("cuda")
+    monkeypatch.setattr(mirage_kernels._dispatch, "_forced", None)
+    monkeypatch.setattr(mirage_kernels._dispatch, "_default", dict.fromkeys(("cpu", "cuda"), "cuda"))
+    tensors = [t.requires_grad_() for t in feed_forward((1, 24, 9, 11))]
+    value = feed_forward_stage(*tensors)
+    assert mirage_kernels.last_used("feed_forward_stage") == "cuda"
+    grads = torch.autograd.grad(value.square().sum(), tensors)
+    with mirage_kernels.use("torch"):
+        truth = [t.detach().double().requires_grad_() for t in tensors]
+        expected = torch.autograd.grad(feed_forward_stage(*truth).square().sum(), truth)
+    for grad, exact in zip(grads, expected, strict=True):
+        assert relative_error(grad, exact) < 1e-5
+    mirage_kernels.spd_covariance(torch.randn(1, 6, 5, 4, device=device))
+    assert mirage_kernels.last_used("spd_covariance") == "torch"
+    double = [t.detach().double() for t in tensors]
+    assert relative_error(feed_forward_stage(*double), value) < 1e-5
+    assert mirage_kernels.last_used("feed_forward_stage") == "composite"
