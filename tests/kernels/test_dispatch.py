@@ -24,7 +24,8 @@ def x():
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
     """A fresh interpreter, without what the test run has set."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("MIRAGE_KERNELS", "TRITON_INTERPRET")}
+    ours = ("MIRAGE_KERNELS", "TRITON_INTERPRET", "MIRAGE_CUDA_EMULATE")
+    kept = {k: v for k, v in os.environ.items() if k not in ours}
     path = os.pathsep.join(p for p in sys.path if p)
     command = [sys.executable, "-c", textwrap.dedent(code)]
     return subprocess.run(command, env={**kept, "PYTHONPATH": path, **environment}, capture_output=True, text=True)
@@ -86,7 +87,7 @@ def test_environment_forces_one():
     """
     assert run_python(code, MIRAGE_KERNELS="torch").stdout.strip() == "torch"
     result = run_python(code, MIRAGE_KERNELS="fortran")
-    assert "MIRAGE_KERNELS: expected one of torch, cpp, triton, got 'fortran'" in result.stderr
+    assert "MIRAGE_KERNELS: expected one of torch, cpp, triton, cuda, got 'fortran'" in result.stderr
     result = run_python(code, MIRAGE_KERNELS="triton")
     assert "cannot run" in result.stderr
 
