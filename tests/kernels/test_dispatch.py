@@ -99,25 +99,26 @@ def test_environment_forces_one():
         ("broken", "broken: the extension exists but does not load"),
     ],
 )
-def test_a_missing_extension_and_a_broken_one_differ(how, reason):
-    """Either way the PyTorch reference serves."""
+@pytest.mark.parametrize(("module", "implementation"), [("._native", "cpp"), ("._cuda", "cuda")])
+def test_a_missing_extension_and_a_broken_one_differ(how, reason, module, implementation):
+    """Either way something else serves: without the C++ library the PyTorch reference."""
     code = f"""
         import importlib.util, sys
         find = importlib.util.find_spec
         if {how!r} == "missing":
-            importlib.util.find_spec = lambda name, *a: None if name.endswith("._native") else find(name, *a)
+            importlib.util.find_spec = lambda name, *a: None if name.endswith({module!r}) else find(name, *a)
         else:
-            importlib.util.find_spec = lambda name, *a: True if name.endswith("._native") else find(name, *a)
-            sys.modules["mirage_kernels._native"] = None  # importing it raises ImportError
+            importlib.util.find_spec = lambda name, *a: True if name.endswith({module!r}) else find(name, *a)
+            sys.modules["mirage_kernels" + {module!r}] = None  # importing it raises ImportError
         import torch, mirage_kernels
-        print(mirage_kernels.available()["cpp"])
+        print(mirage_kernels.available()[{implementation!r}])
         mirage_kernels.channel_layer_norm(torch.ones(1, 2, 3, 3), torch.ones(2), torch.ones(2))
         print(mirage_kernels.last_used("channel_layer_norm"))
     """
     result = run_python(code)
     said, ran = result.stdout.strip().split("\n")
     assert said.startswith(reason), result.stderr
-    assert ran == "torch"
+    assert (ran == "torch") == (module == "._native")
 
 
 def test_importing_mirage_loads_no_kernels_and_no_triton():
