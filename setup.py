@@ -15,6 +15,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 
@@ -31,10 +32,28 @@ def compiler() -> str | None:
 
 
 class CMakeBuild(build_ext):
+    """Each extension is a target of one CMake project, which is configured with the first."""
+
+    configured = None
+
     def build_extension(self, ext: Extension) -> None:
+        name = ext.name.rpartition(".")[2]
+        try:
+            if self.configured is None:
+                self.configured = self.configure(Path(self.get_ext_fullpath(ext.name)).resolve().parent)
+            subprocess.run(["cmake", "--build", str(self.configured), "--target", name], check=True)
+        except subprocess.CalledProcessError as error:
+            if ext.optional:
+                raise CompileError(f"{name}: {error}") from None  # which setuptools turns into a warning
+            raise SystemExit(
+                f"mirage-kernels: building {name} failed ({error}). The output above says why; MIRAGE_SKIP_NATIVE=1 "
+                "installs without native code, MIRAGE_SKIP_CUDA=1 without the CUDA library."
+            ) from None
+
+    def configure(self, target: Path) -> Path:
+        """The build folder, after CMake has been told to put what it builds into `target`."""
         import pybind11
 
-        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         # Not self.build_temp, which an editable installation throws away: wheel and tests would compile it all again.
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build.mkdir(parents=True, exist_ok=True)
@@ -51,30 +70,31 @@ class CMakeBuild(build_ext):
             f"-DMIRAGE_CUDA_EMULATED={'ON' if flag('MIRAGE_CUDA_EMULATED') else 'OFF'}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
-        try:
-            subprocess.run(configure, check=True)
-            subprocess.run(["cmake", "--build", str(build), "--target", "mirage_extensions"], check=True)
-        except subprocess.CalledProcessError as error:
-            raise SystemExit(
-                f"mirage-kernels: building the native library failed ({error}). The output above says why; "
-                "MIRAGE_SKIP_NATIVE=1 installs without it."
-            ) from None
+        subprocess.run(configure, check=True)
+        return build
 
 
 def extensions() -> list[Extension]:
-    if flag("MIRAGE_FORCE_CUDA") and (flag("MIRAGE_SKIP_CUDA") or flag("MIRAGE_SKIP_NATIVE")):
+    force = flag("MIRAGE_FORCE_CUDA")
+    if force and (flag("MIRAGE_SKIP_CUDA") or flag("MIRAGE_SKIP_NATIVE")):
         raise SystemExit("mirage-kernels: MIRAGE_FORCE_CUDA contradicts MIRAGE_SKIP_CUDA and MIRAGE_SKIP_NATIVE")
     reason = ""
     if flag("MIRAGE_SKIP_NATIVE"):
         reason = "MIRAGE_SKIP_NATIVE is set"
     elif compiler() is None:
         reason = "no C++ compiler was found"
-        if flag("MIRAGE_FORCE_CUDA"):
+        if force:
             raise SystemExit(f"mirage-kernels: MIRAGE_FORCE_CUDA is set, but {reason}")
     if reason:
         print(f"mirage-kernels: {reason}: installing pure Python, without the C++ library", file=sys.stderr)
         return []
-    return [Extension("mirage_kernels._native", sources=[])]
+    found = [Extension("mirage_kernels._native", sources=[])]
+    if force or (not flag("MIRAGE_SKIP_CUDA") and shutil.which(os.environ.get("CUDACXX", "nvcc"))):
+        # without force an nvcc that does not work must not be in the way of the rest
+        found.append(Extension("mirage_kernels._cuda", sources=[], optional=not force))
+    if flag("MIRAGE_CUDA_EMULATED"):
+        found.append(Extension("mirage_kernels._cuda_emulated", sources=[]))
+    return found
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": CMakeBuild})

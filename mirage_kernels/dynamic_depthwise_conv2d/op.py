@@ -45,7 +45,7 @@ def dynamic_depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     _checks.check_same_device("x", x, weight=weight)
     if _rounded(x) != _rounded(weight):
         _checks.check_same_dtype("x", x, weight=weight)
-    impl = _dispatch.choose("dynamic_depthwise_conv2d", x)
+    impl = _dispatch.choose("dynamic_depthwise_conv2d", x, _dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, weight)
     return _forward_op(x, weight, impl)

@@ -18,6 +18,8 @@ import mirage_kernels
 from mirage_kernels import dynamic_depthwise_conv2d
 from mirage_kernels.dynamic_depthwise_conv2d import reference
 
+IMPLEMENTATIONS = ("cpp", "triton", "cuda")
+
 
 def make(shape, generator):
     *planes, kernel = shape
@@ -27,6 +29,7 @@ def make(shape, generator):
 
 
 class TestDynamicDepthwiseConv2d(OperatorTests):
+    implementations = IMPLEMENTATIONS
     operator = Operator(
         name="dynamic_depthwise_conv2d",
         public=dynamic_depthwise_conv2d,
@@ -54,7 +57,7 @@ def inputs_of(*shape, dtype=torch.float32, device="cpu"):
     return [t.to(dtype=dtype, device=device).requires_grad_() for t in tensors]
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_expanded_weight_is_a_static_convolution(impl, kernel):
     """One kernel for all samples without copying it; its gradient is the sum over the batch."""
@@ -87,7 +90,7 @@ def test_every_width_of_a_vector_block(width):
             assert relative_error(value, exact) < 5e-7
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 @pytest.mark.parametrize("height", [0, 5, 8, 9, 33])
 def test_heights(impl, height):
     """Strips and groups of rows that the plane does not fill; no rows at all."""
@@ -101,7 +104,7 @@ def test_heights(impl, height):
         assert relative_error(value, exact) < 5e-7
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 @pytest.mark.parametrize("wanted", ["x", "weight"])
 def test_only_the_gradient_asked_for(impl, wanted):
     require(impl)
@@ -115,7 +118,7 @@ def test_only_the_gradient_asked_for(impl, wanted):
     assert torch.equal(alone, both[0 if wanted == "x" else 1])
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 def test_one_tensor_as_image_and_kernel(impl):
     """f(x, x) is possible where the plane is as large as the kernel: both gradients must add up, compiled too."""
     require(impl)
@@ -134,7 +137,7 @@ def test_one_tensor_as_image_and_kernel(impl):
         assert relative_error(value, exact) < 5e-7
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 @pytest.mark.parametrize("place", [(0, 0), (5, 8), (2, 4), (4, 8)])
 def test_infinity_stays_in_the_taps_it_meets(impl, place):
     """Blocks reach past the plane; an infinite pixel must not become NaN by meeting the zeros there."""
