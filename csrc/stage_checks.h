@@ -19,15 +19,22 @@ inline void check_feed_forward_stage(const Tensor& x, const Tensor& norm_weight,
   check_dense("project_out", project_out, {channels, pairs});
 }
 
+// Of the attention, checked to divide the channels of a branch.
+inline int64_t heads_of(const Tensor& x, const MixerWeights& w) {
+  check_ndim("temperature", w.temperature, 1);
+  const int64_t c = x.size[1] / 3, heads = w.temperature.size[0];
+  if (heads == 0 || c % heads) fail("temperature", "a divisor of " + std::to_string(c), shape_of(w.temperature));
+  return heads;
+}
+
 inline void check_mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale,
                               const MixerStatistics& s) {
   check_ndim("x", x, 4);
   check_ndim("gic2", w.gic2, 2);
-  check_ndim("temperature", w.temperature, 1);
   const DType acc = accumulator_of(x.dtype);
-  const int64_t C = x.size[1], c = C / 3, h = w.gic2.size[1], heads = w.temperature.size[0];
+  const int64_t C = x.size[1], c = C / 3, h = w.gic2.size[1];
   if (C == 0 || C % 3) fail("x", "a multiple of 3 channels", shape_of(x));
-  if (heads == 0 || c % heads) fail("temperature", "a divisor of " + std::to_string(c), shape_of(w.temperature));
+  const int64_t heads = heads_of(x, w);
   if (h < c) fail("gic2", "at least " + std::to_string(c) + " columns", shape_of(w.gic2));
   check_dense("norm_weight", w.norm_weight, {C});
   check_dense("norm_bias", w.norm_bias, {C});

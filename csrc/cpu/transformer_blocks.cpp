@@ -36,14 +36,6 @@ class Room {
   int64_t used_ = 0;
 };
 
-// The heads of a mixer, where they are a number that the rest can be.
-int64_t heads_of(const Tensor& x, const MixerWeights& w) {
-  check_ndim("temperature", w.temperature, 1);
-  const int64_t c = x.size[1] / 3, heads = w.temperature.size[0];
-  if (heads == 0 || c % heads) fail("temperature", "a divisor of " + std::to_string(c), shape_of(w.temperature));
-  return heads;
-}
-
 void run(const Tensor& x, const BlockWeights& block, const Tensor& y) {
   constexpr int64_t kTaps = kMixerKernelSize * kMixerKernelSize;
   const int64_t batch = x.size[0], c = x.size[1] / 3, heads = heads_of(x, block.mixer), depth = c / heads;

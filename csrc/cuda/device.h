@@ -10,10 +10,12 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #define MIRAGE_DEVICE __device__ __forceinline__
+#define MIRAGE_ANYWHERE __host__ __device__ __forceinline__
 #define MIRAGE_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)  // threads, blocks of a multiprocessor
 #else
 #include "emulation.h"
 #define MIRAGE_DEVICE inline
+#define MIRAGE_ANYWHERE inline
 #define MIRAGE_KERNEL(...) void
 #endif
 

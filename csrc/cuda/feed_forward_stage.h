@@ -120,26 +120,21 @@ MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, Tile& tile) {
 // Rows of project_in for a chunk: 16 first halves of pairs, then 16 second halves.
 template <class Kind, class W, class Tile>
 MIRAGE_DEVICE void store_project_in(const FeedForwardArguments& p, int chunk, Tile& tile) {
-  const Weights<W> weight{static_cast<const W*>(p.project_in)};
-  const auto source = [&](int row, int k, float (&pair)[2]) {
-    const int i = chunk * Tile::kPairs + row % Tile::kPairs;
-    const int64_t start = int64_t(i + row / Tile::kPairs * p.pairs) * p.channels + k;
+  const int first = chunk * Tile::kPairs;
 #pragma unroll
-    for (int j = 0; j < Kind::kUnit; ++j) pair[j] = i < p.pairs && k + j < p.channels ? weight[start + j] : 0.0f;
-  };
-  store_panel<Kind, 2 * Tile::kPairs, Tile::kChannels, kTileThreads>(tile.panel_in, source);
+  for (int half = 0; half < 2; ++half) {
+    const Block<W> block{static_cast<const W*>(p.project_in), p.channels, half * p.pairs + first, 0, p.pairs - first,
+                         p.channels};
+    store_matrix<Kind, Tile::kPairs, Tile::kChannels, kTileThreads>(
+        tile.panel_in + half * Tile::kPairs * Tile::kChannels, block);
+  }
 }
 
 template <class Kind, class W, class Tile>
 MIRAGE_DEVICE void store_project_out(const FeedForwardArguments& p, int chunk, Tile& tile) {
-  const Weights<W> weight{static_cast<const W*>(p.project_out)};
-  const auto source = [&](int row, int k, float (&pair)[2]) {
-    const int i = chunk * Tile::kPairs + k;
-    const int64_t start = int64_t(row) * p.pairs + i;
-#pragma unroll
-    for (int j = 0; j < Kind::kUnit; ++j) pair[j] = row < p.channels && i + j < p.pairs ? weight[start + j] : 0.0f;
-  };
-  store_panel<Kind, Tile::kChannels, Tile::kPairs, kTileThreads>(tile.panel_out, source);
+  const int first = chunk * Tile::kPairs;
+  const Block<W> block{static_cast<const W*>(p.project_out), p.pairs, 0, first, p.channels, p.pairs - first};
+  store_matrix<Kind, Tile::kChannels, Tile::kPairs, kTileThreads>(tile.panel_out, block);
 }
 
 // Bit 2n + i: whether column i of this lane's fragment n lies in the image. The convolution pads with zeros, and the

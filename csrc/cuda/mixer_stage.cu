@@ -29,8 +29,7 @@ MixerArguments sizes_of(const Tensor& x, int64_t heads) {
 int64_t moments_of(const MixerArguments& p) { return 2 * int64_t(p.batch) * p.height * p.width; }
 
 int64_t workspace_of(const MixerArguments& p, const MixerPlan& plan) {
-  const int64_t branch = p.branch, partial = branch * (branch / p.heads) + 4 * branch + 1;
-  return (moments_of(p) + int64_t(p.batch) * plan.parts * partial) * int64_t(sizeof(float));
+  return (moments_of(p) + int64_t(p.batch) * plan.parts * p.partial_size()) * int64_t(sizeof(float));
 }
 
 }  // namespace

@@ -32,15 +32,15 @@ struct MixerArguments {
   float* partial;                                   // [B, parts, partial_size()]
   float *attention, *kernels, *branch_mean, *batch_mean, *batch_var;  // MixerStatistics
 
-  MIRAGE_DEVICE int depth() const { return branch / heads; }
+  MIRAGE_ANYWHERE int depth() const { return branch / heads; }
   MIRAGE_DEVICE int64_t plane() const { return int64_t(height) * width; }
 
   // What a part leaves: q k^T of each head [c, d], |q|^2, |k|^2, mean of n2 and sum of its squared deviations, [c] each, and
   // how many pixels they are of.
-  MIRAGE_DEVICE int squares_at() const { return branch * depth(); }
-  MIRAGE_DEVICE int means_at() const { return squares_at() + 2 * branch; }
-  MIRAGE_DEVICE int count_at() const { return means_at() + 2 * branch; }
-  MIRAGE_DEVICE int partial_size() const { return count_at() + 1; }
+  MIRAGE_ANYWHERE int squares_at() const { return branch * depth(); }
+  MIRAGE_ANYWHERE int means_at() const { return squares_at() + 2 * branch; }
+  MIRAGE_ANYWHERE int count_at() const { return means_at() + 2 * branch; }
+  MIRAGE_ANYWHERE int partial_size() const { return count_at() + 1; }
 
   template <class W>
   MIRAGE_DEVICE static Weights<W> weights(const void* data) { return {static_cast<const W*>(data)}; }

@@ -20,15 +20,12 @@ struct Weights {
 
 // ---- how the factors of a product lie in shared memory -------------------------------------------------------------
 
-// A kind of product: Element is what activations are stored as; kStep, of K, is what one turn of its loop takes.
+// A kind of product: Element is what activations are stored as; a panel is written kUnit neighbours in k at a time.
 // `place(row, k, depth)`: where element (row, k) of a panel of `depth` columns lies.
 
 template <class T>
 struct TensorCores16 {
   using Element = T;
-  static constexpr int kStep = 16;
-
-  // A unit is two neighbours in k, as one 32-bit register.
   static constexpr int kUnit = 2;
   MIRAGE_DEVICE static int place(int row, int k, int depth) {
     const int tile = row / 16 * (depth / 16) + k / 16, lane = row % 8 * 4 + k % 8 / 2;
@@ -38,7 +35,6 @@ struct TensorCores16 {
 
 struct TensorCoresTf32 {
   using Element = float;
-  static constexpr int kStep = 8;
   static constexpr int kUnit = 1;
   MIRAGE_DEVICE static int place(int row, int k, int depth) {
     const int tile = row / 16 * (depth / 8) + k / 8, lane = row % 8 * 4 + k % 4;
@@ -48,7 +44,6 @@ struct TensorCoresTf32 {
 
 struct ExactFloat {
   using Element = float;
-  static constexpr int kStep = 1;
   static constexpr int kUnit = 1;
   MIRAGE_DEVICE static int place(int row, int k, int depth) {
     return (row / 16 * depth + k) * 16 + row % 8 * 2 + row % 16 / 8;

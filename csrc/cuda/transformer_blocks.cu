@@ -42,13 +42,6 @@ class Room {
   int64_t used_ = 0;
 };
 
-int64_t heads_of(const Tensor& x, const MixerWeights& w) {
-  check_ndim("temperature", w.temperature, 1);
-  const int64_t c = x.size[1] / 3, heads = w.temperature.size[0];
-  if (heads == 0 || c % heads) fail("temperature", "a divisor of " + std::to_string(c), shape_of(w.temperature));
-  return heads;
-}
-
 // What the blocks share, one after the other.
 struct Memory {
   Tensor middle, between;  // maps: after a block's first half, and after all but the last block
