@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mirage_kernels import _dispatch
+from mirage_kernels._library import dl
 
 
 def library() -> Any:
@@ -25,6 +26,19 @@ def on_device_of(x: Tensor) -> Iterator[int]:
         return
     with torch.cuda.device(x.device):
         yield torch.cuda.current_stream().cuda_stream
+
+
+def on_device(x: Tensor, name: str, *arguments: Any) -> Any:
+    """What a function of the library says where x's GPU is the current one."""
+    with on_device_of(x):
+        return getattr(library(), name)(*arguments)
+
+
+def call(name: str, tensors: Sequence[Tensor], workspace_bytes: int = 0, tf32: bool = False) -> None:
+    """A function of the library on the GPU of the first tensor, with so much scratch memory, on the current stream."""
+    memory = workspace(workspace_bytes, tensors[0])
+    with on_device_of(tensors[0]) as stream:
+        getattr(library(), name)(list(map(dl, tensors)), dl(memory), stream, tf32)
 
 
 def workspace(size: int, x: Tensor) -> Tensor:

@@ -8,9 +8,7 @@ namespace mirage {
 
 void channel_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& temperature,
                                const Tensor& out, const Tensor& matrices) {
-  check_like("q", q, {{"k", &k}, {"v", &v}});
-  check_results_like("q", q, {{"out", &out}});
-  check_attention(q, temperature, matrices);
+  check_channel_attention(q, k, v, temperature, out, matrices);
   using namespace cpu;
   MIRAGE_DISPATCH_ISA(channel_attention_forward(q, k, v, temperature, out, matrices));
 }
@@ -18,10 +16,7 @@ void channel_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v
 void channel_attention_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
                                 const Tensor& temperature, const Tensor& matrices, const Tensor& grad_q,
                                 const Tensor& grad_k, const Tensor& grad_v, const Tensor& grad_temperature) {
-  check_like("q", q, {{"k", &k}, {"v", &v}, {"grad_out", &grad_out}});
-  check_results_like("q", q, {{"grad_q", &grad_q}, {"grad_k", &grad_k}, {"grad_v", &grad_v}});
-  check_attention(q, temperature, matrices);
-  check_shape("grad_temperature", grad_temperature, {matrices.size[1]});
+  check_channel_attention_backward(grad_out, q, k, v, temperature, matrices, grad_q, grad_k, grad_v, grad_temperature);
   using namespace cpu;
   MIRAGE_DISPATCH_ISA(channel_attention_backward(grad_out, q, k, v, temperature, matrices, grad_q, grad_k,
                                                  grad_v, grad_temperature));

@@ -37,9 +37,7 @@ void apply_backward(const Tensor& grad_out, const Tensor& v, const Tensor& matri
 void channel_attention_fusion_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& temperature,
                                       const Tensor& conv, const Tensor& mlp, const Tensor& l_att, const Tensor& l_conv,
                                       const Tensor& l_mlp, const Tensor& out, const Tensor& matrices) {
-  check_like("q", q, {{"k", &k}, {"v", &v}, {"conv", &conv}, {"mlp", &mlp}});
-  check_attention(q, temperature, matrices);
-  check_scalars({{"l_att", &l_att}, {"l_conv", &l_conv}, {"l_mlp", &l_mlp}});
+  check_attention_inputs(q, k, v, temperature, conv, mlp, l_att, l_conv, l_mlp, matrices);
   check_concatenated("out", out, q);
   check_contiguous("out", out);
   using namespace cpu;
@@ -54,14 +52,9 @@ void channel_attention_fusion_backward(const Tensor& grad_out, const Tensor& q, 
                                        const Tensor& grad_v, const Tensor& grad_temperature, const Tensor& grad_conv,
                                        const Tensor& grad_mlp, const Tensor& grad_l_att, const Tensor& grad_l_conv,
                                        const Tensor& grad_l_mlp) {
-  check_like("q", q, {{"k", &k}, {"v", &v}, {"conv", &conv}, {"mlp", &mlp}});
-  check_attention(q, temperature, matrices);
-  check_scalars({{"l_att", &l_att}, {"l_conv", &l_conv}, {"l_mlp", &l_mlp}});
-  check_concatenated("grad_out", grad_out, q);
-  check_results_like("q", q, {{"grad_q", &grad_q}, {"grad_k", &grad_k}, {"grad_v", &grad_v},
-                              {"grad_conv", &grad_conv}, {"grad_mlp", &grad_mlp}});
-  check_shape("grad_temperature", grad_temperature, {matrices.size[1]});
-  check_scalars({{"grad_l_att", &grad_l_att}, {"grad_l_conv", &grad_l_conv}, {"grad_l_mlp", &grad_l_mlp}});
+  check_attention_inputs(q, k, v, temperature, conv, mlp, l_att, l_conv, l_mlp, matrices);
+  check_attention_gradients(grad_out, q, matrices, grad_q, grad_k, grad_v, grad_temperature, grad_conv, grad_mlp,
+                            grad_l_att, grad_l_conv, grad_l_mlp);
   const int64_t d = matrices.size[3];
   const std::unique_ptr<double[]> grad_attn(new double[matrices.size[0] * matrices.size[1] * d * d]);
   cpu::apply_backward(grad_out, v, matrices, conv, mlp, l_att, l_conv, l_mlp, grad_v, grad_conv, grad_mlp, grad_l_att,

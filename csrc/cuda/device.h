@@ -172,6 +172,16 @@ MIRAGE_DEVICE void store_pair(T* p, float first, float second) {
   else *reinterpret_cast<Packed<float, 2>*>(p) = {first, second};
 }
 
+// At an address that is a multiple of four elements.
+template <class T>
+MIRAGE_DEVICE void store_four(T* p, const float (&value)[4]) {
+  if constexpr (kIsHalf<T>) {
+    *reinterpret_cast<Packed<uint32_t, 2>*>(p) = {pack<T>(value[0], value[1]), pack<T>(value[2], value[3])};
+  } else {
+    *reinterpret_cast<Packed<float, 4>*>(p) = {value[0], value[1], value[2], value[3]};
+  }
+}
+
 // ---- warps ---------------------------------------------------------------------------------------------------------
 
 // Of all lanes, to all lanes.

@@ -1,4 +1,4 @@
-// The exact GELU on a GPU, in some ten instructions.
+// The exact GELU on a GPU, in some ten instructions, and the sigmoid.
 #pragma once
 
 #include "device.h"
@@ -37,5 +37,7 @@ MIRAGE_DEVICE float gelu(float x) {
   const float tail = exp2_of(kIsHalf<T> ? log_tail_for_half(a) : log_tail(a));
   return fmaf(-a, tail, at_least(0.0f, x));
 }
+
+MIRAGE_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp2_of(-1.44269504f * x)); }
 
 }  // namespace mirage::cuda

@@ -268,8 +268,6 @@ MIRAGE_DEVICE void perceive(const MixerArguments& p, Tile& tile, MixerFragments<
   }
 }
 
-MIRAGE_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp2_of(-1.44269504f * x)); }
-
 // Each branch modulated by the sum of the other two, one after the other as channels of `large`; zero from 3c on.
 template <class W, class Tile>
 MIRAGE_DEVICE void fuse(const MixerArguments& p, const MixerFragments<Tile>& a, const MixerFragments<Tile>& b,

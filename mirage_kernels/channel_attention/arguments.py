@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels import _checks
+from mirage_kernels import _checks, _dispatch
 from mirage_kernels._library import accumulator
+
+CUDA_CHANNELS = 64
+"""Of a head, up to which there are kernels in CUDA C++."""
+
+
+def written(q: Tensor, num_heads: int) -> tuple[str, ...]:
+    """The implementations that take such heads."""
+    return _dispatch.IMPLEMENTATIONS if q.shape[1] // num_heads <= CUDA_CHANNELS else _dispatch.EVERYWHERE
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int) -> None:

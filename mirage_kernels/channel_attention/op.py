@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels import _dispatch
 from mirage_kernels._library import Implementations, define
-from mirage_kernels.channel_attention.arguments import check_attention, products, small_matrices
+from mirage_kernels.channel_attention.arguments import check_attention, products, small_matrices, written
 from mirage_kernels.channel_attention.reference import channel_attention as reference
 
 _implementations = Implementations(__package__)
@@ -39,7 +39,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
     check_attention(q, k, v, temperature, num_heads)
-    impl = _dispatch.choose("channel_attention", q)
+    impl = _dispatch.choose("channel_attention", q, written(q, num_heads))
     if impl == "torch":
         return reference(q, k, v, temperature, num_heads)
     return _forward_op(q, k, v, temperature, num_heads, impl)[0]

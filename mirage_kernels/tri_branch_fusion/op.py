@@ -46,7 +46,8 @@ def tri_branch_fusion(
     check_branch("conv", conv, "att", att)
     check_branch("mlp", mlp, "att", att)
     check_scalars("att", att, l_att=l_att, l_conv=l_conv, l_mlp=l_mlp)
-    impl = _dispatch.choose("tri_branch_fusion", widest(att, conv, mlp, l_att, l_conv, l_mlp))
+    main = widest(att, conv, mlp, l_att, l_conv, l_mlp)
+    impl = _dispatch.choose("tri_branch_fusion", main, _dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(att, conv, mlp, l_att, l_conv, l_mlp)
     return _forward_op(att, conv, mlp, l_att, l_conv, l_mlp, impl)

@@ -1,7 +1,16 @@
 import attention_cases as cases
 import pytest
 import torch
-from harness import Operator, OperatorTests, relative_error
+from harness import (
+    Operator,
+    OperatorTests,
+    detached,
+    device_of,
+    evaluate,
+    implementations,
+    relative_error,
+    require,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
@@ -18,6 +27,7 @@ def plain(q, k, v, temperature):
 
 
 class TestChannelAttention(OperatorTests):
+    implementations = ("cpp", "triton", "cuda")
     operator = Operator(
         name="channel_attention",
         public=public,
@@ -51,6 +61,40 @@ def test_any_head_size(d):
         assert relative_error(out[0, part].flatten(1), weights @ vh) < 1e-14
 
 
+@pytest.mark.parametrize("impl", implementations(("cuda",)))
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("d", [1, 17, 48, 64])
+def test_any_head_size_on_a_gpu(impl, d, precision):
+    """Every number of blocks of 16 channels, exact and with TF32, forward and backward."""
+    require(impl)
+    inputs = detached([t.to(device_of(impl)) for t in _inputs((1, 2 * d, 9, 21, 2), torch.float32)])
+    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
+    truth = evaluate(plain, [t.detach().double().requires_grad_() for t in inputs], grad.double())
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with mirage_kernels.use(impl):
+            results = evaluate(public, inputs, grad)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert mirage_kernels.last_used("channel_attention") == impl
+    errors = [relative_error(value, exact) for value, exact in zip(results, truth, strict=True)]
+    if precision == "highest":
+        assert max(errors) < 2e-6
+    else:
+        assert 1e-5 < errors[0] < 2e-3 or d == 1  # whose softmax is 1
+        assert max(errors) < 2e-2
+
+
+@pytest.mark.parametrize("impl", implementations(("cuda",)))
+def test_a_head_of_more_channels_than_kernels_take(impl):
+    require(impl)
+    q, k, v, temperature = (t.to(device_of(impl)) for t in _inputs((1, 65, 3, 5, 1), torch.float32))
+    with mirage_kernels.use(impl):
+        out = public(q, k, v, temperature)
+    assert mirage_kernels.last_used("channel_attention") not in (impl, None)
+    assert relative_error(out, plain(q.double(), k.double(), v.double(), temperature.double())) < 1e-6
+
+
 def test_chunks_of_one_tensor_are_read_in_place():
     qkv = torch.randn(2, 24, 7, 9, generator=torch.Generator().manual_seed(0), requires_grad=True)
     temperature = torch.ones(2, 1, 1)
@@ -61,12 +105,14 @@ def test_chunks_of_one_tensor_are_read_in_place():
     assert relative_error(grad, truth) < 1e-6
 
 
+@pytest.mark.parametrize("impl", implementations(("cpp", "cuda")))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_wider_temperature(dtype):
+def test_wider_temperature(impl, dtype):
     """A parameter stays float32 beside 16-bit maps: the result has their dtype, the gradient that of the parameter."""
-    q, k, v, temperature = _inputs((2, 8, 5, 7, 2), dtype)
+    require(impl)
+    q, k, v, temperature = (t.to(device_of(impl)) for t in _inputs((2, 8, 5, 7, 2), dtype))
     temperature = temperature.float().requires_grad_()
-    with mirage_kernels.use("cpp"):
+    with mirage_kernels.use(impl):
         out = public(q, k, v, temperature)
     assert out.dtype == dtype
     (grad,) = torch.autograd.grad(out.float().square().sum(), temperature)
@@ -83,13 +129,15 @@ def test_temperature_of_one_dimension():
     assert grad.shape == (2,)
 
 
-def test_pixels_of_zero_norm():
+@pytest.mark.parametrize("impl", implementations(("cpp", "cuda")))
+def test_pixels_of_zero_norm(impl):
     """A zero plane is divided by eps, as F.normalize does: uniform weights, and finite gradients beside it."""
-    q, k, v, temperature = _inputs((1, 8, 5, 7, 1), torch.float32)
+    require(impl)
+    q, k, v, temperature = (t.to(device_of(impl)) for t in _inputs((1, 8, 5, 7, 1), torch.float32))
     q[:, 3], k[:, 5] = 0, 0
     inputs = [t.requires_grad_() for t in (q, k, v, temperature)]
-    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(1))
-    with mirage_kernels.use("cpp"):
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).to(q)
+    with mirage_kernels.use(impl):
         ours = torch.autograd.grad(public(*inputs), inputs, grad)
     exact = [t.detach().double().requires_grad_() for t in inputs]
     truth = torch.autograd.grad(plain(*exact), exact, grad.double())

@@ -4,8 +4,12 @@ That they compute the right thing is tested with the other implementations, oper
 """
 
 import pytest
+import test_channel_attention
+import test_channel_attention_fusion
+import test_dynamic_depthwise_conv2d
+import test_tri_branch_fusion
 import torch
-from harness import ON_GPU, device_of, relative_error, require
+from harness import ON_GPU, device_of, evaluate, relative_error, require
 from test_mixer_stage import arguments as mixer_arguments
 from test_mixer_stage import flat
 from test_transformer_blocks import SMALL, halves, several
@@ -55,6 +59,31 @@ def test_threads_may_run_in_any_order(shape, dtype):
                     results[-1].append(flat(mixer_stage, *mixer(shape, dtype), training=training))
     finally:
         _cuda_runtime.library().set_order("forward")
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+OPERATORS = [
+    test_channel_attention.TestChannelAttention.operator,
+    test_channel_attention_fusion.TestChannelAttentionFusion.operator,
+    test_dynamic_depthwise_conv2d.TestDynamicDepthwiseConv2d.operator,
+    test_tri_branch_fusion.TestTriBranchFusion.operator,
+]
+
+
+@pytest.mark.skipif(ON_GPU, reason="a GPU runs them in its own order")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_threads_of_operators_may_run_in_any_order(operator, dtype):
+    """Forward and backward."""
+    inputs, results = operator.inputs(operator.shapes[-1], dtype), []
+    try:
+        for order in ("forward", "backward", "shuffled"):
+            _cuda_runtime.library().set_order(order)
+            results.append(evaluate(operator.public, inputs, **operator.options))
+    finally:
+        _cuda_runtime.library().set_order("forward")
+    assert mirage_kernels.last_used(operator.name) == "cuda"
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

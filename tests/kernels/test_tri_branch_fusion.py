@@ -1,7 +1,7 @@
 import attention_cases as cases
 import pytest
 import torch
-from harness import Operator, OperatorTests, relative_error
+from harness import Operator, OperatorTests, device_of, implementations, relative_error, require
 
 import mirage_kernels
 from mirage_kernels import tri_branch_fusion
@@ -9,6 +9,7 @@ from mirage_kernels.tri_branch_fusion import reference
 
 
 class TestTriBranchFusion(OperatorTests):
+    implementations = ("cpp", "triton", "cuda")
     operator = Operator(
         name="tri_branch_fusion",
         public=tri_branch_fusion,
@@ -32,14 +33,18 @@ def _inputs(dtype):
     [("bfloat16",) * 3, ("float16",) * 3, ("bfloat16", "float32", "float32"), ("float16", "bfloat16", "float16")],
 )
 @pytest.mark.parametrize("weights", ["float32", "float64", "bfloat16", "scalar"])
-def test_promotes_as_the_reference(branches, weights):
-    tensors = _inputs(torch.float64)
+@pytest.mark.parametrize("impl", implementations(("cpp", "cuda")))
+def test_promotes_as_the_reference(impl, branches, weights):
+    require(impl)
+    if impl == "cuda" and weights == "float64":
+        pytest.skip("the result is float64, for which CUDA C++ has no kernels")
+    tensors = [t.to(device_of(impl)) for t in _inputs(torch.float64)]
     for i, name in enumerate(branches):
         tensors[i] = tensors[i].to(getattr(torch, name))
     for i in range(3, 6):
         tensors[i] = tensors[i].float().squeeze() if weights == "scalar" else tensors[i].to(getattr(torch, weights))
     tensors = [t.requires_grad_() for t in tensors]
-    with mirage_kernels.use("cpp"):
+    with mirage_kernels.use(impl):
         out = tri_branch_fusion(*tensors)
     peer = reference(*tensors)
     truth = reference(*(t.detach().double() for t in tensors))
@@ -49,10 +54,12 @@ def test_promotes_as_the_reference(branches, weights):
         assert grad.dtype == tensor.dtype and grad.shape == tensor.shape
 
 
-def test_saturated_modulation():
+@pytest.mark.parametrize("impl", implementations(("cpp", "cuda")))
+def test_saturated_modulation(impl):
     """Sums far outside the range of exp: sigmoid is exactly 0 or 1, and the gradients stay finite."""
-    tensors = [t.requires_grad_() for t in _inputs(torch.float32)]
-    with mirage_kernels.use("cpp"):
+    require(impl)
+    tensors = [t.to(device_of(impl)).requires_grad_() for t in _inputs(torch.float32)]
+    with mirage_kernels.use(impl):
         for shift in (-400.0, 400.0):
             moved = [t + shift for t in tensors[:3]]
             out = tri_branch_fusion(*moved, *tensors[3:])

@@ -1,7 +1,13 @@
 // Tensors and options from Python for the CUDA library.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <pybind11/stl.h>
 
 #include "../bind.h"
 #include "mirage/cuda/stream.h"
@@ -40,6 +46,25 @@ inline cuda::Options options_of(uintptr_t stream, bool tf32, const py::capsule& 
   options.workspace = memory.data;
   options.workspace_bytes = memory.numel() * bytes_of(memory.dtype);
   return options;
+}
+
+// Registers a function of N tensors and options as one of a list of capsules, scratch memory, a stream, and whether products
+// may be of TF32.
+template <class Function, size_t N, size_t... I>
+void define_function(py::module_& m, const char* name, Function function, const std::array<const char*, N>& names,
+                     std::index_sequence<I...>) {
+  m.def(name, [=](const std::vector<py::capsule>& tensors, py::capsule workspace, uintptr_t stream, bool tf32) {
+    if (tensors.size() != N) fail("tensors", std::to_string(N), std::to_string(tensors.size()));
+    const Tensor t[] = {tensor_of(names[I], tensors[I])...};
+    const cuda::Options options = options_of(stream, tf32, workspace);
+    py::gil_scoped_release release;
+    function(t[I]..., options);
+  });
+}
+
+template <class Function, size_t N>
+void define_function(py::module_& m, const char* name, Function function, const std::array<const char*, N>& names) {
+  define_function(m, name, function, names, std::make_index_sequence<N>());
 }
 
 }  // namespace mirage::python

@@ -1,0 +1,22 @@
+// What the operators that fuse branches share on the host.
+#pragma once
+
+#include "attention_checks.h"
+#include "branch_fusion.h"
+#include "maps_launch.h"
+
+namespace mirage::cuda {
+
+// Adds up [count, 3] partial sums, into three gradients of one element each.
+void sum_fusion_weights(const float* partial, int64_t count, const Scalars (&grad_weight)[3], void* stream);
+
+// Calls function(T(), O()): dtypes of the branches and of their concatenation.
+template <class Function>
+void with_fusion_types(DType branches, DType out, Function function) {
+  with_type(branches, [&](auto type) {
+    if (branches == out) function(type, type);
+    else function(type, float());
+  });
+}
+
+}  // namespace mirage::cuda

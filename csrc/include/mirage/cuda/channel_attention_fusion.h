@@ -1,0 +1,32 @@
+// channel_attention and tri_branch_fusion in one, on a GPU: the attention's output never reaches memory by itself.
+// mirage/channel_attention_fusion.h says what is computed; see channel_attention.h and tri_branch_fusion.h for what of.
+#pragma once
+
+#include <string>
+
+#include "mirage/cuda/stream.h"
+#include "mirage/tensor.h"
+
+namespace mirage::cuda {
+
+// Why this cannot be computed here, in a few words; empty where it can.
+std::string channel_attention_fusion_problem(const Tensor& q, int64_t heads);
+
+// Bytes of scratch memory, forward and backward.
+int64_t channel_attention_fusion_workspace(const Tensor& q, int64_t heads);
+
+// Both throw std::invalid_argument as the CPU library does, std::runtime_error where a launch fails.
+void channel_attention_fusion_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& temperature,
+                                      const Tensor& conv, const Tensor& mlp, const Tensor& l_att, const Tensor& l_conv,
+                                      const Tensor& l_mlp, const Tensor& out, const Tensor& matrices,
+                                      const Options& options);
+
+void channel_attention_fusion_backward(const Tensor& grad_out, const Tensor& q, const Tensor& k, const Tensor& v,
+                                       const Tensor& temperature, const Tensor& conv, const Tensor& mlp,
+                                       const Tensor& l_att, const Tensor& l_conv, const Tensor& l_mlp,
+                                       const Tensor& matrices, const Tensor& grad_q, const Tensor& grad_k,
+                                       const Tensor& grad_v, const Tensor& grad_temperature, const Tensor& grad_conv,
+                                       const Tensor& grad_mlp, const Tensor& grad_l_att, const Tensor& grad_l_conv,
+                                       const Tensor& grad_l_mlp, const Options& options);
+
+}  // namespace mirage::cuda
