@@ -200,8 +200,11 @@ MIRAGE_KERNEL(kThreads) attention_softmax_kernel(const AttentionArguments p) {
   for (int i = p.matrix() + thread_index(); i < entries; i += kThreads) sums[i] = sqrtf(sums[i]);
   sync_block();
   const float scale = p.temperature[int(head % p.heads)];
-  for (int i = thread_index(); i < p.d; i += kThreads) softmax_row(sums + i * p.d, norm_q[i], norm_k, scale, p.d, out + i * p.d);
   for (int i = thread_index(); i < entries; i += kThreads) out[p.matrix() + i] = sums[i];
+  sync_block();
+  for (int i = warp_index(); i < p.d; i += kThreads / kLanes) softmax_row(sums + i * p.d, norm_q[i], norm_k, scale, p.d);
+  sync_block();
+  for (int i = thread_index(); i < p.matrix(); i += kThreads) out[i] = sums[i];
 }
 
 // A block a head: from the parts of attn's gradient what those of q and k are made of, and the temperature's.
@@ -217,15 +220,22 @@ MIRAGE_KERNEL(kThreads) attention_softmax_backward_kernel(const AttentionArgumen
   const float scale = p.temperature[int(head % p.heads)];
   float total = 0.0f;
   for (int i = thread_index(); i < p.d; i += kThreads) {
-    float along = 0.0f, of_row = 0.0f;
-    for (int j = 0; j < p.d; ++j) along = fmaf(grad[i * p.d + j], attn[i * p.d + j], along);
     const float inverse_q = 1.0f / floored(norm_q[i]);
+    float along = 0.0f, centre = 0.0f, of_row = 0.0f;
+    for (int j = 0; j < p.d; ++j) {
+      const int at = i * p.d + j;
+      along = fmaf(grad[at], attn[at], along);
+      centre = fmaf(gram[at] * (inverse_q / floored(norm_k[j])), attn[at], centre);
+    }
+    // The gradients of a row's scores add up to zero, so their sum with the cosines is that with centred ones: which does not
+    // feel the rounding of `along`.
     for (int j = 0; j < p.d; ++j) {
       const int at = i * p.d + j;
       const float of_score = attn[at] * (grad[at] - along), inverse = inverse_q / floored(norm_k[j]);
+      const float cosine = gram[at] * inverse;
       out[at] = of_score * inverse * scale;
-      grad[at] = of_score * (gram[at] * inverse);
-      of_row += grad[at];
+      grad[at] = of_score * cosine;
+      of_row = fmaf(of_score, cosine - centre, of_row);
     }
     // Below the floor q is divided by a constant, and its norm has no gradient.
     scale_q[i] = norm_q[i] < kNormFloor ? 0.0f : -scale * of_row * inverse_q * inverse_q;

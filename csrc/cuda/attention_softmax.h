@@ -31,19 +31,20 @@ constexpr float kNormFloor = 1e-12f;  // of torch.nn.functional.normalize
 
 MIRAGE_DEVICE float floored(float norm) { return norm < kNormFloor ? kNormFloor : norm; }
 
-// One row of attn [d, d]: the softmax over the cosines of channel i of q with those of k, from inner products and norms.
-MIRAGE_DEVICE void softmax_row(const float* gram, float norm_q, const float* norm_k, float scale, int d, float* out) {
+// A row of inner products of channel i of q with those of k, in shared memory, becomes the softmax over their cosines. A warp.
+MIRAGE_DEVICE void softmax_row(float* row, float norm_q, const float* norm_k, float scale, int d) {
   float most = -INFINITY, total = 0.0f;
-  for (int j = 0; j < d; ++j) {
-    const float score = gram[j] / floored(norm_q) / floored(norm_k[j]) * scale;
-    out[j] = score;
-    most = at_least(most, score);
+  for (int j = lane_index(); j < d; j += kLanes) {
+    row[j] = row[j] / floored(norm_q) / floored(norm_k[j]);
+    most = at_least(row[j] * scale, most);
   }
-  for (int j = 0; j < d; ++j) {
-    out[j] = expf(out[j] - most);
-    total += out[j];
+  most = max_of_warp(most);
+  for (int j = lane_index(); j < d; j += kLanes) {
+    row[j] = expf(fmaf(row[j], scale, -most));
+    total += row[j];
   }
-  for (int j = 0; j < d; ++j) out[j] /= total;
+  total = sum_of_warp(total);
+  for (int j = lane_index(); j < d; j += kLanes) row[j] /= total;
 }
 
 }  // namespace mirage::cuda

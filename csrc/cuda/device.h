@@ -199,6 +199,20 @@ MIRAGE_DEVICE float sum_of_warp(float x) {
 #endif
 }
 
+MIRAGE_DEVICE float max_of_warp(float x) {
+#if defined(__CUDACC__)
+#pragma unroll
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) x = at_least(__shfl_xor_sync(0xffffffffu, x, lanes), x);
+  return x;
+#else
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
+    const uint32_t mine = bit_cast<uint32_t>(x);
+    x = at_least(bit_cast<float>(emulation::exchange(&mine, 1)[lane_index() ^ lanes]), x);
+  }
+  return x;
+#endif
+}
+
 // A fragment of a product: lane (g, t) = (lane / 4, lane % 4) holds of a 16 x 8 result the columns 2t and 2t + 1 of rows
 // g (0, 1) and g + 8 (2, 3).
 

@@ -2,74 +2,77 @@
 // generate 256 taps each of the 7x7 kernels, after finding again the little that leads there.
 #pragma once
 
+#include "attention_softmax.h"
 #include "mixer_stage.h"
 
 namespace mirage::cuda {
 
-// Softmax over the cosines of q and k, and what backward wants of them: [heads, 2d + 2, d].
+// Softmax over the cosines of q and k, and what backward wants of them: [heads, 2d + 2, d]. `room`: see finalise_floats.
 template <class W>
-MIRAGE_DEVICE void finalise_attention(const MixerArguments& p, int sample, float* sums) {
-  const int branch = p.branch, depth = p.depth(), entries = p.means_at();
+MIRAGE_DEVICE void finalise_attention(const MixerArguments& p, int sample, float* room) {
+  const int branch = p.branch, depth = p.depth(), matrix = depth * depth, of_head = (2 * depth + 2) * depth;
+  const int entries = p.means_at(), squares = p.squares_at();
   const float* partial = p.partial + int64_t(sample) * p.parts * p.partial_size();
-  float* out = p.attention + int64_t(sample) * p.heads * (2 * depth + 2) * depth;
+  float* out = p.attention + int64_t(sample) * p.heads * of_head;
+  float *sums = room, *norms = sums + squares;
+  sum_parts<kTileThreads>(partial, p.parts, p.partial_size(), entries, room + entries, sums);
+  for (int i = thread_index(); i < 2 * branch; i += kTileThreads) {
+    norms[i] = sqrtf(norms[i]);
+    const int which = i / branch, c = i % branch;
+    out[c / depth * of_head + 2 * matrix + which * depth + c % depth] = norms[i];
+  }
+  for (int i = thread_index(); i < squares; i += kTileThreads) out[i / matrix * of_head + matrix + i % matrix] = sums[i];
+  sync_block();
   const auto temperature = p.weights<W>(p.temperature);
-  for (int i = thread_index(); i < entries; i += kTileThreads) {
-    float sum = 0.0f;
-    for (int part = 0; part < p.parts; ++part) sum += partial[int64_t(part) * p.partial_size() + i];
-    sums[i] = i < p.squares_at() ? sum : sqrtf(sum);
+  for (int i = warp_index(); i < branch; i += kTileWarps) {
+    const int head = i / depth;
+    softmax_row(sums + i * depth, norms[i], norms + branch + head * depth, temperature[head], depth);
   }
   sync_block();
-  for (int i = thread_index(); i < branch; i += kTileThreads) {
-    const int head = i / depth;
-    const float* gram = sums + i * depth;
-    const float *norm_q = sums + p.squares_at(), *norm_k = norm_q + branch + head * depth;
-    float* of_head = out + int64_t(head) * (2 * depth + 2) * depth;
-    float* softmax = of_head + i % depth * depth;
-    const float scale = temperature[head], norm = norm_q[i] < 1e-12f ? 1e-12f : norm_q[i];
-    float most = -INFINITY, total = 0.0f;
-    for (int j = 0; j < depth; ++j) {
-      const float score = gram[j] / norm / (norm_k[j] < 1e-12f ? 1e-12f : norm_k[j]) * scale;
-      softmax[j] = score;
-      most = at_least(most, score);
-    }
-    for (int j = 0; j < depth; ++j) {
-      softmax[j] = expf(softmax[j] - most);
-      total += softmax[j];
-    }
-    for (int j = 0; j < depth; ++j) softmax[j] /= total;
-    for (int j = 0; j < depth; ++j) of_head[(depth + i % depth) * depth + j] = gram[j];
-    of_head[2 * depth * depth + i % depth] = norm_q[i];
-    of_head[(2 * depth + 1) * depth + i % depth] = norm_k[i % depth];
-  }
+  for (int i = thread_index(); i < squares; i += kTileThreads) out[i / matrix * of_head + i % matrix] = sums[i];
+}
+
+// What a block wants of shared memory.
+MIRAGE_ANYWHERE int finalise_floats(const MixerArguments& p) {
+  const int entries = p.means_at();  // more than the generator of the kernels wants
+  return entries + (entries > kTileThreads ? entries : kTileThreads);
 }
 
 struct Moments {
-  float count, mean, deviations;
+  float mean, deviations, count;
 };
 
-// Of channel c of n2, over the parts from `first` on, in their order.
-MIRAGE_DEVICE Moments merged_moments(const MixerArguments& p, int64_t first, int64_t parts, int c) {
+// Of channel c of n2, over the parts from `first` on. A warp, whose lanes have a part of the parts each. The mean is found
+// above that of the first part, so that a large offset does not round it; deviations only where they are wanted.
+MIRAGE_DEVICE Moments merged_moments(const MixerArguments& p, int64_t first, int64_t parts, int c, bool deviations) {
+  const float *partial = p.partial + first * p.partial_size(), base = partial[p.means_at() + c];
   Moments all{0.0f, 0.0f, 0.0f};
-  for (int64_t part = first; part < first + parts; ++part) {
-    const float* partial = p.partial + part * p.partial_size();
-    const float count = partial[p.count_at()], mean = partial[p.means_at() + c];
-    const float total = all.count + count, delta = mean - all.mean;
-    all.mean += delta * (count / total);
-    all.deviations += partial[p.means_at() + p.branch + c] + delta * delta * (all.count * count / total);
-    all.count = total;
+#pragma unroll 4
+  for (int64_t part = lane_index(); part < parts; part += kLanes) {
+    const float* of_part = partial + part * p.partial_size();
+    all.mean = fmaf(of_part[p.count_at()], of_part[p.means_at() + c] - base, all.mean);
+    all.count += of_part[p.count_at()];
   }
+  all.count = sum_of_warp(all.count);
+  all.mean = base + sum_of_warp(all.mean) / all.count;
+  if (!deviations) return all;
+#pragma unroll 4
+  for (int64_t part = lane_index(); part < parts; part += kLanes) {
+    const float *of_part = partial + part * p.partial_size(), delta = of_part[p.means_at() + c] - all.mean;
+    all.deviations += fmaf(of_part[p.count_at()] * delta, delta, of_part[p.means_at() + p.branch + c]);
+  }
+  all.deviations = sum_of_warp(all.deviations);
   return all;
 }
 
-// out[i] = the product of row i of a matrix [rows, branch] and `vector`, a thread a row.
-template <class W, class Change>
-MIRAGE_DEVICE void multiply_vector(const W* matrix, const float* vector, int branch, int first, int last, Change store) {
-  for (int i = first + thread_index(); i < last; i += kTileThreads) {
-    const W* row = matrix + int64_t(i) * branch;
+// store(i, product of row i of a matrix [branch, branch] and `vector`), a warp a row.
+template <class W, class Store>
+MIRAGE_DEVICE void multiply_vector(const W* matrix, const float* vector, int branch, Store store) {
+  for (int i = warp_index(); i < branch; i += kTileWarps) {
     float sum = 0.0f;
-#pragma unroll 8
-    for (int k = 0; k < branch; ++k) sum = fmaf(to_float(row[k]), vector[k], sum);
-    store(i, sum);
+    for (int k = lane_index(); k < branch; k += kLanes) sum = fmaf(to_float(matrix[i * branch + k]), vector[k], sum);
+    sum = sum_of_warp(sum);
+    if (lane_index() == 0) store(i, sum);
   }
 }
 
@@ -79,15 +82,16 @@ MIRAGE_DEVICE void generate_kernels(const MixerArguments& p, int sample, int sli
   float *average = room, *detail = room + branch, *hidden = detail + branch;
   const auto weight = p.weights<W>(p.bn_weight), bias = p.weights<W>(p.bn_bias);
   const auto running_mean = p.weights<W>(p.bn_mean), running_var = p.weights<W>(p.bn_var);
-  for (int c = thread_index(); c < branch; c += kTileThreads) {
+  for (int c = warp_index(); c < branch; c += kTileWarps) {
     float mean = 0.0f, variance = 0.0f;
     if (p.training) {
-      const Moments all = merged_moments(p, 0, int64_t(p.batch) * p.parts, c);
+      const Moments all = merged_moments(p, 0, int64_t(p.batch) * p.parts, c, true);
       mean = all.mean, variance = all.deviations / all.count;
     } else {
       mean = running_mean[c], variance = running_var[c];
     }
-    const float of_sample = merged_moments(p, int64_t(sample) * p.parts, p.parts, c).mean;
+    const float of_sample = merged_moments(p, int64_t(sample) * p.parts, p.parts, c, false).mean;
+    if (lane_index() != 0) continue;
     average[c] = fmaf((of_sample - mean) * (1.0f / sqrtf(variance + p.bn_eps)), weight[c], bias[c]);
     if (slice != 0) continue;
     p.branch_mean[int64_t(sample) * branch + c] = of_sample;
@@ -96,16 +100,18 @@ MIRAGE_DEVICE void generate_kernels(const MixerArguments& p, int sample, int sli
   sync_block();
   // gic1 and the average over pixels change places: both are linear.
   const W* rows = static_cast<const W*>(p.gic1) + int64_t(2 * p.hidden - branch) * branch;
-  multiply_vector(rows, average, branch, 0, branch, [&](int i, float sum) { detail[i] = sum; });
+  multiply_vector(rows, average, branch, [&](int i, float sum) { detail[i] = sum; });
   sync_block();
-  const W* in = static_cast<const W*>(p.generator_in);
-  multiply_vector(in, detail, branch, 0, branch, [&](int i, float sum) { hidden[i] = gelu<float>(sum); });
+  multiply_vector(static_cast<const W*>(p.generator_in), detail, branch,
+                  [&](int i, float sum) { hidden[i] = gelu<float>(sum); });
   sync_block();
-  float* kernels = p.kernels + int64_t(sample) * branch * kMixerTaps;
-  const int first = slice * kTileThreads, end = branch * kMixerTaps;
-  multiply_vector(static_cast<const W*>(p.generator_out), hidden, branch, first,
-                  first + kTileThreads < end ? first + kTileThreads : end,
-                  [&](int i, float sum) { kernels[i] = sum; });
+  const int i = slice * kTileThreads + thread_index();  // which tap
+  if (i >= branch * kMixerTaps) return;
+  const W* row = static_cast<const W*>(p.generator_out) + int64_t(i) * branch;
+  float sum = 0.0f;
+#pragma unroll 16
+  for (int k = 0; k < branch; ++k) sum = fmaf(to_float(row[k]), hidden[k], sum);
+  p.kernels[int64_t(sample) * branch * kMixerTaps + i] = sum;
 }
 
 // `blocks` of a sample: one, and as many as its taps want.

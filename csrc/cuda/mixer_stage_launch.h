@@ -38,15 +38,22 @@ struct MixerVariant {
   static constexpr int kRows = kIsHalf<T> ? 8 : 4;
   static constexpr int64_t kReduceBytes = sizeof(MixerReduceTile<Kind, kBlocks, kRows>);
   static constexpr int64_t kFuseBytes = sizeof(MixerFuseTile<Kind, kBlocks, kRows>);
-  // With a single head; of the heads of a network it is a tenth.
-  static constexpr int64_t kFinaliseBytes = (16 * kBlocks + 3) * 16 * kBlocks * int64_t(sizeof(float));
+
+  static int64_t finalise_bytes(const MixerArguments& p) { return finalise_floats(p) * int64_t(sizeof(float)); }
+
+  // At most, which is with a single head.
+  static int64_t most_finalise_bytes() {
+    MixerArguments p{};
+    p.branch = 16 * kBlocks, p.heads = 1;
+    return finalise_bytes(p);
+  }
 
   static MixerPlan plan(const MixerArguments& p) {
     const int64_t tiles = int64_t((p.width + 15) / 16) * ((p.height + kRows - 1) / kRows);
     // Two blocks for each multiprocessor read x; what they leave is read by one block of a sample.
     const int64_t wanted = p.batch > 0 ? 2 * multiprocessors() / p.batch : 1;
     const int64_t parts = wanted < tiles ? wanted : tiles;
-    int64_t bytes = kFinaliseBytes;
+    int64_t bytes = finalise_bytes(p);
     for (int64_t other : {kReduceBytes, kFuseBytes}) bytes = other > bytes ? other : bytes;
     return {tiles, int(parts > 1 ? parts : 1), bytes};
   }
@@ -56,9 +63,8 @@ struct MixerVariant {
     launch("mixer_reduce_kernel", mixer_reduce_kernel<Kind, W, kBlocks, kRows>,
            {int64_t(p.batch) * p.parts, kTileThreads, kReduceBytes}, stream, p);
     const int blocks = 1 + (p.branch * kMixerTaps + kTileThreads - 1) / kTileThreads;
-    const int64_t floats = int64_t(p.branch) * (p.branch / p.heads) + 3 * p.branch;
     launch("mixer_finalise_kernel", mixer_finalise_kernel<W>,
-           {int64_t(p.batch) * blocks, kTileThreads, floats * int64_t(sizeof(float))}, stream, p, blocks);
+           {int64_t(p.batch) * blocks, kTileThreads, finalise_bytes(p)}, stream, p, blocks);
     launch("mixer_fuse_kernel", mixer_fuse_kernel<Kind, W, kBlocks, kRows>,
            {p.batch * plan.tiles, kTileThreads, kFuseBytes}, stream, p);
   }
@@ -71,7 +77,7 @@ struct MixerVariant {
   template <class W>
   static void list_with(KernelList& list) {
     list.add<mixer_reduce_kernel<Kind, W, kBlocks, kRows>>(kTileThreads, kReduceBytes);
-    list.add<mixer_finalise_kernel<W>>(kTileThreads, kFinaliseBytes);
+    list.add<mixer_finalise_kernel<W>>(kTileThreads, most_finalise_bytes());
     list.add<mixer_fuse_kernel<Kind, W, kBlocks, kRows>>(kTileThreads, kFuseBytes);
   }
 
