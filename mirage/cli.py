@@ -191,9 +191,10 @@ def doctor(as_json, no_check, gpu):
               type=click.Choice(["float32", "float16", "bfloat16"]), help="May be repeated.")  # fmt: skip
 @click.option("--step", is_flag=True, help="Training steps too.")
 def tune(output, variant, sizes, batch, dtypes, step):
-    """Measure warps and pipeline stages of the Triton kernels on this GPU; MIRAGE_TUNING=FILE uses them.
+    """Measure what is faster on this GPU; MIRAGE_TUNING=FILE uses it.
 
-    Minutes for each dtype. Results stay within rounding of those without the file: sums over a program's registers are
+    Warps and pipeline stages of each Triton kernel, and which of Triton and CUDA C++ each operator runs on. Minutes for
+    each dtype. Results stay within rounding of those without the file: sums over a program's registers are
     added up in the order of its warps.
     """
     import re
@@ -212,7 +213,7 @@ def tune(output, variant, sizes, batch, dtypes, step):
     from mirage import tune as tuning
 
     try:
-        found, tuner = tuning.tune(variant, shapes, [getattr(torch, name) for name in dtypes], step)
+        found, tuner, chooser = tuning.tune(variant, shapes, [getattr(torch, name) for name in dtypes], step)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     found.save(output)
@@ -220,6 +221,7 @@ def tune(output, variant, sizes, batch, dtypes, step):
     total = sum(built_in for built_in, _ in tuner.times.values())
     click.echo(f"{len(tuner.times)} kinds of launches, {len(found.launches)} of them faster otherwise: "
                f"one of each takes {total - saved:.3f} instead of {total:.3f} ms")  # fmt: skip
+    click.echo(f"{len(chooser.times)} kinds of calls, {len(found.choices)} of them faster in CUDA C++ than in Triton")
     click.echo(f"wrote {output}; use it with MIRAGE_TUNING={output}")
 
 

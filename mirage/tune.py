@@ -1,25 +1,30 @@
-"""Measure warps and pipeline stages of every Triton launch on this machine's GPU: ``mirage tune``.
+"""Measure on this machine's GPU what is faster: ``mirage tune``.
 
-A network runs; each launch of a kind that has not been seen is timed with every configuration on the arguments that it
-came with, and the fastest is kept. Kernels that read what they write run many times over their own results meanwhile:
-only the times mean anything.
+A network runs; each Triton launch of a kind that has not been seen is timed with every number of warps and pipeline
+stages on the arguments that it came with, and the fastest is kept. Kernels that read what they write run many times
+over their own results meanwhile: only the times mean anything. Then it runs again, and each call of an operator that
+exists in Triton and in CUDA C++ is timed on both; at last the levels of a network, as one call in CUDA C++ and as calls
+of their stages.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mirage.fast
+import mirage_kernels
 from mirage.losses import MirageLoss
-from mirage_kernels._tuning import Tuning, launch_key
+from mirage_kernels._tuning import IMPLEMENTATIONS, Tuning, choice_key, launch_key
 
-__all__ = ["Tuner", "tune"]
+__all__ = ["Chooser", "Tuner", "tune"]
 
 WARPS, STAGES = (2, 4, 8), (1, 2, 3)
 BETTER = 0.97
@@ -70,9 +75,76 @@ class Tuner:
             self.launches[key] = chosen
 
 
+class Chooser(TorchDispatchMode):
+    """Times each call of an operator on both implementations for GPUs, the first time that one of its kind comes by.
+
+    Attributes:
+        choices: the faster one, where that is not Triton.
+        times: milliseconds by kind of call, of Triton and of CUDA C++.
+    """
+
+    def __init__(self, time: Callable[[Callable[[], object]], float]) -> None:
+        """`time`: the milliseconds that a call takes on the GPU."""
+        super().__init__()
+        self.choices: dict[str, str] = {}
+        self.times: dict[str, tuple[float, float]] = {}
+        self._time = time
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "mirage_kernels" and args and args[-1] in IMPLEMENTATIONS:
+            name = func._schema.name.split("::")[1]
+            if name != "transformer_blocks":
+                x = args[name.endswith("_backward")]  # which comes after the gradient of the output
+                self.compare(name, x, *(partial(func, *args[:-1], impl) for impl in IMPLEMENTATIONS))
+        return func(*args, **(kwargs or {}))
+
+    def compare(self, name: str, x: torch.Tensor, triton: Callable[[], object], cuda: Callable[[], object]) -> None:
+        """Time both ways of calling an operator, where no call of its kind has been."""
+        key = choice_key(name, x)
+        if key in self.times or x.numel() == 0:
+            return
+        self.times[key] = self._time(triton), self._time(cuda)
+        if self.times[key][1] < BETTER * self.times[key][0]:
+            self.choices[key] = "cuda"
+
+
+    def on_chosen(self, name: str, x: torch.Tensor) -> AbstractContextManager[None]:
+        """Inside, an operator runs on such an `x` as was chosen."""
+        return mirage_kernels.use(self.choices.get(choice_key(name, x), "triton"))
+
+
+@contextmanager
+def _comparing_levels(chooser: Chooser) -> Iterator[None]:
+    """Inside, levels of a network are timed as one call in CUDA C++, beside their stages as `chooser` has chosen."""
+
+    def compare(x: torch.Tensor, blocks: Sequence[mirage_kernels.BlockWeights]) -> torch.Tensor:
+        def by_stages() -> torch.Tensor:
+            y = x
+            for block in blocks:
+                with chooser.on_chosen("mixer_stage", y):
+                    y = mirage_kernels.mixer_stage(y, block.mixer, None, False, block.norm1_eps, block.bn_eps).y
+                with chooser.on_chosen("feed_forward_stage", y):
+                    y = mirage_kernels.feed_forward_stage(y, *block.feed_forward, block.norm2_eps)
+            return y
+
+        def at_once() -> torch.Tensor:
+            with mirage_kernels.use("cuda"):
+                return plain(x, blocks)
+
+        chooser.compare("transformer_blocks", x, by_stages, at_once)
+        return by_stages()
+
+    plain = mirage_kernels.transformer_blocks
+    mirage_kernels.transformer_blocks = compare
+    try:
+        yield
+    finally:
+        mirage_kernels.transformer_blocks = plain
+
+
 def tune(
     variant: str, shapes: list[tuple[int, int, int, int]], dtypes: list[torch.dtype], step: bool = False
-) -> tuple[Tuning, Tuner]:
+) -> tuple[Tuning, Tuner, Chooser]:
     """Tune what a network launches on the current CUDA device.
 
     Args:
@@ -82,21 +154,36 @@ def tune(
         step: training steps too.
 
     Returns:
-        What to save, and the tuner with its times.
+        What to save, and what has been measured for it. Without the CUDA library there is nothing to choose between.
     """
-    import triton.testing
+    from triton.testing import do_bench, do_bench_cudagraph
 
-    tuner = Tuner(lambda call: triton.testing.do_bench(call, warmup=5, rep=20, return_mode="median"))
-    build = {"tiny": mirage.fast.mirage_tiny, "small": mirage.fast.mirage_small}[variant]
+    tuner = Tuner(lambda call: do_bench(call, warmup=5, rep=20, return_mode="median"))
+    chooser = Chooser(lambda call: do_bench_cudagraph(call, rep=20, return_mode="median"))  # without Python's own time
+    cases = list(itertools.product(shapes, dtypes))
     with _tuning(tuner):
-        for shape, dtype in itertools.product(shapes, dtypes):
-            image = torch.rand(shape, device="cuda")
-            with torch.inference_mode():
-                build().eval().to("cuda", dtype)(image.to(dtype))
-            if step:
-                _step(build().train().cuda(), image, dtype)
+        _run(variant, cases, step)
+        if mirage_kernels.available()["cuda"] == "yes":
+            with mirage_kernels.use("triton"), chooser:
+                _run(variant, cases, step)
+            with _comparing_levels(chooser):
+                _run(variant, cases, step=False)
     torch.cuda.synchronize()
-    return Tuning(torch.cuda.get_device_name(), importlib.metadata.version("triton"), tuner.launches), tuner
+    found = Tuning(
+        torch.cuda.get_device_name(), importlib.metadata.version("triton"), tuner.launches, chooser.choices
+    )
+    return found, tuner, chooser
+
+
+def _run(variant: str, cases: list[tuple[tuple[int, int, int, int], torch.dtype]], step: bool) -> None:
+    """The network on each shape and dtype, and training steps where they are asked for."""
+    build = {"tiny": mirage.fast.mirage_tiny, "small": mirage.fast.mirage_small}[variant]
+    for shape, dtype in cases:
+        image = torch.rand(shape, device="cuda")
+        with torch.inference_mode():
+            build().eval().to("cuda", dtype)(image.to(dtype))
+        if step:
+            _step(build().train().cuda(), image, dtype)
 
 
 def _step(model: torch.nn.Module, image: torch.Tensor, dtype: torch.dtype) -> None:

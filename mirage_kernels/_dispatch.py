@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from mirage_kernels import _tuning
+
 IMPLEMENTATIONS = ("torch", "cpp", "triton", "cuda")
 EVERYWHERE = ("torch", "cpp", "triton")
 """What every operator is written in."""
@@ -82,7 +84,8 @@ def _problem(implementation: str, device_type: str, dtype: torch.dtype | None = 
 
 
 def _automatic(device_type: str) -> str:
-    """Of CUDA C++ and Triton, which both run on GPUs, the latter: no GPU has shown yet where the other is faster."""
+    """Of CUDA C++ and Triton, which both run on GPUs, the latter, unless a file of :mod:`mirage_kernels._tuning` says
+    where the other was faster: no GPU has shown yet what would be better built in."""
     preferred = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}.get(device_type, ())
     return next((name for name in preferred if not _problem(name, device_type)), "torch")
 
@@ -155,7 +158,7 @@ def choose(operator: str, x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE
             raise RuntimeError(f"{operator}: the implementation {_forced!r} was asked for but cannot run: {problem}")
     chosen = _forced
     if chosen is None or (chosen == "cuda" and "cuda" not in written):
-        chosen = automatic(x, written)
+        chosen = automatic(x, written, operator)
     if chosen not in written:
         chosen = "torch"
     if chosen == "torch" and not torch.compiler.is_compiling():
@@ -163,8 +166,23 @@ def choose(operator: str, x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE
     return chosen
 
 
-def automatic(x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE) -> str:
-    """As :func:`choose` where nothing is forced."""
+def automatic(x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE, operator: str | None = None) -> str:
+    """As :func:`choose` where nothing is forced: on a GPU what was measured to be faster there, or the default."""
     chosen = _default.get(x.device.type, "torch")
+    if operator is not None and chosen in _tuning.IMPLEMENTATIONS:
+        chosen = _measured(operator, x, written) or chosen
     unknown = chosen in ("triton", "cuda") and x.dtype not in _HALF_AND_SINGLE
     return "torch" if unknown or chosen not in written else chosen
+
+
+def for_backward(operator: str, x: torch.Tensor, forward: str) -> str:
+    """The implementation of an operator's backward pass, where `forward` ran forward: that, if it was forced."""
+    if _forced is not None or forward not in _tuning.IMPLEMENTATIONS:
+        return forward
+    return _measured(f"{operator}_backward", x, IMPLEMENTATIONS) or forward
+
+
+def _measured(operator: str, x: torch.Tensor, written: tuple[str, ...]) -> str | None:
+    """What a file says was faster, where it can run."""
+    found = _tuning.choice(operator, x)
+    return found if found in written and not _problem(found, x.device.type, x.dtype) else None

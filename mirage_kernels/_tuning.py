@@ -1,4 +1,5 @@
-"""Warps and pipeline stages of Triton launches that were measured on one GPU, in the place of the built-in ones.
+"""What was measured on one GPU, in the place of what is built in: warps and pipeline stages of Triton launches, and
+which of Triton and CUDA C++ an operator runs on.
 
 ``mirage tune`` writes the file; the environment variable ``MIRAGE_TUNING`` names the one to read. It is read once, so
 that every launch of a process, and every process that reads it, runs the same configuration: nothing is timed at run
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,10 @@ VARIABLE = "MIRAGE_TUNING"
 VERSION = 1
 LIMITS = {"num_warps": (1, 2, 4, 8, 16, 32), "num_stages": (1, 2, 3, 4, 5)}
 """What a launch takes of each."""
+IMPLEMENTATIONS = ("triton", "cuda")
+"""Between which a file chooses."""
+PIXELS = tuple(4**k for k in range(4, 13))
+"""Where one class of sizes ends and the next begins: from 256 pixels of all samples together to 4096 x 4096."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Tuning:
     device: str  # the GPU's name
     triton: str  # its version, with which the kernels were compiled
     launches: dict[str, dict[str, int]] = field(default_factory=dict)  # by `launch_key`
+    choices: dict[str, str] = field(default_factory=dict)  # implementations by `choice_key`
 
     def save(self, path: str | Path) -> None:
         """Write the file; one that is there is replaced at once, never half."""
@@ -48,6 +55,14 @@ def launch_key(kernel: Any, args: Sequence[Any], options: Mapping[str, Any]) -> 
     return " ".join((kernel.__name__, *dtypes, *constants))
 
 
+def choice_key(operator: str, x: Tensor) -> str:
+    """What one choice is good for: an operator on maps of this dtype and number of channels, of about this size."""
+    channels = x.shape[1]
+    pixels = x.shape[0] * math.prod(x.shape[2:])
+    size = sum(pixels > limit for limit in PIXELS)
+    return f"{operator} {str(x.dtype).removeprefix('torch.')} C={channels} size={size}"
+
+
 def load(path: str | Path) -> Tuning:
     """Read a file.
 
@@ -62,7 +77,11 @@ def load(path: str | Path) -> Tuning:
     if version != VERSION:
         raise ValueError(f"{VARIABLE}: expected a file of version {VERSION} in {str(path)!r}, got {version!r}")
     try:
-        found = Tuning(contents["device"], contents["triton"], contents["launches"])
+        found = Tuning(contents["device"], contents["triton"], contents["launches"], contents.get("choices", {}))
+        for key, value in found.choices.items():
+            if value not in IMPLEMENTATIONS:
+                expected = " or ".join(IMPLEMENTATIONS)
+                raise ValueError(f"{VARIABLE}: choice of {key!r}: expected {expected}, got {value!r}")
         for key, options in found.launches.items():
             for name, value in options.items():
                 if value not in LIMITS[name]:
@@ -93,3 +112,19 @@ def apply(kernel: Any, device: torch.device, args: Sequence[Any], options: dict[
     if tuning is None or device.type != "cuda" or not _is_for(tuning.device, device.index):
         return options
     return options | tuning.launches.get(launch_key(kernel, args, options), {})
+
+
+def _chosen(key: str, index: int | None) -> str | None:
+    tuning = _active()
+    return tuning.choices.get(key) if tuning is not None and _is_for(tuning.device, index) else None
+
+
+named = bool(os.environ.get(VARIABLE))
+"""Whether there is a file: a plain global, so that torch.compile traces past :func:`choice` where there is none."""
+if named:
+    _chosen = torch.compiler.assume_constant_result(_chosen)
+
+
+def choice(operator: str, x: Tensor) -> str | None:
+    """The implementation that was faster for such an `x` on its GPU, or None where the file does not say."""
+    return _chosen(choice_key(operator, x), x.device.index) if named else None

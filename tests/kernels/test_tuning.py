@@ -1,5 +1,7 @@
-"""Tuned launches: the file, when it is used, and how `mirage tune` chooses. Times and GPUs are made up on the CPU."""
+"""Tuned launches and choices: the file, when it is used, and how `mirage tune` chooses. Times and GPUs are made up on
+the CPU."""
 
+import functools
 import json
 
 import pytest
@@ -7,9 +9,14 @@ import torch
 
 pytest.importorskip("triton")
 
+from harness import require
+from test_transformer_blocks import several
+
+import mirage_kernels
 from mirage import tune
-from mirage_kernels import _triton, _tuning
-from mirage_kernels._tuning import Tuning, launch_key
+from mirage_kernels import _dispatch, _triton, _tuning
+from mirage_kernels._tuning import Tuning, choice_key, launch_key
+from mirage_kernels.tri_branch_fusion import op as fusion_op
 
 CUDA = torch.device("cuda", 0)
 
@@ -36,9 +43,10 @@ def use(tmp_path, monkeypatch):
     _tuning._active.cache_clear()
     _tuning._is_for.cache_clear()
 
-    def activate(launches, gpu="H200"):
+    def activate(launches=None, gpu="H200", choices=None):
         path = tmp_path / "tuning.json"
-        Tuning("H200", "3.6.0", launches).save(path)
+        Tuning("H200", "3.6.0", launches or {}, choices or {}).save(path)
+        monkeypatch.setattr(_tuning, "named", True)
         monkeypatch.setenv("MIRAGE_TUNING", str(path))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpu)
 
@@ -78,6 +86,86 @@ def test_another_gpu_warns_once_and_uses_nothing(use, recwarn):
     assert [str(w.message) for w in recwarn] == ["MIRAGE_TUNING was measured on H200; it is not used on A100"]
 
 
+@pytest.fixture
+def on_gpus(monkeypatch):
+    """What runs on a CPU by itself is what would run on a GPU."""
+    require("cuda")
+    monkeypatch.setitem(_dispatch._default, "cpu", "triton")
+
+
+X = torch.randn(1, 6, 12, 14)
+
+
+def fused(x):
+    """An operator that Triton's interpreter runs in a moment."""
+    one = torch.ones(1)
+    return mirage_kernels.tri_branch_fusion(x, x, x, one, one, one)
+
+
+def test_the_key_of_a_choice_is_of_dtype_channels_and_about_the_size():
+    key = choice_key("tri_branch_fusion", X)
+    assert key == "tri_branch_fusion float32 C=6 size=0"
+    assert choice_key("tri_branch_fusion", X[..., :13]) == key
+    others = (X.half(), X[:, :3], X.repeat(2, 1, 1, 1))
+    assert len({key, *(choice_key("tri_branch_fusion", x) for x in others)}) == 4
+    assert choice_key("a", torch.empty(1, 3, 4096, 4096)) == "a float32 C=3 size=8"
+    assert choice_key("a", torch.empty(1, 3, 4096, 4097)) == "a float32 C=3 size=9"
+
+
+def test_measured_choices_are_used(use, on_gpus):
+    use(choices={choice_key("tri_branch_fusion", X): "cuda"})
+    fused(X)
+    assert mirage_kernels.last_used("tri_branch_fusion") == "cuda"
+    fused(X.half())
+    assert mirage_kernels.last_used("tri_branch_fusion") == "triton"
+    with mirage_kernels.use("triton"):
+        fused(X)
+    assert mirage_kernels.last_used("tri_branch_fusion") == "triton"
+
+
+def test_backward_has_a_choice_of_its_own(use, on_gpus, monkeypatch):
+    ran = []
+    for name in ("triton", "cuda"):
+        module = fusion_op._implementations[name]
+        record = functools.partial(lambda name, run, *args: ran.append(name) or run(*args), name, module.backward)
+        monkeypatch.setattr(module, "backward", record)
+    use(choices={choice_key("tri_branch_fusion_backward", X): "cuda"})
+    x = X.clone().requires_grad_()
+    fused(x).sum().backward()
+    assert mirage_kernels.last_used("tri_branch_fusion") == "triton" and ran == ["cuda"]
+    with mirage_kernels.use("triton"):
+        y = fused(x)
+    y.sum().backward()  # on what forward was forced to run on
+    assert ran == ["cuda", "triton"]
+
+
+def test_choices_are_of_what_runs_there(use, on_gpus, monkeypatch):
+    use(choices={choice_key("tri_branch_fusion", X): "cuda"})
+    monkeypatch.setattr(_dispatch, "cuda", None)
+    monkeypatch.setattr(_dispatch, "_cuda_problem", "not built")
+    fused(X)
+    assert mirage_kernels.last_used("tri_branch_fusion") == "triton"
+    monkeypatch.setitem(_dispatch._default, "cpu", "cpp")  # a CPU has nothing to choose
+    fused(X)
+    assert mirage_kernels.last_used("tri_branch_fusion") == "cpp"
+
+
+def test_choices_of_another_gpu_are_not_used(use, on_gpus):
+    use(choices={choice_key("tri_branch_fusion", X): "cuda"}, gpu="A100")
+    with pytest.warns(UserWarning, match="was measured on H200; it is not used on A100"):
+        fused(X)
+    assert mirage_kernels.last_used("tri_branch_fusion") == "triton"
+
+
+def test_choices_are_seen_by_compile(use, on_gpus, monkeypatch):
+    monkeypatch.setattr(_tuning, "_chosen", torch.compiler.assume_constant_result(_tuning._chosen))
+    use(choices={choice_key("tri_branch_fusion", X): "cuda"})
+    torch._dynamo.reset()
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(X), fused(X))
+    assert mirage_kernels.last_used("tri_branch_fusion") == "cuda"
+
+
 def test_without_a_file_nothing_changes(use, monkeypatch):
     monkeypatch.delenv("MIRAGE_TUNING", raising=False)
     assert _tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) is OPTIONS
@@ -94,6 +182,8 @@ def test_without_a_file_nothing_changes(use, monkeypatch):
         ('{"version": 1, "device": "H200", "triton": "3", "launches": {"a": {"num_ctas": 2}}}', "num_ctas"),
         ('{"version": 1, "device": "H200", "triton": "3", "launches": {"a": {"num_warps": 3}}}',
          "num_warps of 'a': expected one of 1, 2, 4, 8, 16, 32, got 3"),
+        ('{"version": 1, "device": "H200", "triton": "3", "launches": {}, "choices": {"a": "cpp"}}',
+         "choice of 'a': expected triton or cuda, got 'cpp'"),
         ('{"version": 1, "device": "H200", "triton": "3", "launches": [1]}', "is incomplete: AttributeError"),
     ],
 )  # fmt: skip
@@ -154,12 +244,59 @@ class TestTuner:
         assert kernel.launched == [] and tuner.times == {}
 
 
+class TestChooser:
+    def chooser(self, cuda):
+        """A call takes 1 on Triton and `cuda` in CUDA C++."""
+        self.timed = []
+
+        def time(call):
+            self.timed.append(call.args[-1])
+            return {"triton": 1.0, "cuda": cuda}[call.args[-1]]
+
+        return tune.Chooser(time)
+
+    @pytest.mark.parametrize("cuda, chosen", [(0.5, "cuda"), (0.98, None), (2.0, None)])
+    def test_calls_are_timed_once_on_both(self, cuda, chosen):
+        chooser, x = self.chooser(cuda), X.clone().requires_grad_()
+        with mirage_kernels.use("cpp"), torch.no_grad():
+            fused(x)
+        assert self.timed == []
+        require("cuda")
+        with mirage_kernels.use("cuda"), chooser:
+            for _ in range(2):
+                fused(x).sum().backward()
+        names = ("tri_branch_fusion", "tri_branch_fusion_backward")
+        keys = [choice_key(name, X) for name in names]
+        assert chooser.times == dict.fromkeys(keys, (1.0, cuda)) and self.timed == ["triton", "cuda"] * 2
+        assert chooser.choices == (dict.fromkeys(keys, chosen) if chosen else {})
+
+    def test_levels_are_compared_with_their_stages(self):
+        require("cuda")
+        times = iter((1.0, 0.5))
+
+        def time(call):
+            call()
+            return next(times)
+
+        chooser, blocks = tune.Chooser(time), several((1, 12, 5, 6, 2), 1)
+        for name in ("mixer_stage", "feed_forward_stage"):
+            chooser.choices[choice_key(name, blocks[0])] = "cuda"
+        with torch.no_grad(), tune._comparing_levels(chooser):
+            y = mirage_kernels.transformer_blocks(*blocks)
+        assert chooser.choices[choice_key("transformer_blocks", y)] == "cuda"
+        with torch.no_grad(), mirage_kernels.use("cuda"):
+            assert torch.equal(mirage_kernels.transformer_blocks(*blocks), y)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_network_is_tuned(tmp_path):
-    tuning, tuner = tune.tune("tiny", [(1, 3, 64, 64)], [torch.bfloat16], step=True)
+    tuning, tuner, chooser = tune.tune("tiny", [(1, 3, 64, 64)], [torch.bfloat16], step=True)
     assert _triton.launch_hook is None
     names = {key.split()[0] for key in tuner.times}
     assert {"prepare_kernel", "gram_kernel", "fusion_gradient_kernel"} <= names
+    if mirage_kernels.available()["cuda"] == "yes":
+        names = {key.split()[0] for key in chooser.times}
+        assert {"mixer_stage", "feed_forward_stage", "transformer_blocks", "feed_forward_stage_backward"} <= names
     tuning.save(tmp_path / "tuning.json")
     assert json.loads((tmp_path / "tuning.json").read_text())["device"] == torch.cuda.get_device_name()

@@ -183,7 +183,9 @@ def test_tune_writes_what_it_found(monkeypatch, tmp_path):
         asked.append(arguments)
         tuner = tune.Tuner(lambda call: 1.0)
         tuner.times, tuner.launches = {"a": (2.0, 0.5), "b": (1.0, 1.0)}, {"a": {"num_warps": 8, "num_stages": 2}}
-        return _tuning.Tuning("H200", "3.6.0", tuner.launches), tuner
+        chooser = tune.Chooser(lambda call: 1.0)
+        chooser.times, chooser.choices = {"c": (1.0, 2.0), "d": (2.0, 1.0)}, {"d": "cuda"}
+        return _tuning.Tuning("H200", "3.6.0", tuner.launches, chooser.choices), tuner, chooser
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tune, "tune", found)
@@ -192,7 +194,9 @@ def test_tune_writes_what_it_found(monkeypatch, tmp_path):
     assert result.exit_code == 0 and asked == [("tiny", [(2, 3, 64, 48), (2, 3, 8, 8)], [torch.bfloat16], True)]
     assert "2 kinds of launches, 1 of them faster otherwise" in result.output
     assert "one of each takes 1.500 instead of 3.000 ms" in result.output
+    assert "2 kinds of calls, 1 of them faster in CUDA C++ than in Triton" in result.output
     assert _tuning.load(output).launches == {"a": {"num_warps": 8, "num_stages": 2}}
+    assert _tuning.load(output).choices == {"d": "cuda"}
 
 
 @pytest.mark.gpu
