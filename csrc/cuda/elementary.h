@@ -38,6 +38,17 @@ MIRAGE_DEVICE float gelu(float x) {
   return fmaf(-a, tail, at_least(0.0f, x));
 }
 
+// gelu(x), and its derivative cdf(x) + x density(x) as `slope`, with an error below 1.6e-7 (for 16-bit results 1.1e-5).
+// Infinite x has slope NaN, as in PyTorch.
+template <class T>
+MIRAGE_DEVICE float gelu_with_slope(float x, float& slope) {
+  const float a = fabsf(at_most(16.0f, x));
+  const float tail = exp2_of(kIsHalf<T> ? log_tail_for_half(a) : log_tail(a));
+  const float density = exp2_of(fmaf(x * x, -0.721347520f, -1.32574806f));  // e^(-x^2/2) / sqrt(2 pi)
+  slope = fmaf(x, density, x > 0.0f ? 1.0f - tail : tail);
+  return fmaf(-a, tail, at_least(0.0f, x));
+}
+
 MIRAGE_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp2_of(-1.44269504f * x)); }
 
 }  // namespace mirage::cuda

@@ -37,17 +37,34 @@ void test_conversions(uint16_t infinity) {
 }
 
 void test_gelu() {
-  double worst = 0, worst_half = 0;
+  double worst = 0, worst_half = 0, worst_slope = 0, worst_slope_half = 0;
   for (double x = -16; x < 16; x += 1e-3) {
     const float at = float(x);
     const double exact = double(at) * 0.5 * std::erfc(-double(at) / std::sqrt(2.0)), scale = std::max(1.0, std::fabs(x));
     worst = std::max(worst, std::fabs(gelu<float>(at) - exact) / scale);
     worst_half = std::max(worst_half, std::fabs(gelu<f16>(at) - exact) / scale);
+    float slope, slope_half;
+    CHECK(gelu_with_slope<float>(at, slope) == gelu<float>(at), "%g", x);
+    CHECK(gelu_with_slope<f16>(at, slope_half) == gelu<f16>(at), "%g", x);
+    const double cdf = 0.5 * std::erfc(-double(at) / std::sqrt(2.0));
+    const double exact_slope = cdf + at * 0.39894228040143268 * std::exp(-0.5 * double(at) * at);
+    worst_slope = std::max(worst_slope, std::fabs(slope - exact_slope));
+    worst_slope_half = std::max(worst_slope_half, std::fabs(slope_half - exact_slope));
   }
   CHECK(worst < 1e-7, "%.2e", worst);
   CHECK(worst_half < 2.6e-6, "%.2e", worst_half);
+  CHECK(worst_slope < 1.6e-7, "%.2e", worst_slope);
+  CHECK(worst_slope_half < 1.1e-5, "%.2e", worst_slope_half);
   CHECK(std::isnan(gelu<float>(NAN)) && std::isnan(gelu<float>(-INFINITY)), "NaN");
   CHECK(std::isinf(gelu<float>(INFINITY)), "infinity");
+  for (const float x : {NAN, INFINITY, -INFINITY}) {
+    float slope = 0;
+    const float value = gelu_with_slope<float>(x, slope);
+    CHECK(std::isnan(slope) && std::isinf(value) == (x > 0), "%g", double(x));
+  }
+  float slope = 0;
+  gelu_with_slope<float>(-3e38f, slope);
+  CHECK(slope == 0, "%g", double(slope));
 }
 
 // A warp's product of random matrices, panel and all, against double.

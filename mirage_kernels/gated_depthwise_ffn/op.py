@@ -20,7 +20,9 @@ def gated_depthwise_ffn(h: Tensor, weight: Tensor) -> Tensor:
 
     .. math:: y = \mathrm{gelu}(d_{:M}) \odot d_{M:}, \qquad d = \mathrm{depthwise}_{3 \times 3}(\mathrm{gelu}(h))
 
-    with zero padding 1 and the exact (erf) GELU. Backward recomputes from `h`: only `h` and `weight` are kept.
+    with zero padding 1 and the exact (erf) GELU. Backward recomputes from `h`: only `h` and `weight` are kept. In
+    C++ and CUDA C++ forward is one pass over the maps and backward another; Triton's backward is two, with the gradient
+    of `d` in memory between them.
 
     Args:
         h: [B, 2M, H, W], float32, float64, float16 or bfloat16, any strides.
@@ -47,7 +49,7 @@ def gated_depthwise_ffn(h: Tensor, weight: Tensor) -> Tensor:
     _checks.check_same_device("h", h, weight=weight)
     if not torch.is_autocast_enabled(h.device.type):
         _checks.check_same_dtype("h", h, weight=weight)
-    impl = _dispatch.choose("gated_depthwise_ffn", h)
+    impl = _dispatch.choose("gated_depthwise_ffn", h, _dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(h, weight)
     return _forward_op(h, weight, impl)

@@ -3,12 +3,24 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import Operator, OperatorTests, device_of, implementations, relative_error, require
+from harness import (
+    Operator,
+    OperatorTests,
+    assert_as_good_as_eager,
+    device_of,
+    evaluate,
+    implementations,
+    in_float64,
+    relative_error,
+    require,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
 from mirage_kernels import gated_depthwise_ffn
 from mirage_kernels.gated_depthwise_ffn import reference
+
+IMPLEMENTATIONS = ("cpp", "triton", "cuda")
 
 
 def make(shape, generator):
@@ -31,6 +43,7 @@ def reference_without_fma(h, weight):
 
 
 class TestGatedDepthwiseFfn(OperatorTests):
+    implementations = IMPLEMENTATIONS
     operator = Operator(
         name="gated_depthwise_ffn",
         public=gated_depthwise_ffn,
@@ -71,7 +84,7 @@ class TestGatedDepthwiseFfn(OperatorTests):
         assert torch.allclose(value[healthy], peer[healthy], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 def test_weight_without_the_group_dimension(impl):
     require(impl)
     h, weight = inputs_for((1, 4, 4, 5), device=device_of(impl))
@@ -84,13 +97,53 @@ def test_weight_without_the_group_dimension(impl):
     assert torch.equal(reference(h, short), reference(h, weight))
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 def test_weight_of_any_strides(impl):
     require(impl)
     h, weight = inputs_for((1, 4, 4, 5), device=device_of(impl))
     strided = weight.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     with mirage_kernels.use(impl):
         assert torch.equal(gated_depthwise_ffn(h, strided), gated_depthwise_ffn(h, weight))
+
+
+@pytest.mark.parametrize("size", [(34, 36), (33, 64), (65, 8), (5, 68), (12, 35)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_tiles_that_meet_and_tiles_that_end(size, dtype):
+    """Several samples and tiles, whole and not; lines whose fours can be loaded at once, and others."""
+    require("cuda")
+    op, device = TestGatedDepthwiseFfn.operator, device_of("cuda")
+    inputs = [t.requires_grad_() for t in inputs_for((2, 4, *size), dtype, device)]
+    with mirage_kernels.use("cuda"):
+        results = evaluate(gated_depthwise_ffn, inputs)
+    eager, truth = evaluate(reference, inputs), evaluate(reference, in_float64(inputs))
+    assert_as_good_as_eager(op, dtype, results, eager, truth)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (4, 6), (2, 3), (0, 6), (4, 0), (0, 3)])
+def test_infinity_stays_in_the_taps_it_meets(place):
+    """Tiles reach past the plane; neither an infinite pixel nor its gradient must become NaN by the zeros there."""
+    require("cuda")
+    h, weight = (t.requires_grad_() for t in inputs_for((1, 2, 5, 7), device=device_of("cuda")))
+    with torch.no_grad():
+        h[0, 1, place[0], place[1]] = float("inf")
+    grad = torch.rand_like(h[:, :1]) + 0.5
+    with mirage_kernels.use("cuda"):
+        value, weight_grad = torch.autograd.grad(gated_depthwise_ffn(h, weight), (h, weight), grad)
+    h, weight, grad = (t.detach().double().cpu() for t in (h, weight, grad))  # float32 eager may make NaN of gelu(inf)
+    a = F.gelu(h)
+    d = F.conv2d(a, weight, padding=1, groups=2)
+    slope = torch.ops.aten.gelu_backward(torch.ones_like(d[:, :1]), d[:, :1])
+    grads = torch.cat((grad * d[:, 1:] * slope, grad * F.gelu(d[:, :1])), 1)
+    exact = torch.zeros_like(weight)
+    for row in range(3):
+        for column in range(3):
+            here = [slice(max(1 - i, 0), n + min(1 - i, 0)) for i, n in ((row, 5), (column, 7))]
+            there = [slice(max(i - 1, 0), n + min(i - 1, 0)) for i, n in ((row, 5), (column, 7))]
+            met = grads[0, :, here[0], here[1]] * a[0, :, there[0], there[1]]
+            exact[:, 0, row, column] = met.sum((1, 2))
+    assert torch.allclose(weight_grad.double().cpu(), exact, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert weight_grad[1].isinf().any() and not weight_grad[1].isnan().any()
+    assert value[0, 1].isnan().sum() == 1  # the slope of the infinite pixel
 
 
 def test_strips_meet_without_a_seam():
