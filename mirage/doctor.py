@@ -76,7 +76,7 @@ class OperatorCase:
     shift: tuple[float, ...] = ()
     rest_at: int | None = None
     adapt: Callable[[Callable[..., Any]], Callable[..., Tensor]] | None = None
-    implementations: tuple[str, ...] = ("torch", "cpp", "triton")
+    implementations: tuple[str, ...] = EVERY
     gradients: bool = True
 
     def tensors(self) -> list[Tensor]:
@@ -149,13 +149,9 @@ def cases(image: tuple[int, ...] = IMAGE) -> tuple[OperatorCase, ...]:
     heads, (batch, channels, *size) = 2, image
     return (
         OperatorCase("channel_layer_norm", (image, (channels,), (channels,)), (1e-5,), shift=(3.0, 1.0, 0.0)),
-        OperatorCase(
-            "gated_depthwise_ffn",
-            ((batch, 2 * channels, *size), (2 * channels, 1, 3, 3)),
-            implementations=EVERY,
-        ),
-        OperatorCase("dynamic_depthwise_conv2d", (image, (batch, channels, 7, 7)), implementations=EVERY),
-        OperatorCase("dense_conv2d", (image, (10, channels, 3, 3)), implementations=("torch", "cpp")),
+        OperatorCase("gated_depthwise_ffn", ((batch, 2 * channels, *size), (2 * channels, 1, 3, 3))),
+        OperatorCase("dynamic_depthwise_conv2d", (image, (batch, channels, 7, 7))),
+        OperatorCase("dense_conv2d", (image, (10, channels, 3, 3)), implementations=("torch", "cpp", "cuda")),
         OperatorCase("channel_attention", (image, image, image, (heads, 1, 1)), (heads,), shift=(0, 0, 0, 1.0)),
         OperatorCase(
             "channel_attention_fusion",
@@ -171,7 +167,6 @@ def cases(image: tuple[int, ...] = IMAGE) -> tuple[OperatorCase, ...]:
             (image, *feed_forward_shapes(channels, 2 * channels).values()),
             (1e-5,),
             shift=(3.0, 1.0, 0, 0, 0, 0),
-            implementations=EVERY,
         ),
         _mixer_case(image),
         _block_case(image),
@@ -200,7 +195,6 @@ def _mixer_case(image: tuple[int, ...]) -> OperatorCase:
         (image, *(of_weights[name] for name in LEARNED)),
         shift=(3.0, *(_SHIFTS.get(name, 0.0) for name in LEARNED)),
         adapt=lambda function: lambda x, *learned: function(x, _mixer_weights(learned)).y,
-        implementations=EVERY,
     )
 
 
@@ -222,7 +216,7 @@ def _block_case(image: tuple[int, ...]) -> OperatorCase:
 
     tensors = (image, *(of_mixer[name] for name in LEARNED), *of_feed_forward.values())
     # Its gradients are those of its halves; where none is wanted it may run as one operator.
-    options: dict[str, Any] = {"adapt": flat, "gradients": False, "implementations": EVERY}
+    options: dict[str, Any] = {"adapt": flat, "gradients": False}
     return OperatorCase("transformer_blocks", tensors, shift=(3.0, *shift), **options)
 
 

@@ -184,19 +184,38 @@ MIRAGE_DEVICE void store_four(T* p, const float (&value)[4]) {
 
 // ---- warps ---------------------------------------------------------------------------------------------------------
 
+MIRAGE_DEVICE float from_lane_xor(float x, int lanes) {
+#if defined(__CUDACC__)
+  return __shfl_xor_sync(0xffffffffu, x, lanes);
+#else
+  const uint32_t mine = bit_cast<uint32_t>(x);
+  return bit_cast<float>(emulation::exchange(&mine, 1)[lane_index() ^ lanes]);
+#endif
+}
+
 // Of all lanes, to all lanes.
 MIRAGE_DEVICE float sum_of_warp(float x) {
-#if defined(__CUDACC__)
 #pragma unroll
-  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) x += from_lane_xor(x, lanes);
   return x;
-#else
-  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
-    const uint32_t mine = bit_cast<uint32_t>(x);
-    x += bit_cast<float>(emulation::exchange(&mine, 1)[lane_index() ^ lanes]);
+}
+
+// Sums of kCount values at once, over groups of kCount lanes, in kCount - 1 exchanges: that of value[i] to the lanes l
+// with l % kCount = i. `value` is used up.
+template <int kCount>
+MIRAGE_DEVICE float sums_of_lanes(float* value) {
+  if constexpr (kCount == 1) {
+    return value[0];
+  } else {
+    constexpr int kHalf = kCount / 2;
+    const bool upper = (lane_index() & kHalf) != 0;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const float given = upper ? value[i] : value[i + kHalf];
+      value[i] = (upper ? value[i + kHalf] : value[i]) + from_lane_xor(given, kHalf);
+    }
+    return sums_of_lanes<kHalf>(value);
   }
-  return x;
-#endif
 }
 
 MIRAGE_DEVICE float max_of_warp(float x) {

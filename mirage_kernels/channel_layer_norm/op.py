@@ -10,6 +10,7 @@ from torch import Tensor
 from mirage_kernels import _checks, _dispatch
 from mirage_kernels._library import Implementations, accumulator, define
 from mirage_kernels.channel_layer_norm.reference import channel_layer_norm as reference
+from mirage_kernels.tri_branch_fusion.arguments import widest
 
 _implementations = Implementations(__package__)
 
@@ -39,7 +40,7 @@ def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-
         _checks.check_shape(name, value, (x.shape[1],), "the channels of x")
     _checks.check_same_device("x", x, weight=weight, bias=bias)
     _checks.check_same_dtype("weight", weight, bias=bias)
-    impl = _dispatch.choose("channel_layer_norm", x)
+    impl = _dispatch.choose("channel_layer_norm", widest(x, weight), _dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, weight, bias, eps)
     return _forward_op(x, weight, bias, eps, impl)[0]

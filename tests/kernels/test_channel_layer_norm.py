@@ -1,10 +1,24 @@
 import pytest
 import torch
-from harness import Operator, OperatorTests, relative_error
+from harness import (
+    LAYOUTS,
+    ON_GPUS,
+    Operator,
+    OperatorTests,
+    assert_as_good_as_eager,
+    device_of,
+    evaluate,
+    implementations,
+    in_float64,
+    relative_error,
+    require,
+)
 
 import mirage_kernels
 from mirage_kernels import channel_layer_norm
 from mirage_kernels.channel_layer_norm import reference
+
+IMPLEMENTATIONS = ("cpp", "triton", "cuda")
 
 
 def make(shape, generator):
@@ -14,6 +28,7 @@ def make(shape, generator):
 
 
 class TestChannelLayerNorm(OperatorTests):
+    implementations = IMPLEMENTATIONS
     operator = Operator(
         name="channel_layer_norm",
         public=channel_layer_norm,
@@ -35,14 +50,25 @@ class TestChannelLayerNorm(OperatorTests):
     )
 
 
+def inputs_of(*shape, dtype=torch.float32, device="cpu"):
+    tensors = make(shape, torch.Generator().manual_seed(0))
+    return [t.to(dtype=dtype, device=device).requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 @pytest.mark.parametrize("x_dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_wider_weights_promote(x_dtype):
+def test_wider_weights_promote(x_dtype, impl):
     """As in the reference under autocast: a 16-bit x and float32 parameters give float32."""
-    x, weight, bias = (t.float() for t in make((2, 6, 5, 7), torch.Generator().manual_seed(0)))
-    x = x.to(x_dtype).requires_grad_()
+    require(impl)
+    x, weight, bias = inputs_of(2, 6, 5, 7, device=device_of(impl))
+    x = x.detach().to(x_dtype).requires_grad_()
     wide = torch.float64 if x_dtype == torch.float32 else torch.float32
-    weight, bias = weight.to(wide).requires_grad_(), bias.to(wide).requires_grad_()
-    with mirage_kernels.use("cpp"):
+    weight, bias = (t.detach().to(wide).requires_grad_() for t in (weight, bias))
+    with mirage_kernels.use(impl):
+        if wide == torch.float64 and impl in ON_GPUS:
+            with pytest.raises(RuntimeError, match="float32, float16 and bfloat16, not torch.float64"):
+                channel_layer_norm(x, weight, bias)
+            return
         y = channel_layer_norm(x, weight, bias)
     exact = reference(x.double(), weight.double(), bias.double())
     assert y.dtype == wide
@@ -51,13 +77,67 @@ def test_wider_weights_promote(x_dtype):
     assert grad_x.dtype == x_dtype and grad_weight.dtype == wide
 
 
-def test_large_offset_is_centred_first():
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float16), (torch.float16, torch.bfloat16)], ids=str)
+def test_other_16_bit_weights(dtypes, impl):
+    """Weights narrower than x, or of the other 16-bit type: the gradients have each argument's dtype."""
+    require(impl)
+    x, weight, bias = inputs_of(2, 20, 5, 7, device=device_of(impl))
+    inputs = [t.detach().to(d).requires_grad_() for t, d in ((x, dtypes[0]), (weight, dtypes[1]), (bias, dtypes[1]))]
+    with mirage_kernels.use(impl):
+        results = evaluate(channel_layer_norm, inputs)
+    truth = evaluate(reference, in_float64(inputs))
+    assert [t.dtype for t in results] == [torch.float32, *(t.dtype for t in inputs)]
+    for value, exact in zip(results, truth, strict=True):
+        # Triton's interpreter truncates to bfloat16 instead of rounding.
+        assert relative_error(value, exact) <= max(2e-7, torch.finfo(value.dtype).eps)
+
+
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+def test_large_offset_is_centred_first(impl):
     """Mean 200, deviation 0.01: E[x^2] - E[x]^2 would lose everything."""
-    x = 200 + 0.01 * torch.randn(1, 24, 9, 9, generator=torch.Generator().manual_seed(0))
-    ones, zeros = torch.ones(24), torch.zeros(24)
-    with mirage_kernels.use("cpp"):
+    require(impl)
+    x = (200 + 0.01 * torch.randn(1, 24, 9, 9, generator=torch.Generator().manual_seed(0))).to(device_of(impl))
+    ones, zeros = x.new_ones(24), x.new_zeros(24)
+    with mirage_kernels.use(impl):
         error = relative_error(channel_layer_norm(x, ones, zeros), reference(x.double(), ones, zeros))
     assert error <= 2 * relative_error(reference(x, ones, zeros), reference(x.double(), ones, zeros))
+
+
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+@pytest.mark.parametrize("channels", [16, 17, 240, 255, 257, 300, 1031])
+def test_channels(impl, channels):
+    """As many as threads of a block hold, one more, and more than all of them do."""
+    require(impl)
+    inputs = inputs_of(2, channels, 5, 9, device=device_of(impl))
+    with mirage_kernels.use(impl):
+        results = evaluate(channel_layer_norm, inputs)
+    for value, exact in zip(results, evaluate(reference, in_float64(inputs)), strict=True):
+        assert relative_error(value, exact) < 5e-7
+
+
+@pytest.mark.parametrize("layout", ["contiguous", *LAYOUTS])
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("width", [24, 25])
+def test_pairs_of_pixels(layout, wide, width):
+    """The CUDA kernels take 16-bit pixels two at a time where there are many: not where their addresses forbid it."""
+    require("cuda")
+    device = device_of("cuda")
+    batch = 1 if device == "cpu" else 20  # a tile of 64 pixels for each multiprocessor, of which the emulation has few
+    x, weight, bias = inputs_of(batch, 18, 44, width, dtype=torch.float16, device=device)
+    if wide:
+        weight, bias = (t.detach().float().requires_grad_() for t in (weight, bias))
+    with mirage_kernels.use("cuda"):
+        y = channel_layer_norm(x, weight, bias)
+        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)).to(y)
+        moved, moved_grad = x.detach(), grad
+        if layout != "contiguous":
+            moved, moved_grad = LAYOUTS[layout](moved), LAYOUTS[layout](grad)
+        inputs = [moved.requires_grad_(), weight, bias]
+        results = evaluate(channel_layer_norm, inputs, moved_grad)
+    eager = evaluate(reference, inputs, grad)
+    truth = evaluate(reference, in_float64(inputs), grad.double().cpu())
+    assert_as_good_as_eager(TestChannelLayerNorm.operator, torch.float16, results, eager, truth)
 
 
 def test_errors_name_the_argument():

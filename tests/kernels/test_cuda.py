@@ -6,7 +6,9 @@ That they compute the right thing is tested with the other implementations, oper
 import pytest
 import test_channel_attention
 import test_channel_attention_fusion
+import test_channel_layer_norm
 import test_dynamic_depthwise_conv2d
+import test_gated_depthwise_ffn
 import test_tri_branch_fusion
 import torch
 from harness import ON_GPU, device_of, evaluate, relative_error, require
@@ -66,7 +68,9 @@ def test_threads_may_run_in_any_order(shape, dtype):
 OPERATORS = [
     test_channel_attention.TestChannelAttention.operator,
     test_channel_attention_fusion.TestChannelAttentionFusion.operator,
+    test_channel_layer_norm.TestChannelLayerNorm.operator,
     test_dynamic_depthwise_conv2d.TestDynamicDepthwiseConv2d.operator,
+    test_gated_depthwise_ffn.TestGatedDepthwiseFfn.operator,
     test_tri_branch_fusion.TestTriBranchFusion.operator,
 ]
 
@@ -75,15 +79,27 @@ OPERATORS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_threads_of_operators_may_run_in_any_order(operator, dtype):
-    """Forward and backward."""
-    inputs, results = operator.inputs(operator.shapes[-1], dtype), []
+    check_orders(operator.public, *operator.inputs(operator.shapes[-1], dtype), **operator.options)
+    assert mirage_kernels.last_used(operator.name) == "cuda"
+
+
+@pytest.mark.skipif(ON_GPU, reason="a GPU runs them in its own order")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 24, 16, 18), (2, 260, 7, 9)], ids=str)
+def test_threads_of_channel_layer_norm_may_run_in_any_order(shape, dtype):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    check_orders(mirage_kernels.channel_layer_norm, x, torch.rand(shape[1]), torch.rand(shape[1]))
+
+
+def check_orders(function, *tensors, **options):
+    """Forward and backward give the same bits whatever thread comes first."""
+    inputs, results = [t.detach().requires_grad_() for t in tensors], []
     try:
         for order in ("forward", "backward", "shuffled"):
             _cuda_runtime.library().set_order(order)
-            results.append(evaluate(operator.public, inputs, **operator.options))
+            results.append(evaluate(function, inputs, **options))
     finally:
         _cuda_runtime.library().set_order("forward")
-    assert mirage_kernels.last_used(operator.name) == "cuda"
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -165,6 +181,36 @@ def test_the_library_checks_its_arguments():
         call_library([t[:-1].contiguous() if i == 4 else t for i, t in enumerate(tensors)])
     with pytest.raises(ValueError, match="x: expected 4 dimensions"):
         _cuda_runtime.library().feed_forward_stage_workspace(dl(tensors[0][0]), dl(tensors[-1]), False)
+
+
+def test_the_library_checks_the_arguments_of_channel_layer_norm():
+    library, x = _cuda_runtime.library(), torch.randn(1, 6, 5, 4, device=device_of("cuda"))
+    weight, mean = torch.ones(6, device=x.device), torch.empty(1, 5, 4, device=x.device)
+
+    def forward(x, weight, y, mean):
+        library.channel_layer_norm_forward(
+            *map(dl, (x, weight, weight)), 1e-5, *map(dl, (y, mean, torch.empty_like(mean))), 0
+        )
+
+    def backward(grad_x, workspace):
+        grad_weight = torch.empty_like(weight)
+        tensors = (x, x, weight, mean, mean, grad_x, grad_weight, grad_weight, workspace)
+        library.channel_layer_norm_backward(*map(dl, tensors), 0)
+
+    with pytest.raises(ValueError, match=r"weight: expected shape \[6\], got \[5\]"):
+        forward(x, weight[:5], x, mean)
+    with pytest.raises(ValueError, match=r"y: expected float32 \(or float32 for a 16-bit x\), got float16"):
+        forward(x, weight, x.half(), mean)
+    with pytest.raises(ValueError, match="x: expected float32, float16 or bfloat16, got float64"):
+        forward(x.double(), weight, x.double(), mean.double())
+    with pytest.raises(ValueError, match="weight: expected float32, float16 or bfloat16, got float64"):
+        forward(x, weight.double(), x, mean)
+    with pytest.raises(ValueError, match="mean: expected float32, got float16"):
+        forward(x, weight, x, mean.half())
+    with pytest.raises(ValueError, match="grad_x: expected a contiguous tensor, got other strides"):
+        backward(x.mT.contiguous().mT, torch.empty(1000, device=x.device))
+    with pytest.raises(ValueError, match=r"workspace: expected \d+ bytes, got 4"):
+        backward(torch.empty_like(x), torch.empty(1, device=x.device))
 
 
 def test_the_library_checks_the_weights_of_the_mixer():
