@@ -2,8 +2,8 @@
 
 A composite computes a stage as a chain of steps, and its gradient from formulas, so that nothing but the stage's input
 and a few small statistics has to live from forward to backward. Its steps are the registered operators of `impl`
-("cpp" or "triton"), or plain PyTorch where `impl` is "composite". All of it runs inside a registered operator: below
-autograd, and with autocast off.
+("cpp", "triton" or "cuda"), or plain PyTorch where `impl` is "composite". All of it runs inside a registered operator:
+below autograd, and with autocast off.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from mirage_kernels import _dispatch
 from mirage_kernels._library import accumulator
+from mirage_kernels.channel_attention.arguments import written
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference_depthwise
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion
 
-OPERATOR_IMPLEMENTATIONS = ("cpp", "triton")
+OPERATOR_IMPLEMENTATIONS = ("cpp", "triton", "cuda")
 _Two = tuple[Tensor, Tensor]
 _Three = tuple[Tensor, Tensor, Tensor]
 
@@ -36,8 +37,9 @@ def choose(operator: str, x: Tensor, written: tuple[str, ...] = _dispatch.EVERYW
 
 
 def instead_of_cuda(x: Tensor) -> str:
-    """What runs the part of a stage that CUDA C++ has no kernel for, or none for such an x."""
-    chosen = _dispatch.automatic(x)
+    """What runs the part of a stage that CUDA C++ has no kernel for, or none for such an x: "cuda", which then means a
+    composite of its operators, where there is no Triton."""
+    chosen = _dispatch.automatic(x, _dispatch.IMPLEMENTATIONS)
     return "composite" if chosen == "torch" else chosen
 
 
@@ -73,7 +75,7 @@ def operator(name: str, impl: str) -> Any:
     if impl == "composite":
         return None
     if impl not in OPERATOR_IMPLEMENTATIONS:
-        raise ValueError(f"impl: expected 'cpp', 'triton' or 'composite', got {impl!r}")
+        raise ValueError(f"impl: expected 'cpp', 'triton', 'cuda' or 'composite', got {impl!r}")
     return getattr(torch.ops.mirage_kernels, name).default
 
 
@@ -222,7 +224,7 @@ class Fusion(NamedTuple):
 def fuse(f: Fusion, impl: str) -> _Two:
     """`channel_attention_fusion` in the dtype of q, and the small matrices that its backward takes."""
     heads = f.temperature.shape[0]
-    run = operator("channel_attention_fusion", impl)
+    run = operator("channel_attention_fusion", impl) if _has_kernels(f, impl) else None
     if run is not None:
         return run(f.q, f.k, f.v, f.temperature, heads, f.conv, f.mlp, *f.alphas, impl)
     q, k, v = _by_head(f)
@@ -236,7 +238,7 @@ def fuse(f: Fusion, impl: str) -> _Two:
 
 def fuse_backward(grad_y: Tensor, f: Fusion, matrices: Tensor, impl: str) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, temperature, conv, mlp and the three weights."""
-    run = operator("channel_attention_fusion_backward", impl)
+    run = operator("channel_attention_fusion_backward", impl) if _has_kernels(f, impl) else None
     if run is not None:
         return run(grad_y, f.q, f.k, f.v, f.temperature, f.conv, f.mlp, *f.alphas, matrices, impl)
     dtype, (q, k, v), d = f.temperature.dtype, _by_head(f), matrices.shape[-1]
@@ -256,6 +258,10 @@ def fuse_backward(grad_y: Tensor, f: Fusion, matrices: Tensor, impl: str) -> tup
     grad_k = through.mT @ q.to(dtype) - _unit_part(along.sum(-2), norm_k) * k.to(dtype)
     maps = (g.reshape(f.q.shape).to(f.q.dtype) for g in (grad_q, grad_k, grad_v))
     return *maps, grad_temperature, grad_conv, grad_mlp, *grad_alphas
+
+
+def _has_kernels(f: Fusion, impl: str) -> bool:
+    return impl != "cuda" or impl in written(f.q, f.temperature.shape[0])
 
 
 def _by_head(f: Fusion) -> _Three:

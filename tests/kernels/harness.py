@@ -23,8 +23,11 @@ from mirage_kernels import _dispatch
 
 HALF = (torch.float16, torch.bfloat16)
 ON_GPU = torch.cuda.is_available()
-ON_GPUS = ("triton", "cuda")
+ON_GPUS = ("triton", "cuda", "cuda_alone")
 """Implementations that are written for GPUs."""
+
+ALONE = {"composite": "torch", "cuda_alone": "cuda"}
+"""Of :func:`forced`: what runs by itself."""
 
 # How far from the truth a result may be, in errors of eager at the same dtype: (operator, dtype, tensor) overrides
 # dtype. Tensors are "output" or "grad_<argument>".
@@ -72,6 +75,11 @@ def device_of(impl: str) -> str:
     return "cuda" if impl in ON_GPUS and ON_GPU else "cpu"
 
 
+def named(impl: str) -> str:
+    """As dispatch calls it."""
+    return "cuda" if impl == "cuda_alone" else impl
+
+
 def slowly(impl: str) -> bool:
     """Whether the kernels run one program after the other: in Triton's interpreter, or emulated on the host."""
     return impl in ON_GPUS and not ON_GPU
@@ -85,7 +93,7 @@ def implementations(names: tuple[str, ...] = ("cpp", "triton")) -> list[Any]:
 def dtypes_of(impl: str) -> tuple[torch.dtype, ...]:
     if impl not in ON_GPUS:
         return (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    if impl == "cuda":
+    if named(impl) == "cuda":
         return (torch.float32, torch.bfloat16, torch.float16)
     # Triton's interpreter truncates to bfloat16 instead of rounding.
     return (torch.float32, torch.bfloat16, torch.float16) if ON_GPU else (torch.float32, torch.float16)
@@ -94,20 +102,21 @@ def dtypes_of(impl: str) -> tuple[torch.dtype, ...]:
 def require(impl: str) -> None:
     if impl == "triton" and not ON_GPU and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs a GPU or TRITON_INTERPRET=1")
-    reason = mirage_kernels.available().get(impl, "yes")
+    reason = mirage_kernels.available().get(named(impl), "yes")
     if reason != "yes":
         pytest.skip(f"{impl}: {reason}")
 
 
 @contextlib.contextmanager
 def forced(impl: str) -> Iterator[None]:
-    """`mirage_kernels.use(impl)`, or what a device without C++ and Triton does for "composite"."""
-    if impl != "composite":
+    """`mirage_kernels.use(impl)`; for "composite" what a device without C++ and Triton does by itself, for "cuda_alone"
+    what a GPU does where there is CUDA C++ and no Triton."""
+    if impl not in ALONE:
         with mirage_kernels.use(impl):
             yield
         return
     defaults = _dispatch._default
-    _dispatch._default = dict.fromkeys(defaults, "torch")
+    _dispatch._default = dict.fromkeys(defaults, ALONE[impl])
     try:
         yield
     finally:
@@ -293,7 +302,7 @@ class OperatorTests:
         results = self.run(op.public, inputs, grad_output=grad_output)
         eager = self.run(op.reference, inputs, grad_output=grad_output)
         truth = self.run(op.reference, in_float64(inputs), grad_output=grad_output.double().cpu())
-        assert mirage_kernels.last_used(op.name) == impl
+        assert mirage_kernels.last_used(op.name) == named(impl)
         terms = op.terms(in_float64(inputs), grad_output.double().cpu()) if op.terms else None
         errors = [list(map(relative_error, results, truth))], [list(map(relative_error, eager, truth))]
         try:

@@ -28,7 +28,8 @@ from mirage_kernels.feed_forward_stage import reference
 from mirage_kernels.gated_depthwise_ffn import reference as gated_depthwise_ffn
 
 NAMES = ("norm_weight", "norm_bias", "project_in", "dwconv", "project_out")
-IMPLEMENTATIONS = ("cpp", "composite", "cuda", *(("triton",) if ON_GPU else ()))  # minutes in the interpreter
+IMPLEMENTATIONS = ("cpp", "composite", "cuda_alone", *(("triton", "cuda") if ON_GPU else ()))
+"""Triton would take minutes in the interpreter, and "cuda" has its backward pass."""
 
 
 def make(shape, generator, ratio=2):

@@ -29,7 +29,8 @@ from mirage_kernels.channel_layer_norm import reference as channel_layer_norm
 from mirage_kernels.mixer_stage import reference
 from mirage_kernels.mixer_stage.weights import LEARNED, shapes
 
-IMPLEMENTATIONS = ("cpp", "composite", "cuda", *(("triton",) if ON_GPU else ()))  # minutes in the interpreter
+IMPLEMENTATIONS = ("cpp", "composite", "cuda_alone", *(("triton", "cuda") if ON_GPU else ()))
+"""Triton would take minutes in the interpreter, and "cuda" has its backward pass."""
 SMALL = (2, 12, 5, 7, 2)
 
 
