@@ -1,6 +1,6 @@
 """What nvcc has made of the kernels in CUDA C++: registers, spills, shared memory, occupancy, and instructions.
 
-    python tools/cuda_resources.py [--sass] [--json] [--refused ARCH:KERNEL ...] [FILE ...]
+    python tools/cuda_resources.py [--sass] [--summary | --json] [--refused ARCH:KERNEL ...] [FILE ...]
 
 FILE: an extension module or an object file; without any, the mirage_kernels/_cuda*.so that the build has left. There is
 a row for each kernel and architecture. Threads and dynamic shared memory are not written in a binary: they are what the
@@ -288,25 +288,42 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def print_table(rows: list[Row]) -> None:
-    headings = ["kernel", "arch", "registers", "stack [B]", "local [B]", "static shared [B]", "dynamic shared [B]",
-                "threads", "blocks", "occupancy"]  # fmt: skip
-    sass = any(row.code.instructions is not None for row in rows)
-    if sass:
-        headings += [*COUNTED, LOOP, "LDG by bytes"]
-    table = [headings, ["---", "---"] + ["---:"] * (len(headings) - 2)]
-    for row in rows:
-        code = row.code
-        numbers = [code.registers, code.stack, code.local, code.static_shared, row.dynamic_shared, row.threads,
-                   row.blocks, None if row.occupancy is None else f"{row.occupancy:g}%"]  # fmt: skip
-        if sass:
-            numbers += [(code.instructions or {}).get(name) for name in (*COUNTED, LOOP)]
-            numbers.append(" ".join(f"{width}:{count}" for width, count in (code.loads or {}).items()))
-        cells = ["-" if number is None else str(number) for number in numbers]
-        table.append([f"`{row.kernel}`", code.arch, *cells])
+def is_typical(row: Row) -> bool:
+    """Whether a summary has it: of sm_90, float16 with weights of float16, or float32 without TF32."""
+    narrow, wide = "f16" in row.kernel, "float" in row.kernel
+    mixed = (narrow and wide) or (wide and "TensorCoresTf32" in row.kernel)
+    return row.gpu == "sm_90" and "bf16" not in row.kernel and not mixed
+
+
+SUMMARY = ("kernel", "registers", "dynamic shared [B]", "blocks", "occupancy", "HMMA", "LDSM", "LDGSTS", LOOP,
+           "LDG by bytes")  # fmt: skip
+
+
+def cells(row: Row) -> dict[str, Any]:
+    """By heading."""
+    code = row.code
+    found = {"kernel": f"`{row.kernel}`", "arch": code.arch, "registers": code.registers, "stack [B]": code.stack,
+             "local [B]": code.local, "static shared [B]": code.static_shared, "dynamic shared [B]": row.dynamic_shared,
+             "threads": row.threads, "blocks": row.blocks,
+             "occupancy": None if row.occupancy is None else f"{row.occupancy:g}%"}  # fmt: skip
+    if code.instructions is not None:
+        found |= {name: code.instructions[name] for name in (*COUNTED, LOOP)}
+        found["LDG by bytes"] = " ".join(f"{width}:{count}" for width, count in (code.loads or {}).items())
+    return found
+
+
+def print_table(rows: list[Row], headings: Collection[str] = ()) -> None:
+    """With these columns of those that there are, or all."""
+    table = [cells(row) for row in rows]
+    names = list(dict.fromkeys(name for line in table for name in line))
+    names = [name for name in names if not headings or name in headings]
+    print("| " + " | ".join(names) + " |")
+    print("| " + " | ".join("---" if name in ("kernel", "arch") else "---:" for name in names) + " |")
     for line in table:
-        print("| " + " | ".join(line) + " |")
-    print()
+        print("| " + " | ".join("-" if line.get(name) is None else str(line[name]) for name in names) + " |")
+
+
+def print_problems(rows: list[Row]) -> None:
     for row in rows:
         if row.problem:
             print(f"{row.kernel} {row.code.arch}: {row.problem}")
@@ -319,6 +336,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE",
                         help="extension modules or object files (default: mirage_kernels/_cuda*.so)")  # fmt: skip
     parser.add_argument("--sass", action="store_true", help="disassemble, and count instructions")
+    parser.add_argument("--summary", action="store_true",
+                        help="the table of docs/cuda-kernels.md: of sm_90, float16 and float32")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--refused", action="append", default=[], metavar="ARCH:KERNEL",
                         help="the library refuses to launch this kernel on this GPU, for want of memory")  # fmt: skip
@@ -345,8 +364,12 @@ def main(argv: list[str] | None = None) -> int:
     failures = sum(bool(row.problem) for row in rows)
     if options.json:
         print(json.dumps([row.facts() for row in rows], indent=1))
+    elif options.summary:
+        print_table([row for row in rows if is_typical(row)], SUMMARY)
     else:
         print_table(rows)
+        print()
+        print_problems(rows)
         print(f"{len(rows)} kernels, {failures} with problems")
     return 1 if failures else 0
 

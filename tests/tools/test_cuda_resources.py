@@ -203,6 +203,21 @@ def _problems(capsys) -> dict[tuple[str, str], str]:
     return {(row["kernel"], row["arch"]): row["problem"] for row in found if row["problem"]}
 
 
+def test_summary(tool, on_snippets, capsys):
+    assert on_snippets(_sound(), LAUNCHES, "--sass", "--summary") == 0
+    heading, _, *rows = capsys.readouterr().out.splitlines()
+    assert heading.split(" | ")[:3] == ["| kernel", "registers", "dynamic shared [B]"] and "stack" not in heading
+    assert len(rows) == 1 and rows[0].startswith(f"| `{HALF_NAME}` | 123 | 53760 | 2 | 25% | 0 |")  # SUM is of bfloat16
+
+    def typical(kernel, arch="sm_90a"):
+        return tool.is_typical(tool.Row(kernel, tool.Code(arch, kernel, 32, 0, 0, 0)))
+
+    assert typical("a<TensorCores16<f16>, f16, 2>") and typical("a<ExactFloat, float, 2>") and typical("plain")
+    assert typical("a<TensorCoresTf32, f16, 1>")
+    assert not any(typical(f"a<{name}>") for name in ("TensorCores16<f16>, float", "TensorCoresTf32, float", "bf16"))
+    assert not typical("plain", "sm_80")
+
+
 def test_spills_are_a_failure(on_snippets, capsys):
     assert on_snippets(USAGE, LAUNCHES, "--json") == 1
     assert _problems(capsys) == {(HALF_NAME, "sm_90a"): "8 bytes of stack and 16 of local memory per thread"}
