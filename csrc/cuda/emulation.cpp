@@ -33,6 +33,7 @@ struct Fiber {
 };
 
 Order thread_order = Order::forward;
+int multiprocessor_count = 4;
 
 // Kept: a launch would map and unmap hundreds.
 unsigned char* stack_of(int thread) {
@@ -181,6 +182,10 @@ thread_local Machine* Machine::running = nullptr;
 }  // namespace
 
 void set_order(Order order) { thread_order = order; }
+
+void set_multiprocessors(int count) { multiprocessor_count = count; }
+
+int multiprocessors() { return multiprocessor_count; }
 
 void run(const Launch& launch, const std::function<void()>& body) { Machine(launch, body).run(); }
 

@@ -17,6 +17,10 @@ enum class Order { forward, backward, shuffled };
 // Of the threads between two barriers; for all later launches of the process.
 void set_order(Order order);
 
+// That the GPU has, as the host is told: how many parts kernels cut their work into. 4 at first; for all later launches.
+void set_multiprocessors(int count);
+int multiprocessors();
+
 struct Launch {
   const char* name;
   int64_t blocks;

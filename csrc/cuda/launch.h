@@ -57,7 +57,7 @@ void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, v
 
 #else
 
-inline int multiprocessors() { return 4; }
+inline int multiprocessors() { return emulation::multiprocessors(); }
 inline int64_t shared_memory_limit() { return 227 << 10; }
 
 template <class... Parameters>

@@ -11,7 +11,7 @@ import test_dynamic_depthwise_conv2d
 import test_gated_depthwise_ffn
 import test_tri_branch_fusion
 import torch
-from harness import ON_GPU, device_of, evaluate, relative_error, require
+from harness import ON_GPU, device_of, evaluate, random_like, relative_error, require
 from test_mixer_stage import arguments as mixer_arguments
 from test_mixer_stage import flat
 from test_transformer_blocks import SMALL, halves, several
@@ -104,10 +104,46 @@ def check_orders(function, *tensors, **options):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.fixture
+def large_gpu():
+    """As many multiprocessors as an H200 has: kernels cut their work into more parts than on the emulation's four."""
+    _cuda_runtime.library().set_multiprocessors(132)
+    yield
+    _cuda_runtime.library().set_multiprocessors(4)
+
+
+@pytest.mark.skipif(ON_GPU, reason="which has as many as it has")
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_operators_in_many_parts(operator, large_gpu):
+    inputs = operator.inputs(operator.shapes[-1], torch.float32)
+    results = evaluate(operator.public, inputs, **operator.options)
+    with mirage_kernels.use("torch"):
+        exact = [t.detach().double().requires_grad_() for t in inputs]
+        truth = evaluate(operator.reference, exact, random_like(results[0]).double(), **operator.options)
+    for name, value, peer in zip(("output", *operator.arguments), results, truth, strict=True):
+        assert relative_error(value, peer) < 1e-5, name
+
+
+@pytest.mark.skipif(ON_GPU, reason="which has as many as it has")
+@pytest.mark.parametrize("training", [False, True])
+def test_stages_in_many_parts(training, large_gpu):
+    """The mixer's sums over 40 tiles, each of a block of its own; pairs of channels of the feed-forward one by one."""
+    with torch.no_grad():
+        for function, tensors in (
+            (lambda *t: flat(mixer_stage, *t, training=training), mixer((2, 24, 40, 100))),
+            (feed_forward_stage, feed_forward((1, 24, 20, 37))),
+        ):
+            value = function(*tensors)
+            with mirage_kernels.use("torch"):
+                assert relative_error(value, function(*(t.double() for t in tensors))) < 1e-6
+
+
 @pytest.mark.skipif(ON_GPU, reason="of the emulation")
 def test_unknown_orders_are_refused():
     with pytest.raises(ValueError, match="order: expected forward, backward or shuffled, got sideways"):
         _cuda_runtime.library().set_order("sideways")
+    with pytest.raises(ValueError, match="count: expected a positive number, got 0"):
+        _cuda_runtime.library().set_multiprocessors(0)
 
 
 def test_tf32_only_where_pytorch_is_set_to_it():

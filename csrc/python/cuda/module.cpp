@@ -27,5 +27,9 @@ PYBIND11_MODULE(MIRAGE_MODULE, m) {
     }
     mirage::fail("order", "forward, backward or shuffled", order);
   }, "In which order the threads of a block run between two barriers.");
+  m.def("set_multiprocessors", [](int count) {
+    if (count < 1) mirage::fail("count", "a positive number", std::to_string(count));
+    mirage::cuda::emulation::set_multiprocessors(count);
+  }, "How many the GPU has: among how many blocks kernels share their work.");
 #endif
 }
