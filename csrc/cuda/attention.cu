@@ -8,7 +8,7 @@ namespace {
 
 struct TemperatureSums {
   const float* partial;  // [batch, heads]
-  Scalars grad_temperature;
+  AnyVector grad_temperature;
   int batch, heads;
 };
 
@@ -81,7 +81,7 @@ void attention_matrices_backward(const Tensor& q, const Tensor& k, const Tensor&
              attention_grid(p, kInputsBytes<Blocks>), options.stream, p);
     });
   }
-  const TemperatureSums sums{p.grad_scale, scalars_of(grad_temperature), q.numel() > 0 ? p.batch : 0, p.heads};
+  const TemperatureSums sums{p.grad_scale, vector_of(grad_temperature), q.numel() > 0 ? p.batch : 0, p.heads};
   launch("attention_temperature_kernel", attention_temperature_kernel, {(p.heads + 255) / 256, 256, 0}, options.stream,
          sums);
 }

@@ -2,16 +2,17 @@
 // head, for 128 pixels at a time, as float in shared memory.
 #pragma once
 
+#include "any_vector.h"
 #include "attention_softmax.h"
 #include "pixel_maps.h"
 #include "products.h"
-#include "scalars.h"
+#include "sums.h"
 
 namespace mirage::cuda {
 
 struct AttentionArguments {
   PixelMap q, k, v, grad_out;       // [B, heads d, H, W]
-  Scalars temperature;              // [heads]
+  AnyVector temperature;              // [heads]
   float* matrices;                  // [B, heads, 2d + 2, d]: attn, q k^T, |q|, |k|
   float* partial;                   // [B, heads, parts, d d + 2d]: of q k^T, |q|^2, |k|^2; or [.., d d] of attn's gradient
   float* small;                     // [B, heads, d + 2, d]: gradient of q k^T, then by what q and k are scaled in theirs

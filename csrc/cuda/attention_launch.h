@@ -89,7 +89,7 @@ inline AttentionArguments attention_arguments(const Tensor& q, const Tensor& k, 
                                               const Tensor& temperature, const Tensor& matrices, const Options& options) {
   AttentionArguments p{};
   p.q = map_of(q), p.k = map_of(k), p.v = map_of(v);
-  p.temperature = scalars_of(temperature);
+  p.temperature = vector_of(temperature);
   p.matrices = matrices.as<float>();
   p.batch = int(q.size[0]), p.heads = int(matrices.size[1]), p.d = int(matrices.size[3]);
   p.parts = attention_parts(q, p.heads);

@@ -1,15 +1,16 @@
 // The fusion of three branches, pixel by pixel, and the kernels of tri_branch_fusion.
 #pragma once
 
+#include "any_vector.h"
 #include "elementary.h"
 #include "pixel_maps.h"
-#include "scalars.h"
+#include "sums.h"
 
 namespace mirage::cuda {
 
 struct FusionArguments {
   PixelMap branch[3];   // att, conv, mlp [B, C, H, W]
-  Scalars weight[3];    // of their modulations, [1]
+  AnyVector weight[3];    // of their modulations, [1]
   void* out;            // [B, 3C, H, W]
   PixelMap grad_out;    // of the same shape
   void* grad_branch[3];

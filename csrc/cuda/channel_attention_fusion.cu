@@ -15,7 +15,7 @@ FusionArguments fusion_of(const Tensor& conv, const Tensor& mlp, const Tensor& l
                           const Tensor& l_mlp) {
   FusionArguments f{};
   f.branch[1] = map_of(conv), f.branch[2] = map_of(mlp);
-  f.weight[0] = scalars_of(l_att), f.weight[1] = scalars_of(l_conv), f.weight[2] = scalars_of(l_mlp);
+  f.weight[0] = vector_of(l_att), f.weight[1] = vector_of(l_conv), f.weight[2] = vector_of(l_mlp);
   return f;
 }
 
@@ -95,7 +95,7 @@ void channel_attention_fusion_backward(const Tensor& grad_out, const Tensor& q, 
              attention_grid(p, sizeof(ApplyBackwardTile<kBlocks>)), options.stream, p, f);
     });
   }
-  const Scalars grads[3] = {scalars_of(grad_l_att), scalars_of(grad_l_conv), scalars_of(grad_l_mlp)};
+  const AnyVector grads[3] = {vector_of(grad_l_att), vector_of(grad_l_conv), vector_of(grad_l_mlp)};
   const int64_t parts = q.numel() > 0 ? int64_t(p.batch) * p.heads * p.parts : 0;
   sum_fusion_weights(f.partial, parts, grads, options.stream);
   attention_matrices_backward(q, k, grad_q, grad_k, grad_temperature, p, options);

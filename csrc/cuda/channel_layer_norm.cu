@@ -98,15 +98,6 @@ LayerNormArguments arguments_of(const Tensor& x, const Tensor& mean, const Tenso
   return p;
 }
 
-AnyVector vector_of(const char* argument, const Tensor& t) {
-  if (t.dtype == DType::f64) fail(argument, "float32, float16 or bfloat16", name_of(t.dtype));
-  return {t.data, t.dtype};
-}
-
-AnyOutput output_of(const char* argument, const Tensor& t) {
-  return {t.data, vector_of(argument, t).dtype};
-}
-
 // Pixels go in pairs where they lie so, and where that leaves a tile for each multiprocessor.
 bool in_pairs(const LayerNormArguments& p, const Tensor& x, const Tensor& y) {
   const auto aligned = [](const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; };
@@ -138,7 +129,7 @@ void channel_layer_norm_forward(const Tensor& x, const Tensor& weight, const Ten
                                 const Tensor& mean, const Tensor& rstd, const Options& options) {
   layer_norm::check_forward(x, weight, bias, y, mean, rstd);
   LayerNormArguments p = arguments_of(x, mean, rstd);
-  p.weight = vector_of("weight", weight), p.bias = vector_of("bias", bias);
+  p.weight = vector_of(weight), p.bias = vector_of(bias);
   p.y = y.data, p.eps = float(eps);
   if (x.numel() == 0) return;
   with_kernels(x.dtype, y.dtype, in_pairs(p, x, y), [&](auto kernels) { kernels.forward(p, options.stream); });
@@ -156,8 +147,8 @@ void channel_layer_norm_backward(const Tensor& grad_y, const Tensor& x, const Te
   layer_norm::check_backward(grad_y, x, weight, mean, rstd, grad_x, grad_weight, grad_bias);
   LayerNormArguments p = arguments_of(x, mean, rstd);
   p.grad_y = planes_of(grad_y), p.grad_step = p.warps * p.grad_y.s_channel;
-  p.weight = vector_of("weight", weight);
-  p.grad_weight = output_of("grad_weight", grad_weight), p.grad_bias = output_of("grad_bias", grad_bias);
+  p.weight = vector_of(weight);
+  p.grad_weight = vector_of(grad_weight), p.grad_bias = vector_of(grad_bias);
   p.y = grad_x.data, p.parts = parts_of(p);
   const int64_t wanted = channel_layer_norm_backward_workspace(x);
   if (options.workspace_bytes < wanted) {

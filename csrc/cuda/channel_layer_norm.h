@@ -3,8 +3,10 @@
 // over channels meet in shared memory. More channels than a block can hold are read again.
 #pragma once
 
+#include "any_vector.h"
 #include "device.h"
 #include "planes.h"
+#include "sums.h"
 
 namespace mirage::cuda {
 
@@ -19,7 +21,7 @@ struct LayerNormArguments {
   float *mean, *rstd;  // [B, N]
   float* along;        // [2, B, N]: means over channels, where layer_norm_along_kernel finds them for backward
   float* partial;      // [parts, 2, C]: sums for the gradients of weight and bias
-  AnyOutput grad_weight, grad_bias;
+  AnyVector grad_weight, grad_bias;
   float eps;
   int batch, channels, pixels;
   int warps;                  // of a block, that share channels: each has every `warps`-th
@@ -64,21 +66,6 @@ MIRAGE_DEVICE void store_own(const LayerNormArguments& p, const AnyVector& vecto
   for (int i = thread_index(); i < kNormOwn * p.warps; i += p.warps * kLanes) {
     const int c = first + i / kNormOwn + i % kNormOwn * p.warps;
     own[i] = c < p.channels ? vector[c] : 0.0f;
-  }
-}
-
-// Sums over the warps of a block, to each of them. `room`: [warps, kCount, lanes].
-template <int kCount>
-MIRAGE_DEVICE void sum_over_warps(float (&value)[kCount], int warps, float* room) {
-#pragma unroll
-  for (int j = 0; j < kCount; ++j) room[(warp_index() * kCount + j) * kLanes + lane_index()] = value[j];
-  sync_block();
-#pragma unroll
-  for (int j = 0; j < kCount; ++j) value[j] = 0.0f;
-#pragma unroll 4
-  for (int warp = 0; warp < warps; ++warp) {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) value[j] += room[(warp * kCount + j) * kLanes + lane_index()];
   }
 }
 
@@ -320,8 +307,8 @@ MIRAGE_KERNEL(512) layer_norm_sum_kernel(const LayerNormArguments p) {
   }
   sum_over_warps(sum, kNormWarps, reinterpret_cast<float*>(shared_memory()));
   if (column >= columns || warp_index() != 0) return;
-  if (column < p.channels) p.grad_weight.store(column, sum[0]);
-  else p.grad_bias.store(column - p.channels, sum[0]);
+  if (column < p.channels) p.grad_weight.set(column, sum[0]);
+  else p.grad_bias.set(column - p.channels, sum[0]);
 }
 
 }  // namespace mirage::cuda

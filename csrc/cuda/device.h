@@ -200,36 +200,10 @@ MIRAGE_DEVICE float sum_of_warp(float x) {
   return x;
 }
 
-// Sums of kCount values at once, over groups of kCount lanes, in kCount - 1 exchanges: that of value[i] to the lanes l
-// with l % kCount = i. `value` is used up.
-template <int kCount>
-MIRAGE_DEVICE float sums_of_lanes(float* value) {
-  if constexpr (kCount == 1) {
-    return value[0];
-  } else {
-    constexpr int kHalf = kCount / 2;
-    const bool upper = (lane_index() & kHalf) != 0;
-#pragma unroll
-    for (int i = 0; i < kHalf; ++i) {
-      const float given = upper ? value[i] : value[i + kHalf];
-      value[i] = (upper ? value[i + kHalf] : value[i]) + from_lane_xor(given, kHalf);
-    }
-    return sums_of_lanes<kHalf>(value);
-  }
-}
-
 MIRAGE_DEVICE float max_of_warp(float x) {
-#if defined(__CUDACC__)
 #pragma unroll
-  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) x = at_least(__shfl_xor_sync(0xffffffffu, x, lanes), x);
+  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) x = at_least(from_lane_xor(x, lanes), x);
   return x;
-#else
-  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) {
-    const uint32_t mine = bit_cast<uint32_t>(x);
-    x = at_least(bit_cast<float>(emulation::exchange(&mine, 1)[lane_index() ^ lanes]), x);
-  }
-  return x;
-#endif
 }
 
 // A fragment of a product: lane (g, t) = (lane / 4, lane % 4) holds of a 16 x 8 result the columns 2t and 2t + 1 of rows

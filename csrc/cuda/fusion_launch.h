@@ -8,7 +8,7 @@
 namespace mirage::cuda {
 
 // Adds up [count, 3] partial sums, into three gradients of one element each.
-void sum_fusion_weights(const float* partial, int64_t count, const Scalars (&grad_weight)[3], void* stream);
+void sum_fusion_weights(const float* partial, int64_t count, const AnyVector (&grad_weight)[3], void* stream);
 
 // Calls function(T(), O()): dtypes of the branches and of their concatenation.
 template <class Function>

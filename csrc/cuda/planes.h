@@ -14,11 +14,33 @@ struct Planes {
   int width;
   bool is_line;  // the pixels of a plane are equally spaced: it is taken as one line, and `width` has no meaning
 
+  // Of pixel n in its plane.
+  MIRAGE_DEVICE int64_t offset(int n) const {
+    const int row = is_line ? 0 : n / width;
+    return row * s_row + (n - row * width) * s_pixel;
+  }
+
   // Pixel n of a sample's first channel.
   template <class T>
   MIRAGE_DEVICE const T* pixel(int sample, int n) const {
-    const int row = is_line ? 0 : n / width;
-    return static_cast<const T*>(data) + sample * s_batch + row * s_row + (n - row * width) * s_pixel;
+    return static_cast<const T*>(data) + sample * s_batch + offset(n);
+  }
+};
+
+// Every 32nd pixel of a plane from n on, whose pixel 0 is `plane`: an addition each where it is a line.
+template <class T>
+struct PixelWalk {
+  const Planes& planes;
+  const T* plane;
+  int n;
+  const T* at;
+
+  MIRAGE_DEVICE PixelWalk(const Planes& p, const T* plane, int n)
+      : planes(p), plane(plane), n(n), at(plane + p.offset(n)) {}
+
+  MIRAGE_DEVICE void advance() {
+    n += kLanes;
+    at = planes.is_line ? at + kLanes * planes.s_pixel : plane + planes.offset(n);
   }
 };
 
@@ -73,29 +95,5 @@ MIRAGE_DEVICE void store_neighbours(T* p, const float (&value)[kPack]) {
   if constexpr (kPack == 2) store_pair(p, value[0], value[1]);
   else *p = from_float<T>(value[0]);
 }
-
-// ---- vectors whose type only the caller knows ----------------------------------------------------------------------
-
-struct AnyVector {
-  const void* data;
-  DType dtype;
-
-  MIRAGE_DEVICE float operator[](int64_t i) const {
-    if (dtype == DType::f16) return to_float(static_cast<const f16*>(data)[i]);
-    if (dtype == DType::bf16) return to_float(static_cast<const bf16*>(data)[i]);
-    return static_cast<const float*>(data)[i];
-  }
-};
-
-struct AnyOutput {
-  void* data;
-  DType dtype;
-
-  MIRAGE_DEVICE void store(int64_t i, float value) const {
-    if (dtype == DType::f16) static_cast<f16*>(data)[i] = from_float<f16>(value);
-    else if (dtype == DType::bf16) static_cast<bf16*>(data)[i] = from_float<bf16>(value);
-    else static_cast<float*>(data)[i] = value;
-  }
-};
 
 }  // namespace mirage::cuda

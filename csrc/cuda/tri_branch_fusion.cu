@@ -13,7 +13,7 @@ namespace {
 struct WeightSums {
   const float* partial;  // [count, 3]
   int64_t count;
-  Scalars grad_weight[3];
+  AnyVector grad_weight[3];
 };
 
 constexpr int64_t kRoom = kFusionThreads / kLanes * int64_t(sizeof(float));  // of sum_of_block
@@ -23,7 +23,7 @@ FusionArguments arguments_of(const Tensor& att, const Tensor& conv, const Tensor
   check_kernel_dtype("att", att);
   FusionArguments p{};
   p.branch[0] = map_of(att), p.branch[1] = map_of(conv), p.branch[2] = map_of(mlp);
-  p.weight[0] = scalars_of(l_att), p.weight[1] = scalars_of(l_conv), p.weight[2] = scalars_of(l_mlp);
+  p.weight[0] = vector_of(l_att), p.weight[1] = vector_of(l_conv), p.weight[2] = vector_of(l_mlp);
   p.pixels = pixels_of("att", att, {&conv, &mlp, &out});
   p.channels = int(att.size[1]), p.planes = att.size[0] * att.size[1];
   return p;
@@ -48,7 +48,7 @@ MIRAGE_KERNEL(256) fusion_weights_kernel(const WeightSums p) {
   }
 }
 
-void sum_fusion_weights(const float* partial, int64_t count, const Scalars (&grad_weight)[3], void* stream) {
+void sum_fusion_weights(const float* partial, int64_t count, const AnyVector (&grad_weight)[3], void* stream) {
   const WeightSums sums{partial, count, {grad_weight[0], grad_weight[1], grad_weight[2]}};
   launch("fusion_weights_kernel", fusion_weights_kernel, {1, kFusionThreads, kRoom}, stream, sums);
 }
@@ -101,7 +101,7 @@ void tri_branch_fusion_backward(const Tensor& grad_out, const Tensor& att, const
              {p.parts, kFusionThreads, kRoom}, options.stream, p);
     });
   }
-  const Scalars grads[3] = {scalars_of(grad_l_att), scalars_of(grad_l_conv), scalars_of(grad_l_mlp)};
+  const AnyVector grads[3] = {vector_of(grad_l_att), vector_of(grad_l_conv), vector_of(grad_l_mlp)};
   sum_fusion_weights(p.partial, p.parts, grads, options.stream);
 }
 

@@ -9,6 +9,7 @@ import test_channel_attention_fusion
 import test_channel_layer_norm
 import test_dynamic_depthwise_conv2d
 import test_gated_depthwise_ffn
+import test_spd_covariance
 import test_tri_branch_fusion
 import torch
 from harness import ON_GPU, device_of, evaluate, random_like, relative_error, require
@@ -71,6 +72,7 @@ OPERATORS = [
     test_channel_layer_norm.TestChannelLayerNorm.operator,
     test_dynamic_depthwise_conv2d.TestDynamicDepthwiseConv2d.operator,
     test_gated_depthwise_ffn.TestGatedDepthwiseFfn.operator,
+    test_spd_covariance.TestSpdCovariance.operator,
     test_tri_branch_fusion.TestTriBranchFusion.operator,
 ]
 
@@ -89,6 +91,15 @@ def test_threads_of_operators_may_run_in_any_order(operator, dtype):
 def test_threads_of_channel_layer_norm_may_run_in_any_order(shape, dtype):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     check_orders(mirage_kernels.channel_layer_norm, x, torch.rand(shape[1]), torch.rand(shape[1]))
+
+
+@pytest.mark.skipif(ON_GPU, reason="a GPU runs them in its own order")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 12, 47, 61), (1, 40, 47, 61)], ids=str)
+def test_threads_of_spd_covariance_may_run_in_any_order(shape, dtype):
+    """Parts of several chunks, channels of one tile and of two."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    check_orders(mirage_kernels.spd_covariance, x)
 
 
 def check_orders(function, *tensors, **options):
@@ -146,20 +157,22 @@ def test_unknown_orders_are_refused():
         _cuda_runtime.library().set_multiprocessors(0)
 
 
-def test_tf32_only_where_pytorch_is_set_to_it():
-    tensors = feed_forward((1, 24, 20, 37))
-    exact = mirage_kernels.feed_forward_stage
+@pytest.mark.parametrize("name", ["feed_forward_stage", "spd_covariance"])
+def test_tf32_only_where_pytorch_is_set_to_it(name):
+    tensors = feed_forward((1, 24, 20, 37))[: None if name == "feed_forward_stage" else 1]
+    function = getattr(mirage_kernels, name)
     with torch.no_grad(), mirage_kernels.use("torch"):
-        truth = exact(*(t.double() for t in tensors))
+        truth = function(*(t.double() for t in tensors))
     errors = []
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)
         try:
             with torch.no_grad():
-                errors.append(relative_error(feed_forward_stage(*tensors), truth))
+                errors.append(relative_error(function(*tensors), truth))
         finally:
             torch.set_float32_matmul_precision("highest")
-    assert errors[0] < 3e-7 and 1e-5 < errors[1] < 1e-3
+    assert mirage_kernels.last_used(name) == "cuda"
+    assert errors[0] < 3e-7 and 1e-6 < errors[1] < 1e-3
 
 
 def test_more_channels_than_a_kernel_takes():
@@ -177,12 +190,12 @@ def test_more_channels_than_a_kernel_takes():
 
 def test_operators_without_cuda_run_as_by_themselves():
     x = torch.randn(1, 6, 5, 4, device=device_of("cuda"))
-    mirage_kernels.spd_covariance(x)
-    with_cuda = mirage_kernels.last_used("spd_covariance")
+    everywhere = mirage_kernels._dispatch.EVERYWHERE
+    with_cuda = mirage_kernels._dispatch.choose("an_operator", x, everywhere)
+    assert mirage_kernels._dispatch.choose("another", x, mirage_kernels._dispatch.IMPLEMENTATIONS) == "cuda"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mirage_kernels._dispatch, "_forced", None)
-        mirage_kernels.spd_covariance(x)
-    assert with_cuda == mirage_kernels.last_used("spd_covariance") != "cuda"
+        assert with_cuda == mirage_kernels._dispatch.choose("an_operator", x, everywhere) != "cuda"
 
 
 def test_float64_is_refused_with_the_reason():
@@ -247,6 +260,34 @@ def test_the_library_checks_the_arguments_of_channel_layer_norm():
         backward(x.mT.contiguous().mT, torch.empty(1000, device=x.device))
     with pytest.raises(ValueError, match=r"workspace: expected \d+ bytes, got 4"):
         backward(torch.empty_like(x), torch.empty(1, device=x.device))
+
+
+def test_the_library_checks_the_arguments_of_spd_covariance():
+    library, x = _cuda_runtime.library(), torch.randn(1, 6, 5, 4, device=device_of("cuda"))
+    y, mean = torch.empty(1, 6, 6, device=x.device), torch.empty(1, 2, 6, device=x.device)
+    memory = torch.empty(library.spd_covariance_workspace(dl(x)) // 4, device=x.device)
+
+    def forward(x, y, mean, memory):
+        library.spd_covariance_forward(dl(x), 1e-5, dl(y), dl(mean), dl(memory), 0, False)
+
+    def backward(grad_y, grad_x):
+        library.spd_covariance_backward(dl(grad_y), dl(x), dl(mean), dl(grad_x), 0, False)
+
+    forward(x, y, mean, memory)
+    with pytest.raises(ValueError, match=r"x: expected at least 2 pixels, got \[1, 6, 1, 1\]"):
+        forward(x[:, :, :1, :1], y, mean, memory)
+    with pytest.raises(ValueError, match="x: expected float32, float16 or bfloat16, got float64"):
+        forward(x.double(), y.double(), mean.double(), memory)
+    with pytest.raises(ValueError, match="y: expected a contiguous tensor, got other strides"):
+        forward(x, y.mT, mean, memory)
+    with pytest.raises(ValueError, match=r"mean: expected shape \[1, 2, 6\], got \[1, 1, 6\]"):
+        forward(x, y, mean[:, :1], memory)
+    with pytest.raises(ValueError, match=r"workspace: expected \d+ bytes, got 4"):
+        forward(x, y, mean, memory[:1])
+    with pytest.raises(ValueError, match="grad_y: expected float32, got float16"):
+        backward(y.half(), torch.empty_like(x))
+    with pytest.raises(ValueError, match=r"grad_x: expected shape \[1, 6, 5, 4\], got \[1, 6, 4, 5\]"):
+        backward(y, torch.empty(1, 6, 4, 5, device=x.device))
 
 
 def test_the_library_checks_the_weights_of_the_mixer():
@@ -320,7 +361,7 @@ def test_blocks_are_registered_right():
 
 
 def test_a_gpu_without_triton(monkeypatch):
-    """The stages run in CUDA C++, their backward as composites, and the other operators in PyTorch."""
+    """The stages run in CUDA C++, their backward as composites; an operator without CUDA C++ in PyTorch."""
     device = device_of("cuda")
     monkeypatch.setattr(mirage_kernels._dispatch, "_forced", None)
     monkeypatch.setattr(mirage_kernels._dispatch, "_default", dict.fromkeys(("cpu", "cuda"), "cuda"))
@@ -333,7 +374,11 @@ def test_a_gpu_without_triton(monkeypatch):
         expected = torch.autograd.grad(feed_forward_stage(*truth).square().sum(), truth)
     for grad, exact in zip(grads, expected, strict=True):
         assert relative_error(grad, exact) < 1e-5
-    mirage_kernels.spd_covariance(torch.randn(1, 6, 5, 4, device=device))
+    x = torch.randn(1, 6, 5, 4, device=device)
+    assert mirage_kernels._dispatch.choose("without_cuda", x, mirage_kernels._dispatch.EVERYWHERE) == "torch"
+    mirage_kernels.spd_covariance(x)
+    assert mirage_kernels.last_used("spd_covariance") == "cuda"
+    mirage_kernels.spd_covariance(x.double())
     assert mirage_kernels.last_used("spd_covariance") == "torch"
     double = [t.detach().double() for t in tensors]
     assert relative_error(feed_forward_stage(*double), value) < 1e-5

@@ -1,10 +1,22 @@
 import pytest
 import torch
-from harness import Operator, OperatorTests, device_of, evaluate, implementations, relative_error, require
+from harness import (
+    Operator,
+    OperatorTests,
+    device_of,
+    evaluate,
+    implementations,
+    in_float64,
+    relative_error,
+    require,
+    slowly,
+)
 
 import mirage_kernels
 from mirage_kernels import spd_covariance
 from mirage_kernels.spd_covariance import reference
+
+IMPLEMENTATIONS = ("cpp", "triton", "cuda")
 
 
 def make(shape, generator):
@@ -12,6 +24,7 @@ def make(shape, generator):
 
 
 class TestSpdCovariance(OperatorTests):
+    implementations = IMPLEMENTATIONS
     operator = Operator(
         name="spd_covariance",
         public=spd_covariance,
@@ -25,6 +38,7 @@ class TestSpdCovariance(OperatorTests):
             (2, 12, 1, 13),
             (3, 24, 16, 16),
             (1, 37, 11, 3),
+            (9, 3, 25, 31),
             (1, 12, 47, 61),
         ),
         empty=(0, 6, 5, 7),
@@ -32,7 +46,7 @@ class TestSpdCovariance(OperatorTests):
     )
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 @pytest.mark.parametrize("shape", [(2, 12, 33, 29), (1, 24, 16, 16)])
 def test_large_offset_loses_nothing(impl, shape):
     """Mean 200, deviation 0.01: E[x x^T] - E[x] E[x]^T would lose everything, of the result and of the gradient."""
@@ -48,7 +62,7 @@ def test_large_offset_loses_nothing(impl, shape):
         assert relative_error(value, exact) <= 2 * relative_error(peer, exact)
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 def test_exactly_symmetric_and_positive_definite(impl):
     require(impl)
     x = torch.randn(2, 24, 9, 11, generator=torch.Generator().manual_seed(0)).to(device_of(impl))
@@ -59,7 +73,7 @@ def test_exactly_symmetric_and_positive_definite(impl):
     assert torch.linalg.eigvalsh(y.double()).min() > 0.99e-2
 
 
-@pytest.mark.parametrize("impl", implementations())
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 @pytest.mark.parametrize("shape", [(2, 5, 7), (2, 5, 3, 2, 4)])
 def test_any_trailing_shape(impl, shape):
     require(impl)
@@ -72,13 +86,30 @@ def test_any_trailing_shape(impl, shape):
     assert relative_error(value[0], reference(x.detach().double())) < 1e-6
 
 
-def test_many_channels_and_chunks():
+@pytest.mark.parametrize("impl", implementations(("cpp", "cuda")))
+def test_many_channels_and_chunks(impl):
     """More chunks than units of work, more channels than a chunk's cache has room for, a tail in every dimension."""
-    x = torch.randn(1, 131, 83, 97, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 50, 97)
-    x.requires_grad_()
-    with mirage_kernels.use("cpp"):
+    require(impl)
+    channels, height = (67, 29) if slowly(impl) else (131, 83)
+    x = torch.randn(1, channels, height, 97, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 50, 97)
+    x = x.to(device_of(impl)).requires_grad_()
+    with mirage_kernels.use(impl):
         results = evaluate(spd_covariance, [x])
-    truth = evaluate(reference, [x.detach().double().requires_grad_()])
+    truth = evaluate(reference, in_float64([x]))
+    assert all(relative_error(a, b) < 5e-7 for a, b in zip(results, truth, strict=True))
+
+
+@pytest.mark.parametrize("impl", implementations(("cpp", "cuda")))
+@pytest.mark.parametrize("channels", [16, 17, 33])
+def test_first_pixel_is_an_outlier(impl, channels):
+    """No mean is counted from it."""
+    require(impl)
+    x = torch.randn(1, channels, 19, 31, generator=torch.Generator().manual_seed(0)).to(device_of(impl))
+    x[0, :, 0, 0] = 1000
+    x.requires_grad_()
+    with mirage_kernels.use(impl):
+        results = evaluate(spd_covariance, [x])
+    truth = evaluate(reference, in_float64([x]))
     assert all(relative_error(a, b) < 5e-7 for a, b in zip(results, truth, strict=True))
 
 
