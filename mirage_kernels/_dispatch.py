@@ -146,8 +146,15 @@ def record(operator: str, implementation: str) -> None:
     _last_used[operator] = implementation
 
 
-def choose(operator: str, x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE) -> str:
+def choose(
+    operator: str,
+    x: torch.Tensor,
+    written: tuple[str, ...] = EVERYWHERE,
+    unforced: tuple[str, ...] | None = None,
+) -> str:
     """The implementation for a call of `operator` whose main tensor is `x`; "torch" for those that are not `written`.
+
+    `unforced`: those that run without being asked for, where these are not all.
 
     Raises:
         RuntimeError: if :func:`use` or ``MIRAGE_KERNELS`` forces one that cannot run, with the reason.
@@ -158,7 +165,7 @@ def choose(operator: str, x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE
             raise RuntimeError(f"{operator}: the implementation {_forced!r} was asked for but cannot run: {problem}")
     chosen = _forced
     if chosen is None or (chosen == "cuda" and "cuda" not in written):
-        chosen = automatic(x, written, operator)
+        chosen = automatic(x, written if unforced is None else unforced, operator)
     if chosen not in written:
         chosen = "torch"
     if chosen == "torch" and not torch.compiler.is_compiling():

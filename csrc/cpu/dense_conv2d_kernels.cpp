@@ -97,7 +97,8 @@ template <int K, class T>
 void run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& grad_x,
                   const Tensor& grad_weight) {
   using A = Acc<T>;
-  convolve<K, T>(grad_y, TapMatrix<K, A>(weight, /*transposed=*/true), grad_x);
+  if (grad_x.ndim == 4) convolve<K, T>(grad_y, TapMatrix<K, A>(weight, /*transposed=*/true), grad_x);
+  if (grad_weight.ndim != 3) return;
   const int64_t matrix = weight.size[0] * weight.size[1];
   Buffer<double> total(K * K * matrix);
   for (int64_t i = 0; i < K * K * matrix; ++i) total[i] = 0;

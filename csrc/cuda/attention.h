@@ -11,7 +11,7 @@
 namespace mirage::cuda {
 
 struct AttentionArguments {
-  PixelMap q, k, v, grad_out;       // [B, heads d, H, W]
+  MapView q, k, v, grad_out;       // [B, heads d, H, W]
   AnyVector temperature;              // [heads]
   float* matrices;                  // [B, heads, 2d + 2, d]: attn, q k^T, |q|, |k|
   float* partial;                   // [B, heads, parts, d d + 2d]: of q k^T, |q|^2, |k|^2; or [.., d d] of attn's gradient
@@ -62,7 +62,7 @@ MIRAGE_DEVICE HeadWork head_work(const AttentionArguments& p) {
 
 // The channels of a head from pixel `first` on; zero beyond the last pixel and from d on.
 template <class T, int kBlocks>
-MIRAGE_DEVICE void load_head(const AttentionArguments& p, const PixelMap& map, const HeadWork& work, int first, float* out) {
+MIRAGE_DEVICE void load_head(const AttentionArguments& p, const MapView& map, const HeadWork& work, int first, float* out) {
   for (int c = warp_index(); c < HeadTile<kBlocks>::kDepth; c += kAttentionWarps) {
     float value[4] = {};
     if (c < p.d) {

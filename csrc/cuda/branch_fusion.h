@@ -9,10 +9,10 @@
 namespace mirage::cuda {
 
 struct FusionArguments {
-  PixelMap branch[3];   // att, conv, mlp [B, C, H, W]
+  MapView branch[3];   // att, conv, mlp [B, C, H, W]
   AnyVector weight[3];    // of their modulations, [1]
   void* out;            // [B, 3C, H, W]
-  PixelMap grad_out;    // of the same shape
+  MapView grad_out;    // of the same shape
   void* grad_branch[3];
   float* partial;       // [parts, 3]: of the gradients of the weights
   Pixels pixels;

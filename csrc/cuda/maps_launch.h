@@ -12,7 +12,7 @@
 
 namespace mirage::cuda {
 
-inline PixelMap map_of(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2], t.stride[3]}; }
+inline MapView map_of(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2], t.stride[3]}; }
 
 // Whether planes are lines of pixels without gaps, and each group of four is aligned.
 inline bool is_packed(const Tensor& t) {

@@ -5,7 +5,7 @@
 
 namespace mirage::cuda {
 
-struct PixelMap {
+struct MapView {
   const void* data;
   int64_t s_batch, s_channel, s_row, s_column;
 
@@ -31,7 +31,7 @@ MIRAGE_DEVICE int pixel_of(const Pixels& pixels, int first, int thread, int j) {
 
 // Zero beyond the last pixel.
 template <int kThreads, class T>
-MIRAGE_DEVICE void load_pixels(const PixelMap& map, const T* plane, const Pixels& pixels, int first, int thread,
+MIRAGE_DEVICE void load_pixels(const MapView& map, const T* plane, const Pixels& pixels, int first, int thread,
                                float (&value)[4]) {
   if (pixels.packed) {
     const int n = first + 4 * thread;

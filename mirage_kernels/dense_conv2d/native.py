@@ -12,7 +12,10 @@ def forward(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    grad_x, grad_weight = result(x.shape, x.dtype), torch.empty(weight.shape, dtype=accumulator(x.dtype))
+def backward(
+    grad_y: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool
+) -> tuple[Tensor, Tensor]:
+    grad_x = result(x.shape if want_x else (0,), x.dtype)
+    grad_weight = torch.empty(weight.shape if want_weight else 0, dtype=accumulator(x.dtype))
     native().dense_conv2d_backward(*map(dl, (grad_y, x, weight.contiguous(), grad_x, grad_weight)))
     return grad_x, grad_weight.to(weight.dtype)

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels import _checks, _dispatch
-from mirage_kernels._library import define
-from mirage_kernels.dense_conv2d import native
+from mirage_kernels._library import Implementations, define
 from mirage_kernels.dense_conv2d.reference import dense_conv2d as reference
 
 SIZES = (1, 3)
+_implementations = Implementations(__package__)
 
 
 def dense_conv2d(x: Tensor, weight: Tensor) -> Tensor:
@@ -22,14 +22,16 @@ def dense_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     .. math:: y_m = \sum_c x_c \star w_{mc}
 
     It exists for the CPU, where a network's few dense convolutions are a tenth of its time once the rest is fast. On
-    other devices, and under ``use("triton")``, it is ``torch.nn.functional.conv2d``, as it is under ``use("torch")``.
+    other devices it is ``torch.nn.functional.conv2d``, as it is under ``use("torch")`` and ``use("triton")``: on GPUs
+    that is cuDNN, and no kernel here has been shown to be faster. The kernels in CUDA C++ are what programs without
+    PyTorch have, and run under ``use("cuda")``.
 
     Args:
         x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides.
         weight: [M, C, K, K], K being 1 or 3; dtype of `x`. Under autocast both are rounded to its dtype.
 
     Returns:
-        [B, M, H, W], dtype of `x`; contiguous on the C++ library. bfloat16 and float16 are summed in float32.
+        [B, M, H, W], dtype of `x`; contiguous but under PyTorch. bfloat16 and float16 are summed in float32.
 
     Raises:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
@@ -45,45 +47,54 @@ def dense_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     _checks.check_same_device("x", x, weight=weight)
     if not torch.is_autocast_enabled(x.device.type):
         _checks.check_same_dtype("x", x, weight=weight)
-    if _dispatch.choose("dense_conv2d", x, written=("cpp",)) == "torch":
+    impl = _dispatch.choose("dense_conv2d", x, written=("cpp", "cuda"), unforced=("cpp",))
+    if impl == "torch":
         return reference(x, weight)
-    return _forward_op(x, weight)
+    return _forward_op(x, weight, impl)
 
 
-def _forward(x: Tensor, weight: Tensor) -> Tensor:
-    _dispatch.record("dense_conv2d", "cpp")
-    return native.forward(x, weight)
+def _forward(x: Tensor, weight: Tensor, impl: str) -> Tensor:
+    _dispatch.record("dense_conv2d", impl)
+    return _implementations[impl].forward(x, weight)
 
 
-def _forward_fake(x: Tensor, weight: Tensor) -> Tensor:
+def _forward_fake(x: Tensor, weight: Tensor, impl: str) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], x.shape[2], x.shape[3])
 
 
-def _backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return native.backward(grad_y, x, weight)
+def _backward(
+    grad_y: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool, impl: str
+) -> tuple[Tensor, Tensor]:
+    return _implementations[impl].backward(grad_y, x, weight, want_x, want_weight)
 
 
-def _backward_fake(grad_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _backward_fake(
+    grad_y: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool, impl: str
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if want_x else 0), weight.new_empty(weight.shape if want_weight else 0)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*inputs)
+    x, weight, ctx.impl = inputs
+    ctx.save_for_backward(x, weight)
 
 
-def _autograd(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor]:
-    return _backward_op(grad_y, *ctx.saved_tensors)
+def _autograd(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    want_x, want_weight, *_ = ctx.needs_input_grad
+    grad_x, grad_weight = _backward_op(grad_y, x, weight, want_x, want_weight, ctx.impl)
+    return grad_x if want_x else None, grad_weight if want_weight else None, None
 
 
 _backward_op = define(
     "dense_conv2d_backward",
-    "(Tensor grad_y, Tensor x, Tensor weight) -> (Tensor, Tensor)",
+    "(Tensor grad_y, Tensor x, Tensor weight, bool want_x, bool want_weight, str impl) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
 _forward_op = define(
     "dense_conv2d",
-    "(Tensor x, Tensor weight) -> Tensor",
+    "(Tensor x, Tensor weight, str impl) -> Tensor",
     _forward,
     _forward_fake,
     backward=_autograd,
@@ -99,5 +110,7 @@ def _forward_flops(x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -
 
 
 @register_flop_formula(torch.ops.mirage_kernels.dense_conv2d_backward)
-def _backward_flops(grad_shape: Any, x_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * _forward_flops(x_shape, weight_shape)
+def _backward_flops(
+    grad_shape: Any, x_shape: Any, weight_shape: Any, want_x: bool, want_weight: bool, *args: Any, **kwargs: Any
+) -> int:
+    return (int(want_x) + int(want_weight)) * _forward_flops(x_shape, weight_shape)

@@ -1,13 +1,28 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import Operator, OperatorTests, relative_error, require
+from harness import (
+    LAYOUTS,
+    ON_GPU,
+    Operator,
+    OperatorTests,
+    device_of,
+    dtypes_of,
+    evaluate,
+    implementations,
+    random_like,
+    relative_error,
+    require,
+    slowly,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
-from mirage_kernels import dense_conv2d
+from mirage_kernels import _cuda_runtime, dense_conv2d
+from mirage_kernels._library import dl
 from mirage_kernels.dense_conv2d import reference
 
+IMPLEMENTATIONS = ("cpp", "cuda")
 SHAPES = {
     # batch, channels, outputs, height, width, kernel size
     "typical": (2, 6, 10, 9, 13, 3),
@@ -33,8 +48,8 @@ def make(case, generator):
     return x, weight / (channels * size * size) ** 0.5
 
 
-def inputs_for(case, dtype=torch.float32):
-    return [t.to(dtype).requires_grad_() for t in make(case, torch.Generator().manual_seed(0))]
+def inputs_for(case, dtype=torch.float32, device="cpu"):
+    return [t.to(device, dtype).requires_grad_() for t in make(case, torch.Generator().manual_seed(0))]
 
 
 class TestDenseConv2d(OperatorTests):
@@ -48,71 +63,242 @@ class TestDenseConv2d(OperatorTests):
         empty="empty",
         large="large",
     )
-    implementations = ("cpp",)
+    implementations = IMPLEMENTATIONS
 
 
+def compare(impl, x, weight, dtype, bound):
+    """Output and gradients against float64; `x` and `weight` in float64, on the CPU."""
+    inputs = [t.to(device_of(impl), dtype).requires_grad_() for t in (x, weight)]
+    exact = [t.detach().double().cpu().requires_grad_() for t in inputs]
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(x.shape[0], weight.shape[0], *x.shape[2:], generator=generator).to(inputs[0])
+    with mirage_kernels.use(impl):
+        results = evaluate(dense_conv2d, inputs, grad_output=grad)
+    assert mirage_kernels.last_used("dense_conv2d") == impl
+    truth = evaluate(reference, exact, grad_output=grad.double().cpu())
+    for result, expected in zip(results, truth, strict=True):
+        assert relative_error(result, expected) < bound * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_count_of_channels(size, dtype):
+def test_every_count_of_channels(impl, size, dtype):
     """Rests of the blocks of registers and of the pairs of channels, in both roles."""
-    require("cpp")
+    require(impl)
     generator = torch.Generator().manual_seed(0)
-    for channels in range(1, 15):
+    for channels in range(1, 15, 5 if slowly(impl) else 1):
         outputs = 15 - channels
-        x = torch.randn(1, channels, 5, 9, generator=generator).to(dtype).requires_grad_()
-        weight = torch.randn(outputs, channels, size, size, generator=generator).to(dtype).requires_grad_()
-        with mirage_kernels.use("cpp"):
-            value = dense_conv2d(x, weight)
-        exact = reference(x.double(), weight.double())
-        grad = torch.randn(value.shape, generator=generator).to(dtype)
-        results = (value, *torch.autograd.grad(value, (x, weight), grad))
-        truth = (exact, *torch.autograd.grad(exact, (x, weight), grad.double()))
-        for result, expected in zip(results, truth, strict=True):
-            assert relative_error(result, expected) < 4 * torch.finfo(dtype).eps
+        x = torch.randn(1, channels, 5, 9, generator=generator, dtype=torch.float64)
+        weight = torch.randn(outputs, channels, size, size, generator=generator, dtype=torch.float64)
+        compare(impl, x, weight, dtype, bound=4)
 
 
-def test_long_sums_keep_their_accuracy():
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((1, 70, 20, 9, 40), (2, 20, 70, 19, 14), (1, 40, 50, 33, 17)),
+        *((3, 9, 34, 1, 50), (1, 130, 8, 4, 64), (1, 64, 64, 9, 21)),
+    ],
+    ids=str,
+)
+def test_tiles_of_pixels_and_channels(impl, size, shape):
+    """batch, channels, outputs, height, width: both widths of a tile, rests of each kind, sums over several blocks."""
+    require(impl)
+    batch, channels, outputs, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
+    weight = torch.randn(outputs, channels, size, size, generator=generator, dtype=torch.float64)
+    for dtype in dtypes_of(impl):
+        if dtype != torch.float64:
+            compare(impl, x, weight / (channels * size * size) ** 0.5, dtype, bound=4)
+
+
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mixing_in_any_layout(impl, layout):
+    """Where lines of an image do not follow each other a 1x1 convolution cannot take them as one."""
+    require(impl)
+    inputs = inputs_for("mix", device=device_of(impl))
+    with mirage_kernels.use(impl):
+        expected = evaluate(dense_conv2d, inputs)
+        inputs[0] = LAYOUTS[layout](inputs[0].detach()).requires_grad_()
+        results = evaluate(dense_conv2d, inputs, grad_output=LAYOUTS[layout](random_like(expected[0])))
+    for value, peer in zip(results, expected, strict=True):
+        assert relative_error(value, peer) < 4 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+def test_long_sums_keep_their_accuracy(impl):
     """2304 products an output: the error may not grow with them as in one running sum."""
-    require("cpp")
+    require(impl)
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.rand(1, 256, 16, 16, generator=generator), torch.rand(8, 256, 3, 3, generator=generator)
-    with mirage_kernels.use("cpp"):
-        value = dense_conv2d(x, weight)
+    with mirage_kernels.use(impl):
+        value = dense_conv2d(x.to(device_of(impl)), weight.to(device_of(impl)))
     exact = reference(x.double(), weight.double())
     assert relative_error(value, exact) <= 1e-6
     assert relative_error(value, exact) <= 2 * relative_error(reference(x, weight), exact)
 
 
-def test_weight_of_any_strides():
-    require("cpp")
-    x, weight = inputs_for("typical")
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+def test_weight_of_any_strides(impl):
+    require(impl)
+    x, weight = inputs_for("typical", device=device_of(impl))
     strided = weight.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
-    with mirage_kernels.use("cpp"):
+    with mirage_kernels.use(impl):
         assert torch.equal(dense_conv2d(x, strided), dense_conv2d(x, weight))
 
 
-def test_only_x_and_weight_are_saved():
-    require("cpp")
-    x, weight = inputs_for("typical")
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+def test_only_x_and_weight_are_saved(impl):
+    require(impl)
+    x, weight = inputs_for("typical", device=device_of(impl))
     saved = []
-    with mirage_kernels.use("cpp"), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
+    with mirage_kernels.use(impl), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
         dense_conv2d(x, weight)
     assert {t.data_ptr() for t in saved} == {x.data_ptr(), weight.data_ptr()}
 
 
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+@pytest.mark.parametrize("case", ["typical", "mix", "empty"])
+def test_one_gradient_alone(impl, case):
+    """The other is not computed, and this one is what it was."""
+    require(impl)
+    inputs = inputs_for(case, device=device_of(impl))
+    with mirage_kernels.use(impl):
+        both = evaluate(dense_conv2d, inputs)[1:]
+        for i in range(2):
+            tensors = [t.detach().requires_grad_(j == i) for j, t in enumerate(inputs)]
+            with FlopCounterMode(display=False) as counter:
+                y = dense_conv2d(*tensors)
+                (alone,) = torch.autograd.grad(y, tensors[i : i + 1], random_like(y))
+            forward = 2 * y.numel() * inputs[1][0].numel()
+            assert torch.equal(alone, both[i]) and counter.get_total_flops() == 2 * forward
+
+
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+def test_no_channels(impl):
+    """Nothing to add up is zero."""
+    require(impl)
+    device = device_of(impl)
+    with mirage_kernels.use(impl):
+        x, weight = torch.randn(1, 0, 5, 4, device=device), torch.randn(3, 0, 3, 3, device=device)
+        assert torch.equal(dense_conv2d(x, weight), torch.zeros(1, 3, 5, 4, device=device))
+        x = torch.randn(1, 3, 5, 4, device=device, requires_grad=True)
+        value = dense_conv2d(x, torch.randn(0, 3, 3, 3, device=device))
+        assert value.shape == (1, 0, 5, 4)
+        assert torch.equal(torch.autograd.grad(value.sum(), x)[0], torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("case", ["typical", "mix", "tiles"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_lies_outside_is_not_multiplied(case, poison):
+    """An infinite pixel at the border meets no zeros from beyond it."""
+    require("cuda")
+    x, weight = inputs_for(case, device=device_of("cuda"))
+    with torch.no_grad():
+        x[0, 0, -1, -1] = poison
+    grad = torch.ones_like(reference(x, weight))
+    with mirage_kernels.use("cuda"):
+        _, grad_x, grad_weight = evaluate(dense_conv2d, [x, weight], grad_output=grad)
+    # For tap (i, j) the last pixel meets the gradient at (1 - i, 1 - j) from it: in the image where i and j are 1 or 2.
+    touched = torch.zeros_like(grad_weight, dtype=torch.bool)
+    touched[:, 0, -2:, -2:] = True
+    assert grad_x.isfinite().all()
+    assert torch.equal(~grad_weight.isfinite(), touched)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_tf32_only_where_pytorch_is_set_to_it(size):
+    require("cuda")
+    inputs = inputs_for("deep" if size == 3 else "mix", device=device_of("cuda"))
+    truth = evaluate(reference, [t.detach().double().cpu().requires_grad_() for t in inputs])
+    errors = []
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            with mirage_kernels.use("cuda"):
+                results = evaluate(dense_conv2d, inputs)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        errors.append(list(map(relative_error, results, truth)))
+    assert max(errors[0]) < 5e-7 and 1e-5 < min(errors[1]) <= max(errors[1]) < 1e-3
+
+
+@pytest.mark.skipif(ON_GPU, reason="a GPU runs them in its own order")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", ["typical", "deep", "mix"])
+def test_threads_may_run_in_any_order(case, dtype):
+    require("cuda")
+    results = []
+    try:
+        for order in ("forward", "backward", "shuffled"):
+            _cuda_runtime.library().set_order(order)
+            with mirage_kernels.use("cuda"):
+                results.append(evaluate(dense_conv2d, inputs_for(case, dtype)))
+    finally:
+        _cuda_runtime.library().set_order("forward")
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_cuda_library_checks_its_arguments():
+    require("cuda")
+    library, device = _cuda_runtime.library(), device_of("cuda")
+    x, weight = torch.randn(1, 20, 5, 4, device=device), torch.randn(6, 20, 9, device=device)
+    y = torch.empty(1, 6, 5, 4, device=device)
+    size = library.dense_conv2d_workspace(dl(x), dl(weight), False)
+    workspace = torch.empty(size // 4, device=device)
+
+    def call(x=x, weight=weight, y=y, workspace=workspace):
+        library.dense_conv2d(dl(x), dl(weight), dl(y), dl(workspace), 0, False)
+
+    call()
+    with mirage_kernels.use("cuda"):
+        assert torch.equal(y, dense_conv2d(x, weight.view(6, 20, 3, 3)))
+    half = torch.empty_like(y, dtype=torch.float16)
+    call(x=x.half(), y=half)  # the weight may be float
+    assert relative_error(half, y) < 1e-3
+    with pytest.raises(ValueError, match=rf"workspace: expected {size} bytes, got 0"):
+        call(workspace=workspace[:0])
+    with pytest.raises(ValueError, match="weight: expected float32, got float16"):
+        call(weight=weight.half())
+    with pytest.raises(ValueError, match="x: expected float32, float16 or bfloat16, got float64"):
+        call(x=x.double(), y=y.double())
+    with pytest.raises(ValueError, match=r"weight: expected 1 or 9 taps, got \[6, 20, 8\]"):
+        call(weight=weight[..., :8].contiguous())
+    with pytest.raises(ValueError, match=r"weight: expected shape \[6, 20, 9\], got \[6, 19, 9\]"):
+        call(weight=weight[:, 1:].contiguous())
+    with pytest.raises(ValueError, match=r"y: expected shape \[1, 6, 5, 4\], got \[1, 5, 5, 4\]"):
+        call(y=y[:, 1:])
+    size = library.dense_conv2d_backward_workspace(dl(y), dl(x), dl(weight), False)
+    arguments = (y, x, weight, torch.empty_like(x), torch.empty_like(weight))
+    with pytest.raises(ValueError, match=r"workspace: expected \d+ bytes, got 0"):
+        library.dense_conv2d_backward(*map(dl, arguments), dl(workspace[:0]), 0, False)
+    with pytest.raises(ValueError, match=r"grad_weight: expected shape \[6, 20, 9\], got \[6, 20, 8\]"):
+        library.dense_conv2d_backward(
+            *map(dl, (*arguments[:4], arguments[4][..., 1:])), dl(torch.empty(size // 4, device=device)), 0, False
+        )
+
+
 def test_where_the_library_does_not_run_it_is_the_convolution_of_pytorch(monkeypatch):
     x, weight = inputs_for("typical")
-    monkeypatch.setattr(mirage_kernels._dispatch, "_default", {"cpu": "triton"})
-    value = dense_conv2d(x, weight)
-    assert mirage_kernels.last_used("dense_conv2d") == "torch"
-    assert torch.equal(value, F.conv2d(x, weight, padding=1))
+    for default in ("triton", "cuda"):
+        monkeypatch.setattr(mirage_kernels._dispatch, "_default", {"cpu": default})
+        value = dense_conv2d(x, weight)
+        assert mirage_kernels.last_used("dense_conv2d") == "torch"
+        assert torch.equal(value, F.conv2d(x, weight, padding=1))
 
 
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
 @pytest.mark.parametrize("case", ["typical", "mix"])
-def test_flops_are_counted(case):
-    require("cpp")
-    x, weight = inputs_for(case)
-    with FlopCounterMode(display=False) as ours, mirage_kernels.use("cpp"):
+def test_flops_are_counted(impl, case):
+    require(impl)
+    x, weight = inputs_for(case, device=device_of(impl))
+    with FlopCounterMode(display=False) as ours, mirage_kernels.use(impl):
         y = dense_conv2d(x, weight)
     with FlopCounterMode(display=False) as peer:
         reference(x, weight)

@@ -13,9 +13,9 @@ namespace mirage {
 void dense_conv2d(const Tensor& x, const Tensor& weight, const Tensor& y);
 
 //   grad_y       [B, M, H, W]   any strides, dtype of x
-//   grad_x       [B, C, H, W]   contiguous, dtype of x
+//   grad_x       [B, C, H, W]   contiguous, dtype of x; or of shape [0]: not wanted
 //   grad_weight  [M, C, K * K]  contiguous, accumulator of x's dtype; sums over all samples and pixels, zero where there
-//                               are none
+//                               are none; or of shape [0]: not wanted
 void dense_conv2d_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& grad_x,
                            const Tensor& grad_weight);
 
