@@ -1,7 +1,8 @@
-// mirage_restore WEIGHTS.safetensors IN.ppm OUT.ppm: restores a photograph without Python, with the CPU library alone.
+// mirage_restore [--cuda] WEIGHTS.safetensors IN.ppm OUT.ppm: restores a photograph without Python, with the CPU library,
+// or on a GPU with the CUDA library.
 //
 // `mirage export` writes the weights; images are binary pixmaps (P6) of 8 bits, of any size. The same pixels as `mirage
-// restore`, which csrc/examples/check.py tests.
+// restore` on a CPU, and on a GPU but for roundings: csrc/examples/check.py tests it.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -30,8 +31,17 @@ int64_t padded(int64_t i, int64_t size) {
   return i < size ? i : pad < size ? 2 * (size - 1) - i : size - 1;
 }
 
-// In [0, 1], with sides that are multiples of 8.
-Map read_pixmap(const std::string& path, int& height, int& width) {
+// Three planes in [0, 1].
+struct Image {
+  float& at(int64_t c, int64_t i, int64_t j) { return values[size_t((c * height + i) * width + j)]; }
+  float at(int64_t c, int64_t i, int64_t j) const { return values[size_t((c * height + i) * width + j)]; }
+
+  int64_t height, width;
+  std::vector<float> values = std::vector<float>(size_t(3 * height * width));
+};
+
+// With sides that are multiples of 8.
+Image read_pixmap(const std::string& path, int& height, int& width) {
   std::ifstream file(path, std::ios::binary);
   if (!file) refuse(path, "cannot be opened");
   if (file.get() != 'P' || file.get() != '6') refuse(path, "not a binary pixmap (P6)");
@@ -41,24 +51,24 @@ Map read_pixmap(const std::string& path, int& height, int& width) {
   file.get();
   std::vector<unsigned char> pixels(size_t(width) * size_t(height) * 3);
   if (!file.read(reinterpret_cast<char*>(pixels.data()), std::streamsize(pixels.size()))) refuse(path, "ends too soon");
-  Map image(3, (height + 7) / 8 * 8, (width + 7) / 8 * 8);
+  Image image{(height + 7) / 8 * 8, (width + 7) / 8 * 8};
   for (int64_t c = 0; c < 3; ++c) {
     for (int64_t i = 0; i < image.height; ++i) {
       for (int64_t j = 0; j < image.width; ++j) {
         const int64_t row = padded(i, height), column = padded(j, width);
-        image.plane(c)[i * image.width + j] = float(pixels[size_t((row * width + column) * 3 + c)]) / 255.0f;
+        image.at(c, i, j) = float(pixels[size_t((row * width + column) * 3 + c)]) / 255.0f;
       }
     }
   }
   return image;
 }
 
-void write_pixmap(const std::string& path, const Map& image, int height, int width) {
+void write_pixmap(const std::string& path, const Image& image, int height, int width) {
   std::vector<unsigned char> pixels;
   for (int64_t i = 0; i < height; ++i) {
     for (int64_t j = 0; j < width; ++j) {
       for (int64_t c = 0; c < 3; ++c) {
-        const float value = std::min(1.0f, std::max(0.0f, image.plane(c)[i * image.width + j]));
+        const float value = std::min(1.0f, std::max(0.0f, image.at(c, i, j)));
         pixels.push_back(static_cast<unsigned char>(std::nearbyint(value * 255.0f)));
       }
     }
@@ -69,20 +79,38 @@ void write_pixmap(const std::string& path, const Map& image, int height, int wid
   if (!file.flush()) refuse(path, "cannot be written");
 }
 
+std::unique_ptr<Backend> backend(bool cuda) {
+  if (!cuda) return cpu_backend();
+#if defined(MIRAGE_EXAMPLE_CUDA)
+  return cuda_backend();
+#else
+  refuse("--cuda", "this program was built without the CUDA library");
+#endif
+}
+
+void restore(bool cuda, const char* const* paths) {
+  const SafeTensors weights(paths[0]);
+  int height = 0, width = 0;
+  Image image = read_pixmap(paths[1], height, width);
+  const std::unique_ptr<Backend> on = backend(cuda);
+  Network network(weights, *on);
+  const Map given = on->map(3, image.height, image.width);
+  on->upload(image.values.data(), given);
+  on->download(network.restore(given), image.values.data());
+  write_pixmap(paths[2], image, height, width);
+}
+
 }  // namespace
 }  // namespace mirage::example
 
 int main(int count, char** arguments) {
-  using namespace mirage::example;
-  if (count != 4) {
-    std::cerr << "usage: mirage_restore WEIGHTS.safetensors IN.ppm OUT.ppm\n";
+  const bool cuda = count > 1 && std::string(arguments[1]) == "--cuda";
+  if (count != 4 + cuda) {
+    std::cerr << "usage: mirage_restore [--cuda] WEIGHTS.safetensors IN.ppm OUT.ppm\n";
     return 2;
   }
   try {
-    const SafeTensors weights(arguments[1]);
-    int height = 0, width = 0;
-    const Map image = read_pixmap(arguments[2], height, width);
-    write_pixmap(arguments[3], Network(weights).restore(image), height, width);
+    mirage::example::restore(cuda, arguments + 1 + cuda);
   } catch (const std::exception& error) {
     std::cerr << "mirage_restore: " << error.what() << "\n";
     return 1;

@@ -1,0 +1,148 @@
+// The backend of the CUDA library: maps and weights stay on the GPU. Compiled by nvcc, or by any compiler for the emulation
+// of the library's kernels, whose device.h and launch.h those below are written in.
+#include <map>
+#include <stdexcept>
+
+#include "backend.h"
+#include "device_memory.h"
+#include "mirage/cuda/dense_conv2d.h"
+#include "mirage/cuda/transformer_blocks.h"
+
+namespace mirage::example {
+namespace {
+
+using cuda::block_index;
+using cuda::thread_index;
+
+constexpr int kThreads = 256;
+
+// A thread a pixel of the result, of which there are `size`. `small`: [4C, H, W], `large`: [C, 2H, 2W].
+MIRAGE_KERNEL(kThreads)
+unshuffle_kernel(const float* large, float* small, const int64_t height, const int64_t width, const int64_t size) {
+  const int64_t n = block_index() * kThreads + thread_index();
+  if (n >= size) return;
+  const int64_t x = n % width, y = n / width % height, c = n / width / height;
+  small[n] = large[((c / 4 * height + y) * 2 + c % 4 / 2) * 2 * width + 2 * x + c % 2];
+}
+
+MIRAGE_KERNEL(kThreads)
+shuffle_kernel(const float* small, float* large, const int64_t height, const int64_t width, const int64_t size) {
+  const int64_t n = block_index() * kThreads + thread_index();
+  if (n >= size) return;
+  const int64_t x = n % (2 * width), y = n / (2 * width) % (2 * height), c = n / (2 * width) / (2 * height);
+  large[n] = small[((4 * c + y % 2 * 2 + x % 2) * height + y / 2) * width + x / 2];
+}
+
+MIRAGE_KERNEL(kThreads) add_kernel(const float* x, float* y, const int64_t size) {
+  const int64_t n = block_index() * kThreads + thread_index();
+  if (n < size) y[n] += x[n];
+}
+
+// Memory that is used again once it is given back: all its users are on one stream, in whose order they write and read.
+class Pool {
+ public:
+  ~Pool() {
+    for (const auto& [bytes, memory] : free_) device_free(memory);
+  }
+
+  std::shared_ptr<void> allocate(int64_t bytes) {
+    const auto found = free_.lower_bound(bytes);
+    const bool fits = found != free_.end() && found->first <= 2 * bytes;
+    const int64_t size = fits ? found->first : (bytes / 256 + 1) * 256;
+    void* const memory = fits ? found->second : device_malloc(size);
+    if (fits) free_.erase(found);
+    return {memory, [this, size](void* done) { free_.emplace(size, done); }};
+  }
+
+ private:
+  std::multimap<int64_t, void*> free_;
+};
+
+class CudaBackend : public Backend {
+ public:
+  // What is kept goes back to the pool, which is the last to go; until then nothing may be under way.
+  ~CudaBackend() override {
+    try {
+      stream_.wait();
+    } catch (const std::exception&) {
+    }
+  }
+
+  Tensor keep(const Tensor& t) override {
+    const int64_t bytes = t.numel() * bytes_of(t.dtype);
+    kept_.push_back(pool_.allocate(bytes));
+    Tensor copy = t;
+    copy.data = kept_.back().get();
+    stream_.copy(copy.data, t.data, bytes);
+    return copy;
+  }
+
+  void upload(const float* from, const Map& to) override {
+    stream_.copy(to.data(), from, to.size() * int64_t(sizeof(float)));
+    stream_.wait();
+  }
+
+  void download(const Map& from, float* to) override {
+    stream_.copy(to, from.data(), from.size() * int64_t(sizeof(float)));
+    stream_.wait();
+  }
+
+  void convolve(const Map& x, const Tensor& weight, const Map& y) override {
+    cuda::Options options = options_with(nullptr, 0);
+    const int64_t bytes = cuda::dense_conv2d_workspace(x.tensor(), weight, options);
+    const auto workspace = pool_.allocate(bytes);
+    options = options_with(workspace.get(), bytes);
+    cuda::dense_conv2d(x.tensor(), weight, y.tensor(), options);
+  }
+
+  void blocks(const Map& x, const std::vector<BlockWeights>& weights, const Map& y) override {
+    cuda::Options options = options_with(nullptr, 0);
+    const int64_t count = int64_t(weights.size());
+    const std::string problem = cuda::transformer_blocks_problem(x.tensor(), weights.data(), count, options);
+    if (!problem.empty()) throw std::runtime_error("no CUDA kernel takes " + problem);
+    const int64_t bytes = cuda::transformer_blocks_workspace(x.tensor(), weights.data(), count, options);
+    const auto workspace = pool_.allocate(bytes);
+    options = options_with(workspace.get(), bytes);
+    cuda::transformer_blocks(x.tensor(), weights.data(), count, y.tensor(), options);
+  }
+
+  void unshuffle(const Map& large, const Map& small) override {
+    for_all("unshuffle_kernel", unshuffle_kernel, small, large.data(), small.data(), small.height, small.width);
+  }
+  void shuffle(const Map& small, const Map& large) override {
+    for_all("shuffle_kernel", shuffle_kernel, large, small.data(), large.data(), small.height, small.width);
+  }
+
+  void concatenate(const Map& a, const Map& b, const Map& y) override {
+    stream_.copy(y.data(), a.data(), a.size() * int64_t(sizeof(float)));
+    stream_.copy(y.data() + a.size(), b.data(), b.size() * int64_t(sizeof(float)));
+  }
+
+  void add(const Map& x, const Map& y) override { for_all("add_kernel", add_kernel, y, x.data(), y.data()); }
+
+ private:
+  std::shared_ptr<void> allocate(int64_t bytes) override { return pool_.allocate(bytes); }
+
+  cuda::Options options_with(void* workspace, int64_t bytes) const {
+    cuda::Options options;
+    options.stream = stream_.get(), options.workspace = workspace, options.workspace_bytes = bytes;
+    return options;
+  }
+
+  // A thread for each pixel of `y`.
+  template <class Kernel, class... Sizes>
+  void for_all(const char* name, Kernel kernel, const Map& y, const float* from, float* to, Sizes... sizes) {
+    const cuda::Grid grid{(y.size() + kThreads - 1) / kThreads, kThreads, 0};
+    cuda::launch(name, kernel, grid, stream_.get(), from, to, sizes..., y.size());
+  }
+
+  Pool pool_;
+  Stream stream_;
+  std::vector<std::shared_ptr<void>> kept_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> cuda_backend() { return std::make_unique<CudaBackend>(); }
+
+}  // namespace mirage::example
