@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "channel_layer_norm.h"
-#include "launch.h"
 #include "layer_norm_checks.h"
+#include "maps_launch.h"
 #include "registry.h"
 
 namespace mirage::cuda {
@@ -129,6 +129,8 @@ void channel_layer_norm_forward(const Tensor& x, const Tensor& weight, const Ten
                                 const Tensor& mean, const Tensor& rstd, const Options& options) {
   layer_norm::check_forward(x, weight, bias, y, mean, rstd);
   LayerNormArguments p = arguments_of(x, mean, rstd);
+  check_kernel_dtype("weight", weight);
+  check_kernel_dtype("bias", bias);
   p.weight = vector_of(weight), p.bias = vector_of(bias);
   p.y = y.data, p.eps = float(eps);
   if (x.numel() == 0) return;
@@ -147,13 +149,13 @@ void channel_layer_norm_backward(const Tensor& grad_y, const Tensor& x, const Te
   layer_norm::check_backward(grad_y, x, weight, mean, rstd, grad_x, grad_weight, grad_bias);
   LayerNormArguments p = arguments_of(x, mean, rstd);
   p.grad_y = planes_of(grad_y), p.grad_step = p.warps * p.grad_y.s_channel;
+  check_kernel_dtype("weight", weight);
+  check_kernel_dtype("grad_weight", grad_weight);
+  check_kernel_dtype("grad_bias", grad_bias);
   p.weight = vector_of(weight);
   p.grad_weight = vector_of(grad_weight), p.grad_bias = vector_of(grad_bias);
   p.y = grad_x.data, p.parts = parts_of(p);
-  const int64_t wanted = channel_layer_norm_backward_workspace(x);
-  if (options.workspace_bytes < wanted) {
-    fail("workspace", std::to_string(wanted) + " bytes", std::to_string(options.workspace_bytes));
-  }
+  check_workspace(options, channel_layer_norm_backward_workspace(x));
   p.partial = static_cast<float*>(options.workspace), p.along = p.partial + partial_floats(p);
   if (p.channels == 0) return;
   const bool pairs = in_pairs(p, x, grad_x) && are_pairs(p.grad_y, grad_y.dtype);
