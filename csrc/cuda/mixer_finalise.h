@@ -114,9 +114,10 @@ MIRAGE_DEVICE void generate_kernels(const MixerArguments& p, int sample, int sli
   p.kernels[int64_t(sample) * branch * kMixerTaps + i] = sum;
 }
 
-// `blocks` of a sample: one, and as many as its taps want.
+// `blocks` of a sample: one, and as many as its taps want. Two of a multiprocessor are asked for, because by itself the
+// compiler keeps to 64 registers, and spills.
 template <class W>
-MIRAGE_KERNEL(256) mixer_finalise_kernel(const MixerArguments p, const int blocks) {
+MIRAGE_KERNEL(256, 2) mixer_finalise_kernel(const MixerArguments p, const int blocks) {
   float* room = reinterpret_cast<float*>(shared_memory());
   const int sample = int(block_index() / blocks), slice = int(block_index() % blocks);
   if (slice == 0) finalise_attention<W>(p, sample, room);
