@@ -65,8 +65,8 @@ class Backend {
 
 std::unique_ptr<Backend> cpu_backend();
 
-// On the current GPU. Throws std::runtime_error where there is none. In programs that are built with the CUDA library, or
-// with the emulation of its kernels.
+// On the current GPU. Throws std::runtime_error where there is none. In programs that are built with the CUDA library,
+// or with the emulation of its kernels.
 std::unique_ptr<Backend> cuda_backend();
 
 }  // namespace mirage::example

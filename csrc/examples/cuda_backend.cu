@@ -1,5 +1,5 @@
-// The backend of the CUDA library: maps and weights stay on the GPU. Compiled by nvcc, or by any compiler for the emulation
-// of the library's kernels, whose device.h and launch.h those below are written in.
+// The backend of the CUDA library: maps and weights stay on the GPU. Compiled by nvcc, or by any compiler for the
+// emulation of the library's kernels, whose device.h and launch.h those below are written in.
 #include <map>
 #include <stdexcept>
 

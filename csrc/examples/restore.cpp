@@ -1,5 +1,5 @@
-// mirage_restore [--cuda] WEIGHTS.safetensors IN.ppm OUT.ppm: restores a photograph without Python, with the CPU library,
-// or on a GPU with the CUDA library.
+// mirage_restore [--cuda] WEIGHTS.safetensors IN.ppm OUT.ppm: restores a photograph without Python, with the CPU
+// library, or on a GPU with the CUDA library.
 //
 // `mirage export` writes the weights; images are binary pixmaps (P6) of 8 bits, of any size. The same pixels as `mirage
 // restore` on a CPU, and on a GPU but for roundings: csrc/examples/check.py tests it.
