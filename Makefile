@@ -6,6 +6,7 @@ SIZE ?= 224
 PEERS ?= all
 # all: also torch.compile, which takes minutes for each of its problems
 GPU_PEERS ?= quick
+TRITON_TARGETS ?= sm_80 sm_90 gfx942
 
 ifdef VIRTUAL_ENV
   VENV := $(VIRTUAL_ENV)
@@ -69,7 +70,7 @@ ctest: setup  ## the C++ tests, on the kernels that the installation has compile
 	$(BIN)/cmake --build $$build && $(BIN)/ctest --test-dir $$build --output-on-failure
 
 triton: setup  ## compile every Triton kernel for sm_80, sm_90 and gfx942 without a GPU
-	$(BIN)/python tools/compile_triton.py --target sm_80 sm_90 gfx942
+	$(BIN)/python tools/compile_triton.py --target $(TRITON_TARGETS)
 
 # An A100 has not the shared memory of those, which are float32 of many channels: other kernels run there.
 cuda: setup  ## the kernels that nvcc has compiled for sm_80 and sm_90: registers, spills, shared memory, occupancy

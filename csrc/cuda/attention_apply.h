@@ -150,8 +150,9 @@ MIRAGE_DEVICE void fuse_backward(const AttentionArguments& p, const FusionArgume
   }
 }
 
+// The same with the fusion. Two blocks of a multiprocessor are asked for as in mixer_finalise_kernel.
 template <class Kind, class T, class O, int kBlocks>
-MIRAGE_KERNEL(256) attention_fuse_backward_kernel(const AttentionArguments p, const FusionArguments f) {
+MIRAGE_KERNEL(256, 2) attention_fuse_backward_kernel(const AttentionArguments p, const FusionArguments f) {
   auto& tile = *reinterpret_cast<ApplyBackwardTile<kBlocks>*>(shared_memory());
   const HeadWork work = head_work(p);
   store_square<Kind, kBlocks, false>(attn_of(p), p.d, tile.attn);
