@@ -1,56 +1,20 @@
 """``channel_attention_fusion`` on the C++ library (csrc/cpu/channel_attention_fusion_kernels.cpp)."""
 
-import torch
 from torch import Tensor
 
 from mirage_kernels._library import dl, native
-from mirage_kernels.channel_attention.arguments import small_matrices
-from mirage_kernels.tri_branch_fusion.arguments import concatenated, fusion_dtypes
+from mirage_kernels.channel_attention_fusion.tensors import for_backward, for_forward, gradients
 
 
 def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    num_heads: int,
-    conv: Tensor,
-    mlp: Tensor,
-    l_att: Tensor,
-    l_conv: Tensor,
-    l_mlp: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, *branches: Tensor
 ) -> tuple[Tensor, Tensor]:
-    scalars = (l_att, l_conv, l_mlp)
-    dtype, result = fusion_dtypes(q, conv, mlp, *scalars)
-    out = torch.empty(concatenated(q), dtype=result)
-    q, k, v, conv, mlp = (t.to(dtype) for t in (q, k, v, conv, mlp))
-    matrices = small_matrices(q, num_heads, dtype)
-    inputs = (q, k, v, temperature.reshape(num_heads), conv, mlp, *(t.reshape(1) for t in scalars))
-    native().channel_attention_fusion_forward(*map(dl, (*inputs, out, matrices)))
-    return out, matrices
+    tensors = for_forward(q, k, v, temperature, num_heads, *branches)
+    native().channel_attention_fusion_forward(*map(dl, tensors))
+    return tensors[-2], tensors[-1]
 
 
-def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    temperature: Tensor,
-    conv: Tensor,
-    mlp: Tensor,
-    l_att: Tensor,
-    l_conv: Tensor,
-    l_mlp: Tensor,
-    matrices: Tensor,
-) -> tuple[Tensor, ...]:
-    maps, scalars, heads = (q, k, v, conv, mlp), (l_att, l_conv, l_mlp), matrices.shape[1]
-    dtype, _ = fusion_dtypes(q, conv, mlp, *scalars)
-    grads = [torch.empty(t.shape, dtype=dtype) for t in maps]
-    grad_temperature = torch.empty(temperature.shape, dtype=temperature.dtype)
-    grads_l = [torch.empty(t.shape, dtype=t.dtype) for t in scalars]
-    q, k, v, conv, mlp = (t.to(dtype) for t in maps)
-    inputs = (q, k, v, temperature.reshape(heads), conv, mlp, *(t.reshape(1) for t in scalars), matrices)
-    results = (*grads[:3], grad_temperature.view(heads), *grads[3:], *(t.view(1) for t in grads_l))
-    native().channel_attention_fusion_backward(*map(dl, (grad_out, *inputs, *results)))
-    grad_q, grad_k, grad_v, grad_conv, grad_mlp = (g.to(t.dtype) for g, t in zip(grads, maps, strict=True))
-    return grad_q, grad_k, grad_v, grad_temperature, grad_conv, grad_mlp, *grads_l
+def backward(grad_out: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    tensors, filled = for_backward(grad_out, *inputs)
+    native().channel_attention_fusion_backward(*map(dl, tensors))
+    return gradients(filled, *inputs[:-1])
