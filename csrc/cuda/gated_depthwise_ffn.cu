@@ -5,7 +5,7 @@
 
 #include "gated_checks.h"
 #include "gated_depthwise_ffn.h"
-#include "launch.h"
+#include "maps_launch.h"
 #include "registry.h"
 
 namespace mirage::cuda {
@@ -35,11 +35,7 @@ struct Gate {
 
 template <class Function>
 void with_kernel(DType dtype, Function function) {
-  switch (dtype) {
-    case DType::f16: return function(Gate<f16>());
-    case DType::bf16: return function(Gate<bf16>());
-    default: return function(Gate<float>());
-  }
+  with_type(dtype, [&](auto type) { function(Gate<decltype(type)>()); });
 }
 
 // Whether the runs of a tensor of so many columns lie at multiples of their size.
@@ -54,7 +50,7 @@ int parts_of(const GateArguments& p) {
 }
 
 GateArguments arguments_of(const Tensor& h, const Tensor& weight) {
-  if (h.dtype == DType::f64) fail("h", "float32, float16 or bfloat16", name_of(h.dtype));
+  check_kernel_dtype("h", h);
   for (int64_t size : {h.size[1], h.size[2], h.size[3]}) {
     if (size > INT32_MAX / 64) fail("h", "sizes up to " + std::to_string(INT32_MAX / 64), shape_of(h));
   }
@@ -96,9 +92,7 @@ void gated_depthwise_ffn_backward(const Tensor& grad_y, const Tensor& h, const T
   gated::check_backward(grad_y, h, weight, grad_h, grad_weight);
   GateArguments p = arguments_of(h, weight);
   if (grad_weight.numel() == 0) return;
-  if (options.workspace_bytes < workspace_of(p)) {
-    fail("workspace", std::to_string(workspace_of(p)) + " bytes", std::to_string(options.workspace_bytes));
-  }
+  check_workspace(options, workspace_of(p));
   p.grad_y = grad_y.data, p.out = grad_h.data, p.partial = static_cast<float*>(options.workspace);
   p.packed_out = is_packed(grad_h.data, h.size[3], bytes_of(h.dtype));
   std::copy(grad_y.stride, grad_y.stride + 4, p.grad_stride);

@@ -136,14 +136,7 @@ MIRAGE_DEVICE void convolve_gate_run(const float* line, const float (&taps)[9], 
 // As much of a run as is in the plane.
 template <class T>
 MIRAGE_DEVICE void store_gate_run(const GateArguments& p, T* out, int column, const float (&value)[kGateRun]) {
-  if (p.packed_out) {
-    if constexpr (kIsHalf<T>) {
-      *reinterpret_cast<Packed<uint32_t, 2>*>(out) = {pack<T>(value[0], value[1]), pack<T>(value[2], value[3])};
-    } else {
-      *reinterpret_cast<Packed<float, 4>*>(out) = {value[0], value[1], value[2], value[3]};
-    }
-    return;
-  }
+  if (p.packed_out) return store_four(out, value);
 #pragma unroll
   for (int j = 0; j < kGateRun; ++j) {
     if (column + j < p.width) out[j] = from_float<T>(value[j]);
