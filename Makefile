@@ -72,11 +72,14 @@ ctest: setup  ## the C++ tests, on the kernels that the installation has compile
 triton: setup  ## compile every Triton kernel for sm_80, sm_90 and gfx942 without a GPU
 	$(BIN)/python tools/compile_triton.py --target $(TRITON_TARGETS)
 
-# An A100 has not the shared memory of those, which are float32 of many channels: other kernels run there.
+# An A100 has not the shared memory of those, of many channels: other kernels run there.
+REFUSED := $(foreach kind,ExactFloat TensorCoresTf32,'sm_80:feed_forward_kernel<$(kind), float, 16, 4>' \
+  'sm_80:mixer_fuse_kernel<$(kind), float, 4, 4>' 'sm_80:mixer_fuse_kernel<$(kind), float, 5, 4>' \
+  'sm_80:feed_forward_backward_kernel<$(kind), 3, 8>' 'sm_80:feed_forward_backward_kernel<$(kind), 6, 4>') \
+  $(foreach half,f16 bf16,'sm_80:feed_forward_backward_kernel<TensorCores16<$(half)>, 6, 8>')
+
 cuda: setup  ## the kernels that nvcc has compiled for sm_80 and sm_90: registers, spills, shared memory, occupancy
-	$(BIN)/python tools/cuda_resources.py --sass \
-	  $(foreach kind,ExactFloat TensorCoresTf32,--refused 'sm_80:feed_forward_kernel<$(kind), float, 16, 4>' \
-	    --refused 'sm_80:mixer_fuse_kernel<$(kind), float, 4, 4>' --refused 'sm_80:mixer_fuse_kernel<$(kind), float, 5, 4>')
+	$(BIN)/python tools/cuda_resources.py --sass --refused $(REFUSED)
 
 wheel: setup  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,6 +1,6 @@
 """What nvcc has made of the kernels in CUDA C++: registers, spills, shared memory, occupancy, and instructions.
 
-    python tools/cuda_resources.py [--sass] [--summary | --json] [--refused ARCH:KERNEL ...] [FILE ...]
+    python tools/cuda_resources.py [--sass] [--summary | --json] [FILE ...] [--refused ARCH:KERNEL ...]
 
 FILE: an extension module or an object file; without any, the mirage_kernels/_cuda*.so that the build has left. There is
 a row for each kernel and architecture. Threads and dynamic shared memory are not written in a binary: they are what the
@@ -9,7 +9,8 @@ multiprocessor runs at once, by registers, shared memory and threads, and the pa
 
 Exit status 1 if a kernel spills (local memory or stack), wants more shared memory than the GPU has, or is not listed by
 ``kernels()``, and if there is no kernel. --refused names a kernel that the library does not launch on GPUs of ARCH, for
-want of shared memory: no failure, unless it would fit. --sass also disassembles, and counts instructions.
+want of shared memory: no failure, not even if it spills, unless it would fit. --sass also disassembles, and counts
+instructions.
 
 No GPU is needed. cuobjdump is that of Triton's wheel, or the one in PATH.
 """
@@ -93,7 +94,7 @@ class Row:
             found.append(f"the limits of {self.code.arch} are not known here")
         if self.threads is None:
             found.append("not listed by kernels(), see MIRAGE_KERNELS in csrc/cuda/registry.h")
-        if self.code.stack or self.code.local:
+        if (self.code.stack or self.code.local) and not self.refused:
             found.append(f"{self.code.stack} bytes of stack and {self.code.local} of local memory per thread")
         if self.too_large and not self.refused:
             shared = self.code.static_shared + (self.dynamic_shared or 0)
@@ -339,8 +340,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true",
                         help="the table of docs/cuda-kernels.md: of sm_90, float16 and float32")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--refused", action="append", default=[], metavar="ARCH:KERNEL",
-                        help="the library refuses to launch this kernel on this GPU, for want of memory")  # fmt: skip
+    parser.add_argument("--refused", nargs="+", default=[], metavar="ARCH:KERNEL",
+                        help="the library launches no such kernel on this GPU, for want of shared memory")  # fmt: skip
     options = parser.parse_args(argv)
     files = options.files or [file for file in [built("_cuda")] if file]
     if not files:

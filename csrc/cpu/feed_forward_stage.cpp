@@ -37,20 +37,11 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
                                  const FeedForwardGradients& gradients) {
   check_feed_forward_stage(x, norm_weight, norm_bias, project_in, dwconv, project_out);
   check_hidden(x, project_out, hidden);
-  const int64_t channels = x.size[1], pairs = project_out.size[1];
-  const DType acc = accumulator_of(x.dtype);
-  check_shape("grad_y", grad_y, {x.size[0], channels, x.size[2], x.size[3]});
-  check_dtype("grad_y", grad_y, x.dtype);
-  check_dense("grad_x", grad_x, x.dtype, {x.size[0], channels, x.size[2], x.size[3]});
-  check_dense("grad_norm_weight", gradients.norm_weight, acc, {channels});
-  check_dense("grad_norm_bias", gradients.norm_bias, acc, {channels});
-  check_dense("grad_project_in", gradients.project_in, acc, {2 * pairs, channels});
-  check_dense("grad_dwconv", gradients.dwconv, acc, {2 * pairs, 9});
-  check_dense("grad_project_out", gradients.project_out, acc, {channels, pairs});
+  check_feed_forward_stage_backward(grad_y, x, project_out, grad_x, gradients);
   if (x.numel() == 0) {
     for (const Tensor* g : {&gradients.norm_weight, &gradients.norm_bias, &gradients.project_in, &gradients.dwconv,
                             &gradients.project_out}) {
-      std::memset(g->data, 0, size_t(g->numel() * bytes_of(acc)));
+      std::memset(g->data, 0, size_t(g->numel() * bytes_of(g->dtype)));
     }
     return;
   }

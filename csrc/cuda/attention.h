@@ -94,7 +94,7 @@ MIRAGE_DEVICE void add_products(int d, const HeadTile<kBlocks>& tile, HeadProduc
     const int item = (kAttentionWarps * i + warp_index()) / Tile::kShares, share = warp_index() % Tile::kShares;
     const int row = item / (2 * kBlocks) * 16, column = item % (2 * kBlocks) * 8;
     if (row >= d || column >= d) continue;
-    multiply_rows<Tile::kShare>(Kind(), tile.left + row * kAttentionPitch + share * Tile::kShare,
+    multiply_rows<Tile::kShare>(Kind(), tile.left + row * kAttentionPitch + share * Tile::kShare, kAttentionPitch,
                                 tile.right + column * kAttentionPitch + share * Tile::kShare, kAttentionPitch, acc[i]);
   }
 }

@@ -56,6 +56,15 @@ inline unsigned char* shared_memory() { return emulation::shared; }
 
 #endif
 
+// x, of which the compiler does not know that it is the same each time: what follows from it is computed again in every
+// turn of a loop, where a register for all of them would be dearer.
+MIRAGE_DEVICE int renewed(int x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 MIRAGE_DEVICE int lane_index() { return thread_index() % kLanes; }
 MIRAGE_DEVICE int warp_index() { return thread_index() / kLanes; }
 
@@ -184,6 +193,7 @@ MIRAGE_DEVICE void store_four(T* p, const float (&value)[4]) {
 
 // ---- warps ---------------------------------------------------------------------------------------------------------
 
+// What the lane has whose index differs in the bits of `lanes`.
 MIRAGE_DEVICE float from_lane_xor(float x, int lanes) {
 #if defined(__CUDACC__)
   return __shfl_xor_sync(0xffffffffu, x, lanes);

@@ -124,8 +124,8 @@ MIRAGE_DEVICE void add_products(const MixerArguments& p, Tile& tile, float (&acc
     const int row = item / (2 * Tile::kBranch / 16) * 16, column = item % (2 * Tile::kBranch / 16) * 8;
     if (item >= Tile::kItems || row >= p.branch || column >= p.branch) continue;
     if (row / depth > (column + 7) / depth || column / depth > (row + 15) / depth) continue;  // of different heads
-    multiply_rows<Inner::kPixels>(Kind(), tile.q + row * Inner::kPitch, tile.k + column * Inner::kPitch, Inner::kPitch,
-                                  acc[i]);
+    multiply_rows<Inner::kPixels>(Kind(), tile.q + row * Inner::kPitch, Inner::kPitch, tile.k + column * Inner::kPitch,
+                                  Inner::kPitch, acc[i]);
   }
   for (int c = warp_index(); c < 2 * p.branch; c += kTileWarps) {
     const auto* line = c < p.branch ? tile.q + c * Inner::kPitch : tile.k + (c - p.branch) * Inner::kPitch;

@@ -53,7 +53,7 @@ struct ExactFloat {
 // Writes kRows x kDepth values into a panel, all threads of the block together. `source(row, k, pair)` gives the values
 // at k and k + 1 (k + 1 is not used where kUnit is 1).
 template <class Kind, int kRows, int kDepth, int kThreads, class Source>
-MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, Source source) {
+MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, Source source, const int thread = thread_index()) {
   using T = typename Kind::Element;
   constexpr int kUnits = kDepth / Kind::kUnit, kTurns = (kRows * kUnits + kThreads - 1) / kThreads;
   constexpr int kTogether = kTurns < 2 ? kTurns : 2;  // loads in flight, times kUnit
@@ -62,12 +62,12 @@ MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, Source source) {
     float pair[kTogether][2] = {};
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
-      const int i = (first + j) * kThreads + thread_index();
+      const int i = (first + j) * kThreads + thread;
       if (i < kRows * kUnits) source(i / kUnits, i % kUnits * Kind::kUnit, pair[j]);
     }
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
-      const int i = (first + j) * kThreads + thread_index();
+      const int i = (first + j) * kThreads + thread;
       if (i >= kRows * kUnits) continue;
       T* p = panel + Kind::place(i / kUnits, i % kUnits * Kind::kUnit, kDepth);
       if constexpr (kIsHalf<T>) *reinterpret_cast<uint32_t*>(p) = pack<T>(pair[j][0], pair[j][1]);
@@ -152,12 +152,13 @@ MIRAGE_DEVICE void multiply(ExactFloat, const float* panel, const float* pixels,
 
 // ---- products over pixels ------------------------------------------------------------------------------------------
 
-// acc += left right^T, 16 rows of `left` and 8 of `right`, both rows of kPixels in shared memory, `pitch` apart.
+// acc += left right^T, 16 rows of `left` and 8 of `right`, both rows of kPixels in shared memory.
 template <int kPixels, class T>
-MIRAGE_DEVICE void multiply_rows(TensorCores16<T>, const T* left, const T* right, int pitch, float (&acc)[4]) {
+MIRAGE_DEVICE void multiply_rows(TensorCores16<T>, const T* left, int left_pitch, const T* right, int right_pitch,
+                                 float (&acc)[4]) {
   const int lane = lane_index();
-  left += lane % 16 * pitch + lane / 16 * 8;
-  right += lane % 8 * pitch + lane / 8 % 2 * 8;
+  left += lane % 16 * left_pitch + lane / 16 * 8;
+  right += lane % 8 * right_pitch + lane / 8 % 2 * 8;
 #pragma unroll 2
   for (int n = 0; n < kPixels; n += 16) {
     uint32_t a[4], b[2];
@@ -168,27 +169,29 @@ MIRAGE_DEVICE void multiply_rows(TensorCores16<T>, const T* left, const T* right
 }
 
 template <int kPixels>
-MIRAGE_DEVICE void multiply_rows(TensorCoresTf32, const float* left, const float* right, int pitch, float (&acc)[4]) {
+MIRAGE_DEVICE void multiply_rows(TensorCoresTf32, const float* left, int left_pitch, const float* right,
+                                 int right_pitch, float (&acc)[4]) {
   const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll 2
   for (int n = t; n < kPixels; n += 8) {
-    const uint32_t a[4] = {to_tf32(left[g * pitch + n]), to_tf32(left[(g + 8) * pitch + n]),
-                           to_tf32(left[g * pitch + n + 4]), to_tf32(left[(g + 8) * pitch + n + 4])};
-    const uint32_t b[2] = {to_tf32(right[g * pitch + n]), to_tf32(right[g * pitch + n + 4])};
+    const float *upper = left + g * left_pitch + n, *lower = upper + 8 * left_pitch, *row = right + g * right_pitch + n;
+    const uint32_t a[4] = {to_tf32(upper[0]), to_tf32(lower[0]), to_tf32(upper[4]), to_tf32(lower[4])};
+    const uint32_t b[2] = {to_tf32(row[0]), to_tf32(row[4])};
     multiply_add<float>(acc, a, b);
   }
 }
 
 template <int kPixels>
-MIRAGE_DEVICE void multiply_rows(ExactFloat, const float* left, const float* right, int pitch, float (&acc)[4]) {
+MIRAGE_DEVICE void multiply_rows(ExactFloat, const float* left, int left_pitch, const float* right,
+                                 int right_pitch, float (&acc)[4]) {
   const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll 2
   for (int n = 0; n < kPixels; n += 4) {
     float a[2][4], b[2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      load_packed<4>(left + (g + 8 * i) * pitch + n, a[i]);
-      load_packed<4>(right + (2 * t + i) * pitch + n, b[i]);
+      load_packed<4>(left + (g + 8 * i) * left_pitch + n, a[i]);
+      load_packed<4>(right + (2 * t + i) * right_pitch + n, b[i]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

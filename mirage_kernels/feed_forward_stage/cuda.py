@@ -1,4 +1,5 @@
-"""``feed_forward_stage`` in CUDA C++ (csrc/cuda/feed_forward_stage.h): forward in one kernel."""
+"""``feed_forward_stage`` in CUDA C++: forward in one kernel (csrc/cuda/feed_forward_stage.h), backward in three
+(csrc/cuda/feed_forward_backward.h)."""
 
 from __future__ import annotations
 
@@ -30,3 +31,31 @@ def forward(
         workspace = dl(_cuda_runtime.workspace(size, x))
         library.feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), workspace, stream, tf32)
     return y
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_in: Tensor,
+    dwconv: Tensor,
+    project_out: Tensor,
+    eps: float,
+) -> tuple[Tensor, ...] | None:
+    """None where no kernel takes so many channels, or the GPU has not the shared memory for them."""
+    library, tf32 = _cuda_runtime.library(), not is_exact(x.dtype)
+    weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
+    norm_w, norm_b, *matrices = map(dl, _cuda_runtime.of_one_dtype(x.dtype, *weights))
+    with _cuda_runtime.on_device_of(x) as stream:
+        size = library.feed_forward_stage_backward_workspace(dl(x), matrices[-1], tf32)
+        if size is None:
+            return None
+        grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        grads = [torch.empty(w.shape, dtype=torch.float32, device=x.device) for w in weights]
+        workspace = dl(_cuda_runtime.workspace(size, x))
+        gradients = list(map(dl, grads))
+        library.feed_forward_stage_backward(
+            dl(grad_y), dl(x), norm_w, norm_b, eps, *matrices, dl(grad_x), gradients, workspace, stream, tf32
+        )
+    return grad_x, *(g.to(w.dtype) for g, w in zip(grads, weights, strict=True))

@@ -36,10 +36,10 @@ def feed_forward_stage(
     Autograd keeps `x` and the weights, no tensor of 2M channels: backward recomputes what it needs. On the C++ library
     forward is one pass in which the hidden tensor exists a tile at a time, in cache; on Triton it is two launches with
     the activated hidden tensor between them, and backward four, for images that fill a GPU. In CUDA C++ forward is one
-    launch (two for small images) in which the hidden tensor exists a tile at a time, in shared memory, and backward is
-    Triton's. For others, and on devices that have none of these, both are a chain of operators with the same formulas
-    (see `mirage_kernels._stage`). Under ``use("torch")`` it is the reference expression with PyTorch's autograd, which
-    keeps everything and can be differentiated twice.
+    launch (two for small images) and backward three (up to 128 channels, in float32 96; Triton's for more), in which
+    the hidden tensor exists a tile at a time, in shared memory. For others, and on devices that have none of these,
+    both are a chain of operators with the same formulas (see `mirage_kernels._stage`). Under ``use("torch")`` it is the
+    reference expression with PyTorch's autograd, which keeps everything and can be differentiated twice.
 
     Args:
         x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides. Under autocast it is rounded to its dtype.
@@ -101,11 +101,14 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, impl = arguments
+    *tensors, hidden, eps = inputs
     if impl == "cuda":
-        impl = _stage.instead_of_cuda(inputs[1])
+        grads = _implementations["cuda"].backward(*tensors, eps)
+        if grads is not None:
+            return grads
+        impl = _stage.instead_of_cuda(tensors[1])
     if impl == "cpp":
         return native.backward(*inputs)
-    *tensors, hidden, eps = inputs
     if impl == "triton" and hidden.dim() != 4 and _implementations["triton"].can_run_backward(tensors[1]):
         return _implementations["triton"].backward(*tensors, eps)
     return composite.backward(*inputs, impl)

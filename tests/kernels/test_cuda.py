@@ -56,8 +56,10 @@ def test_threads_may_run_in_any_order(shape, dtype):
     try:
         for order in ("forward", "backward", "shuffled"):
             _cuda_runtime.library().set_order(order)
+            tensors = [t.requires_grad_() for t in feed_forward(shape, dtype)]
+            results.append([value := feed_forward_stage(*tensors)])
+            results[-1] += torch.autograd.grad(value, tensors, random_like(value))
             with torch.no_grad():
-                results.append([feed_forward_stage(*feed_forward(shape, dtype))])
                 for training in (False, True):
                     results[-1].append(flat(mixer_stage, *mixer(shape, dtype), training=training))
     finally:
@@ -186,6 +188,44 @@ def test_more_channels_than_a_kernel_takes():
             assert mirage_kernels.last_used(name) not in ("cuda", None)
             with mirage_kernels.use("torch"):
                 assert relative_error(value, function(*tensors)) < 1e-5
+
+
+@pytest.mark.parametrize("channels", [48, 64, 96, 128, 132])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_backward_of_the_feed_forward_stage(channels, dtype, monkeypatch):
+    """Every number of channels that has a kernel, in several tiles; others as the stage runs by itself."""
+    tensors = [t.requires_grad_() for t in feed_forward((1, channels, 9, 18), dtype)]
+    value = feed_forward_stage(*tensors)
+    others = []
+    monkeypatch.setattr(mirage_kernels._stage, "instead_of_cuda", lambda x: others.append(x) or "composite")
+    grads = torch.autograd.grad(value, tensors, random_like(value))
+    assert len(others) == (channels > (96 if dtype == torch.float32 else 128))
+    truth = [t.detach().double().cpu().requires_grad_() for t in tensors]
+    with mirage_kernels.use("torch"):
+        exact = torch.autograd.grad(feed_forward_stage(*truth), truth, random_like(value).double().cpu())
+    for grad, expected in zip(grads, exact, strict=True):
+        assert grad.dtype == dtype and relative_error(grad, expected) < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_backward_checks_its_scratch_memory_and_the_gradients():
+    x, *weights = (dl(t) for t in feed_forward((1, 24, 20, 37)))
+    library = _cuda_runtime.library()
+    size = library.feed_forward_stage_backward_workspace(x, weights[-1], False)
+    grads = [torch.empty_like(t) for t in feed_forward((1, 24, 20, 37))]
+    grad_x, *grads = map(dl, grads)
+
+    def run(grads, bytes_given):
+        memory = dl(_cuda_runtime.workspace(bytes_given, torch.empty(0, device=device_of("cuda"))))
+        norm, matrices = weights[:2], weights[2:]
+        library.feed_forward_stage_backward(x, x, *norm, 1e-5, *matrices, grad_x, grads, memory, 0, False)
+
+    with pytest.raises(ValueError, match=f"workspace: expected {size} bytes, got {size - 4}"):
+        run(grads, size - 4)
+    with pytest.raises(ValueError, match="gradients: expected 5 tensors, got 4"):
+        run(grads[:4], size)
+    with pytest.raises(ValueError, match=r"grad_norm_bias: expected shape \[24\], got \[24, 48, 1, 1\]"):
+        run([grads[0], grads[4], *grads[2:]], size)
+    run(grads, size)
 
 
 def test_operators_without_cuda_run_as_by_themselves():
@@ -361,7 +401,7 @@ def test_blocks_are_registered_right():
 
 
 def test_a_gpu_without_triton(monkeypatch):
-    """The stages run in CUDA C++, their backward as composites; an operator without CUDA C++ in PyTorch."""
+    """What is written in CUDA C++ runs in it, the rest as composites and the other operators in PyTorch."""
     device = device_of("cuda")
     monkeypatch.setattr(mirage_kernels._dispatch, "_forced", None)
     monkeypatch.setattr(mirage_kernels._dispatch, "_default", dict.fromkeys(("cpu", "cuda"), "cuda"))

@@ -28,7 +28,7 @@ from mirage_kernels.feed_forward_stage import reference
 from mirage_kernels.gated_depthwise_ffn import reference as gated_depthwise_ffn
 
 NAMES = ("norm_weight", "norm_bias", "project_in", "dwconv", "project_out")
-IMPLEMENTATIONS = ("cpp", "composite", "cuda", *(("triton",) if ON_GPU else ()))  # minutes in the interpreter
+IMPLEMENTATIONS = ("cpp", "composite", "cuda_alone", *(("triton",) if ON_GPU else ()))  # minutes in the interpreter
 
 
 def make(shape, generator, ratio=2):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import (
+    ON_GPU,
     Operator,
     OperatorTests,
     assert_as_good_as_eager,
@@ -117,6 +118,23 @@ def test_tiles_that_meet_and_tiles_that_end(size, dtype):
         results = evaluate(gated_depthwise_ffn, inputs)
     eager, truth = evaluate(reference, inputs), evaluate(reference, in_float64(inputs))
     assert_as_good_as_eager(op, dtype, results, eager, truth)
+
+
+@pytest.mark.skipif(ON_GPU, reason="a GPU runs them in its own order")
+def test_threads_may_run_in_any_order():
+    """Between two barriers: one that is missing would show."""
+    require("cuda")
+    library, results = mirage_kernels._dispatch.cuda, []
+    inputs = [t.requires_grad_() for t in inputs_for((2, 4, 34, 36))]
+    try:
+        for order in ("forward", "backward", "shuffled"):
+            library.set_order(order)
+            with mirage_kernels.use("cuda"):
+                results.append(evaluate(gated_depthwise_ffn, inputs))
+    finally:
+        library.set_order("forward")
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("place", [(0, 0), (4, 6), (2, 3), (0, 6), (4, 0), (0, 3)])

@@ -1,8 +1,10 @@
-// The second half of a MIRAGE block on a GPU in one kernel: the hidden tensor of 2M channels never leaves the chip.
-// mirage/feed_forward_stage.h says what is computed; tensors live on the current device.
+// The second half of a MIRAGE block on a GPU in one kernel, and its gradients in three: the hidden tensor of 2M
+// channels never leaves the chip. mirage/feed_forward_stage.h says what is computed; tensors live on the current
+// device.
 #pragma once
 
 #include "mirage/cuda/stream.h"
+#include "mirage/feed_forward_stage.h"
 #include "mirage/tensor.h"
 
 namespace mirage::cuda {
@@ -21,5 +23,18 @@ int64_t feed_forward_stage_workspace(const Tensor& x, const Tensor& project_out,
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                         const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
                         const Options& options);
+
+// The same of backward, with C <= 128 (f32: 96). Recomputes forward from x. grad_y: any strides, dtype of x; grad_x:
+// contiguous, dtype of x; `gradients`: see mirage/feed_forward_stage.h. Scratch memory: C channels of float for each of
+// the blocks that share a tile, and the gradients of the weights for each of those that do not, one for a
+// multiprocessor at most.
+std::string feed_forward_stage_backward_problem(const Tensor& x, const Tensor& project_out, const Options& options);
+
+int64_t feed_forward_stage_backward_workspace(const Tensor& x, const Tensor& project_out, const Options& options);
+
+void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,
+                                 const Tensor& norm_bias, double eps, const Tensor& project_in, const Tensor& dwconv,
+                                 const Tensor& project_out, const Tensor& grad_x,
+                                 const FeedForwardGradients& gradients, const Options& options);
 
 }  // namespace mirage::cuda

@@ -1,5 +1,5 @@
-// The gate of the feed-forward network on a GPU. mirage/gated_depthwise_ffn.h says what is computed, and what of f32, f16
-// and bf16 tensors on the current device.
+// The gate of the feed-forward network on a GPU. mirage/gated_depthwise_ffn.h says what is computed, and what of f32,
+// f16 and bf16 tensors on the current device.
 #pragma once
 
 #include "mirage/cuda/stream.h"

@@ -1,0 +1,237 @@
+// What the kernel of feed_forward_stage's backward (feed_forward_backward.h) has in shared memory, and how it gets
+// there.
+#pragma once
+
+#include "feed_forward_stage.h"
+
+namespace mirage::cuda {
+
+struct FeedForwardBackwardArguments : FeedForwardArguments {
+  const void* grad_y;
+  int64_t g_batch, g_channel, g_row, g_column;
+  int tiles, ranges;  // of tiles: a block has one, and the pairs of one of the splits
+  float* sums;        // [ranges, chunks, kFeedForwardSums<kBlocks>]
+  void* grad_x;
+  float *grad_norm_weight, *grad_norm_bias, *grad_project_in, *grad_dwconv, *grad_project_out;
+  int blocks;         // channels in sixteens, as the kernel has them
+  int groups;         // blocks of the kernel that goes back through the layer norm
+  float* norm_sums;   // [groups, 2, C]
+};
+
+// Of a chunk of pairs: fragments of gproject_in and gproject_out, 18 sums of gdwconv for each pair.
+template <int kBlocks>
+constexpr int kFeedForwardSums = 6 * kBlocks * 128 + 16 * 18;
+
+// A tile of kRows lines of 16 with kMargin pixels around it. Those of the tile come first, line by line, and then what
+// is around them: so products may take them alone.
+template <int kRows, int kMargin>
+struct RingWindow {
+  static constexpr int kInner = 16 * kRows, kWide = 16 + 2 * kMargin, kPixels = (kRows + 2 * kMargin) * kWide;
+  static constexpr int kWarps = 2 * kRows, kTiles = (kPixels + 8 * kWarps - 1) / (8 * kWarps);
+  static constexpr int kPadded = 8 * kWarps * kTiles, kPitch = kPadded + 8;
+  static constexpr int kPlaces = (kRows + 2 * kMargin) * kHiddenLine;  // of a hidden channel
+  static_assert(kPitch % 16 == 8 && kWide <= kHiddenLine);
+
+  // Of pixel n in the tile. Above and below it are whole lines, beside it kMargin pixels on either side.
+  MIRAGE_DEVICE static void locate(int n, int& row, int& column) {
+    constexpr int kEnd = kMargin * kWide;
+    if (n < kInner) {
+      row = n / 16, column = n % 16;
+      return;
+    }
+    n -= kInner;
+    if (n < 2 * kEnd) {
+      row = n / kWide, column = n % kWide - kMargin;
+      row += row < kMargin ? -kMargin : kRows - kMargin;
+      return;
+    }
+    n -= 2 * kEnd;
+    row = n / (2 * kMargin), column = n % (2 * kMargin) - kMargin;
+    if (column >= 0) column += 16;
+  }
+
+  // Where it lies in a hidden channel.
+  MIRAGE_DEVICE static int place(int row, int column) { return (row + kMargin) * kHiddenLine + column + kMargin; }
+};
+
+template <class Kind, int kBlocks, int kRows_>
+struct FeedForwardBackwardTile {
+  using T = typename Kind::Element;
+  using Outer = RingWindow<kRows_, 2>;
+  using Near = RingWindow<kRows_, 1>;
+  static constexpr int kRows = kRows_, kChannels = 16 * kBlocks, kPairs = 16, kThreads = 64 * kRows;
+  static constexpr int kWarps = kThreads / kLanes, kInner = Outer::kInner, kInnerPitch = kInner + 8;
+  // Floats between channels: a place behind each of them takes what belongs to no pixel.
+  static constexpr int kActivatedPitch = Outer::kPlaces + 8, kGradPitch = Near::kPlaces;
+  // A warp convolves a pair with the line around the tile: kRuns runs of each line, which are 30 in all.
+  static constexpr int kRun = kRows == 8 ? 6 : 4, kRuns = kRows == 8 ? 3 : 5;
+  // Warps that multiply with project_out: those that have no slopes to compute.
+  static constexpr int kFirst = kRows == 8 ? 8 : 0, kNearTiles = Near::kPadded / 8 / (kWarps - kFirst);
+  static constexpr int kNearDummy = Near::kWide;  // a place that is no pixel's
+  static_assert(kRuns * (kRows + 2) == 30 && kRun * kRuns >= Near::kWide && kInner / 8 == kWarps);
+  static_assert(kActivatedPitch % 16 == 8 && kGradPitch % 16 == 8 && kInnerPitch % 16 == 8);
+
+  alignas(16) T normal[kChannels * Outer::kPitch];
+  alignas(16) T grad_y[kChannels * Near::kPitch];
+  alignas(16) T panel_in[2 * kPairs * kChannels];
+  alignas(16) T panel_out[kPairs * kChannels];      // of the transposed matrix, as the next
+  alignas(16) T panel_back[kChannels * 2 * kPairs];
+  alignas(16) float activated[2 * kPairs * kActivatedPitch];  // gelu(h); when d is known, the gradient of h
+  alignas(16) float grad[2 * kPairs * kGradPitch];  // of s in its first half, then of d
+  alignas(16) T slope[2 * kPairs * kInnerPitch];    // gelu'(h)
+  alignas(16) T gate[kPairs * kInnerPitch];
+  alignas(16) float taps[2 * kPairs][12];
+  uint16_t outer_places[Outer::kPadded / 2];  // see store_places
+  alignas(4) uint16_t near_places[Near::kPadded];
+
+  static_assert(sizeof(T) * kInnerPitch <= sizeof(float) * kActivatedPitch);
+  MIRAGE_DEVICE T* grad_hidden() { return reinterpret_cast<T*>(activated); }
+};
+
+// ---- before the pairs ----------------------------------------------------------------------------------------------
+
+template <class T>
+MIRAGE_DEVICE float weight_at(const FeedForwardArguments& p, const void* weights, int64_t index) {
+  if constexpr (kIsHalf<T>) {
+    if (!p.wide) return to_float(static_cast<const T*>(weights)[index]);
+  }
+  return static_cast<const float*>(weights)[index];
+}
+
+// The pixels of a window as they are; zero outside the image and from `channels` on.
+template <class Window, int kChannels, class T>
+MIRAGE_DEVICE void load_ring(const FeedForwardArguments& p, const FeedForwardWork& work, const T* from,
+                             int64_t s_channel, int64_t s_row, int64_t s_column, T* to) {
+  constexpr int kGroups = Window::kPadded / kLanes, kTogether = kGroups % 4 ? kGroups % 3 ? 2 : 3 : 4;
+#pragma unroll 1
+  for (int first = 0; first < kGroups; first += kTogether) {
+    const int n = kLanes * first + renewed(lane_index());
+    int64_t offset[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      int row, column;
+      Window::locate(n + kLanes * j, row, column);
+      row += work.row, column += work.column;
+      const bool known = row >= 0 && row < p.height && column >= 0 && column < p.width;
+      offset[j] = known && n + kLanes * j < Window::kPixels ? row * s_row + column * s_column : -1;
+    }
+#pragma unroll 2
+    for (int c = warp_index(); c < kChannels; c += Window::kWarps) {
+      T value[kTogether];
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) {
+        value[j] = c < p.channels && offset[j] >= 0 ? from[c * s_channel + offset[j]] : from_float<T>(0.0f);
+      }
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) to[c * Window::kPitch + n + kLanes * j] = value[j];
+    }
+  }
+}
+
+// The layer norm of each pixel, in place.
+template <class Tile>
+MIRAGE_DEVICE void normalise_ring(const FeedForwardArguments& p, Tile& tile) {
+  using T = typename Tile::T;
+  constexpr int kPitch = Tile::Outer::kPitch;
+  for (int n = renewed(thread_index()); n < Tile::Outer::kPixels; n += Tile::kThreads) {
+    T* pixel = tile.normal + n;
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll 8
+    for (int c = 0; c < p.channels; ++c) sum += to_float(pixel[c * kPitch]);
+    const float mean = sum / float(p.channels);
+#pragma unroll 8
+    for (int c = 0; c < p.channels; ++c) {
+      const float centred = to_float(pixel[c * kPitch]) - mean;
+      squares = fmaf(centred, centred, squares);
+    }
+    const float rstd = 1.0f / sqrtf(squares / float(p.channels) + p.eps);
+#pragma unroll 8
+    for (int c = 0; c < p.channels; ++c) {
+      const float scaled = (to_float(pixel[c * kPitch]) - mean) * rstd;
+      const float weight = weight_at<T>(p, p.norm_weight, c), bias = weight_at<T>(p, p.norm_bias, c);
+      pixel[c * kPitch] = from_float<T>(fmaf(scaled, weight, bias));
+    }
+  }
+}
+
+// Where the results of products go. Of two neighbours of the window around the window four times the place of the
+// first, plus 1 or 2 for those that lie in the image; of each pixel of the window the place. What is no
+// pixel's has a place of its own.
+template <class Tile>
+MIRAGE_DEVICE void store_places(const FeedForwardArguments& p, const FeedForwardWork& work, Tile& tile) {
+  using Outer = typename Tile::Outer;
+  using Near = typename Tile::Near;
+  const int thread = renewed(thread_index());
+  int row, column;
+  for (int i = thread; i < Outer::kPadded / 2; i += Tile::kThreads) {
+    Outer::locate(2 * i, row, column);
+    const int place = 2 * i < Outer::kPixels ? Outer::place(row, column) : Outer::kPlaces;
+    row += work.row, column += work.column;
+    const bool known = row >= 0 && row < p.height;
+    const int first = known && column >= 0 && column < p.width, second = known && column >= -1 && column < p.width - 1;
+    tile.outer_places[i] = uint16_t(4 * place + first + 2 * second);
+  }
+  for (int i = thread; i < Near::kPadded; i += Tile::kThreads) {
+    Near::locate(i, row, column);
+    tile.near_places[i] = uint16_t(i < Near::kPixels ? Near::place(row, column) : Tile::kNearDummy);
+  }
+}
+
+// ---- weights of a chunk --------------------------------------------------------------------------------------------
+
+// The index of a hidden channel in the matrices, or -1 for those that fill up the last chunk: 16 first halves of pairs,
+// then 16 second halves.
+MIRAGE_DEVICE int64_t hidden_index(const FeedForwardArguments& p, int chunk, int j) {
+  const int pair = 16 * chunk + j % 16;
+  return pair < p.pairs ? pair + int64_t(j / 16) * p.pairs : -1;
+}
+
+// Element (row, k) of a panel is `weight(row, k)`, which is called for those that are there.
+template <class Kind, int kRows, int kDepth, class Tile, class Weight>
+MIRAGE_DEVICE void store_weights(int rows, int depth, typename Kind::Element* panel, Weight weight) {
+  store_panel<Kind, kRows, kDepth, Tile::kThreads>(
+      panel,
+      [&](int row, int k, float (&pair)[2]) {
+#pragma unroll
+        for (int i = 0; i < Kind::kUnit; ++i) pair[i] = row < rows && k + i < depth ? weight(row, k + i) : 0.0f;
+      },
+      renewed(thread_index()));
+}
+
+// Rows of project_in for a chunk, and columns of project_out as rows.
+template <class Kind, class Tile>
+MIRAGE_DEVICE void store_forward_panels(const FeedForwardArguments& p, int chunk, Tile& tile) {
+  using T = typename Tile::T;
+  const int first = chunk * Tile::kPairs, left = p.pairs - first;
+#pragma unroll 1
+  for (int half = 0; half < 2; ++half) {
+    store_weights<Kind, Tile::kPairs, Tile::kChannels, Tile>(
+        left, p.channels, tile.panel_in + half * Tile::kPairs * Tile::kChannels, [&](int row, int k) {
+          return weight_at<T>(p, p.project_in, int64_t(half * p.pairs + first + row) * p.channels + k);
+        });
+  }
+  store_weights<Kind, Tile::kPairs, Tile::kChannels, Tile>(left, p.channels, tile.panel_out, [&](int row, int k) {
+    return weight_at<T>(p, p.project_out, int64_t(k) * p.pairs + first + row);
+  });
+}
+
+// The same rows of project_in as columns.
+template <class Kind, class Tile>
+MIRAGE_DEVICE void store_panel_back(const FeedForwardArguments& p, int chunk, Tile& tile) {
+  using T = typename Tile::T;
+  store_weights<Kind, Tile::kChannels, 2 * Tile::kPairs, Tile>(
+      p.channels, 2 * Tile::kPairs, tile.panel_back, [&](int row, int k) {
+        const int64_t hidden = hidden_index(p, chunk, k);
+        return hidden < 0 ? 0.0f : weight_at<T>(p, p.project_in, hidden * p.channels + row);
+      });
+}
+
+template <class Tile>
+MIRAGE_DEVICE void store_taps(const FeedForwardArguments& p, int chunk, Tile& tile) {
+  for (int i = renewed(thread_index()); i < 2 * Tile::kPairs * 9; i += Tile::kThreads) {
+    const int64_t hidden = hidden_index(p, chunk, i / 9);
+    tile.taps[i / 9][i % 9] = hidden >= 0 ? weight_at<typename Tile::T>(p, p.dwconv, hidden * 9 + i % 9) : 0.0f;
+  }
+}
+
+}  // namespace mirage::cuda
