@@ -17,6 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 # faster than the first, by the second, at least so many times
 INFERENCE_GOALS = (("eager", "fast", 5.0), ("compile", "fast", 2.0))
 STEP_GOALS = (("eager", "graph-low", 3.0), ("eager", "fast-low", 3.0), ("compile", "fast-low", 1.7))
+CACHED = 50e6  # bytes that may still be in a cache from the call before
 STEP_MEMORY_GOAL, BANDWIDTH_GOAL, GRAPH_GOAL_MS = 1 / 5, 0.8, 1.0
 
 
@@ -83,7 +84,7 @@ def goals(facts: Row, rows: list[Row]) -> list[tuple[str, str, str, str]]:
                 ms = peers["graph"]["median"] * 1e3
                 add(f"{group}: with a graph", f"under {GRAPH_GOAL_MS:.1f} ms", f"{ms:.2f} ms", ms < GRAPH_GOAL_MS)
     for group, peers in groups(rows, "test_stage").items():
-        if "fast" in peers:
+        if "fast" in peers and peers["fast"]["bytes"] > CACHED:
             share = peers["fast"]["bytes"] / peers["fast"]["median"] / facts["copy_bytes_per_s"]
             add(f"{group}: of the copy bandwidth", f"{BANDWIDTH_GOAL:.0%}", f"{share:.0%}", share >= BANDWIDTH_GOAL)
     return found

@@ -22,6 +22,7 @@ from mirage_kernels.mixer_stage import MixerWeights
 DIMS = {"tiny": 24, "small": 30}
 HALVES = ("mixer", "ffn")
 Function = Callable[[Tensor], Tensor]
+Kind = tuple[int, int, int, int]  # channels, heads, height, width
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,15 @@ class Half:
     macs_forward: int
 
 
-def block_kinds(variant: str, size: int) -> list[tuple[int, int, int]]:
-    """(dim, heads, side) of every kind of block for an image of size x size."""
+def block_kinds(variant: str, height: int, width: int) -> list[Kind]:
+    """Of every kind of block for an image of height x width."""
     dim = DIMS[variant]
     return [
-        (dim, 1, size),
-        (2 * dim, 1, size),  # decoder level 1 and refinement
-        (2 * dim, 2, size // 2),
-        (4 * dim, 4, size // 4),
-        (8 * dim, 8, size // 8),
+        (dim, 1, height, width),
+        (2 * dim, 1, height, width),  # decoder level 1 and refinement
+        (2 * dim, 2, height // 2, width // 2),
+        (4 * dim, 4, height // 4, width // 4),
+        (8 * dim, 8, height // 8, width // 8),
     ]
 
 
@@ -95,14 +96,13 @@ def mixer_weights(block: blocks.TransformerBlock) -> MixerWeights:
 
 def make_half(
     half: str,
-    dim: int,
-    heads: int,
-    side: int,
+    kind: Kind,
     training: bool,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Half:
-    """One half of a block on [1, dim, side, side], in training or eval mode."""
+    """One half of a block, in training or eval mode."""
+    dim, heads, height, width = kind
     torch.manual_seed(0)
     block = blocks.TransformerBlock(dim, heads, drop_path=0.0).to(device, dtype).train(training)
     if half == "mixer":
@@ -125,14 +125,14 @@ def make_half(
         def fast(x: Tensor) -> Tensor:
             return mirage_kernels.feed_forward_stage(x, *parameters)
 
-    unit, weight_bytes = dtype.itemsize * dim * side * side, nbytes(*parameters)
+    unit, weight_bytes = dtype.itemsize * dim * height * width, nbytes(*parameters)
     return Half(
         eager,
         fast,
         parameters,
         bytes_forward=2 * unit + weight_bytes,
         bytes_both=5 * unit + 3 * weight_bytes,
-        macs_forward=count_macs(eager, torch.empty(1, dim, side, side, device=device, dtype=dtype)),
+        macs_forward=count_macs(eager, torch.empty(1, dim, height, width, device=device, dtype=dtype)),
     )
 
 

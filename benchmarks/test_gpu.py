@@ -19,7 +19,7 @@ import mirage_kernels
 SHAPES = ((1, 3, 224, 224), (1, 3, 512, 512), (1, 3, 1080, 1920), (16, 3, 256, 256))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 STEP_SHAPES = ((1, 3, 128, 128), (32, 3, 128, 128))
-LARGE_SIDE = 1536
+STAGE_SIZES = ((224, 224), (512, 512), (1080, 1920))
 SMALLEST = (1, 3, 16, 16)
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 
@@ -75,20 +75,21 @@ def test_step(problem, peer, usable, device, benchmark):
 
 @pytest.mark.parametrize("implementation", ["eager", "fast", "cuda"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kind", block_kinds("tiny", LARGE_SIDE), ids=str)
+@pytest.mark.parametrize("kind", [kind for size in STAGE_SIZES for kind in block_kinds("tiny", *size)], ids=str)
 @pytest.mark.parametrize("name", HALVES)
 def test_stage(name, kind, dtype, implementation, device, benchmark):
-    """Halves of a block, forward, on images that no cache holds, with the least bytes that they can move."""
+    """Halves of a block, forward, with the least that they can move and multiply."""
     if device != "cuda":
         pytest.skip("needs a GPU")
     if implementation == "cuda" and mirage_kernels.available()["cuda"] != "yes":
         pytest.skip(mirage_kernels.available()["cuda"])
-    found = make_half(name, *kind, training=False, device=device, dtype=dtype)
-    dim, _, side = kind
-    x = torch.randn(1, dim, side, side, device=device, dtype=dtype)
-    facts = {"stage": name, "peer": implementation, "shape": list(x.shape), "bytes": found.bytes_forward}
-    benchmark.extra_info.update(facts, dtype=str(dtype).removeprefix("torch."))
-    benchmark.group = f"stage {name} {dim}x{side}x{side} {benchmark.extra_info['dtype']}"
+    found = make_half(name, kind, training=False, device=device, dtype=dtype)
+    dim, _, height, width = kind
+    x = torch.randn(1, dim, height, width, device=device, dtype=dtype)
+    floor = {"bytes": found.bytes_forward, "macs": found.macs_forward}
+    facts = {"stage": name, "peer": implementation, "shape": list(x.shape), "dtype": str(dtype).removeprefix("torch.")}
+    benchmark.extra_info.update(facts | floor)
+    benchmark.group = f"stage {name} {dim}x{height}x{width} {facts['dtype']}"
     function = found.eager if implementation == "eager" else found.fast
     with torch.inference_mode(), gpu.written_in(implementation):
         replay(benchmark, gpu.samples(lambda: function(x), device))

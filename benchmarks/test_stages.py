@@ -16,12 +16,12 @@ from stages import HALVES, STEPS, WHOLE, Step, block_kinds, make_half, network_s
 import mirage.fast
 
 SIZE = 224
-KINDS = [(variant, *kind) for variant in ("tiny", "small") for kind in block_kinds(variant, SIZE)]
+KINDS = [(variant, *kind) for variant in ("tiny", "small") for kind in block_kinds(variant, SIZE, SIZE)]
 
 pytestmark = pytest.mark.benchmark(max_time=0.5, min_rounds=7)
 
 
-def _id(kind: tuple[str, int, int, int]) -> str:
+def _id(kind: tuple[str, int, int, int, int]) -> str:
     return "-".join(map(str, kind))
 
 
@@ -30,21 +30,22 @@ def _id(kind: tuple[str, int, int, int]) -> str:
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("kind", KINDS, ids=_id)
 def test_half(kind, half, direction, implementation, timed, device, benchmark):
-    variant, dim, heads, side = kind
+    variant, *kind = kind
+    dim, heads, height, width = kind
     both = direction == "forward+backward"
-    found = make_half(half, dim, heads, side, both, device)
-    benchmark.group = f"{half} {direction}, {dim} channels, {heads} heads, {side}x{side}"
+    found = make_half(half, kind, both, device)
+    benchmark.group = f"{half} {direction}, {dim} channels, {heads} heads, {height}x{width}"
     benchmark.extra_info.update(
         variant=variant,
         half=half,
         direction=direction,
         implementation=implementation,
-        shape=[1, dim, side, side],
+        shape=[1, dim, height, width],
         bytes=found.bytes_both if both else found.bytes_forward,
         macs=found.macs_forward * (3 if both else 1),
     )
     function = getattr(found, implementation)
-    x = torch.randn(1, dim, side, side, device=device)
+    x = torch.randn(1, dim, height, width, device=device)
     if not both:
         with torch.inference_mode():
             timed(lambda: function(x))

@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
+#include <vector>
 
 namespace mirage::cuda::emulation {
 
@@ -30,6 +32,19 @@ struct Launch {
 
 // Runs `body` for every thread. Throws std::logic_error where threads wait at different barriers.
 void run(const Launch& launch, const std::function<void()>& body);
+
+// What has been launched.
+struct Recorded {
+  std::string name;
+  int64_t blocks;
+  int threads;
+  int64_t tensor_core_flop;
+};
+
+// Of this host thread, from now on. Without `execute` launches are recorded only, and read and write no memory.
+void start_record(bool execute);
+std::vector<Recorded> stop_record();
+void count_tensor_core_flop(int64_t flop);
 
 extern thread_local int current_thread;     // of the block
 extern thread_local int64_t current_block;  // of the launch

@@ -1,0 +1,97 @@
+"""tools/gpu_stages.py: launches as the library's host code makes them, products as its kernels execute them."""
+
+import importlib.util
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+import mirage_kernels
+
+pytest.importorskip("triton")
+if torch.cuda.is_available() or mirage_kernels.available()["cuda"] != "yes":
+    pytest.skip("counts in the emulation", allow_module_level=True)
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+OPTIONS = Namespace(bandwidth=4.3)
+
+
+@pytest.fixture(scope="module")
+def tool():
+    specification = importlib.util.spec_from_file_location("gpu_stages", TOOLS / "gpu_stages.py")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["gpu_stages"] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("dtype, rows, padded", [(torch.float16, 8, 192), (torch.float32, 4, 128)])
+def test_products_of_the_feed_forward(tool, dtype, rows, padded):
+    """96 channels: 12 chunks of 32 rows of project_in for a tile with the line around it, padded, and of 16 columns of
+    project_out for the tile."""
+    tile = 12 * (2 * 32 * 96 * padded + 2 * 96 * 16 * 16 * rows)
+    assert tool.products("ffn", (96, 1, 20, 33), dtype) == tile * 3 * (-(-20 // rows))
+
+
+def test_products_of_the_mixer_grow_with_its_tiles(tool):
+    once = tool.products("mixer", (24, 1, 8, 16), torch.bfloat16)
+    assert once > 0 and tool.products("mixer", (24, 1, 17, 16), torch.bfloat16) == 3 * once
+
+
+@pytest.mark.parametrize("name", ["mixer", "ffn"])
+def test_launches_are_those_that_run(tool, name):
+    """Also those that are only recorded: nothing is computed then, at sizes that would take hours."""
+    half = tool.make_half(name, (12, 2, 9, 20), training=False)
+    x = torch.randn(1, 12, 9, 20)
+    executed, workspace = tool.recorded(half, x, execute=True)
+    dry, same = tool.recorded(half, x, execute=False)
+    assert workspace == same and [launch.kernel for launch in executed] == [launch.kernel for launch in dry]
+    assert [launch.blocks for launch in executed] == [launch.blocks for launch in dry]
+    assert all(launch.flop == 0 for launch in dry)
+    large, _ = tool.recorded(half, torch.empty(1, 12, 2160, 3840), execute=False)
+    assert max(launch.blocks for launch in large) >= tool.MULTIPROCESSORS
+    assert _value(half, x).isfinite().all()  # launches execute again
+
+
+def _value(half, x):
+    with mirage_kernels.use("cuda"), torch.inference_mode():
+        return half.fast(x)
+
+
+def test_bytes_of_the_feed_forward(tool):
+    """x and y once, where an image has tiles enough; else also sums of parts, written and read, and x once more."""
+    unit, weights = 24 * 2 * 512 * 512, 2 * (2 * 24 + 96 * 24 + 9 * 96 + 24 * 48)
+    large = tool.cuda("ffn", (24, 1, 512, 512), torch.bfloat16, OPTIONS, [])
+    assert (large["cuda_launches"], large["cuda_bytes"]) == (1, 2 * unit + weights) and large["cuda_loop_us"] is None
+    small = tool.cuda("ffn", (24, 1, 16, 32), torch.bfloat16, OPTIONS, [])
+    unit, splits = 24 * 2 * 16 * 32, 3  # one for each 16 pairs of channels: there are multiprocessors enough
+    assert small["cuda_launches"] == 2
+    assert small["cuda_bytes"] == 3 * unit + weights + splits * 2 * 2 * unit  # of float
+
+
+def test_instructions_of_the_loop(tool):
+    """Of the kernel that takes 64 channels: at 8 lines a tile, 8 chunks, 4 instructions a cycle."""
+    rows = []
+    for blocks, tile_rows, loop in ((2, 8, 500), (4, 8, 1000), (6, 8, 3000)):
+        code = tool.cuda_resources.Code("sm_90a", "", 1, 0, 0, 0, {tool.cuda_resources.LOOP: loop})
+        name = f"feed_forward_kernel<TensorCores16<f16>, f16, {blocks}, {tile_rows}>"
+        rows.append(tool.cuda_resources.Row(name, code, 256, 0))
+    found = tool.loop_microseconds((64, 1, 16, 32), torch.float16, rows)
+    assert found == pytest.approx(4 * 8 * 1000 * 8 / (132 * 4 * 1755))
+    assert tool.loop_microseconds((64, 1, 16, 32), torch.bfloat16, rows) is None
+
+
+def test_table_and_json(tool, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "resources", list)
+    arguments = ["--size", "64x64", "--dtype", "float16"]
+    assert tool.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 10 and {row["stage"] for row in found} == {"mixer", "ffn"}
+    for row in found:
+        assert row["floor_bytes"] <= min(row["cuda_bytes"], row["triton_bytes"]) <= row["eager_bytes"]
+        assert row["floor_us"] <= row["cuda_us"] and row["cuda_launches"] <= row["triton_launches"]
+    assert tool.main(arguments) == 0
+    assert "| ffn 24x64x64 | float16 |" in capsys.readouterr().out

@@ -1,0 +1,253 @@
+"""Both halves of each kind of block on a GPU that is not there: eager PyTorch, Triton and CUDA C++ beside the floor.
+
+    python tools/gpu_stages.py [--variant tiny] [--size 224x224 ...] [--dtype bfloat16 float32] [--tf32] [--json]
+
+Everything here is predicted; `python -m benchmarks.gpu_report` prints the same stages as they were measured. For an
+H200, inference, one image. A time is the longer one of bytes at --bandwidth and products at the peak of their kind:
+
+- floor: x read, y written and the weights read, once; the reference's products (`benchmarks/stages.py`). No
+  implementation can be faster.
+- eager and Triton: launch by launch, as `triton_traffic.py` and `triton_launches.py` count them.
+- CUDA C++: the library's own launches, made by its host code at the real size with as many multiprocessors as the GPU
+  has. Bytes: x as often as kernels read it, y, weights, and scratch memory written and read. Products: counted where
+  the kernels' source executes them, emulated on small images, for each tile.
+- loop: a bound on the feed-forward in CUDA C++ that neither bytes nor products have: the instructions of its loop
+  over hidden channels as nvcc compiled it, four a cycle for each multiprocessor. `-` without mirage_kernels/_cuda*.so,
+  and for the mixer, whose kernels have no single loop that stands for them.
+
+What no column has: launches (some 2 us each, fewer in a graph), latency, caches, and instructions other than that loop.
+So a time of CUDA C++ that is by its loop is a stronger bound than one of Triton's, which is by bytes and products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ |= {"MIRAGE_CUDA_EMULATE": "1", "TRITON_INTERPRET": "1"}  # read when mirage_kernels is imported
+for folder in ("tools", "benchmarks"):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / folder))
+
+import cuda_resources  # noqa: E402
+import torch  # noqa: E402
+from stages import HALVES, Half, Kind, block_kinds, make_half  # noqa: E402
+from triton_launches import FILL, RATES, Launches  # noqa: E402
+from triton_traffic import Traffic, measure, pair  # noqa: E402
+
+import mirage_kernels  # noqa: E402
+from mirage_kernels import _cuda_runtime, _dispatch, _triton_stage  # noqa: E402
+from mirage_kernels._library import is_exact  # noqa: E402
+
+MULTIPROCESSORS, CLOCK = 132, 1.755e9  # Hz; of an H200
+WARPS, ISSUED = 8, 4  # of a block of feed_forward_kernel; a cycle of a multiprocessor
+COLUMNS = 16  # of a tile
+FEED_FORWARD = re.compile(r"feed_forward_kernel<(\w+(?:<\w+>)?), (\w+), (\d+), (\d+)>")
+READS = {"mixer": 2, "ffn": 1}  # of x
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the emulation has recorded of one."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    flop: int
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """Of its products: a key of RATES."""
+    return "16 bit" if dtype.itemsize == 2 else "float32" if is_exact(dtype) else "tf32"
+
+
+def longer(size: float, flop: float, kind: str, options: argparse.Namespace) -> float:
+    """us"""
+    return max(size / options.bandwidth / 1e6, flop / RATES[kind] / 1e6)
+
+
+# ---- CUDA C++ ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def on_many_multiprocessors(library: Any) -> Iterator[None]:
+    library.set_multiprocessors(MULTIPROCESSORS)
+    try:
+        yield
+    finally:
+        library.set_multiprocessors(4)  # the emulation's own
+
+
+def recorded(half: Half, x: torch.Tensor, execute: bool) -> tuple[list[Launch], int]:
+    """The launches of a call, and the bytes of its scratch memory."""
+    library, sizes = _dispatch.cuda, []
+    kept = _cuda_runtime.workspace
+
+    def workspace(size: int, x: torch.Tensor) -> torch.Tensor:
+        sizes.append(size)
+        return kept(size, x)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(_cuda_runtime, "workspace", workspace))
+        stack.enter_context(on_many_multiprocessors(library))
+        stack.enter_context(mirage_kernels.use("cuda"))
+        stack.enter_context(torch.inference_mode())
+        library.start_record(execute)
+        try:
+            half.fast(x)
+        finally:
+            launches = [Launch(*facts) for facts in library.stop_record()]
+    if len(sizes) != 1:
+        raise RuntimeError(f"expected one call of the library for {list(x.shape)}, got {len(sizes)}")
+    return launches, sum(sizes)
+
+
+def tiles(height: int, width: int, rows: int) -> int:
+    return -(-height // rows) * -(-width // COLUMNS)
+
+
+def products(name: str, kind: Kind, dtype: torch.dtype) -> int:
+    """FLOP on tensor cores of one image. float32 without TF32 has as many, as multiply-adds that are not counted."""
+    channels, heads, height, width = kind
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = []
+        for rows in (4, 8, 16):
+            half = make_half(name, (channels, heads, rows, COLUMNS), training=False, dtype=dtype)
+            x = torch.randn(1, channels, rows, COLUMNS).to(dtype)
+            found.append(sum(launch.flop for launch in recorded(half, x, execute=True)[0]))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    four, eight, sixteen = found
+    rows = 8 if four == eight else 4
+    if sixteen != eight * 2 or eight != four * 8 // rows:
+        raise RuntimeError(f"the products of {name} {kind} are not those of its tiles: {found}")
+    return four * tiles(height, width, rows)
+
+
+def loop_microseconds(kind: Kind, dtype: torch.dtype, rows: list[cuda_resources.Row]) -> float | None:
+    """Of the feed-forward's kernel."""
+    channels, _, height, width = kind
+    wanted = {"16 bit": f"TensorCores16<{'f16' if dtype == torch.float16 else 'bf16'}>", "tf32": "TensorCoresTf32",
+              "float32": "ExactFloat"}[kind_of(dtype)]  # fmt: skip
+    fitting = []
+    for row in rows:
+        found = FEED_FORWARD.fullmatch(row.kernel)
+        if found and row.gpu == "sm_90" and found[1] == wanted and (found[2] == "float") == (dtype == torch.float32):
+            fitting.append((int(found[3]), int(found[4]), row.code.instructions[cuda_resources.LOOP]))
+    fitting = sorted(entry for entry in fitting if 16 * entry[0] >= channels)
+    if not fitting:
+        return None
+    _, tile_rows, loop = fitting[0]
+    turns = tiles(height, width, tile_rows) * -(-2 * channels // 16)  # 16 pairs each, of twice as many as channels
+    return turns * loop * WARPS / (MULTIPROCESSORS * ISSUED * CLOCK) * 1e6
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def triton(half: Half, x: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    options = argparse.Namespace(bandwidth=options.bandwidth, rate=None)
+    launches = Launches()
+    with mock.patch.object(_triton_stage, "FILL", FILL):
+        measure(torch.no_grad()(lambda: half.fast(x)), launches)
+    us = sum(kernel.row(options)["us"] for kernel in launches.kernels.values())
+    return {"triton_launches": launches.launches, "triton_bytes": launches.bytes, "triton_us": us}
+
+
+def eager(half: Half, x: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    """Its products are those of the floor, and not added: most launches have none."""
+    traffic = measure(torch.no_grad()(lambda: half.eager(x)), Traffic())
+    us = traffic.bytes / options.bandwidth / 1e6
+    return {"eager_launches": traffic.launches, "eager_bytes": traffic.bytes, "eager_us": us}
+
+
+def cuda(name: str, kind: Kind, dtype: torch.dtype, options: argparse.Namespace, rows: Any) -> dict[str, Any]:
+    channels, _, height, width = kind
+    half = make_half(name, (*kind[:2], 8, COLUMNS), training=False, dtype=dtype)  # which takes images of all sizes
+    x = torch.empty(1, channels, height, width, dtype=dtype)
+    launches, workspace = recorded(half, x, execute=False)
+    reads = READS[name] + any(launch.kernel == "feed_forward_sum_kernel" for launch in launches)  # which adds x
+    size = (reads + 1) * x.nbytes + sum(t.nbytes for t in half.parameters) + 2 * workspace
+    flop = products(name, kind, dtype)
+    loop = loop_microseconds(kind, dtype, rows) if name == "ffn" else None
+    us = max(longer(size, flop, kind_of(dtype), options), loop or 0.0)
+    return {"cuda_launches": len(launches), "cuda_bytes": size, "cuda_flop": flop, "cuda_loop_us": loop, "cuda_us": us}
+
+
+def row(name: str, kind: Kind, dtype: torch.dtype, options: argparse.Namespace, rows: Any) -> dict[str, Any]:
+    channels, _, height, width = kind
+    half = make_half(name, kind, training=False, device="meta", dtype=dtype)
+    x = torch.empty(1, channels, height, width, dtype=dtype, device="meta")
+    flop = 2 * half.macs_forward
+    floor = {"floor_bytes": half.bytes_forward, "floor_flop": flop,
+             "floor_us": longer(half.bytes_forward, flop, kind_of(dtype), options)}  # fmt: skip
+    facts = {"stage": name, "shape": list(x.shape), "dtype": str(dtype).removeprefix("torch.")} | floor
+    return facts | eager(half, x, options) | triton(half, x, options) | cuda(name, kind, dtype, options, rows)
+
+
+def resources() -> list[cuda_resources.Row]:
+    """What nvcc has made of the feed-forward's kernels; none where it was not there."""
+    file = cuda_resources.built("_cuda")
+    return cuda_resources.rows_of(cuda_resources.read(file, sass=True), {}) if file else []
+
+
+def print_table(found: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    rates = ", ".join(f"{kind} {n:g}" for kind, n in RATES.items())
+    print(f"Predicted, inference, MIRAGE {options.variant}: bytes at {options.bandwidth:.1f} TB/s, products at the "
+          f"peak (TFLOP/s: {rates}). MB and us; in brackets launches.\n")  # fmt: skip
+    names = ("floor MB", "us", "eager MB", "us", "Triton MB", "us", "CUDA MB", "GFLOP", "loop us", "us")
+    print("| stage | dtype |", " | ".join(names), "|")
+    print("|---|---|" + "---:|" * len(names))
+    for r in found:
+        cells = [f"{r['floor_bytes'] / 1e6:.1f}", f"{r['floor_us']:.1f}"]
+        for name in ("eager", "triton"):
+            cells += [f"{r[f'{name}_bytes'] / 1e6:.1f} ({r[f'{name}_launches']})", f"{r[f'{name}_us']:.1f}"]
+        loop = "-" if r["cuda_loop_us"] is None else f"{r['cuda_loop_us']:.1f}"
+        cells += [f"{r['cuda_bytes'] / 1e6:.1f} ({r['cuda_launches']})", f"{r['cuda_flop'] / 1e9:.2f}", loop,
+                  f"{r['cuda_us']:.1f}"]  # fmt: skip
+        print(f"| {r['stage']} {'x'.join(map(str, r['shape'][1:]))} | {r['dtype']} |", " | ".join(cells), "|")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variant", choices=("tiny", "small"), default="tiny")
+    parser.add_argument("--size", nargs="+", type=pair, default=[(224, 224), (512, 512), (1080, 1920)],
+                        metavar="HxW", help="height and width (default: 224x224 512x512 1080x1920)")  # fmt: skip
+    dtypes = ("bfloat16", "float16", "float32")
+    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=("bfloat16", "float32"))
+    parser.add_argument("--tf32", action="store_true", help="products of float32 on tensor cores")
+    parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s (default: 4.3, an H200's copy)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(argv)
+    if mirage_kernels.available()["cuda"] != "yes":
+        print(f"gpu_stages: {mirage_kernels.available()['cuda']}", file=sys.stderr)
+        return 1
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
+    try:
+        kept = resources()
+        found = [
+            row(name, kind, getattr(torch, dtype), options, kept)
+            for size in options.size
+            for kind in block_kinds(options.variant, *size)
+            for dtype in options.dtype
+            for name in HALVES
+        ]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    print(json.dumps(found, indent=1)) if options.json else print_table(found, options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
