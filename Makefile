@@ -73,8 +73,8 @@ triton: setup  ## compile every Triton kernel for sm_80, sm_90 and gfx942 withou
 	$(BIN)/python tools/compile_triton.py --target $(TRITON_TARGETS)
 
 # An A100 has not the shared memory of those, of many channels: other kernels run there.
-REFUSED := $(foreach kind,ExactFloat TensorCoresTf32,'sm_80:feed_forward_kernel<$(kind), float, 16, 4>' \
-  'sm_80:mixer_fuse_kernel<$(kind), float, 4, 4>' 'sm_80:mixer_fuse_kernel<$(kind), float, 5, 4>' \
+REFUSED := $(foreach kind,ExactFloat TensorCoresTf32,'sm_80:feed_forward_kernel<$(kind), 16, 4>' \
+  'sm_80:mixer_fuse_kernel<$(kind), 4, 4>' 'sm_80:mixer_fuse_kernel<$(kind), 5, 4>' \
   'sm_80:feed_forward_backward_kernel<$(kind), 3, 8>' 'sm_80:feed_forward_backward_kernel<$(kind), 6, 4>') \
   $(foreach half,f16 bf16,'sm_80:feed_forward_backward_kernel<TensorCores16<$(half)>, 6, 8>')
 

@@ -40,4 +40,16 @@ inline void wait_for_copies() {
 
 #endif
 
+// An array whose bytes are a multiple of 16, by all threads of the block.
+template <int kThreads, class T, int N>
+MIRAGE_DEVICE void copy_to_block(T (&shared)[N], const T (&global)[N]) {
+  constexpr int kElements = 16 / int(sizeof(T));
+  static_assert(N % kElements == 0);
+#pragma unroll
+  for (int i = 0; i < N; i += kThreads * kElements) {
+    const int j = i + thread_index() * kElements;
+    if (j < N) copy_async(shared + j, global + j);
+  }
+}
+
 }  // namespace mirage::cuda

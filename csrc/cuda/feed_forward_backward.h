@@ -79,12 +79,6 @@ MIRAGE_DEVICE void differentiate_output(Tile& tile) {
 
 // ---- depthwise convolution -----------------------------------------------------------------------------------------
 
-MIRAGE_DEVICE void read_taps(const float (&from)[12], float (&taps)[9]) {
-  load_packed<4>(from, taps);
-  load_packed<4>(from + 4, taps + 4);
-  taps[8] = from[8];
-}
-
 // Sums over the lanes of N values that each has, to one lane each: which of them a lane has, or -1. Steps halve what is
 // left, N, (N + 1) / 2, ... so that nine values take twelve exchanges.
 template <int kStep = kLanes / 2, int N>

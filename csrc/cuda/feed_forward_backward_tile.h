@@ -90,14 +90,6 @@ struct FeedForwardBackwardTile {
 
 // ---- before the pairs ----------------------------------------------------------------------------------------------
 
-template <class T>
-MIRAGE_DEVICE float weight_at(const FeedForwardArguments& p, const void* weights, int64_t index) {
-  if constexpr (kIsHalf<T>) {
-    if (!p.wide) return to_float(static_cast<const T*>(weights)[index]);
-  }
-  return static_cast<const float*>(weights)[index];
-}
-
 // The pixels of a window as they are; zero outside the image and from `channels` on.
 template <class Window, int kChannels, class T>
 MIRAGE_DEVICE void load_ring(const FeedForwardArguments& p, const FeedForwardWork& work, const T* from,
@@ -178,13 +170,6 @@ MIRAGE_DEVICE void store_places(const FeedForwardArguments& p, const FeedForward
 }
 
 // ---- weights of a chunk --------------------------------------------------------------------------------------------
-
-// The index of a hidden channel in the matrices, or -1 for those that fill up the last chunk: 16 first halves of pairs,
-// then 16 second halves.
-MIRAGE_DEVICE int64_t hidden_index(const FeedForwardArguments& p, int chunk, int j) {
-  const int pair = 16 * chunk + j % 16;
-  return pair < p.pairs ? pair + int64_t(j / 16) * p.pairs : -1;
-}
 
 // Element (row, k) of a panel is `weight(row, k)`, which is called for those that are there.
 template <class Kind, int kRows, int kDepth, class Tile, class Weight>

@@ -1,6 +1,9 @@
 // feed_forward_stage on a GPU: argument checks, and the choice of a kernel.
 #include "mirage/cuda/feed_forward_stage.h"
 
+#include <vector>
+
+#include "feed_forward_packed.h"
 #include "feed_forward_stage_launch.h"
 #include "stage_checks.h"
 
@@ -18,10 +21,10 @@ FeedForwardRunner runner_for(const Tensor& x, const Options& options) {
   return options.tf32 ? feed_forward_runner<TensorCoresTf32>(channels) : feed_forward_runner<ExactFloat>(channels);
 }
 
-FeedForwardArguments sizes_of(const Tensor& x, const Tensor& project_out) {
+FeedForwardArguments sizes_of(const Tensor& x, int64_t pairs) {
   FeedForwardArguments p{};
   p.batch = int(x.size[0]), p.channels = int(x.size[1]), p.height = int(x.size[2]), p.width = int(x.size[3]);
-  p.pairs = int(project_out.size[1]);
+  p.pairs = int(pairs);
   return p;
 }
 
@@ -46,7 +49,7 @@ std::string feed_forward_stage_problem(const Tensor& x, const Tensor& project_ou
     if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
   }
   if (x.size[1] > kFeedForwardMostChannels) return std::to_string(x.size[1]) + " channels";
-  const int64_t wanted = runner_for(x, options).plan(sizes_of(x, project_out)).shared_bytes;
+  const int64_t wanted = runner_for(x, options).plan(sizes_of(x, project_out.size[1])).shared_bytes;
   const int64_t limit = shared_memory_limit();
   if (wanted > limit) {
     return std::to_string(wanted) + " bytes of shared memory, of which this GPU has " + std::to_string(limit);
@@ -54,8 +57,51 @@ std::string feed_forward_stage_problem(const Tensor& x, const Tensor& project_ou
   return "";
 }
 
+int64_t feed_forward_packed_bytes(const Tensor& x, int64_t pairs, const Options& options) {
+  return (runner_for(x, options).packed_bytes(pairs) + 255) / 256 * 256;
+}
+
+int64_t feed_forward_packed_workspace(const Tensor& x, int64_t pairs, const Options& options) {
+  return workspace_of(x, runner_for(x, options).plan(sizes_of(x, pairs)));
+}
+
 int64_t feed_forward_stage_workspace(const Tensor& x, const Tensor& project_out, const Options& options) {
-  return workspace_of(x, runner_for(x, options).plan(sizes_of(x, project_out)));
+  const int64_t pairs = project_out.size[1];
+  return feed_forward_packed_bytes(x, pairs, options) + feed_forward_packed_workspace(x, pairs, options);
+}
+
+void pack_feed_forward(const Tensor& x, const FeedForwardToPack* stages, int64_t count, const Options& options) {
+  std::vector<FeedForwardArguments> all;
+  for (int64_t i = 0; i < count; ++i) {
+    const FeedForwardWeights& w = stages[i].weights;
+    const DType dtype = w.norm_weight.dtype;
+    if (dtype != x.dtype) check_dtype("norm_weight", w.norm_weight, DType::f32);
+    const auto data = [&](const char* argument, const Tensor& t) {
+      check_dtype(argument, t, dtype);
+      return t.data;
+    };
+    FeedForwardArguments p = sizes_of(x, w.project_out.size[1]);
+    p.wide = dtype == DType::f32;
+    p.norm_weight = data("norm_weight", w.norm_weight), p.norm_bias = data("norm_bias", w.norm_bias);
+    p.project_in = data("project_in", w.project_in), p.dwconv = data("dwconv", w.dwconv);
+    p.project_out = data("project_out", w.project_out);
+    p.packed = stages[i].packed;
+    all.push_back(p);
+  }
+  if (x.numel() != 0) runner_for(x, options).pack(all.data(), count, options.stream);
+}
+
+void feed_forward_stage_packed(const Tensor& x, double eps, int64_t pairs, const void* packed, const Tensor& y,
+                               const Options& options) {
+  if (x.numel() == 0) return;
+  FeedForwardArguments p = sizes_of(x, pairs);
+  p.packed = packed;
+  p.x = x.data, p.y = y.data, p.partial = static_cast<float*>(options.workspace), p.eps = float(eps);
+  p.s_batch = x.stride[0], p.s_channel = x.stride[1], p.s_row = x.stride[2], p.s_column = x.stride[3];
+  const FeedForwardRunner runner = runner_for(x, options);
+  const FeedForwardPlan plan = runner.plan(p);
+  p.splits = plan.splits;
+  runner.run(p, plan, options.stream);
 }
 
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
@@ -65,26 +111,15 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   const std::string problem = feed_forward_stage_problem(x, project_out, options);
   if (!problem.empty()) fail("x", "what the CUDA kernel of feed_forward_stage takes", problem);
-  if (norm_weight.dtype != x.dtype) check_dtype("norm_weight", norm_weight, DType::f32);
-  const auto weight = [&](const char* argument, const Tensor& t) {
-    check_dtype(argument, t, norm_weight.dtype);
-    return t.data;
-  };
-  FeedForwardArguments p = sizes_of(x, project_out);
-  p.wide = norm_weight.dtype == DType::f32;
-  p.norm_weight = weight("norm_weight", norm_weight), p.norm_bias = weight("norm_bias", norm_bias);
-  p.project_in = weight("project_in", project_in), p.dwconv = weight("dwconv", dwconv);
-  p.project_out = weight("project_out", project_out);
-  if (x.numel() == 0) return;
-  p.x = x.data, p.y = y.data, p.partial = static_cast<float*>(options.workspace), p.eps = float(eps);
-  p.s_batch = x.stride[0], p.s_channel = x.stride[1], p.s_row = x.stride[2], p.s_column = x.stride[3];
-  const FeedForwardRunner runner = runner_for(x, options);
-  const FeedForwardPlan plan = runner.plan(p);
-  if (options.workspace_bytes < workspace_of(x, plan)) {
-    fail("workspace", std::to_string(workspace_of(x, plan)) + " bytes", std::to_string(options.workspace_bytes));
+  const int64_t wanted = feed_forward_stage_workspace(x, project_out, options), pairs = project_out.size[1];
+  if (x.numel() != 0 && options.workspace_bytes < wanted) {
+    fail("workspace", std::to_string(wanted) + " bytes", std::to_string(options.workspace_bytes));
   }
-  p.splits = plan.splits;
-  runner.run(p, plan, options.stream);
+  const FeedForwardToPack stage{{norm_weight, norm_bias, project_in, dwconv, project_out}, options.workspace};
+  pack_feed_forward(x, &stage, 1, options);
+  Options rest = options;
+  if (x.numel() != 0) rest.workspace = static_cast<char*>(rest.workspace) + feed_forward_packed_bytes(x, pairs, options);
+  feed_forward_stage_packed(x, eps, pairs, stage.packed, y, rest);
 }
 
 }  // namespace mirage::cuda

@@ -3,27 +3,17 @@
 //
 // A block holds the normalised pixels of its tile and of the line around it in shared memory, and takes 16 pairs of
 // hidden channels at a time: product with project_in, GELU, to shared memory; depthwise convolution and gate, to shared
-// memory; product with project_out, whose sums stay in registers. x is read and y written, nothing else. Where an image
-// has few tiles several blocks share one, each with some of the pairs, and a second kernel adds up their sums.
+// memory; product with project_out, whose sums stay in registers. x is read and y written, nothing else. Weights come
+// packed (feed_forward_pack.h). Where an image has few tiles several blocks share one, each with some of the pairs, and
+// a second kernel adds up their sums.
 #pragma once
 
+#include "copies.h"
 #include "elementary.h"
-#include "products.h"
+#include "feed_forward_pack.h"
 #include "tiles.h"
 
 namespace mirage::cuda {
-
-struct FeedForwardArguments {
-  const void* x;
-  int64_t s_batch, s_channel, s_row, s_column;
-  const void *norm_weight, *norm_bias, *project_in, *dwconv, *project_out;
-  bool wide;  // the weights are float, whatever x is
-  void* y;         // where splits is 1
-  float* partial;  // [splits, B, C, H, W] where it is more
-  float eps;
-  int batch, channels, pairs, height, width;
-  int splits;
-};
 
 // The tile of a block and where its parts lie in shared memory. kBlocks: channels in sixteens.
 template <class Kind, int kBlocks, int kRows_>
@@ -32,12 +22,13 @@ struct FeedForwardTile {
   using Near = Window<kRows_, 1>;
   using Inner = Window<kRows_, 0>;
   static constexpr int kRows = kRows_, kChannels = 16 * kBlocks;
-  static constexpr int kPairs = 16;                                       // at a time
+  static constexpr int kPairs = kFeedForwardPairs;                        // at a time
   static constexpr int kRun = Inner::kPixels * kPairs / kTileThreads;     // neighbours that a thread convolves
 
   alignas(16) T normal[kChannels * Near::kPitch];
   alignas(16) T panel_in[2 * kPairs * kChannels];
   alignas(16) T panel_out[kChannels * kPairs];
+  alignas(16) float taps[2 * kPairs * 12];
   alignas(16) float hidden[2 * kPairs * Near::kHiddenPitch];
   alignas(16) T gate[kPairs * Inner::kPitch];
 };
@@ -93,10 +84,9 @@ MIRAGE_DEVICE void load_pixels(const FeedForwardArguments& p, const FeedForwardW
 }
 
 // The layer norm of each pixel, in place.
-template <class W, class Tile>
-MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, Tile& tile) {
+template <class Packed, class Tile>
+MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, const Packed& packed, Tile& tile) {
   using T = typename Tile::T;
-  const Weights<W> weight{static_cast<const W*>(p.norm_weight)}, bias{static_cast<const W*>(p.norm_bias)};
   for (int n = thread_index(); n < Tile::Near::kPixels; n += kTileThreads) {
     T* pixel = tile.normal + n;
     float sum = 0.0f, squares = 0.0f;
@@ -112,29 +102,9 @@ MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, Tile& tile) {
 #pragma unroll 8
     for (int c = 0; c < p.channels; ++c) {
       const float scaled = (to_float(pixel[c * Tile::Near::kPitch]) - mean) * rstd;
-      pixel[c * Tile::Near::kPitch] = from_float<T>(fmaf(scaled, weight[c], bias[c]));
+      pixel[c * Tile::Near::kPitch] = from_float<T>(fmaf(scaled, packed.norm_weight[c], packed.norm_bias[c]));
     }
   }
-}
-
-// Rows of project_in for a chunk: 16 first halves of pairs, then 16 second halves.
-template <class Kind, class W, class Tile>
-MIRAGE_DEVICE void store_project_in(const FeedForwardArguments& p, int chunk, Tile& tile) {
-  const int first = chunk * Tile::kPairs;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const Block<W> block{static_cast<const W*>(p.project_in), p.channels, half * p.pairs + first, 0, p.pairs - first,
-                         p.channels};
-    store_matrix<Kind, Tile::kPairs, Tile::kChannels, kTileThreads>(
-        tile.panel_in + half * Tile::kPairs * Tile::kChannels, block);
-  }
-}
-
-template <class Kind, class W, class Tile>
-MIRAGE_DEVICE void store_project_out(const FeedForwardArguments& p, int chunk, Tile& tile) {
-  const int first = chunk * Tile::kPairs;
-  const Block<W> block{static_cast<const W*>(p.project_out), p.pairs, 0, first, p.channels, p.pairs - first};
-  store_matrix<Kind, Tile::kChannels, Tile::kPairs, kTileThreads>(tile.panel_out, block);
 }
 
 // Bit 2n + i: whether column i of this lane's fragment n lies in the image. The convolution pads with zeros, and the
@@ -180,32 +150,24 @@ MIRAGE_DEVICE void expand(uint32_t inside, Tile& tile) {
 
 // gelu(d1) d2 with d the depthwise convolution of a chunk. A thread has one pair and a run of neighbours in a line.
 template <class Tile>
-MIRAGE_DEVICE void convolve_and_gate(const float (&taps)[2][9], Tile& tile) {
+MIRAGE_DEVICE void convolve_and_gate(Tile& tile) {
   using T = typename Tile::T;
   using Inner = typename Tile::Inner;
   constexpr int kRun = Tile::kRun, kRuns = Inner::kColumns / kRun;
   const int pair = thread_index() / (Inner::kPixels / kRun), run = thread_index() % (Inner::kPixels / kRun);
   const int row = run / kRuns, column = run % kRuns * kRun;
-  const float* first = tile.hidden + pair * Tile::Near::kHiddenPitch + row * kHiddenLine + column;
   float sum[2][kRun] = {};
-  convolve_run(first, taps[0], sum[0]);
-  convolve_run(first + Tile::kPairs * Tile::Near::kHiddenPitch, taps[1], sum[1]);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int channel = pair + half * Tile::kPairs;
+    float taps[9];
+    read_taps(tile.taps + 12 * channel, taps);
+    convolve_run(tile.hidden + channel * Tile::Near::kHiddenPitch + row * kHiddenLine + column, taps, sum[half]);
+  }
   T* gate = tile.gate + pair * Inner::kPitch + row * Inner::kColumns + column;
 #pragma unroll
   for (int k = 0; k < kRun; k += 2) {
     store_pair(gate + k, gelu<T>(sum[0][k]) * sum[1][k], gelu<T>(sum[0][k + 1]) * sum[1][k + 1]);
-  }
-}
-
-template <class W, class Tile>
-MIRAGE_DEVICE void load_taps(const FeedForwardArguments& p, int chunk, float (&taps)[2][9]) {
-  const Weights<W> weight{static_cast<const W*>(p.dwconv)};
-  const int pair = chunk * Tile::kPairs + thread_index() / (Tile::Inner::kPixels / Tile::kRun);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int64_t start = int64_t(pair + half * p.pairs) * 9;
-#pragma unroll
-    for (int i = 0; i < 9; ++i) taps[half][i] = pair < p.pairs ? weight[start + i] : 0.0f;
   }
 }
 
@@ -242,28 +204,34 @@ MIRAGE_DEVICE void store_result(const FeedForwardArguments& p, const FeedForward
   }
 }
 
-// W: the type of the weights. Up to 96 channels two blocks have the registers of a multiprocessor.
-template <class Kind, class W, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks <= 6 ? 2 : 1) feed_forward_kernel(const FeedForwardArguments p) {
+// Up to 128 channels two blocks have the registers of a multiprocessor, up to 32 three.
+template <class Kind, int kBlocks, int kRows>
+MIRAGE_KERNEL(256, kBlocks <= 2 ? 3 : kBlocks <= 8 ? 2 : 1) feed_forward_kernel(const FeedForwardArguments p) {
   using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
+  const auto& packed = *static_cast<const FeedForwardPacked<Kind, kBlocks>*>(p.packed);
   const FeedForwardWork work = feed_forward_work<Tile>(p);
+  if (work.first_chunk < work.last_chunk) {
+    copy_to_block<kTileThreads>(tile.panel_in, packed.chunks[work.first_chunk].in);
+  }
   load_pixels(p, work, tile);
-  store_project_in<Kind, W>(p, work.first_chunk, tile);
   sync_block();
-  normalise_pixels<W>(p, tile);
+  normalise_pixels(p, packed, tile);
+  wait_for_copies();
   sync_block();
   const uint32_t inside = hidden_inside<Tile>(p, work);
   float acc[kBlocks][Tile::Inner::kTiles][4] = {};
   for (int chunk = work.first_chunk; chunk < work.last_chunk; ++chunk) {
-    float taps[2][9];
-    load_taps<W, Tile>(p, chunk, taps);
+    const auto& panels = packed.chunks[chunk];
+    copy_to_block<kTileThreads>(tile.taps, panels.taps);
     expand<Kind>(inside, tile);
-    sync_block();  // hidden is there; panel_in is free, and since the last turn's end panel_out
-    store_project_out<Kind, W>(p, chunk, tile);
-    if (chunk + 1 < work.last_chunk) store_project_in<Kind, W>(p, chunk + 1, tile);
-    convolve_and_gate(taps, tile);
-    sync_block();  // gate and panels are there; hidden is free
+    wait_for_copies();
+    sync_block();  // hidden and taps are there; panel_in is free, and since the last turn's end panel_out
+    copy_to_block<kTileThreads>(tile.panel_out, panels.out);
+    if (chunk + 1 < work.last_chunk) copy_to_block<kTileThreads>(tile.panel_in, packed.chunks[chunk + 1].in);
+    convolve_and_gate(tile);
+    wait_for_copies();
+    sync_block();  // gate and panels are there; hidden and taps are free
     multiply<Tile::kPairs>(Kind(), tile.panel_out, tile.gate + 8 * Tile::Inner::kTiles * warp_index(), Tile::Inner::kPitch, acc);
   }
   store_result<Tile>(p, work, acc);

@@ -2,6 +2,8 @@
 // instantiates this.
 #pragma once
 
+#include <algorithm>
+
 #include "feed_forward_stage.h"
 #include "launch.h"
 #include "registry.h"
@@ -20,6 +22,10 @@ struct FeedForwardPlan {
 
 struct FeedForwardRunner {
   FeedForwardPlan (*plan)(const FeedForwardArguments& arguments);
+  int64_t (*packed_bytes)(int64_t pairs);
+  // The weights of `count` stages on as many channels, each to its `packed`.
+  void (*pack)(const FeedForwardArguments* stages, int64_t count, void* stream);
+  // One whose weights are packed.
   void (*run)(const FeedForwardArguments& arguments, const FeedForwardPlan& plan, void* stream);
   void (*list)(KernelList& list);  // what run launches
 };
@@ -44,21 +50,34 @@ struct FeedForwardVariant {
     return {tiles, int64_t(sizeof(Tile)), int(wanted < chunks ? (wanted > 1 ? wanted : 1) : chunks > 1 ? chunks : 1)};
   }
 
+  static int64_t packed_bytes(int64_t pairs) { return FeedForwardPacked<Kind, kBlocks>::bytes(pairs); }
+
+  static void pack(const FeedForwardArguments* stages, int64_t count, void* stream) {
+    for (int64_t first = 0; first < count; first += kFeedForwardTogether) {
+      FeedForwardPackArguments all{};
+      const int together = int(std::min<int64_t>(count - first, kFeedForwardTogether));
+      for (int i = 0; i < together; ++i) {
+        all.stages[i] = stages[first + i];
+        all.blocks = std::max({all.blocks, 1, (stages[first + i].pairs + kFeedForwardPairs - 1) / kFeedForwardPairs});
+      }
+      launch("feed_forward_pack_kernel", feed_forward_pack_kernel<Kind, kBlocks>, {int64_t(together) * all.blocks, 256, 0},
+             stream, all);
+    }
+  }
+
   static void run(const FeedForwardArguments& p, const FeedForwardPlan& plan, void* stream) {
-    using T = typename Tile::T;
     const Grid grid{plan.tiles * plan.splits, kTileThreads, plan.shared_bytes};
-    const auto wide = feed_forward_kernel<Kind, float, kBlocks, kRows>;
-    launch("feed_forward_kernel", p.wide ? wide : feed_forward_kernel<Kind, T, kBlocks, kRows>, grid, stream, p);
+    launch("feed_forward_kernel", feed_forward_kernel<Kind, kBlocks, kRows>, grid, stream, p);
     if (plan.splits == 1) return;
     const int64_t elements = int64_t(p.batch) * p.channels * p.height * p.width;
-    launch("feed_forward_sum_kernel", feed_forward_sum_kernel<T>, {(elements + 255) / 256, 256, 0}, stream, p);
+    launch("feed_forward_sum_kernel", feed_forward_sum_kernel<typename Tile::T>, {(elements + 255) / 256, 256, 0}, stream,
+           p);
   }
 
   static void list(KernelList& list) {
-    using T = typename Tile::T;
-    list.add<feed_forward_kernel<Kind, float, kBlocks, kRows>>(kTileThreads, sizeof(Tile));
-    list.add<feed_forward_kernel<Kind, T, kBlocks, kRows>>(kTileThreads, sizeof(Tile));
-    list.add<feed_forward_sum_kernel<T>>(256, 0);
+    list.add<feed_forward_pack_kernel<Kind, kBlocks>>(256, 0);
+    list.add<feed_forward_kernel<Kind, kBlocks, kRows>>(kTileThreads, sizeof(Tile));
+    list.add<feed_forward_sum_kernel<typename Tile::T>>(256, 0);
   }
 };
 
@@ -69,7 +88,7 @@ FeedForwardRunner runner_from(int channels) {
     if (channels > 16 * kBlocks) return runner_from<Kind, kIndex + 1>(channels);
   }
   using Variant = FeedForwardVariant<Kind, kBlocks>;
-  return {Variant::plan, Variant::run, Variant::list};
+  return {Variant::plan, Variant::packed_bytes, Variant::pack, Variant::run, Variant::list};
 }
 
 }  // namespace

@@ -1,14 +1,15 @@
 // The second kernel of mixer_stage, on numbers that are few: block 0 of a sample turns q k^T into the attention, the others
-// generate 256 taps each of the 7x7 kernels, after finding again the little that leads there.
+// generate 256 taps each of the 7x7 kernels, after finding again the little that leads there. Blocks behind those of the
+// samples pack weights.
 #pragma once
 
 #include "attention_softmax.h"
-#include "mixer_stage.h"
+#include "mixer_pack.h"
 
 namespace mirage::cuda {
 
 // Softmax over the cosines of q and k, and what backward wants of them: [heads, 2d + 2, d]. `room`: see finalise_floats.
-template <class W>
+template <class Kind, class W>
 MIRAGE_DEVICE void finalise_attention(const MixerArguments& p, int sample, float* room) {
   const int branch = p.branch, depth = p.depth(), matrix = depth * depth, of_head = (2 * depth + 2) * depth;
   const int entries = p.means_at(), squares = p.squares_at();
@@ -30,6 +31,7 @@ MIRAGE_DEVICE void finalise_attention(const MixerArguments& p, int sample, float
   }
   sync_block();
   for (int i = thread_index(); i < squares; i += kTileThreads) out[i / matrix * of_head + i % matrix] = sums[i];
+  pack_attention<Kind>(p, sample, sums);
 }
 
 // What a block wants of shared memory.
@@ -116,11 +118,14 @@ MIRAGE_DEVICE void generate_kernels(const MixerArguments& p, int sample, int sli
 
 // `blocks` of a sample: one, and as many as its taps want. Two of a multiprocessor are asked for, because by itself the
 // compiler keeps to 64 registers, and spills.
-template <class W>
+template <class Kind, class W>
 MIRAGE_KERNEL(256, 2) mixer_finalise_kernel(const MixerArguments p, const int blocks) {
   float* room = reinterpret_cast<float*>(shared_memory());
   const int sample = int(block_index() / blocks), slice = int(block_index() % blocks);
-  if (slice == 0) finalise_attention<W>(p, sample, room);
+  const int step = int(block_index() - int64_t(p.batch) * blocks);  // of the weights; before them the floats
+  if (step == 0) pack_floats<W>(p);
+  else if (step > 0) pack_step<Kind, W>(p, step - 1);
+  else if (slice == 0) finalise_attention<Kind, W>(p, sample, room);
   else generate_kernels<W>(p, sample, slice - 1, room);
 }
 

@@ -1,7 +1,8 @@
 // The third kernel of mixer_stage: all three branches, their fusion and project_out, for one tile of the image a block.
+// Matrices come in the steps of mixer_pack.h, each while those before it are multiplied.
 #pragma once
 
-#include "mixer_stage.h"
+#include "mixer_pack.h"
 
 namespace mirage::cuda {
 
@@ -16,7 +17,8 @@ struct MixerFuseTile {
 
   static constexpr int largest(int a, int b) { return a > b ? a : b; }
   static constexpr int kWindows = kBranch * (Far::kPitch + Near::kPitch), kFused = 3 * kBranch * Inner::kPitch;
-  static constexpr int kPanel = 16 * kBranch * largest(kBlocks, 3);
+  using Stream = MixerStream<T, kBlocks>;
+  static constexpr int kPanel = 16 * kBranch;
 
   // First the windows of detail and n1, at last the fused branches.
   alignas(16) T large[largest(kWindows, kFused)];
@@ -24,8 +26,7 @@ struct MixerFuseTile {
   alignas(16) T other[kBranch * Inner::kPitch];   // v, then n3
   alignas(16) float hidden[16 * kHiddenPitch];
   alignas(16) T chunk[16 * Inner::kPitch];
-  alignas(16) T panel[kPanel];
-  alignas(16) T panel_out[16 * kBranch];
+  alignas(16) T steps[2][Stream::kStep];
 
   MIRAGE_DEVICE T* detail() { return large; }
   MIRAGE_DEVICE T* normal() { return large + kBranch * Far::kPitch; }
@@ -58,58 +59,52 @@ MIRAGE_DEVICE void multiply_inner(const typename Tile::T* panel, const typename 
   multiply<kDepth>(Kind(), panel, pixels + 8 * Tile::Inner::kTiles * warp_index(), Tile::Inner::kPitch, acc);
 }
 
+// acc += the product with all channels at `pixels`, a step for each 16 of them. The first begins with a barrier.
+template <class Kind, class Tile, int MT>
+MIRAGE_DEVICE void multiply_steps(typename Tile::Stream& stream, const typename Tile::T* pixels,
+                                  float (&acc)[MT][Tile::Inner::kTiles][4]) {
+#pragma unroll 1
+  for (int first = 0; first < Tile::kBranch; first += 16) {
+    const auto* panel = stream.next();
+    multiply_inner<Kind, 16, Tile>(panel, pixels + first * Tile::Inner::kPitch, acc);
+  }
+}
+
 // attention x v, v from n1 with its depthwise convolution.
-template <class Kind, class W, class Tile>
-MIRAGE_DEVICE void attend(const MixerArguments& p, const Corner& at, Tile& tile, MixerFragments<Tile>& acc) {
+template <class Kind, class Tile>
+MIRAGE_DEVICE void attend(typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile>& acc) {
   using Near = typename Tile::Near;
   constexpr int kRun = Tile::kRun, kRuns = 16 / kRun, kRunsOfTile = Tile::Inner::kPixels / kRun;
-  const auto weight = p.weights<W>(p.qkv_dwconv);
+  const int i = thread_index() / kRunsOfTile, run = thread_index() % kRunsOfTile;
+  const int row = run / kRuns, column = run % kRuns * kRun;
+#pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
-    const Block<W> block{static_cast<const W*>(p.qkv), p.branch, 2 * p.branch + first, 0, p.branch - first, p.branch};
-    store_matrix<Kind, 16, Tile::kBranch, kTileThreads>(tile.panel, block);
-    sync_block();
+    const auto* panel = stream.next();  // the hidden channels before have been read
     float fragments[1][Near::kTiles][4] = {};
-    multiply<Tile::kBranch>(Kind(), tile.panel, tile.normal() + 8 * Near::kTiles * warp_index(), Near::kPitch, fragments);
+    multiply<Tile::kBranch>(Kind(), panel, tile.normal() + 8 * Near::kTiles * warp_index(), Near::kPitch, fragments);
     store_lines<Near>(fragments, tile.hidden);
-    const int i = thread_index() / kRunsOfTile, run = thread_index() % kRunsOfTile, channel = first + i;
-    const int row = run / kRuns, column = run % kRuns * kRun;
-    float taps[9], sum[kRun] = {};
-#pragma unroll
-    for (int t = 0; t < 9; ++t) {
-      taps[t] = channel < p.branch ? weight[int64_t(2 * p.branch + channel) * 9 + t] : 0.0f;
-    }
     sync_block();
+    float taps[9], sum[kRun] = {};
+    read_taps(reinterpret_cast<const float*>(panel + Tile::kPanel) + 12 * i, taps);
     convolve_run(tile.hidden + i * Tile::kHiddenPitch + row * kHiddenLine + column, taps, sum);
-    auto* out = tile.other + channel * Tile::Inner::kPitch + row * 16 + column;
+    auto* out = tile.other + (first + i) * Tile::Inner::kPitch + row * 16 + column;
 #pragma unroll
     for (int j = 0; j < kRun; j += 2) store_pair(out + j, sum[j], sum[j + 1]);
-    // hidden and panel are written again after the next barrier, which all reach after reading them here
   }
-  const int depth = p.depth();
-  const float* attention = p.attention + int64_t(at.sample) * p.heads * (2 * depth + 2) * depth;
-  sync_block();
-  store_panel<Kind, Tile::kBranch, Tile::kBranch, kTileThreads>(tile.panel, [&](int row, int k, float (&pair)[2]) {
-    const float* of_row = attention + (int64_t(row / depth) * (2 * depth + 2) + row % depth) * depth;
-#pragma unroll
-    for (int j = 0; j < Kind::kUnit; ++j) {
-      const bool together = row < p.branch && k + j < p.branch && row / depth == (k + j) / depth;
-      pair[j] = together ? of_row[(k + j) % depth] : 0.0f;
-    }
-  });
-  sync_block();
-  multiply_inner<Kind, Tile::kBranch, Tile>(tile.panel, tile.other, acc);
+  multiply_steps<Kind, Tile>(stream, tile.other, acc);
 }
 
 // The detail over its window, in place: each warp reads and writes its own pixels.
-template <class Kind, class W, class Tile>
-MIRAGE_DEVICE void project_detail(const MixerArguments& p, Tile& tile) {
+template <class Kind, class Tile>
+MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile) {
   using Far = typename Tile::Far;
-  const Block<W> block{static_cast<const W*>(p.gic1), p.branch, 2 * p.hidden - p.branch, 0, p.branch, p.branch};
-  store_matrix<Kind, Tile::kBranch, Tile::kBranch, kTileThreads>(tile.panel, block);
-  sync_block();
   float acc[Tile::kBranch / 16][Far::kTiles][4] = {};
-  const int first = 8 * Far::kTiles * warp_index(), g = lane_index() / 4, t = lane_index() % 4;
-  multiply<Tile::kBranch>(Kind(), tile.panel, tile.detail() + first, Far::kPitch, acc);
+  const int start = 8 * Far::kTiles * warp_index(), g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll 1
+  for (int first = 0; first < Tile::kBranch; first += 16) {
+    const auto* panel = stream.next();
+    multiply<16>(Kind(), panel, tile.detail() + first * Far::kPitch + start, Far::kPitch, acc);
+  }
   sync_warp();
 #pragma unroll
   for (int m = 0; m < Tile::kBranch / 16; ++m) {
@@ -117,7 +112,7 @@ MIRAGE_DEVICE void project_detail(const MixerArguments& p, Tile& tile) {
     for (int n = 0; n < Far::kTiles; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        store_pair(tile.detail() + (16 * m + 8 * half + g) * Far::kPitch + first + 8 * n + 2 * t, acc[m][n][2 * half],
+        store_pair(tile.detail() + (16 * m + 8 * half + g) * Far::kPitch + start + 8 * n + 2 * t, acc[m][n][2 * half],
                    acc[m][n][2 * half + 1]);
       }
     }
@@ -156,31 +151,21 @@ MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, const Corner
 }
 
 // gic2(gelu(gate / t) * concat(identity, convolution of detail)), 16 channels of the product at a time.
-template <class Kind, class W, class Tile>
-MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, Tile& tile, MixerFragments<Tile>& acc) {
+template <class Kind, class Tile>
+MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float temperature, typename Tile::Stream& stream,
+                        Tile& tile, MixerFragments<Tile>& acc) {
   using T = typename Tile::T;
   constexpr int kTiles = Tile::Inner::kTiles;
-  const W *gic1 = static_cast<const W*>(p.gic1), *gic2 = static_cast<const W*>(p.gic2);
-  const float inverse = 1.0f / p.weights<W>(p.gate_temperature)[0];
-  const int identities = p.hidden - p.branch;
-  for (int first = 0; first < p.hidden;) {
-    const bool identity = first < identities;
-    const int rows = (identity ? identities : p.hidden) - first;  // of this kind from here on
-    const Block<W> gates{gic1, p.branch, first, 0, rows, p.branch};
-    store_matrix<Kind, 16, Tile::kBranch, kTileThreads>(tile.panel, gates);
-    if (identity) {
-      const Block<W> values{gic1, p.branch, p.hidden + first, 0, rows, p.branch};
-      store_matrix<Kind, 16, Tile::kBranch, kTileThreads>(tile.panel + 16 * Tile::kBranch, values);
-    }
-    const Block<W> out{gic2, p.hidden, 0, first, p.branch, rows};
-    store_matrix<Kind, Tile::kBranch, 16, kTileThreads>(tile.panel_out, out);
-    sync_block();
+  const MixerSteps steps(p);
+  const float inverse = 1.0f / temperature;
+#pragma unroll 1
+  for (int step = 0; step < steps.gate; ++step) {
+    const bool identity = step < steps.identities;
+    const T* panels = stream.next();  // the product before has been read
     float gates_of[1][kTiles][4] = {};
-    multiply_inner<Kind, Tile::kBranch, Tile>(tile.panel, tile.scaled, gates_of);
+    multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.scaled, gates_of);
     float values_of[1][kTiles][4] = {};
-    if (identity) {
-      multiply_inner<Kind, Tile::kBranch, Tile>(tile.panel + 16 * Tile::kBranch, tile.scaled, values_of);
-    }
+    if (identity) multiply_inner<Kind, Tile::kBranch, Tile>(panels + Tile::kPanel, tile.scaled, values_of);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -192,22 +177,21 @@ MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, Tile& tile, M
     store_fragments<Tile>(gates_of, tile.chunk);
     sync_block();
     if (!identity) {
-      multiply_by_convolution(p, at, first - identities, tile);
+      multiply_by_convolution(p, at, 16 * (step - steps.identities), tile);
       sync_block();
     }
-    multiply_inner<Kind, 16, Tile>(tile.panel_out, tile.chunk, acc);
-    sync_block();
-    first += identity && rows < 16 ? rows : 16;
+    multiply_inner<Kind, 16, Tile>(panels + 2 * Tile::kPanel, tile.chunk, acc);
   }
 }
 
 // proj_out(scale * acc + n2).
-template <class Kind, class W, class Tile>
-MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, Tile& tile, MixerFragments<Tile>& acc) {
+template <class Kind, class Tile>
+MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, const Weights<float>& weight,
+                                  const Weights<float>& bias, typename Tile::Stream& stream, Tile& tile,
+                                  MixerFragments<Tile>& acc) {
   using T = typename Tile::T;
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + int64_t(p.branch) * p.s_channel;
   const float* moments = p.moments + 2 * at.sample * p.plane();
-  const auto weight = p.weights<W>(p.norm_weight), bias = p.weights<W>(p.norm_bias);
   const float scale = p.branch_scale ? p.branch_scale[at.sample] : 1.0f;
   const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
@@ -230,32 +214,26 @@ MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, Til
       }
     }
   }
-  store_fragments<Tile>(acc, tile.scaled);
-  const Block<W> block{static_cast<const W*>(p.proj_out), p.branch, 0, 0, p.branch, p.branch};
-  store_matrix<Kind, Tile::kBranch, Tile::kBranch, kTileThreads>(tile.panel, block);
-  sync_block();
+  store_fragments<Tile>(acc, tile.scaled);  // which nobody reads since the last barrier of the gate
 #pragma unroll
   for (int m = 0; m < Tile::kBranch / 16; ++m) {
 #pragma unroll
     for (int n = 0; n < Tile::Inner::kTiles; ++n) acc[m][n][0] = acc[m][n][1] = acc[m][n][2] = acc[m][n][3] = 0.0f;
   }
-  multiply_inner<Kind, Tile::kBranch, Tile>(tile.panel, tile.scaled, acc);
+  multiply_steps<Kind, Tile>(stream, tile.scaled, acc);
 }
 
 // mlp_out(gelu(mlp_in(n3))), 16 of the 2c hidden channels at a time.
-template <class Kind, class W, class Tile>
-MIRAGE_DEVICE void perceive(const MixerArguments& p, Tile& tile, MixerFragments<Tile>& acc) {
+template <class Kind, class Tile>
+MIRAGE_DEVICE void perceive(const MixerArguments& p, typename Tile::Stream& stream, Tile& tile,
+                            MixerFragments<Tile>& acc) {
   using T = typename Tile::T;
   constexpr int kTiles = Tile::Inner::kTiles;
+#pragma unroll 1
   for (int first = 0; first < 2 * p.branch; first += 16) {
-    const int rows = 2 * p.branch - first;
-    const Block<W> in{static_cast<const W*>(p.mlp_in), p.branch, first, 0, rows, p.branch};
-    const Block<W> out{static_cast<const W*>(p.mlp_out), 2 * p.branch, 0, first, p.branch, rows};
-    store_matrix<Kind, 16, Tile::kBranch, kTileThreads>(tile.panel, in);
-    store_matrix<Kind, Tile::kBranch, 16, kTileThreads>(tile.panel_out, out);
-    sync_block();
+    const T* panels = stream.next();  // the hidden channels before have been read
     float hidden[1][kTiles][4] = {};
-    multiply_inner<Kind, Tile::kBranch, Tile>(tile.panel, tile.other, hidden);
+    multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.other, hidden);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -263,18 +241,16 @@ MIRAGE_DEVICE void perceive(const MixerArguments& p, Tile& tile, MixerFragments<
     }
     store_fragments<Tile>(hidden, tile.chunk);
     sync_block();
-    multiply_inner<Kind, 16, Tile>(tile.panel_out, tile.chunk, acc);
-    sync_block();
+    multiply_inner<Kind, 16, Tile>(panels + Tile::kPanel, tile.chunk, acc);
   }
 }
 
 // Each branch modulated by the sum of the other two, one after the other as channels of `large`; zero from 3c on.
-template <class W, class Tile>
-MIRAGE_DEVICE void fuse(const MixerArguments& p, const MixerFragments<Tile>& a, const MixerFragments<Tile>& b,
-                        const MixerFragments<Tile>& c, Tile& tile) {
+template <class Tile>
+MIRAGE_DEVICE void fuse(const MixerArguments& p, const float* alphas, const MixerFragments<Tile>& a,
+                        const MixerFragments<Tile>& b, const MixerFragments<Tile>& c, Tile& tile) {
   constexpr int kPitch = Tile::Inner::kPitch;
-  const float alpha_a = p.weights<W>(p.alpha_att)[0], alpha_b = p.weights<W>(p.alpha_conv)[0],
-              alpha_c = p.weights<W>(p.alpha_mlp)[0];
+  const float alpha_a = alphas[0], alpha_b = alphas[1], alpha_c = alphas[2];
   const int g = lane_index() / 4, t = lane_index() % 4;
   for (int i = thread_index(); i < (3 * Tile::kBranch - 3 * p.branch) * kPitch; i += kTileThreads) {
     tile.large[3 * p.branch * kPitch + i] = from_float<typename Tile::T>(0.0f);
@@ -302,18 +278,16 @@ MIRAGE_DEVICE void fuse(const MixerArguments& p, const MixerFragments<Tile>& a, 
 }
 
 // y = x + project_out(large), 16 channels of `large` at a time.
-template <class Kind, class W, class Tile>
-MIRAGE_DEVICE void project_out(const MixerArguments& p, const Corner& at, Tile& tile) {
+template <class Kind, class Tile>
+MIRAGE_DEVICE void project_out(const MixerArguments& p, const Corner& at, typename Tile::Stream& stream, Tile& tile) {
   using T = typename Tile::T;
   constexpr int kTiles = Tile::Inner::kTiles, kChannels = 3 * Tile::kBranch;
   const int channels = 3 * p.branch;
   float acc[kChannels / 16][kTiles][4] = {};
+#pragma unroll 1
   for (int first = 0; first < channels; first += 16) {
-    const Block<W> block{static_cast<const W*>(p.project_out), channels, 0, first, channels, channels - first};
-    store_matrix<Kind, kChannels, 16, kTileThreads>(tile.panel, block);
-    sync_block();
-    multiply_inner<Kind, 16, Tile>(tile.panel, tile.large + first * Tile::Inner::kPitch, acc);
-    sync_block();
+    const T* panel = stream.next();
+    multiply_inner<Kind, 16, Tile>(panel, tile.large + first * Tile::Inner::kPitch, acc);
   }
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch;
   T* y = static_cast<T*>(p.y) + at.sample * channels * p.plane();
@@ -337,7 +311,7 @@ MIRAGE_DEVICE void project_out(const MixerArguments& p, const Corner& at, Tile& 
   }
 }
 
-template <class Kind, class W, int kBlocks, int kRows>
+template <class Kind, int kBlocks, int kRows>
 MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_fuse_kernel(const MixerArguments p) {
   using Tile = MixerFuseTile<Kind, kBlocks, kRows>;
   using T = typename Tile::T;
@@ -346,29 +320,31 @@ MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_fuse_kernel(const MixerArguments 
   const int i = int(block_index() % tiles);
   const Corner at{int(block_index() / tiles), i / across * kRows, i % across * 16};
   const MomentsOfPlane moments{p.moments + 2 * at.sample * p.plane(), p.plane()};
+  const Weights<float> norm_weight{p.packed}, norm_bias{p.packed + 3 * Tile::kBranch};
+  const float *bn_weight = p.packed + 6 * Tile::kBranch, *bn_bias = bn_weight + Tile::kBranch;
+  const float* scalars = p.packed + mixer_scalars(kBlocks);  // temperature of the gate, alphas
   const auto same = [](int, float value) { return value; };
-  const auto weight = p.weights<W>(p.bn_weight), bias = p.weights<W>(p.bn_bias);
   const auto batch_norm = [&](int c, float value) {
-    return fmaf((value - p.batch_mean[c]) * (1.0f / sqrtf(p.batch_var[c] + p.bn_eps)), weight[c], bias[c]);
+    return fmaf((value - p.batch_mean[c]) * (1.0f / sqrtf(p.batch_var[c] + p.bn_eps)), bn_weight[c], bn_bias[c]);
   };
-  load_normal<T, W, kBlocks, typename Tile::Near>(p, at, 0, moments, tile.normal(), same);
-  load_normal<T, W, kBlocks, typename Tile::Far>(p, at, 1, moments, tile.detail(), batch_norm);
-  load_normal<T, W, kBlocks, typename Tile::Inner>(p, at, 1, moments, tile.scaled, batch_norm);
+  typename Tile::Stream stream(p, at.sample, tile.steps);
+  const auto load = [&](auto window, int third, T* out, auto change) {
+    load_normal<T, float, kBlocks, decltype(window)>(p, at, third, norm_weight, norm_bias, moments, out, change);
+  };
+  load(typename Tile::Near(), 0, tile.normal(), same);
+  load(typename Tile::Far(), 1, tile.detail(), batch_norm);
+  load(typename Tile::Inner(), 1, tile.scaled, batch_norm);
   MixerFragments<Tile> attended = {};
-  attend<Kind, W>(p, at, tile, attended);
-  sync_block();
-  load_normal<T, W, kBlocks, typename Tile::Inner>(p, at, 2, moments, tile.other, same);
-  project_detail<Kind, W>(p, tile);
-  sync_block();
+  attend<Kind>(stream, tile, attended);
+  project_detail<Kind>(stream, tile);  // after its first barrier v has been read
+  load(typename Tile::Inner(), 2, tile.other, same);
   MixerFragments<Tile> gated = {};
-  gate<Kind, W>(p, at, tile, gated);
-  project_branch<Kind, W>(p, at, tile, gated);
-  sync_block();
+  gate<Kind>(p, at, scalars[0], stream, tile, gated);
+  project_branch<Kind>(p, at, norm_weight, norm_bias, stream, tile, gated);
   MixerFragments<Tile> perceived = {};
-  perceive<Kind, W>(p, tile, perceived);
-  fuse<W>(p, attended, gated, perceived, tile);
-  sync_block();
-  project_out<Kind, W>(p, at, tile);
+  perceive<Kind>(p, stream, tile, perceived);
+  fuse(p, scalars + 1, attended, gated, perceived, tile);
+  project_out<Kind>(p, at, stream, tile);
 }
 
 }  // namespace mirage::cuda

@@ -190,7 +190,8 @@ MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_reduce_kernel(const MixerArgument
     find_moments(p, at, tile);
     sync_block();
     const MomentsOfWindow moments{tile.mean, tile.rstd};
-    load_normal<T, W, kBlocks, Near>(p, at, 0, moments, tile.normal, [](int, float value) { return value; });
+    load_normal<T, W, kBlocks, Near>(p, at, 0, p.weights<W>(p.norm_weight), p.weights<W>(p.norm_bias), moments,
+                                     tile.normal, [](int, float value) { return value; });
     add_branch_moments<W>(p, at, count, pixels, tile);
     count += pixels;
     sync_block();

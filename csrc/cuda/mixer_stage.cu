@@ -18,18 +18,20 @@ MixerRunner runner_for(const Tensor& x, const Options& options) {
   return options.tf32 ? mixer_runner<TensorCoresTf32>(branch) : mixer_runner<ExactFloat>(branch);
 }
 
-MixerArguments sizes_of(const Tensor& x, int64_t heads) {
+MixerArguments sizes_of(const Tensor& x, int64_t heads, int64_t hidden) {
   MixerArguments p{};
   p.batch = int(x.size[0]), p.branch = int(x.size[1] / 3), p.height = int(x.size[2]), p.width = int(x.size[3]);
-  p.heads = int(heads);
+  p.heads = int(heads), p.hidden = int(hidden);
   return p;
 }
 
-// Moments of each pixel, then what the parts leave.
+// Packed weights, moments of each pixel, then what the parts leave.
+int64_t packed_floats(const MixerPlan& plan) { return (plan.packed_bytes + 255) / 256 * 64; }
 int64_t moments_of(const MixerArguments& p) { return 2 * int64_t(p.batch) * p.height * p.width; }
 
 int64_t workspace_of(const MixerArguments& p, const MixerPlan& plan) {
-  return (moments_of(p) + int64_t(p.batch) * plan.parts * p.partial_size()) * int64_t(sizeof(float));
+  const int64_t parts = int64_t(p.batch) * plan.parts * p.partial_size();
+  return (packed_floats(plan) + moments_of(p) + parts) * int64_t(sizeof(float));
 }
 
 }  // namespace
@@ -50,15 +52,15 @@ std::string mixer_stage_problem(const Tensor& x, const Options& options) {
   }
   if ((x.size[2] + 3) / 4 * ((x.size[3] + 15) / 16) > INT32_MAX) return "so many pixels";
   if (x.size[1] > 3 * kMixerMostBranch) return std::to_string(x.size[1]) + " channels";
-  const int64_t wanted = runner_for(x, options).plan(sizes_of(x, 1)).shared_bytes, limit = shared_memory_limit();
+  const int64_t wanted = runner_for(x, options).plan(sizes_of(x, 1, x.size[1] / 3)).shared_bytes, limit = shared_memory_limit();
   if (wanted > limit) {
     return std::to_string(wanted) + " bytes of shared memory, of which this GPU has " + std::to_string(limit);
   }
   return "";
 }
 
-int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, const Options& options) {
-  const MixerArguments p = sizes_of(x, heads);
+int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, int64_t hidden, const Options& options) {
+  const MixerArguments p = sizes_of(x, heads, hidden);
   return workspace_of(p, runner_for(x, options).plan(p));
 }
 
@@ -69,7 +71,7 @@ void mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_sc
   const std::string problem = mixer_stage_problem(x, options);
   if (!problem.empty()) fail("x", "what the CUDA kernels of mixer_stage take", problem);
   if (w.norm_weight.dtype != x.dtype) check_dtype("norm_weight", w.norm_weight, DType::f32);
-  MixerArguments p = sizes_of(x, w.temperature.size[0]);
+  MixerArguments p = sizes_of(x, w.temperature.size[0], w.gic2.size[1]);
   const struct {
     const char* argument;
     const Tensor& weight;
@@ -101,7 +103,7 @@ void mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_sc
   }
   if (x.numel() == 0) return;
   p.wide = w.norm_weight.dtype == DType::f32;
-  p.x = x.data, p.y = y.data, p.hidden = int(w.gic2.size[1]);
+  p.x = x.data, p.y = y.data;
   p.s_batch = x.stride[0], p.s_channel = x.stride[1], p.s_row = x.stride[2], p.s_column = x.stride[3];
   p.branch_scale = branch_scale.as<const float>();
   p.eps = float(mixer.norm_eps), p.bn_eps = float(mixer.bn_eps), p.training = mixer.training;
@@ -114,7 +116,8 @@ void mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_sc
     fail("workspace", std::to_string(workspace_of(p, plan)) + " bytes", std::to_string(options.workspace_bytes));
   }
   p.parts = plan.parts;
-  p.moments = static_cast<float*>(options.workspace), p.partial = p.moments + moments_of(p);
+  p.packed = static_cast<float*>(options.workspace);
+  p.moments = p.packed + packed_floats(plan), p.partial = p.moments + moments_of(p);
   runner.run(p, plan, options.stream);
 }
 

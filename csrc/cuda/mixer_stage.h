@@ -2,7 +2,8 @@
 // layer_norm(x):
 //
 //   mixer_reduce    reads x: moments of each pixel, q k^T, |q|^2, |k|^2, mean and variance of n2. q and k stay on chip.
-//   mixer_finalise  small: softmax of the attention, BatchNorm's statistics, the generated 7x7 kernels.
+//   mixer_finalise  small: softmax of the attention, BatchNorm's statistics, the generated 7x7 kernels; and it packs the
+//                   weights of mixer_fuse (mixer_pack.h).
 //   mixer_fuse      reads x and writes y, a tile at a time; nothing else of the size of a feature map exists.
 #pragma once
 
@@ -30,6 +31,7 @@ struct MixerArguments {
   int parts;                                        // of a sample, in mixer_reduce
   float* moments;                                   // [B, 2, H W]: mean and reciprocal deviation
   float* partial;                                   // [B, parts, partial_size()]
+  float* packed;                                    // see mixer_pack.h; aligned to 16 bytes
   float *attention, *kernels, *branch_mean, *batch_mean, *batch_var;  // MixerStatistics
 
   MIRAGE_ANYWHERE int depth() const { return branch / heads; }
@@ -66,11 +68,10 @@ struct MomentsOfPlane {
 
 // Third `third` of the normalised x in a window, `change`d; zero outside the image, and channels from c on to 16 kBlocks.
 template <class T, class W, int kBlocks, class Window, class Moments, class Change>
-MIRAGE_DEVICE void load_normal(const MixerArguments& p, const Corner& at, int third, const Moments& moments, T* out,
-                               Change change) {
+MIRAGE_DEVICE void load_normal(const MixerArguments& p, const Corner& at, int third, const Weights<W>& weight,
+                               const Weights<W>& bias, const Moments& moments, T* out, Change change) {
   constexpr int kMargin = (Window::kLine - Window::kColumns) / 2;
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + int64_t(third) * p.branch * p.s_channel;
-  const auto weight = p.weights<W>(p.norm_weight), bias = p.weights<W>(p.norm_bias);
   int64_t offset[Window::kGroups];
   float mean[Window::kGroups], rstd[Window::kGroups];
   uint32_t within = 0;

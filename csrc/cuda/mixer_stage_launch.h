@@ -17,6 +17,7 @@ struct MixerPlan {
   int64_t tiles;  // of a sample
   int parts;      // of a sample, in the first kernel
   int64_t shared_bytes;  // the most that a kernel wants
+  int64_t packed_bytes;
 };
 
 struct MixerRunner {
@@ -55,7 +56,7 @@ struct MixerVariant {
     const int64_t parts = wanted < tiles ? wanted : tiles;
     int64_t bytes = finalise_bytes(p);
     for (int64_t other : {kReduceBytes, kFuseBytes}) bytes = other > bytes ? other : bytes;
-    return {tiles, int(parts > 1 ? parts : 1), bytes};
+    return {tiles, int(parts > 1 ? parts : 1), bytes, mixer_packed_bytes(p, sizeof(T))};
   }
 
   template <class W>
@@ -63,9 +64,10 @@ struct MixerVariant {
     launch("mixer_reduce_kernel", mixer_reduce_kernel<Kind, W, kBlocks, kRows>,
            {int64_t(p.batch) * p.parts, kTileThreads, kReduceBytes}, stream, p);
     const int blocks = 1 + (p.branch * kMixerTaps + kTileThreads - 1) / kTileThreads;
-    launch("mixer_finalise_kernel", mixer_finalise_kernel<W>,
-           {int64_t(p.batch) * blocks, kTileThreads, finalise_bytes(p)}, stream, p, blocks);
-    launch("mixer_fuse_kernel", mixer_fuse_kernel<Kind, W, kBlocks, kRows>,
+    const int64_t packing = 1 + MixerSteps(p).of_weights();
+    launch("mixer_finalise_kernel", mixer_finalise_kernel<Kind, W>,
+           {int64_t(p.batch) * blocks + packing, kTileThreads, finalise_bytes(p)}, stream, p, blocks);
+    launch("mixer_fuse_kernel", mixer_fuse_kernel<Kind, kBlocks, kRows>,
            {p.batch * plan.tiles, kTileThreads, kFuseBytes}, stream, p);
   }
 
@@ -77,8 +79,8 @@ struct MixerVariant {
   template <class W>
   static void list_with(KernelList& list) {
     list.add<mixer_reduce_kernel<Kind, W, kBlocks, kRows>>(kTileThreads, kReduceBytes);
-    list.add<mixer_finalise_kernel<W>>(kTileThreads, most_finalise_bytes());
-    list.add<mixer_fuse_kernel<Kind, W, kBlocks, kRows>>(kTileThreads, kFuseBytes);
+    list.add<mixer_finalise_kernel<Kind, W>>(kTileThreads, most_finalise_bytes());
+    list.add<mixer_fuse_kernel<Kind, kBlocks, kRows>>(kTileThreads, kFuseBytes);
   }
 
   static void list(KernelList& list) {

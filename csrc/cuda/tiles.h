@@ -33,6 +33,13 @@ MIRAGE_DEVICE int hidden_place(int pixel) {
   return pixel / Window::kLine * kHiddenLine + pixel % Window::kLine;
 }
 
+// Those of a channel, which begin at a multiple of four elements.
+MIRAGE_DEVICE void read_taps(const float* from, float (&taps)[9]) {
+  load_packed<4>(from, taps);
+  load_packed<4>(from + 4, taps + 4);
+  taps[8] = from[8];
+}
+
 // Depthwise 3x3 of one channel for a run of pixels: `line` is where the run's window begins, in a hidden tile.
 template <int kRun>
 MIRAGE_DEVICE void convolve_run(const float* line, const float (&taps)[9], float (&sum)[kRun]) {

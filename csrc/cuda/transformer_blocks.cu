@@ -3,7 +3,9 @@
 #include "mirage/cuda/transformer_blocks.h"
 
 #include <algorithm>
+#include <vector>
 
+#include "feed_forward_packed.h"
 #include "mirage/cuda/feed_forward_stage.h"
 #include "mirage/cuda/mixer_stage.h"
 #include "stage_checks.h"
@@ -42,9 +44,10 @@ class Room {
   int64_t used_ = 0;
 };
 
-// What the blocks share, one after the other.
+// What the blocks share, one after the other, and their packed weights.
 struct Memory {
   Tensor middle, between;  // maps: after a block's first half, and after all but the last block
+  std::vector<FeedForwardToPack> feed_forward;
   MixerStatistics statistics;
   Options options;  // with the stages' own scratch memory
 
@@ -56,11 +59,16 @@ struct Memory {
     options.workspace_bytes = 0;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t heads = heads_of(x, blocks[i].mixer), depth = c / heads;
-      check_ndim("project_out", blocks[i].feed_forward.project_out, 2);
+      check_ndim("gic2", blocks[i].mixer.gic2, 2);
+      const int64_t hidden = blocks[i].mixer.gic2.size[1];
+      const FeedForwardWeights& f = blocks[i].feed_forward;
+      check_ndim("project_out", f.project_out, 2);
+      const int64_t pairs = f.project_out.size[1];
+      feed_forward.push_back({f, room.next(feed_forward_packed_bytes(x, pairs, given))});
       attention = std::max(attention, batch * heads * (2 * depth + 2) * depth);
       options.workspace_bytes =
-          std::max({options.workspace_bytes, mixer_stage_workspace(x, heads, given),
-                    feed_forward_stage_workspace(x, blocks[i].feed_forward.project_out, given)});
+          std::max({options.workspace_bytes, mixer_stage_workspace(x, heads, hidden, given),
+                    feed_forward_packed_workspace(x, pairs, given)});
     }
     statistics = {room.tensor(DType::f32, {attention}), room.tensor(DType::f32, {batch, c, kTaps}),
                   room.tensor(DType::f32, {batch, c}), room.tensor(DType::f32, {c}), room.tensor(DType::f32, {c})};
@@ -110,16 +118,16 @@ void transformer_blocks(const Tensor& x, const BlockWeights* blocks, int64_t cou
   if (options.workspace_bytes < room.used()) {
     fail("workspace", std::to_string(room.used()) + " bytes", std::to_string(options.workspace_bytes));
   }
+  pack_feed_forward(x, memory.feed_forward.data(), count, options);
   const Tensor no_scale{nullptr, DType::f32, 1, {x.size[0]}, {1}};
   Tensor in = x;
   for (int64_t i = 0; i < count; ++i) {
     const BlockWeights& block = blocks[i];
-    const FeedForwardWeights& f = block.feed_forward;
     mixer_stage(in, block.mixer, no_scale, {false, block.norm1_eps, block.bn_eps}, memory.of(x, block.mixer),
                 memory.middle, memory.options);
     const Tensor& out = i + 1 < count ? memory.between : y;
-    feed_forward_stage(memory.middle, f.norm_weight, f.norm_bias, block.norm2_eps, f.project_in, f.dwconv, f.project_out,
-                       out, memory.options);
+    feed_forward_stage_packed(memory.middle, block.norm2_eps, block.feed_forward.project_out.size[1],
+                              memory.feed_forward[size_t(i)].packed, out, memory.options);
     in = out;
   }
 }

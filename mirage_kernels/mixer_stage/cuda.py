@@ -17,7 +17,7 @@ def forward(
     """None where no kernels take so many channels, or the GPU has not the shared memory for them."""
     library, tf32, heads = _cuda_runtime.library(), not is_exact(x.dtype), w.temperature.shape[0]
     with _cuda_runtime.on_device_of(x) as stream:
-        size = library.mixer_stage_workspace(dl(x), heads, tf32)
+        size = library.mixer_stage_workspace(dl(x), heads, w.gic2.shape[1], tf32)
         if size is None:
             return None
         small = {"dtype": torch.float32, "device": x.device}

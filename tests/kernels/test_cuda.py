@@ -334,8 +334,10 @@ def test_the_library_checks_the_weights_of_the_mixer():
     x, *weights = mixer((1, 12, 5, 3))
     library = _cuda_runtime.library()
     with pytest.raises(ValueError, match="heads: expected a positive number, got 0"):
-        library.mixer_stage_workspace(dl(x), 0, False)
-    size = library.mixer_stage_workspace(dl(x), 2, False)
+        library.mixer_stage_workspace(dl(x), 0, 5, False)
+    with pytest.raises(ValueError, match="hidden: expected at least a third of the channels of x, got 3"):
+        library.mixer_stage_workspace(dl(x), 2, 3, False)
+    size = library.mixer_stage_workspace(dl(x), 2, 5, False)
     statistics = [dl(torch.empty(shape, device=x.device)) for shape in statistics_shapes(1, 12, 2)]
     rest = (dl(torch.ones(1, device=x.device)), False, 1e-5, 1e-5, statistics, dl(torch.empty_like(x)))
     with pytest.raises(ValueError, match="weights: expected 21 tensors, got 19"):

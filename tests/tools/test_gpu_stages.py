@@ -77,7 +77,7 @@ def test_instructions_of_the_loop(tool):
     rows = []
     for blocks, tile_rows, loop in ((2, 8, 500), (4, 8, 1000), (6, 8, 3000)):
         code = tool.cuda_resources.Code("sm_90a", "", 1, 0, 0, 0, {tool.cuda_resources.LOOP: loop})
-        name = f"feed_forward_kernel<TensorCores16<f16>, f16, {blocks}, {tile_rows}>"
+        name = f"feed_forward_kernel<TensorCores16<f16>, {blocks}, {tile_rows}>"
         rows.append(tool.cuda_resources.Row(name, code, 256, 0))
     found = tool.loop_microseconds((64, 1, 16, 32), torch.float16, rows)
     assert found == pytest.approx(4 * 8 * 1000 * 8 / (132 * 4 * 1755))

@@ -10,13 +10,14 @@ namespace mirage::python {
 
 MIRAGE_BINDINGS(m) {
   // Bytes of scratch memory, or None where it cannot be computed here.
-  m.def("mixer_stage_workspace", [](py::capsule x, int64_t heads, bool tf32) -> std::optional<int64_t> {
+  m.def("mixer_stage_workspace", [](py::capsule x, int64_t heads, int64_t hidden, bool tf32) -> std::optional<int64_t> {
     const Tensor tx = tensor_of("x", x);
     check_ndim("x", tx, 4);
     if (heads <= 0) fail("heads", "a positive number", std::to_string(heads));
+    if (hidden < tx.size[1] / 3) fail("hidden", "at least a third of the channels of x", std::to_string(hidden));
     const cuda::Options options = options_of(0, tf32);
     if (!cuda::mixer_stage_problem(tx, options).empty()) return std::nullopt;
-    return cuda::mixer_stage_workspace(tx, heads, options);
+    return cuda::mixer_stage_workspace(tx, heads, hidden, options);
   });
   m.def("mixer_stage", [](py::capsule x, const Capsules& weights, py::capsule branch_scale, bool training,
                           double norm_eps, double bn_eps, const Capsules& statistics, py::capsule y,

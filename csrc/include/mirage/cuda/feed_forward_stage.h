@@ -1,4 +1,4 @@
-// The second half of a MIRAGE block on a GPU in one kernel, and its gradients in three: the hidden tensor of 2M
+// The second half of a MIRAGE block on a GPU in one kernel (after one that packs its weights), and its gradients in three: the hidden tensor of 2M
 // channels never leaves the chip. mirage/feed_forward_stage.h says what is computed; tensors live on the current
 // device.
 #pragma once
@@ -15,7 +15,8 @@ namespace mirage::cuda {
 //   norm_weight ... project_out, see the header above          of one dtype, that of x or f32
 std::string feed_forward_stage_problem(const Tensor& x, const Tensor& project_out, const Options& options);
 
-// Bytes of scratch memory that feed_forward_stage needs.
+// Bytes of scratch memory that feed_forward_stage needs: the weights in the order of its kernel, and for small images sums
+// of the blocks that share a tile.
 int64_t feed_forward_stage_workspace(const Tensor& x, const Tensor& project_out, const Options& options);
 
 // y: contiguous, dtype and shape of x, no memory in common with it. Runs on options.stream; sums are in float. Throws

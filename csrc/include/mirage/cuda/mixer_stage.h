@@ -14,8 +14,9 @@ namespace mirage::cuda {
 //   weights  of one dtype, that of x or f32
 std::string mixer_stage_problem(const Tensor& x, const Options& options);
 
-// Bytes of scratch memory that mixer_stage needs: two floats a pixel, and some sums.
-int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, const Options& options);
+// Bytes of scratch memory that mixer_stage needs: two floats a pixel, some sums, and the weights in the order of its
+// kernels. hidden: channels of the gated CNN, h in mirage/mixer_stage.h.
+int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, int64_t hidden, const Options& options);
 
 // y: contiguous, dtype and shape of x, no memory in common with it. branch_scale [B] and statistics: float, on the device;
 // branch_scale.data may be null, for ones.
