@@ -42,7 +42,7 @@ inline void wait_for_copies() {
 
 // An array whose bytes are a multiple of 16, by all threads of the block.
 template <int kThreads, class T, int N>
-MIRAGE_DEVICE void copy_to_block(T (&shared)[N], const T (&global)[N]) {
+MIRAGE_DEVICE void copy_to_block(T (&shared)[N], const T* global) {
   constexpr int kElements = 16 / int(sizeof(T));
   static_assert(N % kElements == 0);
 #pragma unroll

@@ -121,7 +121,7 @@ MIRAGE_DEVICE void gate_run(Tile& tile, int pair, int line, int start, uint32_t 
   for (int half = 0; half < 2; ++half) {
     const int channel = pair + half * Tile::kPairs;
     float taps[9];
-    read_taps(tile.taps[channel], taps);
+    read_taps(tile.taps + 12 * channel, taps);
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
       float value[kRun + 2];
@@ -213,7 +213,7 @@ MIRAGE_DEVICE void differentiate_hidden(const FeedForwardArguments& p, const Fee
   const int thread = renewed(thread_index()), channel = thread / (2 * Tile::kRows), run = thread % (2 * Tile::kRows);
   const int row = run / 2, column = run % 2 * 8, pixel = row * 16 + column;
   float taps[9], turned[9], sum[8] = {}, slope[8];
-  read_taps(tile.taps[channel], taps);
+  read_taps(tile.taps + 12 * channel, taps);
 #pragma unroll
   for (int i = 0; i < 9; ++i) turned[i] = taps[8 - i];
   convolve_run(tile.grad + channel * Tile::kGradPitch + row * kHiddenLine + column, turned, sum);
@@ -276,11 +276,19 @@ MIRAGE_DEVICE void store_grad_normal(const FeedForwardArguments& p, const FeedFo
   }
 }
 
+// Those of expand_again and differentiate_output.
+template <class Panels, class Tile>
+MIRAGE_DEVICE void copy_forward_panels(const Panels& panels, Tile& tile) {
+  copy_to_block<Tile::kThreads>(tile.panel_in, panels.in);
+  copy_to_block<Tile::kThreads>(tile.panel_out, panels.out);
+}
+
 template <class Kind, int kBlocks, int kRows>
 MIRAGE_KERNEL(64 * kRows, 1) feed_forward_backward_kernel(const FeedForwardBackwardArguments p) {
   using Tile = FeedForwardBackwardTile<Kind, kBlocks, kRows>;
   using T = typename Tile::T;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
+  const auto& packed = *static_cast<const FeedForwardPacked<FeedForwardBackwardPanels<Kind, kBlocks>>*>(p.packed);
   const int across = (p.width + 15) / 16, down = (p.height + kRows - 1) / kRows, chunks = (p.pairs + 15) / 16;
   const int range = int(block_index()) / p.splits;
   FeedForwardWork work;
@@ -296,11 +304,14 @@ MIRAGE_KERNEL(64 * kRows, 1) feed_forward_backward_kernel(const FeedForwardBackw
                                                      p.s_channel, p.s_row, p.s_column, tile.normal);
     load_ring<typename Tile::Near, Tile::kChannels>(p, work, static_cast<const T*>(p.grad_y) + work.sample * p.g_batch,
                                                     p.g_channel, p.g_row, p.g_column, tile.grad_y);
-    store_forward_panels<Kind>(p, work.first_chunk, tile);
-    store_taps(p, work.first_chunk, tile);
+    if (work.first_chunk < work.last_chunk) {
+      copy_forward_panels(packed.chunks[work.first_chunk], tile);
+      copy_to_block<Tile::kThreads>(tile.taps, packed.chunks[work.first_chunk].taps);
+    }
     store_places(p, work, tile);
     sync_block();
-    normalise_ring(p, tile);
+    normalise_ring(p, packed, tile);
+    wait_for_copies();
     sync_block();
     float acc[kBlocks][1][4] = {};
     for (int chunk = work.first_chunk; chunk < work.last_chunk; ++chunk) {
@@ -308,16 +319,18 @@ MIRAGE_KERNEL(64 * kRows, 1) feed_forward_backward_kernel(const FeedForwardBackw
       expand_again<Kind>(tile);
       differentiate_output<Kind>(tile);
       sync_block();  // gelu(h), its slope and the gradient of s are there; the panels are free
+      copy_to_block<Tile::kThreads>(tile.panel_back, packed.chunks[chunk].back);
+      if (chunk + 1 < work.last_chunk) copy_forward_panels(packed.chunks[chunk + 1], tile);
       gate_pairs(p, work, is_first, sums + 6 * kBlocks * 128, tile);
-      store_panel_back<Kind>(p, chunk, tile);
-      if (chunk + 1 < work.last_chunk) store_forward_panels<Kind>(p, chunk + 1, tile);
+      wait_for_copies();
       sync_block();  // s and the gradient of d are there; gelu(h) is free
       differentiate_hidden(p, work, tile);
       sync_block();  // the gradient of h is there; the taps are free
-      if (chunk + 1 < work.last_chunk) store_taps(p, chunk + 1, tile);
+      if (chunk + 1 < work.last_chunk) copy_to_block<Tile::kThreads>(tile.taps, packed.chunks[chunk + 1].taps);
       const T* grad_hidden = tile.grad_hidden() + renewed(thread_index()) / kLanes * 8;
       multiply<2 * Tile::kPairs>(Kind(), tile.panel_back, grad_hidden, Tile::kInnerPitch, acc);
       add_matrices<Kind, kBlocks>(is_first, sums, tile);
+      wait_for_copies();
       sync_block();  // the gradient of h has been read, where gelu(h) goes next
     }
     store_grad_normal<Tile>(p, work, acc);

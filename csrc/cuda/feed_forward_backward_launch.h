@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "feed_forward_backward_tile.h"
-#include "launch.h"
+#include "feed_forward_pack_launch.h"
 #include "registry.h"
 
 #if defined(MIRAGE_INSTANTIATE)
@@ -22,9 +22,9 @@ constexpr int feed_forward_backward_most_channels(bool is_half) { return is_half
 struct FeedForwardBackwardPlan {
   int64_t tiles, shared_bytes;
   int ranges, splits, blocks, groups;
-  int64_t chunks, sums, partial, norm_sums;
+  int64_t packed, chunks, sums, partial, norm_sums;
 
-  int64_t bytes() const { return (ranges * chunks * sums + partial + norm_sums) * int64_t(sizeof(float)); }
+  int64_t bytes() const { return (packed + ranges * chunks * sums + partial + norm_sums) * int64_t(sizeof(float)); }
 };
 
 struct FeedForwardBackwardRunner {
@@ -45,6 +45,7 @@ namespace {
 template <class Kind, int kBlocks, int kRows>
 struct FeedForwardBackwardVariant {
   using Tile = FeedForwardBackwardTile<Kind, kBlocks, kRows>;
+  using Panels = FeedForwardBackwardPanels<Kind, kBlocks>;
   using T = typename Tile::T;
 
   static FeedForwardBackwardPlan plan(const FeedForwardArguments& p) {
@@ -62,16 +63,20 @@ struct FeedForwardBackwardVariant {
     plan.groups = int(std::min(steps, 4 * all));
     plan.partial = plan.splits * p.batch * p.channels * plane;
     plan.norm_sums = int64_t(plan.groups) * 2 * p.channels;
+    plan.packed = (FeedForwardPacked<Panels>::bytes(p.pairs) + 255) / 256 * 64;
     return plan;
   }
 
   static void run(const FeedForwardBackwardArguments& p, const FeedForwardBackwardPlan& plan, void* stream) {
+    const FeedForwardArguments& forward = p;
+    launch_pack<Panels>(&forward, 1, stream);
     launch("feed_forward_backward_kernel", feed_forward_backward_kernel<Kind, kBlocks, kRows>,
            {int64_t(p.ranges) * p.splits, Tile::kThreads, plan.shared_bytes}, stream, p);
     launch("feed_forward_norm_kernel", feed_forward_norm_kernel<T, kBlocks>, {p.groups, 256, 4096}, stream, p);
   }
 
   static void list(KernelList& list) {
+    list.add<feed_forward_pack_kernel<Panels>>(256, 0);
     list.add<feed_forward_backward_kernel<Kind, kBlocks, kRows>>(Tile::kThreads, sizeof(Tile));
     list.add<feed_forward_norm_kernel<T, kBlocks>>(256, 4096);
   }

@@ -80,7 +80,7 @@ struct FeedForwardBackwardTile {
   alignas(16) float grad[2 * kPairs * kGradPitch];  // of s in its first half, then of d
   alignas(16) T slope[2 * kPairs * kInnerPitch];    // gelu'(h)
   alignas(16) T gate[kPairs * kInnerPitch];
-  alignas(16) float taps[2 * kPairs][12];
+  alignas(16) float taps[2 * kPairs * 12];
   uint16_t outer_places[Outer::kPadded / 2];  // see store_places
   alignas(4) uint16_t near_places[Near::kPadded];
 
@@ -121,8 +121,8 @@ MIRAGE_DEVICE void load_ring(const FeedForwardArguments& p, const FeedForwardWor
 }
 
 // The layer norm of each pixel, in place.
-template <class Tile>
-MIRAGE_DEVICE void normalise_ring(const FeedForwardArguments& p, Tile& tile) {
+template <class Packed, class Tile>
+MIRAGE_DEVICE void normalise_ring(const FeedForwardArguments& p, const Packed& packed, Tile& tile) {
   using T = typename Tile::T;
   constexpr int kPitch = Tile::Outer::kPitch;
   for (int n = renewed(thread_index()); n < Tile::Outer::kPixels; n += Tile::kThreads) {
@@ -140,8 +140,7 @@ MIRAGE_DEVICE void normalise_ring(const FeedForwardArguments& p, Tile& tile) {
 #pragma unroll 8
     for (int c = 0; c < p.channels; ++c) {
       const float scaled = (to_float(pixel[c * kPitch]) - mean) * rstd;
-      const float weight = weight_at<T>(p, p.norm_weight, c), bias = weight_at<T>(p, p.norm_bias, c);
-      pixel[c * kPitch] = from_float<T>(fmaf(scaled, weight, bias));
+      pixel[c * kPitch] = from_float<T>(fmaf(scaled, packed.norm_weight[c], packed.norm_bias[c]));
     }
   }
 }
@@ -166,56 +165,6 @@ MIRAGE_DEVICE void store_places(const FeedForwardArguments& p, const FeedForward
   for (int i = thread; i < Near::kPadded; i += Tile::kThreads) {
     Near::locate(i, row, column);
     tile.near_places[i] = uint16_t(i < Near::kPixels ? Near::place(row, column) : Tile::kNearDummy);
-  }
-}
-
-// ---- weights of a chunk --------------------------------------------------------------------------------------------
-
-// Element (row, k) of a panel is `weight(row, k)`, which is called for those that are there.
-template <class Kind, int kRows, int kDepth, class Tile, class Weight>
-MIRAGE_DEVICE void store_weights(int rows, int depth, typename Kind::Element* panel, Weight weight) {
-  store_panel<Kind, kRows, kDepth, Tile::kThreads>(
-      panel,
-      [&](int row, int k, float (&pair)[2]) {
-#pragma unroll
-        for (int i = 0; i < Kind::kUnit; ++i) pair[i] = row < rows && k + i < depth ? weight(row, k + i) : 0.0f;
-      },
-      renewed(thread_index()));
-}
-
-// Rows of project_in for a chunk, and columns of project_out as rows.
-template <class Kind, class Tile>
-MIRAGE_DEVICE void store_forward_panels(const FeedForwardArguments& p, int chunk, Tile& tile) {
-  using T = typename Tile::T;
-  const int first = chunk * Tile::kPairs, left = p.pairs - first;
-#pragma unroll 1
-  for (int half = 0; half < 2; ++half) {
-    store_weights<Kind, Tile::kPairs, Tile::kChannels, Tile>(
-        left, p.channels, tile.panel_in + half * Tile::kPairs * Tile::kChannels, [&](int row, int k) {
-          return weight_at<T>(p, p.project_in, int64_t(half * p.pairs + first + row) * p.channels + k);
-        });
-  }
-  store_weights<Kind, Tile::kPairs, Tile::kChannels, Tile>(left, p.channels, tile.panel_out, [&](int row, int k) {
-    return weight_at<T>(p, p.project_out, int64_t(k) * p.pairs + first + row);
-  });
-}
-
-// The same rows of project_in as columns.
-template <class Kind, class Tile>
-MIRAGE_DEVICE void store_panel_back(const FeedForwardArguments& p, int chunk, Tile& tile) {
-  using T = typename Tile::T;
-  store_weights<Kind, Tile::kChannels, 2 * Tile::kPairs, Tile>(
-      p.channels, 2 * Tile::kPairs, tile.panel_back, [&](int row, int k) {
-        const int64_t hidden = hidden_index(p, chunk, k);
-        return hidden < 0 ? 0.0f : weight_at<T>(p, p.project_in, hidden * p.channels + row);
-      });
-}
-
-template <class Tile>
-MIRAGE_DEVICE void store_taps(const FeedForwardArguments& p, int chunk, Tile& tile) {
-  for (int i = renewed(thread_index()); i < 2 * Tile::kPairs * 9; i += Tile::kThreads) {
-    const int64_t hidden = hidden_index(p, chunk, i / 9);
-    tile.taps[i / 9][i % 9] = hidden >= 0 ? weight_at<typename Tile::T>(p, p.dwconv, hidden * 9 + i % 9) : 0.0f;
   }
 }
 

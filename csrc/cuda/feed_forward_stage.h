@@ -209,7 +209,7 @@ template <class Kind, int kBlocks, int kRows>
 MIRAGE_KERNEL(256, kBlocks <= 2 ? 3 : kBlocks <= 8 ? 2 : 1) feed_forward_kernel(const FeedForwardArguments p) {
   using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
-  const auto& packed = *static_cast<const FeedForwardPacked<Kind, kBlocks>*>(p.packed);
+  const auto& packed = *static_cast<const FeedForwardPacked<FeedForwardPanels<Kind, kBlocks>>*>(p.packed);
   const FeedForwardWork work = feed_forward_work<Tile>(p);
   if (work.first_chunk < work.last_chunk) {
     copy_to_block<kTileThreads>(tile.panel_in, packed.chunks[work.first_chunk].in);

@@ -95,7 +95,8 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
   }
   p.tiles = int(plan.tiles), p.ranges = plan.ranges, p.splits = plan.splits, p.blocks = plan.blocks;
   p.groups = plan.groups;
-  p.sums = static_cast<float*>(options.workspace);  // first, as its fragments are aligned
+  p.packed = options.workspace;
+  p.sums = static_cast<float*>(options.workspace) + plan.packed;  // before what need not be aligned
   p.partial = p.sums + plan.ranges * plan.chunks * plan.sums;
   p.norm_sums = p.partial + plan.partial;
   if (plan.tiles > 0) runner.run(p, plan, options.stream);

@@ -2,10 +2,8 @@
 // instantiates this.
 #pragma once
 
-#include <algorithm>
-
+#include "feed_forward_pack_launch.h"
 #include "feed_forward_stage.h"
-#include "launch.h"
 #include "registry.h"
 
 namespace mirage::cuda {
@@ -41,6 +39,7 @@ template <class Kind, int kBlocks>
 struct FeedForwardVariant {
   static constexpr int kRows = kFeedForwardRows<Kind, kBlocks>;
   using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
+  using Panels = FeedForwardPanels<Kind, kBlocks>;
 
   static FeedForwardPlan plan(const FeedForwardArguments& p) {
     const int64_t across = (p.width + 15) / 16, down = (p.height + kRows - 1) / kRows;
@@ -50,20 +49,7 @@ struct FeedForwardVariant {
     return {tiles, int64_t(sizeof(Tile)), int(wanted < chunks ? (wanted > 1 ? wanted : 1) : chunks > 1 ? chunks : 1)};
   }
 
-  static int64_t packed_bytes(int64_t pairs) { return FeedForwardPacked<Kind, kBlocks>::bytes(pairs); }
-
-  static void pack(const FeedForwardArguments* stages, int64_t count, void* stream) {
-    for (int64_t first = 0; first < count; first += kFeedForwardTogether) {
-      FeedForwardPackArguments all{};
-      const int together = int(std::min<int64_t>(count - first, kFeedForwardTogether));
-      for (int i = 0; i < together; ++i) {
-        all.stages[i] = stages[first + i];
-        all.blocks = std::max({all.blocks, 1, (stages[first + i].pairs + kFeedForwardPairs - 1) / kFeedForwardPairs});
-      }
-      launch("feed_forward_pack_kernel", feed_forward_pack_kernel<Kind, kBlocks>, {int64_t(together) * all.blocks, 256, 0},
-             stream, all);
-    }
-  }
+  static int64_t packed_bytes(int64_t pairs) { return FeedForwardPacked<Panels>::bytes(pairs); }
 
   static void run(const FeedForwardArguments& p, const FeedForwardPlan& plan, void* stream) {
     const Grid grid{plan.tiles * plan.splits, kTileThreads, plan.shared_bytes};
@@ -75,7 +61,7 @@ struct FeedForwardVariant {
   }
 
   static void list(KernelList& list) {
-    list.add<feed_forward_pack_kernel<Kind, kBlocks>>(256, 0);
+    list.add<feed_forward_pack_kernel<Panels>>(256, 0);
     list.add<feed_forward_kernel<Kind, kBlocks, kRows>>(kTileThreads, sizeof(Tile));
     list.add<feed_forward_sum_kernel<typename Tile::T>>(256, 0);
   }
@@ -88,7 +74,7 @@ FeedForwardRunner runner_from(int channels) {
     if (channels > 16 * kBlocks) return runner_from<Kind, kIndex + 1>(channels);
   }
   using Variant = FeedForwardVariant<Kind, kBlocks>;
-  return {Variant::plan, Variant::packed_bytes, Variant::pack, Variant::run, Variant::list};
+  return {Variant::plan, Variant::packed_bytes, launch_pack<typename Variant::Panels>, Variant::run, Variant::list};
 }
 
 }  // namespace

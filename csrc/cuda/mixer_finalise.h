@@ -78,7 +78,7 @@ MIRAGE_DEVICE void multiply_vector(const W* matrix, const float* vector, int bra
   }
 }
 
-template <class W>
+template <class Kind, class W>
 MIRAGE_DEVICE void generate_kernels(const MixerArguments& p, int sample, int slice, float* room) {
   const int branch = p.branch;
   float *average = room, *detail = room + branch, *hidden = detail + branch;
@@ -114,6 +114,8 @@ MIRAGE_DEVICE void generate_kernels(const MixerArguments& p, int sample, int sli
 #pragma unroll 16
   for (int k = 0; k < branch; ++k) sum = fmaf(to_float(row[k]), hidden[k], sum);
   p.kernels[int64_t(sample) * branch * kMixerTaps + i] = sum;
+  const int channel = i / kMixerTaps, tap = i % kMixerTaps;
+  mixer_kernels<typename Kind::Element>(p, sample)[channel * kMixerKernel + tap / 7 * kMixerLine + tap % 7] = sum;
 }
 
 // `blocks` of a sample: one, and as many as its taps want. Two of a multiprocessor are asked for, because by itself the
@@ -126,7 +128,7 @@ MIRAGE_KERNEL(256, 2) mixer_finalise_kernel(const MixerArguments p, const int bl
   if (step == 0) pack_floats<W>(p);
   else if (step > 0) pack_step<Kind, W>(p, step - 1);
   else if (slice == 0) finalise_attention<Kind, W>(p, sample, room);
-  else generate_kernels<W>(p, sample, slice - 1, room);
+  else generate_kernels<Kind, W>(p, sample, slice - 1, room);
 }
 
 }  // namespace mirage::cuda

@@ -27,6 +27,7 @@ struct MixerFuseTile {
   alignas(16) float hidden[16 * kHiddenPitch];
   alignas(16) T chunk[16 * Inner::kPitch];
   alignas(16) T steps[2][Stream::kStep];
+  alignas(16) float kernels[16 * kMixerKernel];  // of a step's channels
 
   MIRAGE_DEVICE T* detail() { return large; }
   MIRAGE_DEVICE T* normal() { return large + kBranch * Far::kPitch; }
@@ -121,24 +122,26 @@ MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile) {
 
 // chunk *= the 7x7 convolution of 16 channels of detail.
 template <class Tile>
-MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, const Corner& at, int first, Tile& tile) {
+MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, Tile& tile) {
   using T = typename Tile::T;
   constexpr int kRun = Tile::kRun, kRuns = 16 / kRun, kRunsOfTile = Tile::Inner::kPixels / kRun;
   const int i = thread_index() / kRunsOfTile, run = thread_index() % kRunsOfTile, channel = first + i;
   const int row = run / kRuns, column = run % kRuns * kRun;
-  const float* taps = p.kernels + (int64_t(at.sample) * p.branch + channel) * kMixerTaps;
+  if (channel >= p.branch) return;  // whose gates are zero
+  const float* taps = tile.kernels + i * kMixerKernel;
   const T* line = tile.detail() + channel * Tile::Far::kPitch + row * Tile::Far::kLine + column;
   float sum[kRun] = {};
 #pragma unroll 1
-  for (int y = 0; y < 7; ++y, line += Tile::Far::kLine) {
-    float value[kRun + 6];
+  for (int y = 0; y < 7; ++y, line += Tile::Far::kLine, taps += kMixerLine) {
+    float value[kRun + 6], of_line[kMixerLine];
+    load_packed<4>(taps, of_line);
+    load_packed<4>(taps + 4, of_line + 4);
 #pragma unroll
     for (int j = 0; j < kRun + 6; j += 2) load_packed<2>(line + j, value + j);
 #pragma unroll
     for (int x = 0; x < 7; ++x) {
-      const float tap = channel < p.branch ? taps[7 * y + x] : 0.0f;
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) sum[j] = fmaf(tap, value[x + j], sum[j]);
+      for (int j = 0; j < kRun; ++j) sum[j] = fmaf(of_line[x], value[x + j], sum[j]);
     }
   }
   T* gate = tile.chunk + i * Tile::Inner::kPitch + row * 16 + column;
@@ -155,13 +158,16 @@ template <class Kind, class Tile>
 MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float temperature, typename Tile::Stream& stream,
                         Tile& tile, MixerFragments<Tile>& acc) {
   using T = typename Tile::T;
+  const float* kernels = mixer_kernels<T>(p, at.sample);
   constexpr int kTiles = Tile::Inner::kTiles;
   const MixerSteps steps(p);
   const float inverse = 1.0f / temperature;
 #pragma unroll 1
   for (int step = 0; step < steps.gate; ++step) {
     const bool identity = step < steps.identities;
+    const int first = 16 * (step - steps.identities);  // of the detail
     const T* panels = stream.next();  // the product before has been read
+    if (!identity) copy_to_block<kTileThreads>(tile.kernels, kernels + first * kMixerKernel);
     float gates_of[1][kTiles][4] = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.scaled, gates_of);
     float values_of[1][kTiles][4] = {};
@@ -175,9 +181,10 @@ MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float tempera
       }
     }
     store_fragments<Tile>(gates_of, tile.chunk);
+    if (!identity) wait_for_copies();
     sync_block();
     if (!identity) {
-      multiply_by_convolution(p, at, 16 * (step - steps.identities), tile);
+      multiply_by_convolution(p, first, tile);
       sync_block();
     }
     multiply_inner<Kind, 16, Tile>(panels + 2 * Tile::kPanel, tile.chunk, acc);

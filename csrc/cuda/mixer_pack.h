@@ -11,7 +11,8 @@
 //   mlp_steps       mlp_in, mlp_out                              16 x c, c x 16
 //   out_steps       project_out                                  3c x 16
 //
-// c is a branch's channels in sixteens, kBlocks of them. mixer_finalise writes all of this.
+// c is a branch's channels in sixteens, kBlocks of them. Behind the steps are the generated kernels of each sample, with
+// lines of eight taps. mixer_finalise writes all of this.
 #pragma once
 
 #include "copies.h"
@@ -49,11 +50,15 @@ MIRAGE_ANYWHERE constexpr int mixer_step(int blocks) { return 48 * 16 * blocks; 
 MIRAGE_ANYWHERE constexpr int mixer_scalars(int blocks) { return 8 * 16 * blocks; }
 MIRAGE_ANYWHERE constexpr int mixer_floats(int blocks) { return mixer_scalars(blocks) + 4; }
 
+// Floats of a generated kernel: seven lines of seven taps, each with one more.
+constexpr int kMixerLine = 8, kMixerKernel = 7 * kMixerLine;
+
 // Of element size `size`, of a whole batch.
 inline int64_t mixer_packed_bytes(const MixerArguments& p, int64_t size) {
   const MixerSteps steps(p);
   const int64_t all = steps.of_weights() + int64_t(p.batch) * steps.blocks;
-  return mixer_floats(steps.blocks) * int64_t(sizeof(float)) + all * mixer_step(steps.blocks) * size;
+  const int64_t floats = mixer_floats(steps.blocks) + int64_t(p.batch) * 16 * steps.blocks * kMixerKernel;
+  return floats * int64_t(sizeof(float)) + all * mixer_step(steps.blocks) * size;
 }
 
 // Beginning of the steps of weights, and of those of a sample's attention.
@@ -67,23 +72,19 @@ MIRAGE_ANYWHERE T* mixer_attention_steps(const MixerArguments& p, int sample) {
   return mixer_weight_steps<T>(p) + (steps.of_weights() + int64_t(sample) * steps.blocks) * mixer_step(steps.blocks);
 }
 
-// ---- writing -------------------------------------------------------------------------------------------------------
-
-// A panel of `rows` x `depth`, both multiples of 16, by all threads of the block.
-template <class Kind, class Source>
-MIRAGE_DEVICE void pack_panel(typename Kind::Element* panel, int rows, int depth, Source source) {
-  using T = typename Kind::Element;
-#pragma unroll 1  // the code of eleven such loops
-  for (int i = thread_index(); i < rows * depth; i += kTileThreads) {
-    const int row = i / depth, k = i % depth;
-    panel[Kind::place(row, k, depth)] = from_float<T>(source(row, k));
-  }
+// A sample's generated kernels, [c, kMixerKernel].
+template <class T>
+MIRAGE_ANYWHERE float* mixer_kernels(const MixerArguments& p, int sample) {
+  const int blocks = MixerSteps::sixteens(p.branch);
+  return reinterpret_cast<float*>(mixer_attention_steps<T>(p, p.batch)) + int64_t(sample) * 16 * blocks * kMixerKernel;
 }
+
+// ---- writing -------------------------------------------------------------------------------------------------------
 
 // Part of a matrix [.., stride] from (row, column) on; zero beyond `rows` x `columns`.
 template <class Kind, class W>
 MIRAGE_DEVICE void pack_matrix(typename Kind::Element* panel, int padded_rows, int padded_columns, const Block<W>& block) {
-  pack_panel<Kind>(panel, padded_rows, padded_columns, [&](int row, int k) {
+  pack_panel<Kind, kTileThreads>(panel, padded_rows, padded_columns, [&](int row, int k) {
     const bool exists = row < block.rows && k < block.columns;
     return exists ? to_float(block.data[int64_t(block.row + row) * block.stride + block.column + k]) : 0.0f;
   });
@@ -96,7 +97,7 @@ MIRAGE_DEVICE void pack_attention(const MixerArguments& p, int sample, const flo
   const int blocks = MixerSteps::sixteens(p.branch), depth = p.depth();
   T* steps = mixer_attention_steps<T>(p, sample);
   for (int i = 0; i < blocks; ++i) {
-    pack_panel<Kind>(steps + int64_t(i) * mixer_step(blocks), 16 * blocks, 16, [&](int row, int k) {
+    pack_panel<Kind, kTileThreads>(steps + int64_t(i) * mixer_step(blocks), 16 * blocks, 16, [&](int row, int k) {
       const int column = 16 * i + k;
       const bool together = row < p.branch && column < p.branch && row / depth == column / depth;
       return together ? attention[row * depth + column % depth] : 0.0f;
@@ -195,7 +196,7 @@ class MixerStream {
     const T* from = step_ < kBlocks       ? weights_ + int64_t(step_) * kStep
                     : step_ < 2 * kBlocks ? attention_ + int64_t(step_ - kBlocks) * kStep
                                           : weights_ + int64_t(step_ - kBlocks) * kStep;
-    copy_to_block<kTileThreads>(buffers_[step_ & 1], *reinterpret_cast<const T(*)[kStep]>(from));
+    copy_to_block<kTileThreads>(buffers_[step_ & 1], from);
   }
 
   const T *weights_, *attention_;

@@ -203,6 +203,17 @@ MIRAGE_DEVICE void multiply_rows(ExactFloat, const float* left, int left_pitch, 
 
 // ---- panels of a matrix in global memory ---------------------------------------------------------------------------
 
+// A panel of `rows` x `depth`, multiples of 16 that need not be known to the compiler, in any memory, by all of kThreads:
+// where it is written once, and not for each tile.
+template <class Kind, int kThreads, class Source>
+MIRAGE_DEVICE void pack_panel(typename Kind::Element* panel, int rows, int depth, Source source) {
+#pragma unroll 1
+  for (int i = thread_index(); i < rows * depth; i += kThreads) {
+    const int row = i / depth, k = i % depth;
+    panel[Kind::place(row, k, depth)] = from_float<typename Kind::Element>(source(row, k));
+  }
+}
+
 // Part of a matrix whose rows are `stride` apart: `rows` x `columns` from (row, column) on. Zero beyond.
 template <class W>
 struct Block {
