@@ -37,8 +37,8 @@ setup: $(STAMP)  ## install torch, then the package with everything that tests a
 bench: setup  ## the main job: the paper's Table 6 with our modules beside it
 	$(BIN)/mirage table6 --size $(SIZE)
 
-test: setup  ## the whole test suite
-	$(BIN)/pytest
+test: setup  ## the whole test suite, on all cores
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto
 
 benchmarks: setup  ## operators, network and Table 6, and docs/benchmarks.md
 	$(BIN)/pytest benchmarks/test_operators.py benchmarks/test_model.py benchmarks/test_table6.py --benchmark-only \

@@ -53,7 +53,7 @@ struct ExactFloat {
 // Writes kRows x kDepth values into a panel, all threads of the block together. `source(row, k, pair)` gives the values
 // at k and k + 1 (k + 1 is not used where kUnit is 1).
 template <class Kind, int kRows, int kDepth, int kThreads, class Source>
-MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, Source source, const int thread = thread_index()) {
+MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, Source source) {
   using T = typename Kind::Element;
   constexpr int kUnits = kDepth / Kind::kUnit, kTurns = (kRows * kUnits + kThreads - 1) / kThreads;
   constexpr int kTogether = kTurns < 2 ? kTurns : 2;  // loads in flight, times kUnit
@@ -62,12 +62,12 @@ MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, Source source, con
     float pair[kTogether][2] = {};
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
-      const int i = (first + j) * kThreads + thread;
+      const int i = (first + j) * kThreads + thread_index();
       if (i < kRows * kUnits) source(i / kUnits, i % kUnits * Kind::kUnit, pair[j]);
     }
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
-      const int i = (first + j) * kThreads + thread;
+      const int i = (first + j) * kThreads + thread_index();
       if (i >= kRows * kUnits) continue;
       T* p = panel + Kind::place(i / kUnits, i % kUnits * Kind::kUnit, kDepth);
       if constexpr (kIsHalf<T>) *reinterpret_cast<uint32_t*>(p) = pack<T>(pair[j][0], pair[j][1]);

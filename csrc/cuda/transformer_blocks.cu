@@ -113,6 +113,8 @@ void transformer_blocks(const Tensor& x, const BlockWeights* blocks, int64_t cou
     const FeedForwardWeights& f = blocks[i].feed_forward;
     check_feed_forward_stage(x, f.norm_weight, f.norm_bias, f.project_in, f.dwconv, f.project_out);
   }
+  const std::string problem = transformer_blocks_problem(x, blocks, count, options);
+  if (!problem.empty()) fail("x", "what the CUDA kernels of transformer_blocks take", problem);
   Room room(options.workspace);
   const Memory memory(x, blocks, count, options, room);
   if (options.workspace_bytes < room.used()) {

@@ -62,14 +62,18 @@ def _value(half, x):
 
 
 def test_bytes_of_the_feed_forward(tool):
-    """x and y once, where an image has tiles enough; else also sums of parts, written and read, and x once more."""
+    """x and y once, weights, and these once more as the kernel wants them, written and read; where an image has few
+    tiles also sums of parts, written and read, and x a second time."""
     unit, weights = 24 * 2 * 512 * 512, 2 * (2 * 24 + 96 * 24 + 9 * 96 + 24 * 48)
+    chunk = 2 * (32 * 32 + 32 * 16) + 4 * 32 * 12  # of 16 pairs of channels: matrices of 24 channels as of 32, and taps
+    packed = 2 * (3 * chunk + 4 * 2 * 32)
     large = tool.cuda("ffn", (24, 1, 512, 512), torch.bfloat16, OPTIONS, [])
-    assert (large["cuda_launches"], large["cuda_bytes"]) == (1, 2 * unit + weights) and large["cuda_loop_us"] is None
+    assert (large["cuda_launches"], large["cuda_bytes"]) == (2, 2 * unit + weights + packed)
+    assert large["cuda_loop_us"] is None
     small = tool.cuda("ffn", (24, 1, 16, 32), torch.bfloat16, OPTIONS, [])
-    unit, splits = 24 * 2 * 16 * 32, 3  # one for each 16 pairs of channels: there are multiprocessors enough
-    assert small["cuda_launches"] == 2
-    assert small["cuda_bytes"] == 3 * unit + weights + splits * 2 * 2 * unit  # of float
+    unit, splits = 24 * 2 * 16 * 32, 3  # one for each chunk: there are multiprocessors enough
+    assert small["cuda_launches"] == 3
+    assert small["cuda_bytes"] == 3 * unit + weights + packed + splits * 2 * 2 * unit  # of float
 
 
 def test_instructions_of_the_loop(tool):
@@ -92,6 +96,6 @@ def test_table_and_json(tool, monkeypatch, capsys):
     assert len(found) == 10 and {row["stage"] for row in found} == {"mixer", "ffn"}
     for row in found:
         assert row["floor_bytes"] <= min(row["cuda_bytes"], row["triton_bytes"]) <= row["eager_bytes"]
-        assert row["floor_us"] <= row["cuda_us"] and row["cuda_launches"] <= row["triton_launches"]
+        assert row["floor_us"] <= row["cuda_us"] and row["cuda_launches"] < row["eager_launches"]
     assert tool.main(arguments) == 0
     assert "| ffn 24x64x64 | float16 |" in capsys.readouterr().out
