@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "call_checks.h"
 #include "dense_conv2d_launch.h"
 #include "dense_conv_checks.h"
 
@@ -22,7 +23,7 @@ DenseConvRunner runner_for(DType dtype, const Options& options) {
 }
 
 void check_sizes(const Tensor& x, const Tensor& weight) {
-  if (x.dtype == DType::f64) fail("x", "float32, float16 or bfloat16", name_of(x.dtype));
+  check_kernel_dtype("x", x);
   if (weight.dtype != x.dtype) check_dtype("weight", weight, DType::f32);
   for (int64_t size : {x.size[0], x.size[1], x.size[2], x.size[3]}) {
     if (size > kMostSize) fail("x", "sizes up to " + std::to_string(kMostSize), shape_of(x));
@@ -157,12 +158,6 @@ struct WeightGradient {
            static_cast<const float*>(p.partial), p.parts, elements(), result);
   }
 };
-
-void check_workspace(const Options& options, int64_t wanted) {
-  if (options.workspace_bytes < wanted) {
-    fail("workspace", std::to_string(wanted) + " bytes", std::to_string(options.workspace_bytes));
-  }
-}
 
 MIRAGE_KERNELS(list) {
   dense_conv_runner<TensorCores16<f16>>().list(list);

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
+#include "call_checks.h"
 #include "depthwise_checks.h"
 #include "dynamic_depthwise_conv2d.h"
-#include "launch.h"
 #include "registry.h"
 
 namespace mirage::cuda {
@@ -59,7 +59,7 @@ void with_kernel(DType dtype, int64_t size, Function function) {
 }
 
 DepthwiseArguments arguments_of(const Tensor& x, const Tensor& weight) {
-  if (x.dtype == DType::f64) fail("x", "float32, float16 or bfloat16", name_of(x.dtype));
+  check_kernel_dtype("x", x);
   for (int64_t size : {x.size[1], x.size[2], x.size[3]}) {
     if (size > INT32_MAX / 64) fail("x", "sizes up to " + std::to_string(INT32_MAX / 64), shape_of(x));
   }
@@ -118,10 +118,7 @@ void dynamic_depthwise_conv2d_backward(const Tensor& grad_y, const Tensor& x, co
     DepthwiseArguments p = of_x;
     p.grad_y = grad_y.data, p.y = grad_weight.data, p.parts = parts_of(p);
     std::copy(grad_y.stride, grad_y.stride + 4, p.grad_stride);
-    const int64_t wanted = dynamic_depthwise_conv2d_backward_workspace(x, weight);
-    if (options.workspace_bytes < wanted) {
-      fail("workspace", std::to_string(wanted) + " bytes", std::to_string(options.workspace_bytes));
-    }
+    check_workspace(options, dynamic_depthwise_conv2d_backward_workspace(x, weight));
     p.partial = static_cast<float*>(options.workspace);
     with_kernel(x.dtype, weight.size[2], [&](auto kernels) { kernels.weight(p, options.stream); });
   }

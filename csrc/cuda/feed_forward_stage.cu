@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "call_checks.h"
 #include "feed_forward_packed.h"
 #include "feed_forward_stage_launch.h"
 #include "stage_checks.h"
@@ -49,12 +50,7 @@ std::string feed_forward_stage_problem(const Tensor& x, const Tensor& project_ou
     if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
   }
   if (x.size[1] > kFeedForwardMostChannels) return std::to_string(x.size[1]) + " channels";
-  const int64_t wanted = runner_for(x, options).plan(sizes_of(x, project_out.size[1])).shared_bytes;
-  const int64_t limit = shared_memory_limit();
-  if (wanted > limit) {
-    return std::to_string(wanted) + " bytes of shared memory, of which this GPU has " + std::to_string(limit);
-  }
-  return "";
+  return shared_memory_problem(runner_for(x, options).plan(sizes_of(x, project_out.size[1])).shared_bytes);
 }
 
 int64_t feed_forward_packed_bytes(const Tensor& x, int64_t pairs, const Options& options) {
@@ -111,10 +107,8 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   const std::string problem = feed_forward_stage_problem(x, project_out, options);
   if (!problem.empty()) fail("x", "what the CUDA kernel of feed_forward_stage takes", problem);
-  const int64_t wanted = feed_forward_stage_workspace(x, project_out, options), pairs = project_out.size[1];
-  if (x.numel() != 0 && options.workspace_bytes < wanted) {
-    fail("workspace", std::to_string(wanted) + " bytes", std::to_string(options.workspace_bytes));
-  }
+  const int64_t pairs = project_out.size[1];
+  if (x.numel() != 0) check_workspace(options, feed_forward_stage_workspace(x, project_out, options));
   const FeedForwardToPack stage{{norm_weight, norm_bias, project_in, dwconv, project_out}, options.workspace};
   pack_feed_forward(x, &stage, 1, options);
   Options rest = options;

@@ -1,4 +1,5 @@
 // feed_forward_stage_backward on a GPU: argument checks, and the choice of a kernel.
+#include "call_checks.h"
 #include "feed_forward_backward_launch.h"
 #include "feed_forward_weights.h"
 #include "mirage/cuda/feed_forward_stage.h"
@@ -51,12 +52,7 @@ std::string feed_forward_stage_backward_problem(const Tensor& x, const Tensor& p
   if (x.size[1] > most) return std::to_string(x.size[1]) + " channels";
   const FeedForwardBackwardPlan plan = runner_for(x, options).plan(sizes_of(x, project_out));
   if (plan.tiles > INT32_MAX) return std::to_string(plan.tiles) + " tiles";
-  const int64_t limit = shared_memory_limit();
-  if (plan.shared_bytes > limit) {
-    const std::string wanted = std::to_string(plan.shared_bytes);
-    return wanted + " bytes of shared memory, of which this GPU has " + std::to_string(limit);
-  }
-  return "";
+  return shared_memory_problem(plan.shared_bytes);
 }
 
 int64_t feed_forward_stage_backward_workspace(const Tensor& x, const Tensor& project_out, const Options& options) {
@@ -90,9 +86,7 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
   p.grad_project_out = gradients.project_out.as<float>();
   const FeedForwardBackwardRunner runner = runner_for(x, options);
   const FeedForwardBackwardPlan plan = runner.plan(p);
-  if (options.workspace_bytes < plan.bytes()) {
-    fail("workspace", std::to_string(plan.bytes()) + " bytes", std::to_string(options.workspace_bytes));
-  }
+  check_workspace(options, plan.bytes());
   p.tiles = int(plan.tiles), p.ranges = plan.ranges, p.splits = plan.splits, p.blocks = plan.blocks;
   p.groups = plan.groups;
   p.packed = options.workspace;

@@ -5,9 +5,7 @@
 #include <initializer_list>
 #include <string>
 
-#include "launch.h"
-#include "mirage/cuda/stream.h"
-#include "mirage/tensor.h"
+#include "call_checks.h"
 #include "pixel_maps.h"
 
 namespace mirage::cuda {
@@ -30,16 +28,6 @@ inline Pixels pixels_of(const char* argument, const Tensor& model, std::initiali
   bool packed = is_packed(model);
   for (const Tensor* t : maps) packed = packed && is_packed(*t);
   return {int(count), int(model.size[3]), packed};
-}
-
-inline void check_kernel_dtype(const char* argument, const Tensor& t) {
-  if (t.dtype == DType::f64) fail(argument, "float32, float16 or bfloat16", name_of(t.dtype));
-}
-
-inline void check_workspace(const Options& options, int64_t bytes) {
-  if (options.workspace_bytes < bytes) {
-    fail("workspace", std::to_string(bytes) + " bytes", std::to_string(options.workspace_bytes));
-  }
 }
 
 // Calls function(T()) with the storage type of a dtype.

@@ -1,6 +1,7 @@
 // mixer_stage on a GPU: argument checks, and the choice of kernels.
 #include "mirage/cuda/mixer_stage.h"
 
+#include "call_checks.h"
 #include "mixer_stage_launch.h"
 #include "stage_checks.h"
 
@@ -52,11 +53,7 @@ std::string mixer_stage_problem(const Tensor& x, const Options& options) {
   }
   if ((x.size[2] + 3) / 4 * ((x.size[3] + 15) / 16) > INT32_MAX) return "so many pixels";
   if (x.size[1] > 3 * kMixerMostBranch) return std::to_string(x.size[1]) + " channels";
-  const int64_t wanted = runner_for(x, options).plan(sizes_of(x, 1, x.size[1] / 3)).shared_bytes, limit = shared_memory_limit();
-  if (wanted > limit) {
-    return std::to_string(wanted) + " bytes of shared memory, of which this GPU has " + std::to_string(limit);
-  }
-  return "";
+  return shared_memory_problem(runner_for(x, options).plan(sizes_of(x, 1, x.size[1] / 3)).shared_bytes);
 }
 
 int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, int64_t hidden, const Options& options) {
@@ -112,9 +109,7 @@ void mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_sc
   p.batch_mean = statistics.batch_mean.as<float>(), p.batch_var = statistics.batch_var.as<float>();
   const MixerRunner runner = runner_for(x, options);
   const MixerPlan plan = runner.plan(p);
-  if (options.workspace_bytes < workspace_of(p, plan)) {
-    fail("workspace", std::to_string(workspace_of(p, plan)) + " bytes", std::to_string(options.workspace_bytes));
-  }
+  check_workspace(options, workspace_of(p, plan));
   p.parts = plan.parts;
   p.packed = static_cast<float*>(options.workspace);
   p.moments = p.packed + packed_floats(plan), p.partial = p.moments + moments_of(p);

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
+#include "call_checks.h"
 #include "covariance_checks.h"
-#include "launch.h"
 #include "registry.h"
 #include "spd_covariance.h"
 
@@ -116,10 +116,7 @@ int64_t spd_covariance_workspace(const Tensor& x) {
 void spd_covariance_forward(const Tensor& x, double eps, const Tensor& y, const Tensor& mean, const Options& options) {
   covariance::check_forward(x, y, mean);
   CovarianceArguments p = arguments_of(x, true);
-  const int64_t wanted = workspace_bytes(p);
-  if (options.workspace_bytes < wanted) {
-    fail("workspace", std::to_string(wanted) + " bytes", std::to_string(options.workspace_bytes));
-  }
+  check_workspace(options, workspace_bytes(p));
   if (x.numel() == 0) return;
   p.y = y.data, p.mean = mean.as<float>(), p.eps = float(eps);
   p.products = static_cast<float*>(options.workspace), p.means = p.products + product_floats(p);

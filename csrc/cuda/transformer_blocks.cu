@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "call_checks.h"
 #include "feed_forward_packed.h"
 #include "mirage/cuda/feed_forward_stage.h"
 #include "mirage/cuda/mixer_stage.h"
@@ -117,9 +118,7 @@ void transformer_blocks(const Tensor& x, const BlockWeights* blocks, int64_t cou
   if (!problem.empty()) fail("x", "what the CUDA kernels of transformer_blocks take", problem);
   Room room(options.workspace);
   const Memory memory(x, blocks, count, options, room);
-  if (options.workspace_bytes < room.used()) {
-    fail("workspace", std::to_string(room.used()) + " bytes", std::to_string(options.workspace_bytes));
-  }
+  check_workspace(options, room.used());
   pack_feed_forward(x, memory.feed_forward.data(), count, options);
   const Tensor no_scale{nullptr, DType::f32, 1, {x.size[0]}, {1}};
   Tensor in = x;

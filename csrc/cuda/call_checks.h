@@ -1,0 +1,29 @@
+// What every function of the library asks of its call, beside the shapes of its tensors.
+#pragma once
+
+#include <string>
+
+#include "launch.h"
+#include "mirage/cuda/stream.h"
+#include "mirage/tensor.h"
+
+namespace mirage::cuda {
+
+inline void check_kernel_dtype(const char* argument, const Tensor& t) {
+  if (t.dtype == DType::f64) fail(argument, "float32, float16 or bfloat16", name_of(t.dtype));
+}
+
+inline void check_workspace(const Options& options, int64_t bytes) {
+  if (options.workspace_bytes < bytes) {
+    fail("workspace", std::to_string(bytes) + " bytes", std::to_string(options.workspace_bytes));
+  }
+}
+
+// Why a kernel cannot have so many bytes on this GPU; empty where it can.
+inline std::string shared_memory_problem(int64_t wanted) {
+  const int64_t limit = shared_memory_limit();
+  if (wanted <= limit) return "";
+  return std::to_string(wanted) + " bytes of shared memory, of which this GPU has " + std::to_string(limit);
+}
+
+}  // namespace mirage::cuda
