@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import re
@@ -114,9 +115,9 @@ def tiles(height: int, width: int, rows: int) -> int:
     return -(-height // rows) * -(-width // COLUMNS)
 
 
-def products(name: str, kind: Kind, dtype: torch.dtype) -> int:
-    """FLOP on tensor cores of one image. float32 without TF32 has as many, as multiply-adds that are not counted."""
-    channels, heads, height, width = kind
+@functools.cache
+def of_a_tile(name: str, channels: int, heads: int, dtype: torch.dtype) -> tuple[int, int]:
+    """FLOP on tensor cores, and the rows of the tile: executed on images of one and two."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -130,8 +131,15 @@ def products(name: str, kind: Kind, dtype: torch.dtype) -> int:
     four, eight, sixteen = found
     rows = 8 if four == eight else 4
     if sixteen != eight * 2 or eight != four * 8 // rows:
-        raise RuntimeError(f"the products of {name} {kind} are not those of its tiles: {found}")
-    return four * tiles(height, width, rows)
+        raise RuntimeError(f"the products of {name} with {channels} channels are not those of its tiles: {found}")
+    return four, rows
+
+
+def products(name: str, kind: Kind, dtype: torch.dtype) -> int:
+    """FLOP on tensor cores of one image. float32 without TF32 has as many, as multiply-adds that are not counted."""
+    channels, heads, height, width = kind
+    flop, rows = of_a_tile(name, channels, heads, dtype)
+    return flop * tiles(height, width, rows)
 
 
 def loop_microseconds(kind: Kind, dtype: torch.dtype, rows: list[cuda_resources.Row]) -> float | None:
