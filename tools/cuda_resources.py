@@ -292,7 +292,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 def is_typical(row: Row) -> bool:
     """Whether a summary has it: of sm_90, float16 with weights of float16, or float32 without TF32."""
     narrow, wide = "f16" in row.kernel, "float" in row.kernel
-    mixed = (narrow and wide) or (wide and "TensorCoresTf32" in row.kernel)
+    mixed = (narrow and wide) or ("TensorCoresTf32" in row.kernel and not narrow)  # which 16 bits have in attention
     return row.gpu == "sm_90" and "bf16" not in row.kernel and not mixed
 
 

@@ -213,7 +213,7 @@ def test_summary(tool, on_snippets, capsys):
         return tool.is_typical(tool.Row(kernel, tool.Code(arch, kernel, 32, 0, 0, 0)))
 
     assert typical("a<TensorCores16<f16>, f16, 2>") and typical("a<ExactFloat, float, 2>") and typical("plain")
-    assert typical("a<TensorCoresTf32, f16, 1>")
+    assert typical("a<TensorCoresTf32, f16, 1>") and not typical("a<TensorCoresTf32, 1>")
     assert not any(typical(f"a<{name}>") for name in ("TensorCores16<f16>, float", "TensorCoresTf32, float", "bf16"))
     assert not typical("plain", "sm_80")
 
