@@ -1,6 +1,6 @@
-// The second half of a MIRAGE block on a GPU in one kernel (after one that packs its weights), and its gradients in three: the hidden tensor of 2M
-// channels never leaves the chip. mirage/feed_forward_stage.h says what is computed; tensors live on the current
-// device.
+// The second half of a MIRAGE block on a GPU in one kernel, and its gradients in three, after one that packs the
+// weights: the hidden tensor of 2M channels never leaves the chip. mirage/feed_forward_stage.h says what is computed;
+// tensors live on the current device.
 #pragma once
 
 #include "mirage/cuda/stream.h"

@@ -1,5 +1,6 @@
-// MIRAGE blocks one after the other on a GPU, without gradients: four launches each (five where images are small) after one
-// for the weights of sixteen, from one call. mirage/transformer_blocks.h says what is computed; tensors live on the current device.
+// MIRAGE blocks one after the other on a GPU, without gradients: four launches each (five where images are small) after
+// one for the weights of sixteen, from one call. mirage/transformer_blocks.h says what is computed; tensors live on the
+// current device.
 #pragma once
 
 #include "mirage/cuda/stream.h"
