@@ -43,7 +43,7 @@ MIRAGE_DEVICE int64_t hidden_index(const FeedForwardArguments& p, int chunk, int
 template <class Kind>
 MIRAGE_DEVICE void pack_project_in(const FeedForwardArguments& p, int chunk, bool turned, int rows, int depth,
                                    typename Kind::Element* panel) {
-  pack_panel<Kind, 256>(panel, rows, depth, [&](int row, int k) {
+  pack_panel<Kind, 256, 8>(panel, rows, depth, [&](int row, int k) {
     const int64_t hidden = hidden_index(p, chunk, turned ? k : row);
     const int channel = turned ? row : k;
     const bool exists = hidden >= 0 && channel < p.channels;
@@ -55,7 +55,7 @@ MIRAGE_DEVICE void pack_project_in(const FeedForwardArguments& p, int chunk, boo
 template <class Kind>
 MIRAGE_DEVICE void pack_project_out(const FeedForwardArguments& p, int chunk, bool turned, int rows, int depth,
                                     typename Kind::Element* panel) {
-  pack_panel<Kind, 256>(panel, rows, depth, [&](int row, int k) {
+  pack_panel<Kind, 256, 8>(panel, rows, depth, [&](int row, int k) {
     const int pair = kFeedForwardPairs * chunk + (turned ? row : k), channel = turned ? k : row;
     const bool exists = pair < p.pairs && channel < p.channels;
     return exists ? weight_at<typename Kind::Element>(p, p.project_out, int64_t(channel) * p.pairs + pair) : 0.0f;

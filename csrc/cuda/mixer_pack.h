@@ -81,15 +81,6 @@ MIRAGE_ANYWHERE float* mixer_kernels(const MixerArguments& p, int sample) {
 
 // ---- writing -------------------------------------------------------------------------------------------------------
 
-// Part of a matrix [.., stride] from (row, column) on; zero beyond `rows` x `columns`.
-template <class Kind, class W>
-MIRAGE_DEVICE void pack_matrix(typename Kind::Element* panel, int padded_rows, int padded_columns, const Block<W>& block) {
-  pack_panel<Kind, kTileThreads>(panel, padded_rows, padded_columns, [&](int row, int k) {
-    const bool exists = row < block.rows && k < block.columns;
-    return exists ? to_float(block.data[int64_t(block.row + row) * block.stride + block.column + k]) : 0.0f;
-  });
-}
-
 // Columns 16 i ... of a sample's attention, in which a channel meets those of its head.
 template <class Kind>
 MIRAGE_DEVICE void pack_attention(const MixerArguments& p, int sample, const float* attention) {
@@ -97,7 +88,7 @@ MIRAGE_DEVICE void pack_attention(const MixerArguments& p, int sample, const flo
   const int blocks = MixerSteps::sixteens(p.branch), depth = p.depth();
   T* steps = mixer_attention_steps<T>(p, sample);
   for (int i = 0; i < blocks; ++i) {
-    pack_panel<Kind, kTileThreads>(steps + int64_t(i) * mixer_step(blocks), 16 * blocks, 16, [&](int row, int k) {
+    pack_panel<Kind, kTileThreads, 4>(steps + int64_t(i) * mixer_step(blocks), 16 * blocks, 16, [&](int row, int k) {
       const int column = 16 * i + k;
       const bool together = row < p.branch && column < p.branch && row / depth == column / depth;
       return together ? attention[row * depth + column % depth] : 0.0f;
@@ -124,47 +115,70 @@ MIRAGE_DEVICE void pack_floats(const MixerArguments& p) {
   }
 }
 
+// A panel of a step: a part of a matrix, zero beyond, filled up to rows x depth.
+template <class W>
+struct PanelOf {
+  Block<W> from;
+  int rows, depth;
+};
+
+// The panels of a step, one after the other; those without rows are none.
+template <class W>
+struct StepOf {
+  PanelOf<W> panels[3];
+};
+
+template <class W>
+MIRAGE_DEVICE StepOf<W> step_of(const MixerArguments& p, const MixerSteps& steps, int i) {
+  const int c = p.branch, padded = 16 * steps.blocks, hidden = p.hidden;
+  const W *gic1 = static_cast<const W*>(p.gic1), *gic2 = static_cast<const W*>(p.gic2);
+  if (i < steps.blocks) {
+    return {{{{static_cast<const W*>(p.qkv), c, 2 * c + 16 * i, 0, c - 16 * i, c}, 16, padded}}};
+  }
+  i -= steps.blocks;
+  if (i < steps.blocks) return {{{{gic1, c, 2 * hidden - c, 16 * i, c, c - 16 * i}, padded, 16}}};
+  i -= steps.blocks;
+  if (i < steps.gate) {
+    const int first = steps.gate_first(p, i), rows = steps.gate_rows(p, i), values = i < steps.identities ? rows : 0;
+    return {{{{gic1, c, first, 0, rows, c}, 16, padded},
+             {{gic1, c, hidden + first, 0, values, c}, 16, padded},
+             {{gic2, hidden, 0, first, c, rows}, padded, 16}}};
+  }
+  i -= steps.gate;
+  if (i < steps.blocks) return {{{{static_cast<const W*>(p.proj_out), c, 0, 16 * i, c, c - 16 * i}, padded, 16}}};
+  i -= steps.blocks;
+  if (i < steps.mlp) {
+    const int rows = 2 * c - 16 * i;
+    return {{{{static_cast<const W*>(p.mlp_in), c, 16 * i, 0, rows, c}, 16, padded},
+             {{static_cast<const W*>(p.mlp_out), 2 * c, 0, 16 * i, c, rows}, padded, 16}}};
+  }
+  i -= steps.mlp;
+  return {{{{static_cast<const W*>(p.project_out), 3 * c, 0, 16 * i, 3 * c, 3 * c - 16 * i}, 3 * padded, 16}}};
+}
+
 // Step `step` of the weights.
 template <class Kind, class W>
 MIRAGE_DEVICE void pack_step(const MixerArguments& p, int step) {
   using T = typename Kind::Element;
   const MixerSteps steps(p);
-  const int c = p.branch, padded = 16 * steps.blocks, panel = 16 * padded, hidden = p.hidden;
   T* to = mixer_weight_steps<T>(p) + int64_t(step) * mixer_step(steps.blocks);
-  const W *gic1 = static_cast<const W*>(p.gic1), *gic2 = static_cast<const W*>(p.gic2);
-  int i = step;
-  if (i < steps.blocks) {
-    pack_matrix<Kind, W>(to, 16, padded, {static_cast<const W*>(p.qkv), c, 2 * c + 16 * i, 0, c - 16 * i, c});
-    const auto taps = p.weights<W>(p.qkv_dwconv);
-    float* floats = reinterpret_cast<float*>(to + panel);
-    for (int j = thread_index(); j < 16 * 9; j += kTileThreads) {
-      const int channel = 16 * i + j / 9;
-      floats[j / 9 * 12 + j % 9] = channel < c ? taps[int64_t(2 * c + channel) * 9 + j % 9] : 0.0f;
-    }
-    return;
+  const StepOf<W> of = step_of<W>(p, steps, step);
+#pragma unroll
+  for (int j = 0; j < 3; ++j) {
+    const Block<W>& from = of.panels[j].from;
+    pack_panel<Kind, kTileThreads, 4>(to, of.panels[j].rows, of.panels[j].depth, [&](int row, int k) {
+      const bool exists = row < from.rows && k < from.columns;
+      return exists ? to_float(from.data[int64_t(from.row + row) * from.stride + from.column + k]) : 0.0f;
+    });
+    to += of.panels[j].rows * of.panels[j].depth;
   }
-  i -= steps.blocks;
-  if (i < steps.blocks) return pack_matrix<Kind, W>(to, padded, 16, {gic1, c, 2 * hidden - c, 16 * i, c, c - 16 * i});
-  i -= steps.blocks;
-  if (i < steps.gate) {
-    const int first = steps.gate_first(p, i), rows = steps.gate_rows(p, i);
-    pack_matrix<Kind, W>(to, 16, padded, {gic1, c, first, 0, rows, c});
-    if (i < steps.identities) pack_matrix<Kind, W>(to + panel, 16, padded, {gic1, c, hidden + first, 0, rows, c});
-    return pack_matrix<Kind, W>(to + 2 * panel, padded, 16, {gic2, hidden, 0, first, c, rows});
+  if (step >= steps.blocks) return;
+  const auto taps = p.weights<W>(p.qkv_dwconv);
+  float* floats = reinterpret_cast<float*>(to);  // behind the panel of v
+  for (int j = thread_index(); j < 16 * 9; j += kTileThreads) {
+    const int channel = 16 * step + j / 9;
+    floats[j / 9 * 12 + j % 9] = channel < p.branch ? taps[int64_t(2 * p.branch + channel) * 9 + j % 9] : 0.0f;
   }
-  i -= steps.gate;
-  if (i < steps.blocks) {
-    return pack_matrix<Kind, W>(to, padded, 16, {static_cast<const W*>(p.proj_out), c, 0, 16 * i, c, c - 16 * i});
-  }
-  i -= steps.blocks;
-  if (i < steps.mlp) {
-    const int rows = 2 * c - 16 * i;
-    pack_matrix<Kind, W>(to, 16, padded, {static_cast<const W*>(p.mlp_in), c, 16 * i, 0, rows, c});
-    return pack_matrix<Kind, W>(to + panel, padded, 16, {static_cast<const W*>(p.mlp_out), 2 * c, 0, 16 * i, c, rows});
-  }
-  i -= steps.mlp;
-  const Block<W> out{static_cast<const W*>(p.project_out), 3 * c, 0, 16 * i, 3 * c, 3 * c - 16 * i};
-  pack_matrix<Kind, W>(to, 3 * padded, 16, out);
 }
 
 // ---- reading -------------------------------------------------------------------------------------------------------

@@ -204,13 +204,22 @@ MIRAGE_DEVICE void multiply_rows(ExactFloat, const float* left, int left_pitch, 
 // ---- panels of a matrix in global memory ---------------------------------------------------------------------------
 
 // A panel of `rows` x `depth`, multiples of 16 that need not be known to the compiler, in any memory, by all of kThreads:
-// where it is written once, and not for each tile.
-template <class Kind, int kThreads, class Source>
+// where it is written once, and not for each tile. A thread has kTogether loads under way.
+template <class Kind, int kThreads, int kTogether, class Source>
 MIRAGE_DEVICE void pack_panel(typename Kind::Element* panel, int rows, int depth, Source source) {
 #pragma unroll 1
-  for (int i = thread_index(); i < rows * depth; i += kThreads) {
-    const int row = i / depth, k = i % depth;
-    panel[Kind::place(row, k, depth)] = from_float<typename Kind::Element>(source(row, k));
+  for (int first = thread_index(); first < rows * depth; first += kTogether * kThreads) {
+    float value[kTogether];
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = first + j * kThreads;
+      value[j] = i < rows * depth ? source(i / depth, i % depth) : 0.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int i = first + j * kThreads;
+      if (i < rows * depth) panel[Kind::place(i / depth, i % depth, depth)] = from_float<typename Kind::Element>(value[j]);
+    }
   }
 }
 
