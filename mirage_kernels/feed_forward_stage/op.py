@@ -37,9 +37,10 @@ def feed_forward_stage(
     forward is one pass in which the hidden tensor exists a tile at a time, in cache; on Triton it is two launches with
     the activated hidden tensor between them, and backward four, for images that fill a GPU. In CUDA C++ forward is one
     launch (two for small images) and backward three (up to 128 channels, in float32 96; Triton's for more), each after
-    one that packs the weights; the hidden tensor exists a tile at a time, in shared memory. For others, and on devices that have none of these,
-    both are a chain of operators with the same formulas (see `mirage_kernels._stage`). Under ``use("torch")`` it is the
-    reference expression with PyTorch's autograd, which keeps everything and can be differentiated twice.
+    one that packs the weights; the hidden tensor exists a tile at a time, in shared memory. For others, and on devices
+    that have none of these, both are a chain of operators with the same formulas (see `mirage_kernels._stage`). Under
+    ``use("torch")`` it is the reference expression with PyTorch's autograd, which keeps everything and can be
+    differentiated twice.
 
     Args:
         x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides. Under autocast it is rounded to its dtype.
