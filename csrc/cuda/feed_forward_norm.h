@@ -3,17 +3,15 @@
 #pragma once
 
 #include "feed_forward_backward_tile.h"
+#include "sums.h"
 
 namespace mirage::cuda {
 
-// The sum over the warps of what each has of a pixel, in their order; `memory` is [warps, lanes].
-MIRAGE_DEVICE float sum_over_warps(float x, float* memory) {
-  memory[warp_index() * kLanes + lane_index()] = x;
-  sync_block();
-  float sum = 0.0f;
-#pragma unroll
-  for (int warp = 0; warp < kTileWarps; ++warp) sum += memory[warp * kLanes + lane_index()];
-  return sum;
+// Of one value, to each warp; `room` is [warps, lanes].
+MIRAGE_DEVICE float sum_over_warps(float x, float* room) {
+  float value[1] = {x};
+  sum_over_warps(value, kTileWarps, room);
+  return value[0];
 }
 
 // grad_x = grad_y + what gnormal gives through the layer norm, and of each channel the sums that make the gradients of

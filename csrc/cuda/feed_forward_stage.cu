@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "call_checks.h"
+#include "feed_forward_arguments.h"
 #include "feed_forward_packed.h"
 #include "feed_forward_stage_launch.h"
 #include "stage_checks.h"
@@ -20,13 +21,6 @@ FeedForwardRunner runner_for(const Tensor& x, const Options& options) {
     default: break;
   }
   return options.tf32 ? feed_forward_runner<TensorCoresTf32>(channels) : feed_forward_runner<ExactFloat>(channels);
-}
-
-FeedForwardArguments sizes_of(const Tensor& x, int64_t pairs) {
-  FeedForwardArguments p{};
-  p.batch = int(x.size[0]), p.channels = int(x.size[1]), p.height = int(x.size[2]), p.width = int(x.size[3]);
-  p.pairs = int(pairs);
-  return p;
 }
 
 int64_t workspace_of(const Tensor& x, const FeedForwardPlan& plan) {
@@ -50,7 +44,7 @@ std::string feed_forward_stage_problem(const Tensor& x, const Tensor& project_ou
     if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
   }
   if (x.size[1] > kFeedForwardMostChannels) return std::to_string(x.size[1]) + " channels";
-  return shared_memory_problem(runner_for(x, options).plan(sizes_of(x, project_out.size[1])).shared_bytes);
+  return shared_memory_problem(runner_for(x, options).plan(feed_forward_sizes(x, project_out.size[1])).shared_bytes);
 }
 
 int64_t feed_forward_packed_bytes(const Tensor& x, int64_t pairs, const Options& options) {
@@ -58,7 +52,7 @@ int64_t feed_forward_packed_bytes(const Tensor& x, int64_t pairs, const Options&
 }
 
 int64_t feed_forward_packed_workspace(const Tensor& x, int64_t pairs, const Options& options) {
-  return workspace_of(x, runner_for(x, options).plan(sizes_of(x, pairs)));
+  return workspace_of(x, runner_for(x, options).plan(feed_forward_sizes(x, pairs)));
 }
 
 int64_t feed_forward_stage_workspace(const Tensor& x, const Tensor& project_out, const Options& options) {
@@ -69,18 +63,7 @@ int64_t feed_forward_stage_workspace(const Tensor& x, const Tensor& project_out,
 void pack_feed_forward(const Tensor& x, const FeedForwardToPack* stages, int64_t count, const Options& options) {
   std::vector<FeedForwardArguments> all;
   for (int64_t i = 0; i < count; ++i) {
-    const FeedForwardWeights& w = stages[i].weights;
-    const DType dtype = w.norm_weight.dtype;
-    if (dtype != x.dtype) check_dtype("norm_weight", w.norm_weight, DType::f32);
-    const auto data = [&](const char* argument, const Tensor& t) {
-      check_dtype(argument, t, dtype);
-      return t.data;
-    };
-    FeedForwardArguments p = sizes_of(x, w.project_out.size[1]);
-    p.wide = dtype == DType::f32;
-    p.norm_weight = data("norm_weight", w.norm_weight), p.norm_bias = data("norm_bias", w.norm_bias);
-    p.project_in = data("project_in", w.project_in), p.dwconv = data("dwconv", w.dwconv);
-    p.project_out = data("project_out", w.project_out);
+    FeedForwardArguments p = feed_forward_weights(x, stages[i].weights);
     p.packed = stages[i].packed;
     all.push_back(p);
   }
@@ -90,7 +73,7 @@ void pack_feed_forward(const Tensor& x, const FeedForwardToPack* stages, int64_t
 void feed_forward_stage_packed(const Tensor& x, double eps, int64_t pairs, const void* packed, const Tensor& y,
                                const Options& options) {
   if (x.numel() == 0) return;
-  FeedForwardArguments p = sizes_of(x, pairs);
+  FeedForwardArguments p = feed_forward_sizes(x, pairs);
   p.packed = packed;
   p.x = x.data, p.y = y.data, p.partial = static_cast<float*>(options.workspace), p.eps = float(eps);
   p.s_batch = x.stride[0], p.s_channel = x.stride[1], p.s_row = x.stride[2], p.s_column = x.stride[3];

@@ -1,5 +1,6 @@
 // feed_forward_stage_backward on a GPU: argument checks, and the choice of a kernel.
 #include "call_checks.h"
+#include "feed_forward_arguments.h"
 #include "feed_forward_backward_launch.h"
 #include "feed_forward_weights.h"
 #include "mirage/cuda/feed_forward_stage.h"
@@ -19,13 +20,6 @@ FeedForwardBackwardRunner runner_for(const Tensor& x, const Options& options) {
   }
   return options.tf32 ? feed_forward_backward_runner<TensorCoresTf32>(channels, limit)
                       : feed_forward_backward_runner<ExactFloat>(channels, limit);
-}
-
-FeedForwardBackwardArguments sizes_of(const Tensor& x, const Tensor& project_out) {
-  FeedForwardBackwardArguments p{};
-  p.batch = int(x.size[0]), p.channels = int(x.size[1]), p.height = int(x.size[2]), p.width = int(x.size[3]);
-  p.pairs = int(project_out.size[1]);
-  return p;
 }
 
 MIRAGE_KERNELS(list) {
@@ -50,13 +44,13 @@ std::string feed_forward_stage_backward_problem(const Tensor& x, const Tensor& p
   }
   const int most = feed_forward_backward_most_channels(x.dtype != DType::f32);
   if (x.size[1] > most) return std::to_string(x.size[1]) + " channels";
-  const FeedForwardBackwardPlan plan = runner_for(x, options).plan(sizes_of(x, project_out));
+  const FeedForwardBackwardPlan plan = runner_for(x, options).plan(feed_forward_sizes(x, project_out.size[1]));
   if (plan.tiles > INT32_MAX) return std::to_string(plan.tiles) + " tiles";
   return shared_memory_problem(plan.shared_bytes);
 }
 
 int64_t feed_forward_stage_backward_workspace(const Tensor& x, const Tensor& project_out, const Options& options) {
-  return runner_for(x, options).plan(sizes_of(x, project_out)).bytes();
+  return runner_for(x, options).plan(feed_forward_sizes(x, project_out.size[1])).bytes();
 }
 
 void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,
@@ -67,16 +61,9 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
   check_feed_forward_stage_backward(grad_y, x, project_out, grad_x, gradients);
   const std::string problem = feed_forward_stage_backward_problem(x, project_out, options);
   if (!problem.empty()) fail("x", "what the CUDA kernel of feed_forward_stage_backward takes", problem);
-  if (norm_weight.dtype != x.dtype) check_dtype("norm_weight", norm_weight, DType::f32);
-  const auto weight = [&](const char* argument, const Tensor& t) {
-    check_dtype(argument, t, norm_weight.dtype);
-    return t.data;
-  };
-  FeedForwardBackwardArguments p = sizes_of(x, project_out);
-  p.wide = norm_weight.dtype == DType::f32;
-  p.norm_weight = weight("norm_weight", norm_weight), p.norm_bias = weight("norm_bias", norm_bias);
-  p.project_in = weight("project_in", project_in), p.dwconv = weight("dwconv", dwconv);
-  p.project_out = weight("project_out", project_out);
+  FeedForwardBackwardArguments p{};
+  static_cast<FeedForwardArguments&>(p) =
+      feed_forward_weights(x, {norm_weight, norm_bias, project_in, dwconv, project_out});
   p.x = x.data, p.grad_y = grad_y.data, p.grad_x = grad_x.data, p.eps = float(eps);
   p.s_batch = x.stride[0], p.s_channel = x.stride[1], p.s_row = x.stride[2], p.s_column = x.stride[3];
   p.g_batch = grad_y.stride[0], p.g_channel = grad_y.stride[1], p.g_row = grad_y.stride[2];

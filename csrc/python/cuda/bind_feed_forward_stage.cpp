@@ -7,16 +7,22 @@
 
 namespace mirage::python {
 
-MIRAGE_BINDINGS(m) {
-  // Bytes of scratch memory, or None where it cannot be computed here.
-  m.def("feed_forward_stage_workspace", [](py::capsule x, py::capsule project_out, bool tf32) -> std::optional<int64_t> {
+// Bytes of scratch memory, or None where it cannot be computed here.
+static void define_workspace(py::module_& m, const char* name, decltype(cuda::feed_forward_stage_problem)* problem,
+                             decltype(cuda::feed_forward_stage_workspace)* workspace) {
+  m.def(name, [=](py::capsule x, py::capsule project_out, bool tf32) -> std::optional<int64_t> {
     const Tensor tx = tensor_of("x", x), to = matrix_of("project_out", project_out);
     check_ndim("x", tx, 4);
     check_ndim("project_out", to, 2);
     const cuda::Options options = options_of(0, tf32);
-    if (!cuda::feed_forward_stage_problem(tx, to, options).empty()) return std::nullopt;
-    return cuda::feed_forward_stage_workspace(tx, to, options);
+    if (!problem(tx, to, options).empty()) return std::nullopt;
+    return workspace(tx, to, options);
   });
+}
+
+MIRAGE_BINDINGS(m) {
+  define_workspace(m, "feed_forward_stage_workspace", cuda::feed_forward_stage_problem,
+                   cuda::feed_forward_stage_workspace);
   m.def("feed_forward_stage",
         [](py::capsule x, py::capsule norm_weight, py::capsule norm_bias, double eps, py::capsule project_in,
            py::capsule dwconv, py::capsule project_out, py::capsule y, py::capsule workspace, uintptr_t stream,
@@ -29,15 +35,8 @@ MIRAGE_BINDINGS(m) {
           py::gil_scoped_release release;
           cuda::feed_forward_stage(tx, tw, tb, eps, ti, td, to, ty, options);
         });
-  m.def("feed_forward_stage_backward_workspace",
-        [](py::capsule x, py::capsule project_out, bool tf32) -> std::optional<int64_t> {
-          const Tensor tx = tensor_of("x", x), to = matrix_of("project_out", project_out);
-          check_ndim("x", tx, 4);
-          check_ndim("project_out", to, 2);
-          const cuda::Options options = options_of(0, tf32);
-          if (!cuda::feed_forward_stage_backward_problem(tx, to, options).empty()) return std::nullopt;
-          return cuda::feed_forward_stage_backward_workspace(tx, to, options);
-        });
+  define_workspace(m, "feed_forward_stage_backward_workspace", cuda::feed_forward_stage_backward_problem,
+                   cuda::feed_forward_stage_backward_workspace);
   m.def("feed_forward_stage_backward",
         [](py::capsule grad_y, py::capsule x, py::capsule norm_weight, py::capsule norm_bias, double eps,
            py::capsule project_in, py::capsule dwconv, py::capsule project_out, py::capsule grad_x,
