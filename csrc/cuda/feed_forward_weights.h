@@ -38,7 +38,7 @@ MIRAGE_KERNEL(256) feed_forward_weights_kernel(const FeedForwardBackwardArgument
   const int parts = i < count ? (is_norm ? p.groups : p.ranges) : 0;
   float sum = 0.0f;
   for (int part = warp_index(); part < parts; part += kTileWarps) sum += from[part * count + i];
-  sum = sum_over_warps(sum, memory);
+  sum = sum_over_warps(sum, kTileWarps, memory);
   if (warp_index() != 0 || i >= count) return;
   float* to = nullptr;
   if (!is_norm) to = place_of_sum(p, i, size);

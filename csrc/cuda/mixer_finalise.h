@@ -31,7 +31,8 @@ MIRAGE_DEVICE void finalise_attention(const MixerArguments& p, int sample, float
   }
   sync_block();
   for (int i = thread_index(); i < squares; i += kTileThreads) out[i / matrix * of_head + i % matrix] = sums[i];
-  pack_attention<Kind>(p, sample, sums);
+  pack_heads<Kind>(p, mixer_attention_steps<typename Kind::Element>(p, sample),
+                   [&](int row, int column) { return sums[row * depth + column % depth]; });
 }
 
 // What a block wants of shared memory.
@@ -114,8 +115,7 @@ MIRAGE_DEVICE void generate_kernels(const MixerArguments& p, int sample, int sli
 #pragma unroll 16
   for (int k = 0; k < branch; ++k) sum = fmaf(to_float(row[k]), hidden[k], sum);
   p.kernels[int64_t(sample) * branch * kMixerTaps + i] = sum;
-  const int channel = i / kMixerTaps, tap = i % kMixerTaps;
-  mixer_kernels<typename Kind::Element>(p, sample)[channel * kMixerKernel + tap / 7 * kMixerLine + tap % 7] = sum;
+  mixer_kernels<typename Kind::Element>(p, sample)[place_of_tap(i)] = sum;
 }
 
 // `blocks` of a sample: one, and as many as its taps want. Two of a multiprocessor are asked for, because by itself the

@@ -17,20 +17,23 @@ struct MixerFuseTile {
 
   static constexpr int largest(int a, int b) { return a > b ? a : b; }
   static constexpr int kWindows = kBranch * (Far::kPitch + Near::kPitch), kFused = 3 * kBranch * Inner::kPitch;
-  using Stream = MixerStream<T, kBlocks>;
+  using Stream = PanelStream<T, kBlocks, MixerForwardSteps<T, kBlocks>>;
   static constexpr int kPanel = 16 * kBranch;
 
   // First the windows of detail and n1, at last the fused branches.
   alignas(16) T large[largest(kWindows, kFused)];
   alignas(16) T scaled[kBranch * Inner::kPitch];  // BatchNorm of n2, then the gated CNN before proj_out
   alignas(16) T other[kBranch * Inner::kPitch];   // v, then n3
-  alignas(16) float hidden[16 * kHiddenPitch];
+  alignas(16) float lines[16 * kHiddenPitch];
   alignas(16) T chunk[16 * Inner::kPitch];
   alignas(16) T steps[2][Stream::kStep];
   alignas(16) float kernels[16 * kMixerKernel];  // of a step's channels
 
   MIRAGE_DEVICE T* detail() { return large; }
   MIRAGE_DEVICE T* normal() { return large + kBranch * Far::kPitch; }
+  MIRAGE_DEVICE T* values() { return other; }
+  MIRAGE_DEVICE T* third() { return other; }
+  MIRAGE_DEVICE float* hidden() { return lines; }
 };
 
 template <class Tile>
@@ -83,16 +86,16 @@ MIRAGE_DEVICE void attend(typename Tile::Stream& stream, Tile& tile, MixerFragme
     const auto* panel = stream.next();  // the hidden channels before have been read
     float fragments[1][Near::kTiles][4] = {};
     multiply<Tile::kBranch>(Kind(), panel, tile.normal() + 8 * Near::kTiles * warp_index(), Near::kPitch, fragments);
-    store_lines<Near>(fragments, tile.hidden);
+    store_lines<Near>(fragments, tile.hidden());
     sync_block();
     float taps[9], sum[kRun] = {};
     read_taps(reinterpret_cast<const float*>(panel + Tile::kPanel) + 12 * i, taps);
-    convolve_run(tile.hidden + i * Tile::kHiddenPitch + row * kHiddenLine + column, taps, sum);
-    auto* out = tile.other + (first + i) * Tile::Inner::kPitch + row * 16 + column;
+    convolve_run(tile.hidden() + i * Tile::kHiddenPitch + row * kHiddenLine + column, taps, sum);
+    auto* out = tile.values() + (first + i) * Tile::Inner::kPitch + row * 16 + column;
 #pragma unroll
     for (int j = 0; j < kRun; j += 2) store_pair(out + j, sum[j], sum[j + 1]);
   }
-  multiply_steps<Kind, Tile>(stream, tile.other, acc);
+  multiply_steps<Kind, Tile>(stream, tile.values(), acc);
 }
 
 // The detail over its window, in place: each warp reads and writes its own pixels.
@@ -120,9 +123,9 @@ MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile) {
   }
 }
 
-// chunk *= the 7x7 convolution of 16 channels of detail.
-template <class Tile>
-MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, Tile& tile) {
+// chunk *= the 7x7 convolution of 16 channels of detail, of which keep(channel, pixel of the tile, run) is told.
+template <class Tile, class Keep>
+MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, Tile& tile, Keep keep) {
   using T = typename Tile::T;
   constexpr int kRun = Tile::kRun, kRuns = 16 / kRun, kRunsOfTile = Tile::Inner::kPixels / kRun;
   const int i = thread_index() / kRunsOfTile, run = thread_index() % kRunsOfTile, channel = first + i;
@@ -144,6 +147,7 @@ MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, T
       for (int j = 0; j < kRun; ++j) sum[j] = fmaf(of_line[x], value[x + j], sum[j]);
     }
   }
+  keep(channel, row * 16 + column, sum);
   T* gate = tile.chunk + i * Tile::Inner::kPitch + row * 16 + column;
 #pragma unroll
   for (int j = 0; j < kRun; j += 2) {
@@ -154,9 +158,9 @@ MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, T
 }
 
 // gic2(gelu(gate / t) * concat(identity, convolution of detail)), 16 channels of the product at a time.
-template <class Kind, class Tile>
+template <class Kind, class Tile, class Keep>
 MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float temperature, typename Tile::Stream& stream,
-                        Tile& tile, MixerFragments<Tile>& acc) {
+                        Tile& tile, MixerFragments<Tile>& acc, Keep keep) {
   using T = typename Tile::T;
   const float* kernels = mixer_kernels<T>(p, at.sample);
   constexpr int kTiles = Tile::Inner::kTiles;
@@ -184,7 +188,7 @@ MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float tempera
     if (!identity) wait_for_copies();
     sync_block();
     if (!identity) {
-      multiply_by_convolution(p, first, tile);
+      multiply_by_convolution(p, first, tile, keep);
       sync_block();
     }
     multiply_inner<Kind, 16, Tile>(panels + 2 * Tile::kPanel, tile.chunk, acc);
@@ -240,7 +244,7 @@ MIRAGE_DEVICE void perceive(const MixerArguments& p, typename Tile::Stream& stre
   for (int first = 0; first < 2 * p.branch; first += 16) {
     const T* panels = stream.next();  // the hidden channels before have been read
     float hidden[1][kTiles][4] = {};
-    multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.other, hidden);
+    multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.third(), hidden);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -318,39 +322,59 @@ MIRAGE_DEVICE void project_out(const MixerArguments& p, const Corner& at, typena
   }
 }
 
+// BatchNorm of channel c of the gated CNN's input.
+struct MixerBatchNorm {
+  const float *mean, *var, *weight, *bias;
+  float eps;
+
+  MIRAGE_DEVICE explicit MixerBatchNorm(const MixerArguments& p)
+      : mean(p.batch_mean), var(p.batch_var), weight(p.packed + 6 * 16 * MixerSteps::sixteens(p.branch)),
+        bias(weight + 16 * MixerSteps::sixteens(p.branch)), eps(p.bn_eps) {}
+
+  MIRAGE_DEVICE float operator()(int c, float value) const {
+    return fmaf((value - mean[c]) * (1.0f / sqrtf(var[c] + eps)), weight[c], bias[c]);
+  }
+};
+
+// Third `third` of the normalised x in a window, `change`d, with the layer norm's packed weights and kept moments.
+template <class Window, int kBlocks, class T, class Change>
+MIRAGE_DEVICE void load_third(const MixerArguments& p, const Corner& at, int third, T* out, Change change) {
+  const MomentsOfPlane moments{p.moments + 2 * at.sample * p.plane(), p.plane()};
+  const Weights<float> weight{p.packed}, bias{p.packed + 3 * 16 * kBlocks};
+  load_normal<T, float, kBlocks, Window>(p, at, third, weight, bias, moments, out, change);
+}
+
+template <class Window, int kBlocks, class T>
+MIRAGE_DEVICE void load_third(const MixerArguments& p, const Corner& at, int third, T* out) {
+  load_third<Window, kBlocks>(p, at, third, out, [](int, float value) { return value; });
+}
+
+// What the branches begin with: BatchNorm of n2 over the tile and around it, and n1.
+template <int kBlocks, class Tile>
+MIRAGE_DEVICE void load_windows(const MixerArguments& p, const Corner& at, Tile& tile) {
+  const MixerBatchNorm batch_norm(p);
+  load_third<typename Tile::Near, kBlocks>(p, at, 0, tile.normal());
+  load_third<typename Tile::Far, kBlocks>(p, at, 1, tile.detail(), batch_norm);
+  load_third<typename Tile::Inner, kBlocks>(p, at, 1, tile.scaled, batch_norm);
+}
+
 template <class Kind, int kBlocks, int kRows>
 MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_fuse_kernel(const MixerArguments p) {
   using Tile = MixerFuseTile<Kind, kBlocks, kRows>;
-  using T = typename Tile::T;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
-  const int across = (p.width + 15) / 16, tiles = across * ((p.height + kRows - 1) / kRows);
-  const int i = int(block_index() % tiles);
-  const Corner at{int(block_index() / tiles), i / across * kRows, i % across * 16};
-  const MomentsOfPlane moments{p.moments + 2 * at.sample * p.plane(), p.plane()};
-  const Weights<float> norm_weight{p.packed}, norm_bias{p.packed + 3 * Tile::kBranch};
-  const float *bn_weight = p.packed + 6 * Tile::kBranch, *bn_bias = bn_weight + Tile::kBranch;
-  const float* scalars = p.packed + mixer_scalars(kBlocks);  // temperature of the gate, alphas
-  const auto same = [](int, float value) { return value; };
-  const auto batch_norm = [&](int c, float value) {
-    return fmaf((value - p.batch_mean[c]) * (1.0f / sqrtf(p.batch_var[c] + p.bn_eps)), bn_weight[c], bn_bias[c]);
-  };
-  typename Tile::Stream stream(p, at.sample, tile.steps);
-  const auto load = [&](auto window, int third, T* out, auto change) {
-    load_normal<T, float, kBlocks, decltype(window)>(p, at, third, norm_weight, norm_bias, moments, out, change);
-  };
-  load(typename Tile::Near(), 0, tile.normal(), same);
-  load(typename Tile::Far(), 1, tile.detail(), batch_norm);
-  load(typename Tile::Inner(), 1, tile.scaled, batch_norm);
+  const Corner at = Tiling<kRows>(p).corner(block_index());
+  typename Tile::Stream stream({p, at.sample}, MixerSteps(p).all(), tile.steps);
+  load_windows<kBlocks>(p, at, tile);
   MixerFragments<Tile> attended = {};
   attend<Kind>(stream, tile, attended);
   project_detail<Kind>(stream, tile);  // after its first barrier v has been read
-  load(typename Tile::Inner(), 2, tile.other, same);
+  load_third<typename Tile::Inner, kBlocks>(p, at, 2, tile.third());
   MixerFragments<Tile> gated = {};
-  gate<Kind>(p, at, scalars[0], stream, tile, gated);
-  project_branch<Kind>(p, at, norm_weight, norm_bias, stream, tile, gated);
+  gate<Kind>(p, at, p.packed[mixer_scalars(kBlocks)], stream, tile, gated, [](int, int, const auto&) {});
+  project_branch<Kind>(p, at, {p.packed}, {p.packed + 3 * Tile::kBranch}, stream, tile, gated);
   MixerFragments<Tile> perceived = {};
   perceive<Kind>(p, stream, tile, perceived);
-  fuse(p, scalars + 1, attended, gated, perceived, tile);
+  fuse(p, p.packed + mixer_scalars(kBlocks) + 1, attended, gated, perceived, tile);
   project_out<Kind>(p, at, stream, tile);
 }
 

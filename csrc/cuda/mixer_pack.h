@@ -53,6 +53,11 @@ MIRAGE_ANYWHERE constexpr int mixer_floats(int blocks) { return mixer_scalars(bl
 // Floats of a generated kernel: seven lines of seven taps, each with one more.
 constexpr int kMixerLine = 8, kMixerKernel = 7 * kMixerLine;
 
+// Of tap i of a sample's kernels [c, 49], among these.
+MIRAGE_DEVICE int place_of_tap(int i) {
+  return i / kMixerTaps * kMixerKernel + i % kMixerTaps / 7 * kMixerLine + i % 7;
+}
+
 // Of element size `size`, of a whole batch.
 inline int64_t mixer_packed_bytes(const MixerArguments& p, int64_t size) {
   const MixerSteps steps(p);
@@ -81,17 +86,15 @@ MIRAGE_ANYWHERE float* mixer_kernels(const MixerArguments& p, int sample) {
 
 // ---- writing -------------------------------------------------------------------------------------------------------
 
-// Columns 16 i ... of a sample's attention, in which a channel meets those of its head.
-template <class Kind>
-MIRAGE_DEVICE void pack_attention(const MixerArguments& p, int sample, const float* attention) {
-  using T = typename Kind::Element;
+// A matrix [c, c] in which a channel meets those of its head, value(row, column), as steps of 16 columns each.
+template <class Kind, class Value>
+MIRAGE_DEVICE void pack_heads(const MixerArguments& p, typename Kind::Element* steps, Value value) {
   const int blocks = MixerSteps::sixteens(p.branch), depth = p.depth();
-  T* steps = mixer_attention_steps<T>(p, sample);
   for (int i = 0; i < blocks; ++i) {
     pack_panel<Kind, kTileThreads, 4>(steps + int64_t(i) * mixer_step(blocks), 16 * blocks, 16, [&](int row, int k) {
       const int column = 16 * i + k;
       const bool together = row < p.branch && column < p.branch && row / depth == column / depth;
-      return together ? attention[row * depth + column % depth] : 0.0f;
+      return together ? value(row, column) : 0.0f;
     });
   }
 }
@@ -115,11 +118,12 @@ MIRAGE_DEVICE void pack_floats(const MixerArguments& p) {
   }
 }
 
-// A panel of a step: a part of a matrix, zero beyond, filled up to rows x depth.
+// A panel of a step: a part of a matrix or the transpose of one, zero beyond, filled up to rows x depth.
 template <class W>
 struct PanelOf {
   Block<W> from;
   int rows, depth;
+  bool transposed = false;
 };
 
 // The panels of a step, one after the other; those without rows are none.
@@ -156,42 +160,56 @@ MIRAGE_DEVICE StepOf<W> step_of(const MixerArguments& p, const MixerSteps& steps
   return {{{{static_cast<const W*>(p.project_out), 3 * c, 0, 16 * i, 3 * c, 3 * c - 16 * i}, 3 * padded, 16}}};
 }
 
+// Where the panels end.
+template <class Kind, class W>
+MIRAGE_DEVICE typename Kind::Element* pack_panels(const StepOf<W>& of, typename Kind::Element* to) {
+#pragma unroll
+  for (int j = 0; j < 3; ++j) {
+    const PanelOf<W>& panel = of.panels[j];
+    const Block<W>& from = panel.from;
+    pack_panel<Kind, kTileThreads, 4>(to, panel.rows, panel.depth, [&](int i, int k) {
+      const int row = panel.transposed ? k : i, column = panel.transposed ? i : k;
+      const bool exists = row < from.rows && column < from.columns;
+      return exists ? to_float(from.data[int64_t(from.row + row) * from.stride + from.column + column]) : 0.0f;
+    });
+    to += panel.rows * panel.depth;
+  }
+  return to;
+}
+
+// Depthwise taps of 16 channels of `third` of q, k, v, behind the panels of a step.
+template <class W, class T>
+MIRAGE_DEVICE void pack_taps(const MixerArguments& p, int third, int first, T* to) {
+  const auto taps = p.weights<W>(p.qkv_dwconv);
+  float* floats = reinterpret_cast<float*>(to);
+  for (int j = thread_index(); j < 16 * 9; j += kTileThreads) {
+    const int channel = first + j / 9;
+    floats[j / 9 * 12 + j % 9] = channel < p.branch ? taps[int64_t(third * p.branch + channel) * 9 + j % 9] : 0.0f;
+  }
+}
+
 // Step `step` of the weights.
 template <class Kind, class W>
 MIRAGE_DEVICE void pack_step(const MixerArguments& p, int step) {
   using T = typename Kind::Element;
   const MixerSteps steps(p);
   T* to = mixer_weight_steps<T>(p) + int64_t(step) * mixer_step(steps.blocks);
-  const StepOf<W> of = step_of<W>(p, steps, step);
-#pragma unroll
-  for (int j = 0; j < 3; ++j) {
-    const Block<W>& from = of.panels[j].from;
-    pack_panel<Kind, kTileThreads, 4>(to, of.panels[j].rows, of.panels[j].depth, [&](int row, int k) {
-      const bool exists = row < from.rows && k < from.columns;
-      return exists ? to_float(from.data[int64_t(from.row + row) * from.stride + from.column + k]) : 0.0f;
-    });
-    to += of.panels[j].rows * of.panels[j].depth;
-  }
-  if (step >= steps.blocks) return;
-  const auto taps = p.weights<W>(p.qkv_dwconv);
-  float* floats = reinterpret_cast<float*>(to);  // behind the panel of v
-  for (int j = thread_index(); j < 16 * 9; j += kTileThreads) {
-    const int channel = 16 * step + j / 9;
-    floats[j / 9 * 12 + j % 9] = channel < p.branch ? taps[int64_t(2 * p.branch + channel) * 9 + j % 9] : 0.0f;
-  }
+  to = pack_panels<Kind, W>(step_of<W>(p, steps, step), to);
+  if (step < steps.blocks) pack_taps<W>(p, 2, 16 * step, to);
 }
 
 // ---- reading -------------------------------------------------------------------------------------------------------
 
-// A block's way through the steps, each of which it finds in one of two buffers while the next is on its way to the other.
-template <class T, int kBlocks>
-class MixerStream {
+// A block's way through `count` steps, each of which it finds in one of two buffers while the next is on its way to the
+// other. Where: step(i), where step i lies in global memory.
+template <class T, int kBlocks, class Where>
+class PanelStream {
  public:
+  using Steps = Where;
   static constexpr int kStep = mixer_step(kBlocks);
 
-  MIRAGE_DEVICE MixerStream(const MixerArguments& p, int sample, T (&buffers)[2][kStep])
-      : weights_(mixer_weight_steps<T>(p)), attention_(mixer_attention_steps<T>(p, sample)), buffers_(buffers),
-        steps_(MixerSteps(p).all()) {
+  MIRAGE_DEVICE PanelStream(const Where& where, int count, T (&buffers)[2][kStep])
+      : where_(where), buffers_(buffers), count_(count) {
     fetch();
   }
 
@@ -201,21 +219,32 @@ class MixerStream {
     sync_block();
     const T* const found = buffers_[step_ & 1];
     ++step_;
-    if (step_ < steps_) fetch();
+    if (step_ < count_) fetch();
     return found;
   }
 
  private:
-  MIRAGE_DEVICE void fetch() {
-    const T* from = step_ < kBlocks       ? weights_ + int64_t(step_) * kStep
-                    : step_ < 2 * kBlocks ? attention_ + int64_t(step_ - kBlocks) * kStep
-                                          : weights_ + int64_t(step_ - kBlocks) * kStep;
-    copy_to_block<kTileThreads>(buffers_[step_ & 1], from);
-  }
+  MIRAGE_DEVICE void fetch() { copy_to_block<kTileThreads>(buffers_[step_ & 1], where_.step(step_)); }
 
-  const T *weights_, *attention_;
+  const Where where_;
   T (&buffers_)[2][kStep];
-  int steps_, step_ = 0;
+  int count_, step_ = 0;
+};
+
+// The steps of forward: those of the sample's attention stand between the others.
+template <class T, int kBlocks>
+struct MixerForwardSteps {
+  const T *weights, *attention;
+
+  MIRAGE_DEVICE MixerForwardSteps(const MixerArguments& p, int sample)
+      : weights(mixer_weight_steps<T>(p)), attention(mixer_attention_steps<T>(p, sample)) {}
+
+  MIRAGE_DEVICE const T* step(int i) const {
+    constexpr int kStep = mixer_step(kBlocks);
+    return i < kBlocks       ? weights + int64_t(i) * kStep
+           : i < 2 * kBlocks ? attention + int64_t(i - kBlocks) * kStep
+                             : weights + int64_t(i - kBlocks) * kStep;
+  }
 };
 
 }  // namespace mirage::cuda

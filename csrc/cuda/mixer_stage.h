@@ -35,7 +35,7 @@ struct MixerArguments {
   float *attention, *kernels, *branch_mean, *batch_mean, *batch_var;  // MixerStatistics
 
   MIRAGE_ANYWHERE int depth() const { return branch / heads; }
-  MIRAGE_DEVICE int64_t plane() const { return int64_t(height) * width; }
+  MIRAGE_ANYWHERE int64_t plane() const { return int64_t(height) * width; }
 
   // What a part leaves: q k^T of each head [c, d], |q|^2, |k|^2, mean of n2 and sum of its squared deviations, [c] each, and
   // how many pixels they are of.
@@ -51,6 +51,20 @@ struct MixerArguments {
 MIRAGE_DEVICE bool inside(const MixerArguments& p, int row, int column) {
   return row >= 0 && row < p.height && column >= 0 && column < p.width;
 }
+
+// Where the tiles of an image are.
+template <int kRows>
+struct Tiling {
+  int across, of_sample;
+
+  MIRAGE_ANYWHERE explicit Tiling(const MixerArguments& p)
+      : across((p.width + 15) / 16), of_sample(across * ((p.height + kRows - 1) / kRows)) {}
+
+  MIRAGE_DEVICE Corner corner(int64_t tile) const {
+    const int i = int(tile % of_sample);
+    return {int(tile / of_sample), i / across * kRows, i % across * 16};
+  }
+};
 
 // Where the moments of the layer norm are: in shared memory for the pixels of a window, or in global memory for all.
 struct MomentsOfWindow {
@@ -75,9 +89,10 @@ MIRAGE_DEVICE void load_normal(const MixerArguments& p, const Corner& at, int th
   int64_t offset[Window::kGroups];
   float mean[Window::kGroups], rstd[Window::kGroups];
   uint32_t within = 0;
+  const int thread = renewed(thread_index()), lane = thread % kLanes;
 #pragma unroll
   for (int j = 0; j < Window::kGroups; ++j) {
-    const int n = kLanes * j + lane_index();
+    const int n = kLanes * j + lane;
     const int row = at.row + n / Window::kLine - kMargin, column = at.column + n % Window::kLine - kMargin;
     const bool known = n < Window::kPixels && inside(p, row, column);
     const int64_t pixel = int64_t(row) * p.width + column;
@@ -86,7 +101,7 @@ MIRAGE_DEVICE void load_normal(const MixerArguments& p, const Corner& at, int th
     mean[j] = known ? moments.mean_of(n, pixel) : 0.0f;
     rstd[j] = known ? moments.rstd_of(n, pixel) : 0.0f;
   }
-  for (int c = warp_index(); c < 16 * kBlocks; c += kTileWarps) {
+  for (int c = thread / kLanes; c < 16 * kBlocks; c += kTileWarps) {
     const bool exists = c < p.branch;
     const float w = exists ? weight[third * p.branch + c] : 0.0f, b = exists ? bias[third * p.branch + c] : 0.0f;
 #pragma unroll
@@ -94,7 +109,7 @@ MIRAGE_DEVICE void load_normal(const MixerArguments& p, const Corner& at, int th
       const bool known = exists && (within >> j & 1);
       const float value = known ? to_float(x[c * p.s_channel + offset[j]]) : 0.0f;
       const float normal = fmaf((value - mean[j]) * rstd[j], w, b);
-      out[c * Window::kPitch + kLanes * j + lane_index()] = from_float<T>(known ? change(c, normal) : 0.0f);
+      out[c * Window::kPitch + kLanes * j + lane] = from_float<T>(known ? change(c, normal) : 0.0f);
     }
   }
 }

@@ -38,6 +38,13 @@ MIRAGE_DEVICE void sum_over_warps(float (&value)[kCount], int warps, float* room
   }
 }
 
+// Of one value, to each warp; `room` is [warps, lanes].
+MIRAGE_DEVICE float sum_over_warps(float x, int warps, float* room) {
+  float value[1] = {x};
+  sum_over_warps(value, warps, room);
+  return value[0];
+}
+
 // Of all threads of a block, to each of them. `room`: a float a warp.
 template <int kThreads>
 MIRAGE_DEVICE float sum_of_block(float x, float* room) {

@@ -4,16 +4,6 @@
 #include "bind_weights.h"
 
 namespace mirage::python {
-namespace {
-
-constexpr std::array<const char*, 19> kGradients = {
-    "grad_norm_weight", "grad_norm_bias", "grad_qkv", "grad_qkv_dwconv", "grad_temperature", "grad_bn_weight",
-    "grad_bn_bias", "grad_gic1", "grad_generator_in", "grad_generator_out", "grad_gate_temperature", "grad_gic2",
-    "grad_proj_out", "grad_mlp_in", "grad_mlp_out", "grad_alpha_att", "grad_alpha_conv", "grad_alpha_mlp",
-    "grad_project_out"};
-
-}  // namespace
-
 MIRAGE_BINDINGS(m) {
   m.def("mixer_stage", [](py::capsule x, const Capsules& weights, py::capsule branch_scale, bool training,
                           double norm_eps, double bn_eps, const Capsules& statistics, py::capsule y) {
@@ -30,7 +20,7 @@ MIRAGE_BINDINGS(m) {
                  ts = from_dlpack("branch_scale", branch_scale), to = from_dlpack("grad_x", grad_x);
     const auto w = mixer_weights_from<MixerWeights>("weights", kMixerNames, weights);
     const auto s = from_capsules<MixerStatistics>("statistics", kMixerStatisticsNames, statistics);
-    const auto g = mixer_weights_from<MixerGradients>("gradients", kGradients, gradients);
+    const auto g = mixer_weights_from<MixerGradients>("gradients", kMixerGradientNames, gradients);
     py::gil_scoped_release release;
     mixer_stage_backward(tg, tx, w, ts, {training, norm_eps, bn_eps}, s, to, g);
   });

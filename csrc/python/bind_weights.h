@@ -34,6 +34,12 @@ inline constexpr std::array<const char*, kMixerWeights> kMixerNames = {
 inline constexpr std::array<const char*, 5> kMixerStatisticsNames = {"attention", "kernels", "branch_mean", "batch_mean",
                                                                      "batch_var"};
 
+inline constexpr std::array<const char*, 19> kMixerGradientNames = {
+    "grad_norm_weight", "grad_norm_bias", "grad_qkv", "grad_qkv_dwconv", "grad_temperature", "grad_bn_weight",
+    "grad_bn_bias", "grad_gic1", "grad_generator_in", "grad_generator_out", "grad_gate_temperature", "grad_gic2",
+    "grad_proj_out", "grad_mlp_in", "grad_mlp_out", "grad_alpha_att", "grad_alpha_conv", "grad_alpha_mlp",
+    "grad_project_out"};
+
 // A struct of tensors from capsules in the order of its members.
 template <class Struct, size_t N>
 Struct from_capsules(const char* argument, const std::array<const char*, N>& names, const Capsules& capsules,

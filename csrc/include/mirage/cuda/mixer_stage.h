@@ -1,5 +1,5 @@
-// The first half of a MIRAGE block on a GPU in three kernels: x is read twice, y written, and nothing else of the size of a
-// feature map but the layer norm's moments exists. mirage/mixer_stage.h says what is computed; tensors live on the current
+// The first half of a MIRAGE block on a GPU in three kernels, and its gradients in ten: in forward x is read twice, y written,
+// and nothing else of the size of a feature map but the layer norm's moments exists. mirage/mixer_stage.h says what is computed; tensors live on the current
 // device.
 #pragma once
 
@@ -24,5 +24,17 @@ int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, int64_t hidden, co
 // where a launch fails.
 void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& mixer,
                  const MixerStatistics& statistics, const Tensor& y, const Options& options);
+
+// The same of backward, with C <= 240 (f32: 192) and at least one pixel; a GPU of less shared memory than an H200 may take
+// fewer channels. Recomputes forward from x. grad_y: any strides, dtype of x; grad_x: contiguous, dtype of x; `gradients`:
+// float, see mirage/mixer_stage.h. Scratch memory: seven maps of C / 3 channels of the dtype of x, two floats a pixel, and the
+// gradients of the weights for each block of the kernels, one or two for a multiprocessor at most.
+std::string mixer_stage_backward_problem(const Tensor& x, const Options& options);
+
+int64_t mixer_stage_backward_workspace(const Tensor& x, int64_t heads, int64_t hidden, const Options& options);
+
+void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale,
+                          const MixerOptions& mixer, const MixerStatistics& statistics, const Tensor& grad_x,
+                          const MixerGradients& gradients, const Options& options);
 
 }  // namespace mirage::cuda
