@@ -1,16 +1,17 @@
 """Both halves of each kind of block on a GPU that is not there: eager PyTorch, Triton and CUDA C++ beside the floor.
 
-    python tools/gpu_stages.py [--variant tiny] [--size 224x224 ...] [--dtype bfloat16 float32] [--tf32] [--json]
+    python tools/gpu_stages.py [--backward] [--variant tiny] [--size 224x224 ...] [--dtype bfloat16 ...] [--tf32] [--json]
 
 Everything here is predicted; `python -m benchmarks.gpu_report` prints the same stages as they were measured. For an
-H200, inference, one image. A time is the longer one of bytes at --bandwidth and products at the peak of their kind:
+H200, one image, inference or (--backward) the backward pass alone, in training. A time is the longer one of bytes at
+--bandwidth and products at the peak of their kind:
 
 - floor: x read, y written and the weights read, once; the reference's products (`benchmarks/stages.py`). No
-  implementation can be faster.
+  implementation can be faster. Backward: x and its own gradients too, and twice the products; none is computed again.
 - eager and Triton: launch by launch, as `triton_traffic.py` and `triton_launches.py` count them.
 - CUDA C++: the library's own launches, made by its host code at the real size with as many multiprocessors as the GPU
   has. Bytes: x as often as kernels read it, y, weights, and scratch memory written and read. Products: counted where
-  the kernels' source executes them, emulated on small images, for each tile.
+  the kernels' source executes them, emulated on small images, for each tile. `-` where no kernel takes so many channels.
 - loop: a bound on the feed-forward in CUDA C++ that neither bytes nor products have: the instructions of its loop
   over hidden channels as nvcc compiled it, four a cycle for each multiprocessor. `-` without mirage_kernels/_cuda*.so,
   and for the mixer, whose kernels have no single loop that stands for them.
@@ -28,7 +29,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ for folder in ("tools", "benchmarks"):
 
 import cuda_resources  # noqa: E402
 import torch  # noqa: E402
-from stages import HALVES, Half, Kind, block_kinds, make_half  # noqa: E402
+from stages import HALVES, Function, Half, Kind, block_kinds, make_half  # noqa: E402
 from triton_launches import FILL, RATES, Launches  # noqa: E402
 from triton_traffic import Traffic, measure, pair  # noqa: E402
 
@@ -53,6 +54,7 @@ WARPS, ISSUED = 8, 4  # of a block of feed_forward_kernel; a cycle of a multipro
 COLUMNS = 16  # of a tile
 FEED_FORWARD = re.compile(r"feed_forward_kernel<(\w+(?:<\w+>)?), (\d+), (\d+)>")
 READS = {"mixer": 2, "ffn": 1}  # of x
+READS_BACKWARD = {"mixer": 4 + 2, "ffn": 2 + 2}  # of x and of the gradient of y
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,17 @@ def on_many_multiprocessors(library: Any) -> Iterator[None]:
         library.set_multiprocessors(4)  # the emulation's own
 
 
-def recorded(half: Half, x: torch.Tensor, execute: bool) -> tuple[list[Launch], int]:
-    """The launches of a call, and the bytes of its scratch memory."""
+def measured(half: Half, function: Function, x: torch.Tensor, backward: bool) -> Callable[[], object]:
+    """Forward without gradients, or backward alone: forward has run."""
+    if not backward:
+        return torch.no_grad()(lambda: function(x))
+    x = x.detach().requires_grad_()
+    y = function(x)
+    return lambda: torch.autograd.grad(y, [x, *half.parameters], torch.empty_like(y))
+
+
+def recorded(half: Half, x: torch.Tensor, execute: bool, backward: bool = False) -> tuple[list[Launch], int]:
+    """The launches of a pass, and the bytes of its scratch memory; none where the library has no kernel for it."""
     library, sizes = _dispatch.cuda, []
     kept = _cuda_runtime.workspace
 
@@ -100,15 +111,15 @@ def recorded(half: Half, x: torch.Tensor, execute: bool) -> tuple[list[Launch], 
         stack.enter_context(mock.patch.object(_cuda_runtime, "workspace", workspace))
         stack.enter_context(on_many_multiprocessors(library))
         stack.enter_context(mirage_kernels.use("cuda"))
-        stack.enter_context(torch.inference_mode())
         library.start_record(execute)
         try:
-            half.fast(x)
+            run = measured(half, half.fast, x, backward)
+            library.stop_record(), sizes.clear()
+            library.start_record(execute)
+            run()
         finally:
             launches = [Launch(*facts) for facts in library.stop_record()]
-    if len(sizes) != 1:
-        raise RuntimeError(f"expected one call of the library for {list(x.shape)}, got {len(sizes)}")
-    return launches, sum(sizes)
+    return (launches, sizes[0]) if len(sizes) == 1 else ([], 0)  # a composite of several calls, or of none
 
 
 def tiles(height: int, width: int, rows: int) -> int:
@@ -116,16 +127,16 @@ def tiles(height: int, width: int, rows: int) -> int:
 
 
 @functools.cache
-def of_a_tile(name: str, channels: int, heads: int, dtype: torch.dtype) -> tuple[int, int]:
+def of_a_tile(name: str, channels: int, heads: int, dtype: torch.dtype, backward: bool) -> tuple[int, int]:
     """FLOP on tensor cores, and the rows of the tile: executed on images of one and two."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         found = []
         for rows in (4, 8, 16):
-            half = make_half(name, (channels, heads, rows, COLUMNS), training=False, dtype=dtype)
+            half = make_half(name, (channels, heads, rows, COLUMNS), training=backward, dtype=dtype)
             x = torch.randn(1, channels, rows, COLUMNS).to(dtype)
-            found.append(sum(launch.flop for launch in recorded(half, x, execute=True)[0]))
+            found.append(sum(launch.flop for launch in recorded(half, x, True, backward)[0]))
     finally:
         torch.set_float32_matmul_precision(before)
     four, eight, sixteen = found
@@ -135,10 +146,10 @@ def of_a_tile(name: str, channels: int, heads: int, dtype: torch.dtype) -> tuple
     return four, rows
 
 
-def products(name: str, kind: Kind, dtype: torch.dtype) -> int:
+def products(name: str, kind: Kind, dtype: torch.dtype, backward: bool = False) -> int:
     """FLOP on tensor cores of one image. float32 without TF32 has as many, as multiply-adds that are not counted."""
     channels, heads, height, width = kind
-    flop, rows = of_a_tile(name, channels, heads, dtype)
+    flop, rows = of_a_tile(name, channels, heads, dtype, backward)
     return flop * tiles(height, width, rows)
 
 
@@ -163,42 +174,60 @@ def loop_microseconds(kind: Kind, dtype: torch.dtype, rows: list[cuda_resources.
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 
-def triton(half: Half, x: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
-    options = argparse.Namespace(bandwidth=options.bandwidth, rate=None)
-    launches = Launches()
+def triton_pass(half: Half, x: torch.Tensor, both: bool, options: argparse.Namespace) -> tuple[int, int, float]:
+    """Launches, bytes and us of forward, or of forward and backward: which implementation runs, forward decides."""
+    launches, rated = Launches(), argparse.Namespace(bandwidth=options.bandwidth, rate=None)
+    x = x.detach().requires_grad_(options.backward)
     with mock.patch.object(_triton_stage, "FILL", FILL):
-        measure(torch.no_grad()(lambda: half.fast(x)), launches)
-    us = sum(kernel.row(options)["us"] for kernel in launches.kernels.values())
-    return {"triton_launches": launches.launches, "triton_bytes": launches.bytes, "triton_us": us}
+        if both:
+            measure(lambda: measured(half, half.fast, x, True)(), launches)
+        else:
+            measure(torch.set_grad_enabled(options.backward)(lambda: half.fast(x)), launches)
+    us = sum(kernel.row(rated)["us"] for kernel in launches.kernels.values())
+    return launches.launches, launches.bytes, us
+
+
+def triton(half: Half, x: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
+    found = triton_pass(half, x, False, options)
+    if options.backward:
+        both = triton_pass(half, x, True, options)
+        found = tuple(whole - forward for whole, forward in zip(both, found, strict=True))
+    return dict(zip(("triton_launches", "triton_bytes", "triton_us"), found, strict=True))
 
 
 def eager(half: Half, x: torch.Tensor, options: argparse.Namespace) -> dict[str, Any]:
     """Its products are those of the floor, and not added: most launches have none."""
-    traffic = measure(torch.no_grad()(lambda: half.eager(x)), Traffic())
+    traffic = measure(measured(half, half.eager, x, options.backward), Traffic())
     us = traffic.bytes / options.bandwidth / 1e6
     return {"eager_launches": traffic.launches, "eager_bytes": traffic.bytes, "eager_us": us}
 
 
 def cuda(name: str, kind: Kind, dtype: torch.dtype, options: argparse.Namespace, rows: Any) -> dict[str, Any]:
     channels, _, height, width = kind
-    half = make_half(name, (*kind[:2], 8, COLUMNS), training=False, dtype=dtype)  # which takes images of all sizes
+    half = make_half(name, (*kind[:2], 8, COLUMNS), training=options.backward, dtype=dtype)  # for images of all sizes
     x = torch.empty(1, channels, height, width, dtype=dtype)
-    launches, workspace = recorded(half, x, execute=False)
-    reads = READS[name] + any(launch.kernel == "feed_forward_sum_kernel" for launch in launches)  # which adds x
+    launches, workspace = recorded(half, x, False, options.backward)
+    if not launches:
+        return dict.fromkeys(("cuda_launches", "cuda_bytes", "cuda_flop", "cuda_loop_us", "cuda_us"))
+    sums = any(launch.kernel == "feed_forward_sum_kernel" for launch in launches)  # which adds x
+    reads = READS_BACKWARD[name] if options.backward else READS[name] + sums
     size = (reads + 1) * x.nbytes + sum(t.nbytes for t in half.parameters) + 2 * workspace
-    flop = products(name, kind, dtype)
-    loop = loop_microseconds(kind, dtype, rows) if name == "ffn" else None
+    if options.backward:  # float
+        size += sum(4 * t.numel() for t in half.parameters)
+    flop = products(name, kind, dtype, options.backward)
+    loop = loop_microseconds(kind, dtype, rows) if name == "ffn" and not options.backward else None
     us = max(longer(size, flop, kind_of(dtype), options), loop or 0.0)
     return {"cuda_launches": len(launches), "cuda_bytes": size, "cuda_flop": flop, "cuda_loop_us": loop, "cuda_us": us}
 
 
 def row(name: str, kind: Kind, dtype: torch.dtype, options: argparse.Namespace, rows: Any) -> dict[str, Any]:
     channels, _, height, width = kind
-    half = make_half(name, kind, training=False, device="meta", dtype=dtype)
+    half = make_half(name, kind, training=options.backward, device="meta", dtype=dtype)
     x = torch.empty(1, channels, height, width, dtype=dtype, device="meta")
-    flop = 2 * half.macs_forward
-    floor = {"floor_bytes": half.bytes_forward, "floor_flop": flop,
-             "floor_us": longer(half.bytes_forward, flop, kind_of(dtype), options)}  # fmt: skip
+    flop, size = 2 * half.macs_forward, half.bytes_forward
+    if options.backward:
+        flop, size = 2 * flop, half.bytes_both - half.bytes_forward
+    floor = {"floor_bytes": size, "floor_flop": flop, "floor_us": longer(size, flop, kind_of(dtype), options)}
     facts = {"stage": name, "shape": list(x.shape), "dtype": str(dtype).removeprefix("torch.")} | floor
     return facts | eager(half, x, options) | triton(half, x, options) | cuda(name, kind, dtype, options, rows)
 
@@ -211,7 +240,7 @@ def resources() -> list[cuda_resources.Row]:
 
 def print_table(found: list[dict[str, Any]], options: argparse.Namespace) -> None:
     rates = ", ".join(f"{kind} {n:g}" for kind, n in RATES.items())
-    print(f"Predicted, inference, MIRAGE {options.variant}: bytes at {options.bandwidth:.1f} TB/s, products at the "
+    print(f"Predicted, {'backward' if options.backward else 'inference'}, MIRAGE {options.variant}: bytes at {options.bandwidth:.1f} TB/s, products at the "
           f"peak (TFLOP/s: {rates}). MB and us; in brackets launches.\n")  # fmt: skip
     names = ("floor MB", "us", "eager MB", "us", "Triton MB", "us", "CUDA MB", "GFLOP", "loop us", "us")
     print("| stage | dtype |", " | ".join(names), "|")
@@ -221,13 +250,17 @@ def print_table(found: list[dict[str, Any]], options: argparse.Namespace) -> Non
         for name in ("eager", "triton"):
             cells += [f"{r[f'{name}_bytes'] / 1e6:.1f} ({r[f'{name}_launches']})", f"{r[f'{name}_us']:.1f}"]
         loop = "-" if r["cuda_loop_us"] is None else f"{r['cuda_loop_us']:.1f}"
-        cells += [f"{r['cuda_bytes'] / 1e6:.1f} ({r['cuda_launches']})", f"{r['cuda_flop'] / 1e9:.2f}", loop,
-                  f"{r['cuda_us']:.1f}"]  # fmt: skip
+        if r["cuda_launches"] is None:
+            cells += ["-"] * 4
+        else:
+            cells += [f"{r['cuda_bytes'] / 1e6:.1f} ({r['cuda_launches']})", f"{r['cuda_flop'] / 1e9:.2f}", loop,
+                      f"{r['cuda_us']:.1f}"]  # fmt: skip
         print(f"| {r['stage']} {'x'.join(map(str, r['shape'][1:]))} | {r['dtype']} |", " | ".join(cells), "|")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backward", action="store_true", help="the backward pass, not inference")
     parser.add_argument("--variant", choices=("tiny", "small"), default="tiny")
     parser.add_argument("--size", nargs="+", type=pair, default=[(224, 224), (512, 512), (1080, 1920)],
                         metavar="HxW", help="height and width (default: 224x224 512x512 1080x1920)")  # fmt: skip

@@ -276,13 +276,6 @@ MIRAGE_DEVICE void store_grad_normal(const FeedForwardArguments& p, const FeedFo
   }
 }
 
-// Those of expand_again and differentiate_output.
-template <class Panels, class Tile>
-MIRAGE_DEVICE void copy_forward_panels(const Panels& panels, Tile& tile) {
-  copy_to_block<Tile::kThreads>(tile.panel_in, panels.in);
-  copy_to_block<Tile::kThreads>(tile.panel_out, panels.out);
-}
-
 template <class Kind, int kBlocks, int kRows>
 MIRAGE_KERNEL(64 * kRows, 1) feed_forward_backward_kernel(const FeedForwardBackwardArguments p) {
   using Tile = FeedForwardBackwardTile<Kind, kBlocks, kRows>;
@@ -305,8 +298,10 @@ MIRAGE_KERNEL(64 * kRows, 1) feed_forward_backward_kernel(const FeedForwardBackw
     load_ring<typename Tile::Near, Tile::kChannels>(p, work, static_cast<const T*>(p.grad_y) + work.sample * p.g_batch,
                                                     p.g_channel, p.g_row, p.g_column, tile.grad_y);
     if (work.first_chunk < work.last_chunk) {
-      copy_forward_panels(packed.chunks[work.first_chunk], tile);
-      copy_to_block<Tile::kThreads>(tile.taps, packed.chunks[work.first_chunk].taps);
+      const auto& panels = packed.chunks[work.first_chunk];
+      copy_to_block<Tile::kThreads>(tile.panel_in, panels.in);
+      copy_to_block<Tile::kThreads>(tile.panel_out, panels.out);
+      copy_to_block<Tile::kThreads>(tile.taps, panels.taps);
     }
     store_places(p, work, tile);
     sync_block();
@@ -319,19 +314,26 @@ MIRAGE_KERNEL(64 * kRows, 1) feed_forward_backward_kernel(const FeedForwardBackw
       expand_again<Kind>(tile);
       differentiate_output<Kind>(tile);
       sync_block();  // gelu(h), its slope and the gradient of s are there; the panels are free
-      copy_to_block<Tile::kThreads>(tile.panel_back, packed.chunks[chunk].back);
-      if (chunk + 1 < work.last_chunk) copy_forward_panels(packed.chunks[chunk + 1], tile);
+      const bool more = chunk + 1 < work.last_chunk;
+      const auto& next = packed.chunks[more ? chunk + 1 : chunk];
+      copy_to_block<Tile::kThreads>(tile.panel_back(), packed.chunks[chunk].back);
+      if (!Tile::kOnePanel && more) copy_to_block<Tile::kThreads>(tile.panel_in, next.in);
+      if (more) copy_to_block<Tile::kThreads>(tile.panel_out, next.out);
       gate_pairs(p, work, is_first, sums + 6 * kBlocks * 128, tile);
       wait_for_copies();
       sync_block();  // s and the gradient of d are there; gelu(h) is free
       differentiate_hidden(p, work, tile);
       sync_block();  // the gradient of h is there; the taps are free
-      if (chunk + 1 < work.last_chunk) copy_to_block<Tile::kThreads>(tile.taps, packed.chunks[chunk + 1].taps);
+      if (more) copy_to_block<Tile::kThreads>(tile.taps, next.taps);
       const T* grad_hidden = tile.grad_hidden() + renewed(thread_index()) / kLanes * 8;
-      multiply<2 * Tile::kPairs>(Kind(), tile.panel_back, grad_hidden, Tile::kInnerPitch, acc);
+      multiply<2 * Tile::kPairs>(Kind(), tile.panel_back(), grad_hidden, Tile::kInnerPitch, acc);
       add_matrices<Kind, kBlocks>(is_first, sums, tile);
       wait_for_copies();
       sync_block();  // the gradient of h has been read, where gelu(h) goes next
+      if (!Tile::kOnePanel || !more) continue;
+      copy_to_block<Tile::kThreads>(tile.panel_in, next.in);
+      wait_for_copies();
+      sync_block();
     }
     store_grad_normal<Tile>(p, work, acc);
     is_first = false;

@@ -16,7 +16,7 @@
 namespace mirage::cuda {
 
 // The pixels of more have no room in shared memory.
-constexpr int feed_forward_backward_most_channels(bool is_half) { return is_half ? 128 : 96; }
+constexpr int feed_forward_backward_most_channels(bool is_half) { return is_half ? 240 : 96; }
 
 // How a call is cut into blocks, and what of the scratch memory is whose, in floats.
 struct FeedForwardBackwardPlan {
@@ -105,8 +105,13 @@ FeedForwardBackwardRunner feed_forward_backward_runner(int channels, int64_t lim
   if (channels <= 48) return runner_of<Kind, 3>(limit);
   if (channels <= 64) return runner_of<Kind, 4>(limit);
   if (channels <= feed_forward_backward_most_channels(false)) return runner_of<Kind, 6>(limit);
-  if constexpr (kIsHalf<typename Kind::Element>) return runner_of<Kind, 8>(limit);
-  else throw std::logic_error("no kernel takes " + std::to_string(channels) + " channels");
+  if constexpr (kIsHalf<typename Kind::Element>) {
+    if (channels <= 128) return runner_of<Kind, 8>(limit);
+    if (channels <= 192) return runner_of<Kind, 12>(limit);
+    return runner_of<Kind, 15>(limit);
+  } else {
+    throw std::logic_error("no kernel takes " + std::to_string(channels) + " channels");
+  }
 }
 
 #endif

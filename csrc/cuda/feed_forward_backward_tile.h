@@ -68,14 +68,16 @@ struct FeedForwardBackwardTile {
   // Warps that multiply with project_out: those that have no slopes to compute.
   static constexpr int kFirst = kRows == 8 ? 8 : 0, kNearTiles = Near::kPadded / 8 / (kWarps - kFirst);
   static constexpr int kNearDummy = Near::kWide;  // a place that is no pixel's
+  static constexpr bool kOnePanel = kBlocks > 12;  // whose room two matrices share, as there is no other
+  static constexpr int kPanel = 2 * kPairs * kChannels;
   static_assert(kRuns * (kRows + 2) == 30 && kRun * kRuns >= Near::kWide && kInner / 8 == kWarps);
   static_assert(kActivatedPitch % 16 == 8 && kGradPitch % 16 == 8 && kInnerPitch % 16 == 8);
 
   alignas(16) T normal[kChannels * Outer::kPitch];
   alignas(16) T grad_y[kChannels * Near::kPitch];
-  alignas(16) T panel_in[2 * kPairs * kChannels];
+  alignas(16) T panel_in[kPanel];
   alignas(16) T panel_out[kPairs * kChannels];      // of the transposed matrix, as the next
-  alignas(16) T panel_back[kChannels * 2 * kPairs];
+  alignas(16) T panel_of_back[kOnePanel ? 8 : kPanel];
   alignas(16) float activated[2 * kPairs * kActivatedPitch];  // gelu(h); when d is known, the gradient of h
   alignas(16) float grad[2 * kPairs * kGradPitch];  // of s in its first half, then of d
   alignas(16) T slope[2 * kPairs * kInnerPitch];    // gelu'(h)
@@ -85,6 +87,10 @@ struct FeedForwardBackwardTile {
   alignas(4) uint16_t near_places[Near::kPadded];
 
   static_assert(sizeof(T) * kInnerPitch <= sizeof(float) * kActivatedPitch);
+  MIRAGE_DEVICE T (&panel_back())[kPanel] {
+    if constexpr (kOnePanel) return panel_in;
+    else return panel_of_back;
+  }
   MIRAGE_DEVICE T* grad_hidden() { return reinterpret_cast<T*>(activated); }
 };
 

@@ -24,7 +24,7 @@ FeedForwardBackwardRunner runner_for(const Tensor& x, const Options& options) {
 
 MIRAGE_KERNELS(list) {
   list.add<feed_forward_weights_kernel>(256, 1024);
-  for (const int channels : {32, 48, 64, 96, 128}) {
+  for (const int channels : {32, 48, 64, 96, 128, 192, 240}) {
     for (const int64_t limit : {int64_t(163) << 10, int64_t(227) << 10}) {
       feed_forward_backward_runner<TensorCores16<f16>>(channels, limit).list(list);
       feed_forward_backward_runner<TensorCores16<bf16>>(channels, limit).list(list);

@@ -190,7 +190,7 @@ def test_more_channels_than_a_kernel_takes():
                 assert relative_error(value, function(*tensors)) < 1e-5
 
 
-@pytest.mark.parametrize("channels", [48, 64, 96, 128, 132])
+@pytest.mark.parametrize("channels", [48, 64, 96, 128, 132, 240, 243])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_backward_of_the_feed_forward_stage(channels, dtype, monkeypatch):
     """Every number of channels that has a kernel, in several tiles; others as the stage runs by itself."""
@@ -199,7 +199,7 @@ def test_backward_of_the_feed_forward_stage(channels, dtype, monkeypatch):
     others = []
     monkeypatch.setattr(mirage_kernels._stage, "instead_of_cuda", lambda x: others.append(x) or "composite")
     grads = torch.autograd.grad(value, tensors, random_like(value))
-    assert len(others) == (channels > (96 if dtype == torch.float32 else 128))
+    assert len(others) == (channels > (96 if dtype == torch.float32 else 240))
     truth = [t.detach().double().cpu().requires_grad_() for t in tensors]
     with mirage_kernels.use("torch"):
         exact = torch.autograd.grad(feed_forward_stage(*truth), truth, random_like(value).double().cpu())
