@@ -1,6 +1,7 @@
 """Both halves of each kind of block on a GPU that is not there: eager PyTorch, Triton and CUDA C++ beside the floor.
 
-    python tools/gpu_stages.py [--backward] [--variant tiny] [--size 224x224 ...] [--dtype bfloat16 ...] [--tf32] [--json]
+    python tools/gpu_stages.py [--backward] [--variant tiny] [--size 224x224 ...] [--dtype bfloat16 ...] [--tf32]
+                               [--json]
 
 Everything here is predicted; `python -m benchmarks.gpu_report` prints the same stages as they were measured. For an
 H200, one image, inference or (--backward) the backward pass alone, in training. A time is the longer one of bytes at
@@ -11,7 +12,7 @@ H200, one image, inference or (--backward) the backward pass alone, in training.
 - eager and Triton: launch by launch, as `triton_traffic.py` and `triton_launches.py` count them.
 - CUDA C++: the library's own launches, made by its host code at the real size with as many multiprocessors as the GPU
   has. Bytes: x as often as kernels read it, y, weights, and scratch memory written and read. Products: counted where
-  the kernels' source executes them, emulated on small images, for each tile. `-` where no kernel takes so many channels.
+  the kernels' source executes them, emulated on small images, for each tile. `-` where no kernel has so many channels.
 - loop: a bound on the feed-forward in CUDA C++ that neither bytes nor products have: the instructions of its loop
   over hidden channels as nvcc compiled it, four a cycle for each multiprocessor. `-` without mirage_kernels/_cuda*.so,
   and for the mixer, whose kernels have no single loop that stands for them.
@@ -240,7 +241,8 @@ def resources() -> list[cuda_resources.Row]:
 
 def print_table(found: list[dict[str, Any]], options: argparse.Namespace) -> None:
     rates = ", ".join(f"{kind} {n:g}" for kind, n in RATES.items())
-    print(f"Predicted, {'backward' if options.backward else 'inference'}, MIRAGE {options.variant}: bytes at {options.bandwidth:.1f} TB/s, products at the "
+    what = "backward" if options.backward else "inference"
+    print(f"Predicted, {what}, MIRAGE {options.variant}: bytes at {options.bandwidth:.1f} TB/s, products at the "
           f"peak (TFLOP/s: {rates}). MB and us; in brackets launches.\n")  # fmt: skip
     names = ("floor MB", "us", "eager MB", "us", "Triton MB", "us", "CUDA MB", "GFLOP", "loop us", "us")
     print("| stage | dtype |", " | ".join(names), "|")

@@ -9,17 +9,12 @@
 
 namespace mirage::cuda {
 
-// The steps of forward but project_out's, then those of the way back.
+// The steps of forward but project_out's, then those of the way back. Pointers are made when a step is wanted: they would
+// take eight registers.
 template <class T, int kBlocks>
 struct MixerFusionSteps {
-  MixerForwardSteps<T, kBlocks> forward;
-  const T *backward, *attention;  // transposed
-  int of_forward, of_output;
-
-  MIRAGE_DEVICE MixerFusionSteps(const MixerBackwardArguments& p, int sample)
-      : forward(p, sample), backward(mixer_backward_step<T>(p, 0)),
-        attention(mixer_backward_step<T>(p, MixerBackwardSteps(p).of_sample(sample, 0))),
-        of_forward(MixerSteps(p).all() - MixerSteps(p).out), of_output(MixerSteps(p).out) {}
+  const MixerBackwardArguments& p;
+  int sample;
 
   MIRAGE_DEVICE static int all(const MixerBackwardArguments& p) {
     const MixerSteps steps(p);
@@ -27,12 +22,12 @@ struct MixerFusionSteps {
   }
 
   MIRAGE_DEVICE const T* step(int i) const {
-    constexpr int kStep = mixer_step(kBlocks);
-    if (i < of_forward) return forward.step(i);
-    i -= of_forward + of_output;
-    if (i < 0) return backward + int64_t(i + of_output) * kStep;
-    if (i < kBlocks) return attention + int64_t(i) * kStep;
-    return backward + int64_t(i - kBlocks + of_output) * kStep;
+    const MixerSteps steps(p);
+    if (i < steps.all() - steps.out) return MixerForwardSteps<T, kBlocks>(p, sample).step(i);
+    i -= steps.all();
+    if (i < 0) return mixer_backward_step<T>(p, i + steps.out);
+    if (i < kBlocks) return mixer_backward_step<T>(p, MixerBackwardSteps(p).of_sample(sample, 0) + i);  // attention
+    return mixer_backward_step<T>(p, i - kBlocks + steps.out);
   }
 };
 
@@ -57,6 +52,7 @@ struct MixerFusionTile {
   alignas(16) T second[16 * Inner::kPitch];
   alignas(16) T steps[2][Stream::kStep];
   alignas(16) float kernels[16 * kMixerKernel];
+  float of_alphas[3 * kTileWarps];  // what each warp has found of their gradients in all tiles
   static_assert(16 * kHiddenPitch * sizeof(float) <= sizeof(branches));
 
   MIRAGE_DEVICE T* detail() { return large; }
@@ -91,6 +87,12 @@ MIRAGE_DEVICE void find_branches(const MixerArguments& p, const Corner& at, type
   perceive<Kind>(p, stream, tile, perceived);
   sync_warp();  // a warp reads its own pixels only
   store_fragments<Tile>(perceived, tile.third());
+}
+
+template <int kBlocks>
+MIRAGE_DEVICE FusionWeights alphas_of(const MixerArguments& p) {
+  const float* scalars = p.packed + mixer_scalars(kBlocks);  // of which the temperature of the gate is first
+  return {{scalars[1], scalars[2], scalars[3]}};
 }
 
 // The branches in `branches` fused, as channels of `large`; zero from 3c on. A warp a channel.
@@ -146,14 +148,15 @@ MIRAGE_DEVICE void return_from_output(const MixerBackwardArguments& p, const Cor
 // From the gradients of what the fusion makes of the branches to theirs, in place of the branches. Each thread has the same
 // channels and pixels of all.
 template <class Tile>
-MIRAGE_DEVICE void return_from_fusion(const FusionWeights& alphas, const MixerFragments<Tile> (&grad)[3], Tile& tile,
-                                      float (&of_alphas)[3]) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
+MIRAGE_DEVICE void return_from_fusion(const FusionWeights& alphas, const MixerFragments<Tile> (&grad)[3], Tile& tile) {
+  float of_alphas[3] = {};
+  const int thread = renewed(thread_index());
+  const int g = thread % kLanes / 4, t = thread % 4;
 #pragma unroll
   for (int m = 0; m < 2 * Tile::kBranch / 16; ++m) {
 #pragma unroll
     for (int n = 0; n < Tile::Inner::kTiles; ++n) {
-      auto* here = tile.branches + (8 * m + g) * Tile::Inner::kPitch + 8 * (warp_index() * Tile::Inner::kTiles + n) + 2 * t;
+      auto* here = tile.branches + (8 * m + g) * Tile::Inner::kPitch + 8 * (thread / kLanes * Tile::Inner::kTiles + n) + 2 * t;
       float value[3][2], of_branch[2][3];
 #pragma unroll
       for (int i = 0; i < 3; ++i) load_packed<2>(here + i * Tile::kMap, value[i]);
@@ -167,6 +170,11 @@ MIRAGE_DEVICE void return_from_fusion(const FusionWeights& alphas, const MixerFr
 #pragma unroll
       for (int i = 0; i < 3; ++i) store_pair(here + i * Tile::kMap, of_branch[0][i], of_branch[1][i]);
     }
+  }
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    const float sum = sum_of_warp(of_alphas[i]);
+    if (thread % kLanes == 0) tile.of_alphas[3 * (thread / kLanes) + i] += sum;
   }
 }
 
@@ -258,16 +266,14 @@ MIRAGE_DEVICE void return_from_branches(const MixerBackwardArguments& p, const C
 }
 
 template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, 1) mixer_fusion_backward_kernel(const MixerBackwardArguments p) {
+MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_fusion_backward_kernel(const MixerBackwardArguments p) {
   using Tile = MixerFusionTile<Kind, kBlocks, kRows>;
   using T = typename Tile::T;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
   const Tiling<kRows> tiling(p);
   const TileRange range(int64_t(p.batch) * tiling.of_sample, block_index(), p.fusion.blocks);
   float* sums = p.fusion.of_block(block_index());
-  const float* scalars = p.packed + mixer_scalars(kBlocks);  // temperature of the gate, alphas
-  const FusionWeights alphas{{scalars[1], scalars[2], scalars[3]}};
-  float of_alphas[3] = {};
+  if (thread_index() < 3 * kTileWarps) tile.of_alphas[thread_index()] = 0.0f;
 #pragma unroll 1
   for (int64_t i = range.first; i < range.last; ++i) {
     const Corner at = tiling.corner(i);
@@ -287,20 +293,18 @@ MIRAGE_KERNEL(256, 1) mixer_fusion_backward_kernel(const MixerBackwardArguments 
       find_branches<Kind, kBlocks>(p, at, stream, tile, keep);
     }
     sync_block();
-    fuse_stored(p, alphas, tile);
+    fuse_stored(p, alphas_of<kBlocks>(p), tile);
     {
       MixerFragments<Tile> grad[3] = {};
       return_from_output<Kind>(p, at, is_first, sums, stream, tile, grad);
-      return_from_fusion(alphas, grad, tile, of_alphas);
+      return_from_fusion(alphas_of<kBlocks>(p), grad, tile);
     }
     return_from_branches<Kind, kBlocks>(p, at, is_first, is_first_of_sample, sums, stream, tile);
   }
-  float* room = reinterpret_cast<float*>(tile.steps);
-#pragma unroll
-  for (int i = 0; i < 3; ++i) {
-    const float sum = sum_of_block<kTileThreads>(of_alphas[i], room);
-    if (thread_index() == 0) sums[MixerSumsAt(p).alphas + i] = sum;
-  }
+  if (thread_index() >= 3) return;  // the last tile's steps had barriers since
+  float sum = 0.0f;
+  for (int warp = 0; warp < kTileWarps; ++warp) sum += tile.of_alphas[3 * warp + thread_index()];
+  sums[MixerSumsAt(p).alphas + thread_index()] = sum;
 }
 
 }  // namespace mirage::cuda

@@ -42,14 +42,15 @@ using MixerFragments = float[Tile::kBranch / 16][Tile::Inner::kTiles][4];
 // Fragments as rows of pixels.
 template <class Tile, int MT>
 MIRAGE_DEVICE void store_fragments(const float (&acc)[MT][Tile::Inner::kTiles][4], typename Tile::T* out) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
+  const int thread = renewed(thread_index());
+  const int g = thread % kLanes / 4, t = thread % 4;
 #pragma unroll
   for (int m = 0; m < MT; ++m) {
 #pragma unroll
     for (int n = 0; n < Tile::Inner::kTiles; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = 16 * m + 8 * half + g, pixel = 8 * (warp_index() * Tile::Inner::kTiles + n) + 2 * t;
+        const int row = 16 * m + 8 * half + g, pixel = 8 * (thread / kLanes * Tile::Inner::kTiles + n) + 2 * t;
         store_pair(out + row * Tile::Inner::kPitch + pixel, acc[m][n][2 * half], acc[m][n][2 * half + 1]);
       }
     }
@@ -77,15 +78,16 @@ MIRAGE_DEVICE void multiply_steps(typename Tile::Stream& stream, const typename 
 // attention x v, v from n1 with its depthwise convolution.
 template <class Kind, class Tile>
 MIRAGE_DEVICE void attend(typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile>& acc) {
+  const int thread = renewed(thread_index());
   using Near = typename Tile::Near;
   constexpr int kRun = Tile::kRun, kRuns = 16 / kRun, kRunsOfTile = Tile::Inner::kPixels / kRun;
-  const int i = thread_index() / kRunsOfTile, run = thread_index() % kRunsOfTile;
+  const int i = thread / kRunsOfTile, run = thread % kRunsOfTile;
   const int row = run / kRuns, column = run % kRuns * kRun;
 #pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
     const auto* panel = stream.next();  // the hidden channels before have been read
     float fragments[1][Near::kTiles][4] = {};
-    multiply<Tile::kBranch>(Kind(), panel, tile.normal() + 8 * Near::kTiles * warp_index(), Near::kPitch, fragments);
+    multiply<Tile::kBranch>(Kind(), panel, tile.normal() + 8 * Near::kTiles * (thread / kLanes), Near::kPitch, fragments);
     store_lines<Near>(fragments, tile.hidden());
     sync_block();
     float taps[9], sum[kRun] = {};
@@ -101,9 +103,10 @@ MIRAGE_DEVICE void attend(typename Tile::Stream& stream, Tile& tile, MixerFragme
 // The detail over its window, in place: each warp reads and writes its own pixels.
 template <class Kind, class Tile>
 MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile) {
+  const int thread = renewed(thread_index());
   using Far = typename Tile::Far;
   float acc[Tile::kBranch / 16][Far::kTiles][4] = {};
-  const int start = 8 * Far::kTiles * warp_index(), g = lane_index() / 4, t = lane_index() % 4;
+  const int start = 8 * Far::kTiles * (thread / kLanes), g = thread % kLanes / 4, t = thread % 4;
 #pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
     const auto* panel = stream.next();
@@ -126,9 +129,10 @@ MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile) {
 // chunk *= the 7x7 convolution of 16 channels of detail, of which keep(channel, pixel of the tile, run) is told.
 template <class Tile, class Keep>
 MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, Tile& tile, Keep keep) {
+  const int thread = renewed(thread_index());
   using T = typename Tile::T;
   constexpr int kRun = Tile::kRun, kRuns = 16 / kRun, kRunsOfTile = Tile::Inner::kPixels / kRun;
-  const int i = thread_index() / kRunsOfTile, run = thread_index() % kRunsOfTile, channel = first + i;
+  const int i = thread / kRunsOfTile, run = thread % kRunsOfTile, channel = first + i;
   const int row = run / kRuns, column = run % kRuns * kRun;
   if (channel >= p.branch) return;  // whose gates are zero
   const float* taps = tile.kernels + i * kMixerKernel;
@@ -200,16 +204,17 @@ template <class Kind, class Tile>
 MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, const Weights<float>& weight,
                                   const Weights<float>& bias, typename Tile::Stream& stream, Tile& tile,
                                   MixerFragments<Tile>& acc) {
+  const int thread = renewed(thread_index());
   using T = typename Tile::T;
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + int64_t(p.branch) * p.s_channel;
   const float* moments = p.moments + 2 * at.sample * p.plane();
   const float scale = p.branch_scale ? p.branch_scale[at.sample] : 1.0f;
-  const int g = lane_index() / 4, t = lane_index() % 4;
+  const int g = thread % kLanes / 4, t = thread % 4;
 #pragma unroll
   for (int n = 0; n < Tile::Inner::kTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int pixel = 8 * (warp_index() * Tile::Inner::kTiles + n) + 2 * t + i;
+      const int pixel = 8 * (thread / kLanes * Tile::Inner::kTiles + n) + 2 * t + i;
       const int row = at.row + pixel / 16, column = at.column + pixel % 16;
       const bool known = inside(p, row, column);
       const int64_t place = int64_t(row) * p.width + column, offset = row * p.s_row + column * p.s_column;

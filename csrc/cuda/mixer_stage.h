@@ -117,10 +117,11 @@ MIRAGE_DEVICE void load_normal(const MixerArguments& p, const Corner& at, int th
 // Fragments of a product over a window with a margin of 1, to a hidden tile.
 template <class Window, int MT>
 MIRAGE_DEVICE void store_lines(const float (&acc)[MT][Window::kTiles][4], float* hidden) {
-  const int g = lane_index() / 4, t = lane_index() % 4;
+  const int thread = renewed(thread_index());
+  const int g = thread % kLanes / 4, t = thread % 4;
 #pragma unroll
   for (int n = 0; n < Window::kTiles; ++n) {
-    const int pixel = 8 * (warp_index() * Window::kTiles + n) + 2 * t;
+    const int pixel = 8 * (thread / kLanes * Window::kTiles + n) + 2 * t;
     if (pixel >= Window::kPixels) continue;
     const int place = hidden_place<Window>(pixel);
 #pragma unroll

@@ -47,7 +47,8 @@ def backward(
     norm_eps: float,
     bn_eps: float,
 ) -> tuple[Tensor, ...] | None:
-    """The gradients of x and of `LEARNED`, each in its own dtype. None as in `forward`, and where there are no pixels."""
+    """The gradients of x and of `LEARNED`, each in its own dtype. None where `forward` has it, in float32 with fewer
+    channels than there, and where there are no pixels."""
     library, tf32, heads = _cuda_runtime.library(), not is_exact(x.dtype), w.temperature.shape[0]
     with _cuda_runtime.on_device_of(x) as stream:
         size = library.mixer_stage_backward_workspace(dl(x), heads, w.gic2.shape[1], tf32)

@@ -1,4 +1,4 @@
-"""mixer_stage's backward in CUDA C++, beyond what every implementation is tested for: on a GPU, or emulated on the CPU."""
+"""mixer_stage's backward in CUDA C++, beyond what every implementation is tested for."""
 
 import pytest
 import torch

@@ -84,8 +84,8 @@ def test_a_pass_that_has_no_kernel(tool, backward):
 
 
 def test_bytes_of_the_mixer_backward(tool):
-    """x as a whole by three kernels and by thirds, the gradient of y by two, and that of x; scratch memory has seven maps
-    of a third of the channels and two floats a pixel, beside what does not grow with the image."""
+    """x four times, once of them by thirds, the gradient of y twice, and that of x; scratch memory has seven maps of a
+    third of the channels and two floats a pixel, beside what does not grow with the image."""
     sizes = []
     for rows in (256, 512):
         row = tool.cuda("mixer", (24, 1, rows, 512), torch.bfloat16, BACKWARD, [])
