@@ -31,7 +31,7 @@ struct MixerParts {
   MIRAGE_DEVICE float* of(int64_t block, int sample) const { return samples + (block + sample) * of_sample; }
 };
 
-// Tiles `first` to `last` of all, of which there are `of_sample` in each sample.
+// The tiles of a block: from `first` to before `last` of all.
 struct TileRange {
   int64_t first, last;
 
@@ -43,6 +43,18 @@ struct TileRange {
 MIRAGE_DEVICE int64_t block_of_tile(int64_t tile, int64_t all, int64_t blocks) {
   return ((tile + 1) * blocks - 1) / all;
 }
+
+// What the blocks of a kernel have left of a sample, which has `tiles` tiles there.
+struct PartsOfSample {
+  const float* first;
+  int count, stride;
+
+  MIRAGE_DEVICE PartsOfSample(const MixerParts& parts, int batch, int tiles, int sample) {
+    const int64_t all = int64_t(batch) * tiles, begin = block_of_tile(int64_t(sample) * tiles, all, parts.blocks);
+    first = parts.of(begin, sample), stride = parts.of_sample;
+    count = int(block_of_tile((int64_t(sample) + 1) * tiles - 1, all, parts.blocks) - begin) + 1;
+  }
+};
 
 // Where each matrix lies among a block's sums: rows of in_eights(columns) floats; those of gic2 have 16 for each of the
 // gate's steps.
@@ -166,7 +178,7 @@ struct PixelRows {
 };
 
 // sums [left.rows, in_eights(right.rows)], whose rows are `line` apart, += left right^T, or = where `is_first`. No barrier:
-// each sum is always of the same thread. The first item is warp `turn`'s, so that matrices of few items meet different warps.
+// each sum is always of the same thread. The first item is of warp `turn`: matrices of few items meet different warps.
 template <class Kind, int kPixels, class T>
 MIRAGE_DEVICE void add_matrix(bool is_first, const PixelRows<T>& left, const PixelRows<T>& right, float* sums, int line,
                               int turn = 0) {

@@ -156,7 +156,8 @@ MIRAGE_DEVICE void return_from_fusion(const FusionWeights& alphas, const MixerFr
   for (int m = 0; m < 2 * Tile::kBranch / 16; ++m) {
 #pragma unroll
     for (int n = 0; n < Tile::Inner::kTiles; ++n) {
-      auto* here = tile.branches + (8 * m + g) * Tile::Inner::kPitch + 8 * (thread / kLanes * Tile::Inner::kTiles + n) + 2 * t;
+      const int pixel = 8 * (thread / kLanes * Tile::Inner::kTiles + n) + 2 * t;
+      auto* here = tile.branches + (8 * m + g) * Tile::Inner::kPitch + pixel;
       float value[3][2], of_branch[2][3];
 #pragma unroll
       for (int i = 0; i < 3; ++i) load_packed<2>(here + i * Tile::kMap, value[i]);

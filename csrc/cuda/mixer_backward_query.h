@@ -80,7 +80,7 @@ MIRAGE_DEVICE void return_from_softmax(const MixerArguments& p, int sample, int 
 }
 
 // Channel j of k. A thread.
-MIRAGE_DEVICE void return_from_norm(const MixerArguments& p, int sample, int j, float temperature, float* scales,
+MIRAGE_DEVICE void return_from_length(const MixerArguments& p, int sample, int j, float temperature, float* scales,
                                     const MixerAttentionRoom& room) {
   const int d = p.depth(), first = j / d * d * d + j % d;
   float of_column = 0.0f, most = 0.0f;
@@ -98,11 +98,8 @@ template <class Kind, class W>
 MIRAGE_KERNEL(256) mixer_attention_backward_kernel(const MixerBackwardArguments p, const int tiles_of_sample) {
   const MixerAttentionRoom room(p, reinterpret_cast<float*>(shared_memory()));
   const int sample = int(block_index()), d = p.depth();
-  const int64_t tile = int64_t(sample) * tiles_of_sample, all = int64_t(p.batch) * tiles_of_sample;
-  const int64_t first = block_of_tile(tile, all, p.fusion.blocks);
-  const int64_t last = block_of_tile(tile + tiles_of_sample - 1, all, p.fusion.blocks);
-  sum_parts<kTileThreads>(p.fusion.of(first, sample), int(last - first + 1), p.fusion.of_sample, p.branch * d, room.gram,
-                          room.grad);
+  const PartsOfSample parts(p.fusion, p.batch, tiles_of_sample, sample);
+  sum_parts<kTileThreads>(parts.first, parts.count, parts.stride, p.branch * d, room.gram, room.grad);
   const auto temperature = p.weights<W>(p.temperature);
   float* scales = p.scales + int64_t(sample) * 4 * p.branch;
   for (int i = warp_index(); i < p.branch; i += kTileWarps) {
@@ -110,7 +107,7 @@ MIRAGE_KERNEL(256) mixer_attention_backward_kernel(const MixerBackwardArguments 
   }
   sync_block();
   for (int j = thread_index(); j < p.branch; j += kTileThreads) {
-    return_from_norm(p, sample, j, temperature[j / d], scales, room);
+    return_from_length(p, sample, j, temperature[j / d], scales, room);
   }
   for (int head = thread_index(); head < p.heads; head += kTileThreads) {
     float sum = 0.0f;

@@ -66,22 +66,11 @@ MIRAGE_KERNEL(256, 2) mixer_prepare_backward_kernel(const MixerBackwardArguments
 
 // ---- after the tiles -----------------------------------------------------------------------------------------------
 
-// The parts of a sample that the blocks of a kernel have left.
-struct PartsOfSample {
-  const float* first;
-  int count, stride;
-
-  MIRAGE_DEVICE PartsOfSample(const MixerParts& parts, int batch, int tiles, int sample) {
-    const int64_t all = int64_t(batch) * tiles, begin = block_of_tile(int64_t(sample) * tiles, all, parts.blocks);
-    first = parts.of(begin, sample), stride = parts.of_sample;
-    count = int(block_of_tile((int64_t(sample) + 1) * tiles - 1, all, parts.blocks) - begin) + 1;
-  }
-};
-
 // store(i, product of column i of a matrix [rows, branch] and `vector`); a warp has 32 of the columns and every eighth row.
 // `room`: [warps, lanes].
 template <class W, class Store>
-MIRAGE_DEVICE void multiply_transposed(const W* matrix, const float* vector, int rows, int branch, float* room, Store store) {
+MIRAGE_DEVICE void multiply_transposed(const W* matrix, const float* vector, int rows, int branch, float* room,
+                                       Store store) {
   for (int first = 0; first < branch; first += kLanes) {
     const int i = first + lane_index();
     float sum[1] = {};
@@ -102,8 +91,8 @@ MIRAGE_ANYWHERE int generator_floats(const MixerArguments& p) {
 }
 
 // A block a sample: the gradients of the generated kernels, to grad_kernels [B, c, 49], and through the generator. `vectors`
-// [B, 6, c]: of each of gic1's detail rows, generator_in and generator_out what they multiply, then the gradients of what the
-// second and the first make, and of what the first multiplies.
+// [B, 6, c]: of gic1's detail rows, generator_in and generator_out what they multiply, then the gradients of what the second
+// and the first make, and of what the first multiplies.
 template <class W>
 MIRAGE_KERNEL(256) mixer_generator_backward_kernel(const MixerBackwardArguments p, const int tiles_of_sample) {
   const int branch = p.branch, taps = branch * kMixerTaps, sample = int(block_index());

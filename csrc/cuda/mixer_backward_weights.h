@@ -1,5 +1,5 @@
-// The last kernel of mixer_stage's backward: the sums over blocks that make the gradients of the weights. For one source file,
-// as it is no template.
+// The last kernel of mixer_stage's backward: the sums over blocks that make the gradients of the weights. For one source
+// file, as it is no template.
 #pragma once
 
 #include "sums.h"

@@ -18,11 +18,12 @@ struct NormGradient {
 };
 
 // grad_x = grad_y + what the gradient of the norm's output gives through it, and of each channel the sums that make the
-// gradients of weight and bias. A lane has a pixel, a warp every eighth channel of it, kCount at most; a block takes 32 pixels
-// at a time, of its part of them.
+// gradients of weight and bias. A lane has a pixel, a warp every eighth channel of it, kCount at most; a block takes 32
+// pixels at a time, of its part of them.
 //
-// Output: load(sample, channel, n) reads what of the output's gradient is in memory, for pixel n of the plane, and
-// finish(channel, that, normalised x) makes it the gradient; weight(channel) is the norm's. `memory`: [4, warps, lanes].
+// Output: load(sample, n, known, grad) reads what of the output's gradient is in memory for pixel n of the plane, of the
+// warp's channels, and finish(sample, channel, that, normalised x) makes it the gradient; weight(channel) is the norm's.
+// `memory`: [4, warps, lanes].
 template <class T, int kCount, class Output>
 MIRAGE_DEVICE void return_from_norm(const NormGradient& p, const Output& output, float* memory) {
   const int64_t plane = int64_t(p.height) * p.width;

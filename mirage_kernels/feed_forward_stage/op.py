@@ -36,7 +36,7 @@ def feed_forward_stage(
     Autograd keeps `x` and the weights, no tensor of 2M channels: backward recomputes what it needs. On the C++ library
     forward is one pass in which the hidden tensor exists a tile at a time, in cache; on Triton it is two launches with
     the activated hidden tensor between them, and backward four, for images that fill a GPU. In CUDA C++ forward is one
-    launch (two for small images) and backward three (up to 128 channels, in float32 96; Triton's for more), each after
+    launch (two for small images) and backward three (up to 240 channels, in float32 96; Triton's for more), each after
     one that packs the weights; the hidden tensor exists a tile at a time, in shared memory. For others, and on devices
     that have none of these, both are a chain of operators with the same formulas (see `mirage_kernels._stage`). Under
     ``use("torch")`` it is the reference expression with PyTorch's autograd, which keeps everything and can be

@@ -122,6 +122,16 @@ def test_gradients_of_products_below_the_range_of_float16():
     assert relative_error(grads[index][rows], expected[index][rows]) < 6e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_in_float32_beside_16_bits(dtype, no_others):
+    """As under autocast: gradients of weights in float32, of x in its own dtype."""
+    x, *weights = tensors_of((2, 24, 9, 21, 2))
+    tensors = [x.detach().to(dtype).requires_grad_(), *weights]
+    grads = gradients(tensors, training=True)
+    assert not no_others and [g.dtype for g in grads] == [dtype] + [torch.float32] * len(weights)
+    check(grads, exact_gradients(tensors, training=True), 2e-3 if dtype == torch.float16 else 2e-2)
+
+
 def test_other_strides_and_poison(no_others):
     """x and the gradient of y as every second column of what is NaN elsewhere."""
     tensors = tensors_of((2, 24, 9, 21, 2))

@@ -25,7 +25,8 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
                         const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
                         const Options& options);
 
-// The same of backward, with C <= 128 (f32: 96). Recomputes forward from x. grad_y: any strides, dtype of x; grad_x:
+// The same of backward, with C <= 240 (f32: 96), where the GPU has the shared
+// memory (an A100 up to 128, f32 64). Recomputes forward from x. grad_y: any strides, dtype of x; grad_x:
 // contiguous, dtype of x; `gradients`: see mirage/feed_forward_stage.h. Scratch memory: C channels of float for each of
 // the blocks that share a tile, and the gradients of the weights for each of those that do not, one for a
 // multiprocessor at most.

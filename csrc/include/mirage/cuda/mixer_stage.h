@@ -25,10 +25,10 @@ int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, int64_t hidden, co
 void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& mixer,
                  const MixerStatistics& statistics, const Tensor& y, const Options& options);
 
-// The same of backward, with C <= 240 (f32: 192) and at least one pixel; a GPU of less shared memory than an H200 may take
-// fewer channels. Recomputes forward from x. grad_y: any strides, dtype of x; grad_x: contiguous, dtype of x; `gradients`:
-// float, see mirage/mixer_stage.h. Scratch memory: seven maps of C / 3 channels of the dtype of x, two floats a pixel, and the
-// gradients of the weights for each block of the kernels, one or two for a multiprocessor at most.
+// The same of backward, with C <= 240 (f32: 192, on an A100, which has less shared memory, 96) and at least one pixel.
+// Recomputes forward from x. grad_y: any strides, dtype of x; grad_x: contiguous, dtype of x; `gradients`: float, see
+// mirage/mixer_stage.h. Scratch memory: seven maps of C / 3 channels of the dtype of x, two floats a pixel, and the gradients
+// of the weights for each block of the kernels, one or two for a multiprocessor at most.
 std::string mixer_stage_backward_problem(const Tensor& x, const Options& options);
 
 int64_t mixer_stage_backward_workspace(const Tensor& x, int64_t heads, int64_t hidden, const Options& options);
