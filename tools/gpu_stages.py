@@ -1,7 +1,7 @@
 """Both halves of each kind of block on a GPU that is not there: eager PyTorch, Triton and CUDA C++ beside the floor.
 
-    python tools/gpu_stages.py [--backward] [--variant tiny] [--size 224x224 ...] [--dtype bfloat16 ...] [--tf32]
-                               [--json]
+    python tools/gpu_stages.py [--backward] [--half mixer ffn] [--variant tiny] [--size 224x224 ...]
+                               [--dtype bfloat16 ...] [--tf32] [--json]
 
 Everything here is predicted; `python -m benchmarks.gpu_report` prints the same stages as they were measured. For an
 H200, one image, inference or (--backward) the backward pass alone, in training. A time is the longer one of bytes at
@@ -264,6 +264,7 @@ def print_table(found: list[dict[str, Any]], options: argparse.Namespace) -> Non
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backward", action="store_true", help="the backward pass, not inference")
+    parser.add_argument("--half", nargs="+", choices=HALVES, default=HALVES, help="of a block (default: both)")
     parser.add_argument("--variant", choices=("tiny", "small"), default="tiny")
     parser.add_argument("--size", nargs="+", type=pair, default=[(224, 224), (512, 512), (1080, 1920)],
                         metavar="HxW", help="height and width (default: 224x224 512x512 1080x1920)")  # fmt: skip
@@ -285,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
             for size in options.size
             for kind in block_kinds(options.variant, *size)
             for dtype in options.dtype
-            for name in HALVES
+            for name in options.half
         ]
     finally:
         torch.set_float32_matmul_precision(before)

@@ -107,13 +107,12 @@ def test_instructions_of_the_loop(tool):
     assert tool.loop_microseconds((64, 1, 16, 32), torch.bfloat16, rows) is None
 
 
-@pytest.mark.parametrize("more", [[], ["--backward"]], ids=str)
+@pytest.mark.parametrize("more", [[], ["--backward", "--half", "mixer"]], ids=str)
 def test_table_and_json(tool, monkeypatch, capsys, more):
     monkeypatch.setattr(tool, "resources", list)
     if more:  # one half of two kinds: to count the products of Triton's backward takes minutes
         kinds = tool.block_kinds("tiny", 64, 64)[:2]
         monkeypatch.setattr(tool, "block_kinds", lambda *arguments: kinds)
-        monkeypatch.setattr(tool, "HALVES", ("mixer",))
     arguments = ["--size", "64x64", "--dtype", "float16", *more]
     assert tool.main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
