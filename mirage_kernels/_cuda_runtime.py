@@ -12,6 +12,8 @@ from torch import Tensor
 from mirage_kernels import _dispatch
 from mirage_kernels._library import dl
 
+FAR = 1 << 25  # elements between rows or columns, see kFar in csrc/cuda/call_checks.h
+
 
 def library() -> Any:
     """The extension module; callers run only where dispatch has found it."""
@@ -51,3 +53,9 @@ def of_one_dtype(dtype: torch.dtype, *weights: Tensor) -> list[Tensor]:
     if any(w.dtype != dtype for w in weights):
         dtype = torch.float32
     return [w.to(dtype).contiguous() for w in weights]
+
+
+def near(maps: Tensor) -> Tensor:
+    """`maps` [B, C, H, W], or a contiguous copy where its pixels lie further apart than the stages' kernels take."""
+    far = any(size > 1 and stride >= FAR for size, stride in zip(maps.shape[2:], maps.stride()[2:], strict=True))
+    return maps.contiguous() if far else maps

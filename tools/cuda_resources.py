@@ -41,6 +41,7 @@ REGISTERS, WARPS, BLOCKS = 65536, 64, 32  # of a multiprocessor
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UBLKCP", "LDL", "STL")
 INSTRUCTION = 16  # bytes
 LOOP = "longest loop"  # instructions from where the longest jump back leads to that jump
+ALL = "all"  # instructions, however often each is executed
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ def disassembly(lines: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
     for line in lines:
         if match := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(?:.*?\b0x([0-9a-f]+))?", line):
             current[match[2]] += 1
+            current[ALL] += match[2] != "NOP"
             if match[2].startswith("BRA") and match[3]:
                 back = int(match[1], 16) - int(match[3], 16)
                 current[LOOP] = max(current[LOOP], back // INSTRUCTION + 1 if back > 0 else 0)
@@ -227,7 +229,7 @@ def disassembly(lines: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def summary(names: Counter[str]) -> dict[str, Any]:
-    instructions, loads = dict.fromkeys((*COUNTED, LOOP), 0), Counter()
+    instructions, loads = dict.fromkeys((*COUNTED, LOOP, ALL), 0), Counter()
     for name, count in names.items():
         family, *parts = name.split(".")
         if family in instructions:
@@ -296,7 +298,7 @@ def is_typical(row: Row) -> bool:
     return row.gpu == "sm_90" and "bf16" not in row.kernel and not mixed
 
 
-SUMMARY = ("kernel", "registers", "dynamic shared [B]", "blocks", "occupancy", "HMMA", "LDSM", "LDGSTS", LOOP,
+SUMMARY = ("kernel", "registers", "dynamic shared [B]", "blocks", "occupancy", "HMMA", "LDSM", "LDGSTS", LOOP, ALL,
            "LDG by bytes")  # fmt: skip
 
 
@@ -308,7 +310,7 @@ def cells(row: Row) -> dict[str, Any]:
              "threads": row.threads, "blocks": row.blocks,
              "occupancy": None if row.occupancy is None else f"{row.occupancy:g}%"}  # fmt: skip
     if code.instructions is not None:
-        found |= {name: code.instructions[name] for name in (*COUNTED, LOOP)}
+        found |= {name: code.instructions[name] for name in (*COUNTED, LOOP, ALL)}
         found["LDG by bytes"] = " ".join(f"{width}:{count}" for width, count in (code.loads or {}).items())
     return found
 

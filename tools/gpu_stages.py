@@ -13,12 +13,13 @@ H200, one image, inference or (--backward) the backward pass alone, in training.
 - CUDA C++: the library's own launches, made by its host code at the real size with as many multiprocessors as the GPU
   has. Bytes: x as often as kernels read it, y, weights, and scratch memory written and read. Products: counted where
   the kernels' source executes them, emulated on small images, for each tile. `-` where no kernel has so many channels.
-- loop: a bound on the feed-forward in CUDA C++ that neither bytes nor products have: the instructions of its loop
-  over hidden channels as nvcc compiled it, four a cycle for each multiprocessor. `-` without mirage_kernels/_cuda*.so,
-  and for the mixer, whose kernels have no single loop that stands for them.
+- issue: what neither bytes nor products say of CUDA C++: instructions as nvcc compiled them, four a cycle for each
+  multiprocessor. Of the feed-forward those of its loop over hidden channels; of the mixer those of a tile's way through
+  its kernels, with loops inside counted once, so that it takes longer. `-` without mirage_kernels/_cuda*.so, and for
+  the feed-forward's backward.
 
-What no column has: launches (some 2 us each, fewer in a graph), latency, caches, and instructions other than that loop.
-So a time of CUDA C++ that is by its loop is a stronger bound than one of Triton's, which is by bytes and products.
+What no column has: launches (some 2 us each, fewer in a graph), latency, caches, and other instructions. So a time of
+CUDA C++ that is by its instructions is a stronger bound than one of Triton's, which is by bytes and products.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ from mirage_kernels import _cuda_runtime, _dispatch, _triton_stage  # noqa: E402
 from mirage_kernels._library import is_exact  # noqa: E402
 
 MULTIPROCESSORS, CLOCK = 132, 1.755e9  # Hz; of an H200
-WARPS, ISSUED = 8, 4  # of a block of feed_forward_kernel; a cycle of a multiprocessor
+WARPS, ISSUED = 8, 4  # of a block; a cycle of a multiprocessor
 COLUMNS = 16  # of a tile
-FEED_FORWARD = re.compile(r"feed_forward_kernel<(\w+(?:<\w+>)?), (\d+), (\d+)>")
+KERNEL = re.compile(r"(\w+)<(\w+(?:<\w+>)?)(?:, (\w+))?, (\d+), (\d+)>")  # product, weights, sixteens, rows of a tile
 READS = {"mixer": 2, "ffn": 1}  # of x
 READS_BACKWARD = {"mixer": 4 + 2, "ffn": 2 + 2}  # of x and of the gradient of y
 
@@ -155,22 +156,45 @@ def products(name: str, kind: Kind, dtype: torch.dtype, backward: bool = False) 
     return flop * tiles(height, width, rows)
 
 
-def loop_microseconds(kind: Kind, dtype: torch.dtype, rows: list[cuda_resources.Row]) -> float | None:
-    """Of the feed-forward's kernel."""
-    channels, _, height, width = kind
-    wanted = {"16 bit": f"TensorCores16<{'f16' if dtype == torch.float16 else 'bf16'}>", "tf32": "TensorCoresTf32",
-              "float32": "ExactFloat"}[kind_of(dtype)]  # fmt: skip
+def compiled(name: str, channels: int, dtype: torch.dtype, rows: list[cuda_resources.Row]) -> Any:
+    """Rows of a tile and instructions of the kernel `name` for so many channels; None where there is none."""
+    element = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "float"}[dtype]
+    wanted = {"16 bit": f"TensorCores16<{element}>", "tf32": "TensorCoresTf32", "float32": "ExactFloat"}[kind_of(dtype)]
     fitting = []
     for row in rows:
-        found = FEED_FORWARD.fullmatch(row.kernel)
-        if found and row.gpu == "sm_90" and found[1] == wanted:
-            fitting.append((int(found[2]), int(found[3]), row.code.instructions[cuda_resources.LOOP]))
-    fitting = sorted(entry for entry in fitting if 16 * entry[0] >= channels)
+        found = KERNEL.fullmatch(row.kernel)
+        if not found or row.gpu != "sm_90" or found[1] != name or found[2] != wanted or found[3] not in (None, element):
+            continue
+        if 16 * int(found[4]) >= channels:
+            fitting.append((int(found[4]), -int(found[5]), row.code.instructions))
     if not fitting:
         return None
-    _, tile_rows, loop = fitting[0]
-    turns = tiles(height, width, tile_rows) * -(-2 * channels // 16)  # 16 pairs each, of twice as many as channels
-    return turns * loop * WARPS / (MULTIPROCESSORS * ISSUED * CLOCK) * 1e6
+    _, tile_rows, instructions = min(fitting, key=lambda entry: entry[:2])
+    return -tile_rows, instructions
+
+
+def issue_microseconds(
+    name: str, kind: Kind, dtype: torch.dtype, rows: list[cuda_resources.Row], backward: bool = False
+) -> float | None:
+    """Of the kernels that have most of a stage's instructions."""
+    channels, _, height, width = kind
+    every, loop = cuda_resources.ALL, cuda_resources.LOOP
+    if name == "ffn":
+        chunks = -(-2 * channels // 16)  # of 16 pairs each, of twice as many as channels
+        kernels = {} if backward else {"feed_forward_kernel": (channels, loop, chunks)}
+    elif backward:
+        parts = ("fusion", "gate", "detail", "query")
+        kernels = {f"mixer_{part}_backward_kernel": (channels // 3, loop, 1) for part in parts}
+    else:
+        kernels = {"mixer_reduce_kernel": (channels // 3, loop, 1), "mixer_fuse_kernel": (channels // 3, every, 1)}
+    issued = 0
+    for kernel, (width_of, which, turns) in kernels.items():
+        found = compiled(kernel, width_of, dtype, rows)
+        if found is None:
+            return None
+        tile_rows, instructions = found
+        issued += tiles(height, width, tile_rows) * turns * instructions[which] * WARPS
+    return issued / (MULTIPROCESSORS * ISSUED * CLOCK) * 1e6 if kernels else None
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -210,16 +234,17 @@ def cuda(name: str, kind: Kind, dtype: torch.dtype, options: argparse.Namespace,
     x = torch.empty(1, channels, height, width, dtype=dtype)
     launches, workspace = recorded(half, x, False, options.backward)
     if not launches:
-        return dict.fromkeys(("cuda_launches", "cuda_bytes", "cuda_flop", "cuda_loop_us", "cuda_us"))
+        return dict.fromkeys(("cuda_launches", "cuda_bytes", "cuda_flop", "cuda_issue_us", "cuda_us"))
     sums = any(launch.kernel == "feed_forward_sum_kernel" for launch in launches)  # which adds x
     reads = READS_BACKWARD[name] if options.backward else READS[name] + sums
     size = (reads + 1) * x.nbytes + sum(t.nbytes for t in half.parameters) + 2 * workspace
     if options.backward:  # float
         size += sum(4 * t.numel() for t in half.parameters)
     flop = products(name, kind, dtype, options.backward)
-    loop = loop_microseconds(kind, dtype, rows) if name == "ffn" and not options.backward else None
-    us = max(longer(size, flop, kind_of(dtype), options), loop or 0.0)
-    return {"cuda_launches": len(launches), "cuda_bytes": size, "cuda_flop": flop, "cuda_loop_us": loop, "cuda_us": us}
+    issue = issue_microseconds(name, kind, dtype, rows, options.backward)
+    us = max(longer(size, flop, kind_of(dtype), options), issue or 0.0)
+    found = {"cuda_launches": len(launches), "cuda_bytes": size, "cuda_flop": flop}
+    return found | {"cuda_issue_us": issue, "cuda_us": us}
 
 
 def row(name: str, kind: Kind, dtype: torch.dtype, options: argparse.Namespace, rows: Any) -> dict[str, Any]:
@@ -235,7 +260,7 @@ def row(name: str, kind: Kind, dtype: torch.dtype, options: argparse.Namespace, 
 
 
 def resources() -> list[cuda_resources.Row]:
-    """What nvcc has made of the feed-forward's kernels; none where it was not there."""
+    """What nvcc has made of the kernels; none where it was not there."""
     file = cuda_resources.built("_cuda")
     return cuda_resources.rows_of(cuda_resources.read(file, sass=True), {}) if file else []
 
@@ -245,18 +270,18 @@ def print_table(found: list[dict[str, Any]], options: argparse.Namespace) -> Non
     what = "backward" if options.backward else "inference"
     print(f"Predicted, {what}, MIRAGE {options.variant}: bytes at {options.bandwidth:.1f} TB/s, products at the "
           f"peak (TFLOP/s: {rates}). MB and us; in brackets launches.\n")  # fmt: skip
-    names = ("floor MB", "us", "eager MB", "us", "Triton MB", "us", "CUDA MB", "GFLOP", "loop us", "us")
+    names = ("floor MB", "us", "eager MB", "us", "Triton MB", "us", "CUDA MB", "GFLOP", "issue us", "us")
     print("| stage | dtype |", " | ".join(names), "|")
     print("|---|---|" + "---:|" * len(names))
     for r in found:
         cells = [f"{r['floor_bytes'] / 1e6:.1f}", f"{r['floor_us']:.1f}"]
         for name in ("eager", "triton"):
             cells += [f"{r[f'{name}_bytes'] / 1e6:.1f} ({r[f'{name}_launches']})", f"{r[f'{name}_us']:.1f}"]
-        loop = "-" if r["cuda_loop_us"] is None else f"{r['cuda_loop_us']:.1f}"
+        issue = "-" if r["cuda_issue_us"] is None else f"{r['cuda_issue_us']:.1f}"
         if r["cuda_launches"] is None:
             cells += ["-"] * 4
         else:
-            cells += [f"{r['cuda_bytes'] / 1e6:.1f} ({r['cuda_launches']})", f"{r['cuda_flop'] / 1e9:.2f}", loop,
+            cells += [f"{r['cuda_bytes'] / 1e6:.1f} ({r['cuda_launches']})", f"{r['cuda_flop'] / 1e9:.2f}", issue,
                       f"{r['cuda_us']:.1f}"]  # fmt: skip
         print(f"| {r['stage']} {'x'.join(map(str, r['shape'][1:]))} | {r['dtype']} |", " | ".join(cells), "|")
 

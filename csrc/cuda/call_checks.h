@@ -19,6 +19,13 @@ inline void check_workspace(const Options& options, int64_t bytes) {
   }
 }
 
+// Whether distances between the pixels of a tile fit in int; kFar says that they do not.
+constexpr char kFar[] = "rows or columns that are 2^25 elements or more apart";
+inline bool is_near(const Tensor& x) {
+  const auto near = [&](int d) { return x.size[d] <= 1 || x.stride[d] < 1 << 25; };
+  return near(2) && near(3);
+}
+
 // Why a kernel cannot have so many bytes on this GPU; empty where it can.
 inline std::string shared_memory_problem(int64_t wanted) {
   const int64_t limit = shared_memory_limit();

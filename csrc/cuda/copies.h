@@ -40,15 +40,15 @@ inline void wait_for_copies() {
 
 #endif
 
-// An array whose bytes are a multiple of 16, by all threads of the block.
+// The first `count` elements of an array, by all threads of the block; their bytes are a multiple of 16.
 template <int kThreads, class T, int N>
-MIRAGE_DEVICE void copy_to_block(T (&shared)[N], const T* global) {
+MIRAGE_DEVICE void copy_to_block(T (&shared)[N], const T* global, int count = N) {
   constexpr int kElements = 16 / int(sizeof(T));
   static_assert(N % kElements == 0);
 #pragma unroll
   for (int i = 0; i < N; i += kThreads * kElements) {
     const int j = i + thread_index() * kElements;
-    if (j < N) copy_async(shared + j, global + j);
+    if (j < count) copy_async(shared + j, global + j);
   }
 }
 

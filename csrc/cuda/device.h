@@ -56,6 +56,14 @@ inline unsigned char* shared_memory() { return emulation::shared; }
 
 #endif
 
+template <class To, class From>
+MIRAGE_DEVICE To bit_cast(const From& value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  memcpy(&result, &value, sizeof(To));
+  return result;
+}
+
 // x, of which the compiler does not know that it is the same each time: what follows from it is computed again in every
 // turn of a loop, where a register for all of them would be dearer.
 MIRAGE_DEVICE int renewed(int x) {
@@ -65,18 +73,35 @@ MIRAGE_DEVICE int renewed(int x) {
   return x;
 }
 
+// A pointer to global memory of which the compiler does not know how it was made. Addresses near it are then sums of two
+// numbers; otherwise each is made anew of everything that the pointer was made of.
+template <class T>
+MIRAGE_DEVICE T* settled(T* p) {
+#if defined(__CUDACC__)
+  size_t address = __cvta_generic_to_global(p);
+  asm("" : "+l"(address));
+  return static_cast<T*>(__cvta_global_to_generic(address));
+#else
+  return p;
+#endif
+}
+
+// Reads global memory that nobody writes while the kernel runs: so loads need not wait for stores before them.
+template <class T>
+MIRAGE_DEVICE T load_constant(const T* p) {
+#if defined(__CUDACC__)
+  if constexpr (sizeof(T) == 2) return bit_cast<T>(__ldg(reinterpret_cast<const uint16_t*>(p)));
+  else if constexpr (sizeof(T) == 8) return bit_cast<T>(__ldg(reinterpret_cast<const float2*>(p)));
+  else return __ldg(p);
+#else
+  return *p;
+#endif
+}
+
 MIRAGE_DEVICE int lane_index() { return thread_index() % kLanes; }
 MIRAGE_DEVICE int warp_index() { return thread_index() / kLanes; }
 
 // ---- numbers -------------------------------------------------------------------------------------------------------
-
-template <class To, class From>
-MIRAGE_DEVICE To bit_cast(const From& value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  memcpy(&result, &value, sizeof(To));
-  return result;
-}
 
 #if defined(__CUDACC__)
 
@@ -109,6 +134,12 @@ MIRAGE_DEVICE float at_least(float bound, float x) {
 MIRAGE_DEVICE float exp2_of(float x) {  // 2 units in the last place; 0 where the result is subnormal
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+MIRAGE_DEVICE float reciprocal(float x) {  // 1 unit in the last place; 0 where the result is subnormal
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 
@@ -146,6 +177,7 @@ template <class T> uint32_t pack(float low, float high) { return rounded<T>(low)
 inline float at_most(float bound, float x) { return x != x ? x : x < bound ? x : bound; }
 inline float at_least(float bound, float x) { return x != x ? x : x > bound ? x : bound; }
 inline float exp2_of(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 inline uint32_t to_tf32(float x) {
   const uint32_t bits = bit_cast<uint32_t>(x);
   return (bits & 0x7f800000u) == 0x7f800000u ? bits : (bits + 0x1000u) & ~0x1fffu;

@@ -49,6 +49,6 @@ MIRAGE_DEVICE float gelu_with_slope(float x, float& slope) {
   return fmaf(-a, tail, at_least(0.0f, x));
 }
 
-MIRAGE_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exp2_of(-1.44269504f * x)); }
+MIRAGE_DEVICE float sigmoid(float x) { return reciprocal(1.0f + exp2_of(-1.44269504f * x)); }
 
 }  // namespace mirage::cuda

@@ -257,23 +257,9 @@ template <class Tile>
 MIRAGE_DEVICE void store_grad_normal(const FeedForwardArguments& p, const FeedForwardWork& work,
                                      const float (&acc)[Tile::kChannels / 16][1][4]) {
   const int64_t plane = int64_t(p.height) * p.width, sample = int64_t(work.split) * p.batch + work.sample;
-  float* to = p.partial + sample * p.channels * plane;
-  const int thread = renewed(thread_index()), g = thread % kLanes / 4, t = thread % 4;
-#pragma unroll
-  for (int side = 0; side < 2; ++side) {
-    const int pixel = thread / kLanes * 8 + 2 * t + side;
-    const int row = work.row + pixel / 16, column = work.column + pixel % 16;
-    if (row >= p.height || column >= p.width) continue;
-    float* here = to + int64_t(row) * p.width + column;
-#pragma unroll
-    for (int m = 0; m < Tile::kChannels / 16; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int c = 16 * m + 8 * half + g;
-        if (c < p.channels) here[c * plane] = acc[m][0][2 * half + side];
-      }
-    }
-  }
+  const FragmentPixels<1> pixels(p.height, p.width, work);
+  for_known(pixels, p.channels, p.partial + sample * p.channels * plane + corner_of(work, p.width, 1), plane, p.width, acc,
+            [](float& element, float value) { element = value; });
 }
 
 template <class Kind, int kBlocks, int kRows>

@@ -100,25 +100,29 @@ struct FeedForwardBackwardTile {
 template <class Window, int kChannels, class T>
 MIRAGE_DEVICE void load_ring(const FeedForwardArguments& p, const FeedForwardWork& work, const T* from,
                              int64_t s_channel, int64_t s_row, int64_t s_column, T* to) {
+  const T* corner = from + corner_of(work, s_row, s_column);
   constexpr int kGroups = Window::kPadded / kLanes, kTogether = kGroups % 4 ? kGroups % 3 ? 2 : 3 : 4;
 #pragma unroll 1
   for (int first = 0; first < kGroups; first += kTogether) {
     const int n = kLanes * first + renewed(lane_index());
-    int64_t offset[kTogether];
+    int offset[kTogether];
+    uint32_t within = 0;
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
       int row, column;
       Window::locate(n + kLanes * j, row, column);
-      row += work.row, column += work.column;
-      const bool known = row >= 0 && row < p.height && column >= 0 && column < p.width;
-      offset[j] = known && n + kLanes * j < Window::kPixels ? row * s_row + column * s_column : -1;
+      const bool known = is_inside(p.height, p.width, work.row + row, work.column + column);
+      within |= uint32_t(known && n + kLanes * j < Window::kPixels) << j;
+      offset[j] = known ? row * int(s_row) + column * int(s_column) : 0;
     }
 #pragma unroll 2
     for (int c = warp_index(); c < kChannels; c += Window::kWarps) {
+      const uint32_t wanted = c < p.channels ? within : 0;
+      const T* channel = settled(corner + c * s_channel);
       T value[kTogether];
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
-        value[j] = c < p.channels && offset[j] >= 0 ? from[c * s_channel + offset[j]] : from_float<T>(0.0f);
+        value[j] = wanted >> j & 1 ? load_constant(channel + offset[j]) : from_float<T>(0.0f);
       }
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) to[c * Window::kPitch + n + kLanes * j] = value[j];
@@ -129,25 +133,9 @@ MIRAGE_DEVICE void load_ring(const FeedForwardArguments& p, const FeedForwardWor
 // The layer norm of each pixel, in place.
 template <class Packed, class Tile>
 MIRAGE_DEVICE void normalise_ring(const FeedForwardArguments& p, const Packed& packed, Tile& tile) {
-  using T = typename Tile::T;
-  constexpr int kPitch = Tile::Outer::kPitch;
-  for (int n = renewed(thread_index()); n < Tile::Outer::kPixels; n += Tile::kThreads) {
-    T* pixel = tile.normal + n;
-    float sum = 0.0f, squares = 0.0f;
-#pragma unroll 8
-    for (int c = 0; c < p.channels; ++c) sum += to_float(pixel[c * kPitch]);
-    const float mean = sum / float(p.channels);
-#pragma unroll 8
-    for (int c = 0; c < p.channels; ++c) {
-      const float centred = to_float(pixel[c * kPitch]) - mean;
-      squares = fmaf(centred, centred, squares);
-    }
-    const float rstd = 1.0f / sqrtf(squares / float(p.channels) + p.eps);
-#pragma unroll 8
-    for (int c = 0; c < p.channels; ++c) {
-      const float scaled = (to_float(pixel[c * kPitch]) - mean) * rstd;
-      pixel[c * kPitch] = from_float<T>(fmaf(scaled, packed.norm_weight[c], packed.norm_bias[c]));
-    }
+  using Outer = typename Tile::Outer;
+  for (int n = renewed(thread_index()); n < Outer::kPixels; n += Tile::kThreads) {
+    normalise_pixel(tile.normal + n, Outer::kPitch, p.channels, p.eps, packed.norm_weight, packed.norm_bias);
   }
 }
 

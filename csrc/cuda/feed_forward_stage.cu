@@ -43,6 +43,7 @@ std::string feed_forward_stage_problem(const Tensor& x, const Tensor& project_ou
   for (int64_t size : {x.size[0], x.size[2], x.size[3], project_out.size[1]}) {
     if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
   }
+  if (!is_near(x)) return kFar;
   if (x.size[1] > kFeedForwardMostChannels) return std::to_string(x.size[1]) + " channels";
   return shared_memory_problem(runner_for(x, options).plan(feed_forward_sizes(x, project_out.size[1])).shared_bytes);
 }

@@ -11,6 +11,7 @@
 #include "copies.h"
 #include "elementary.h"
 #include "feed_forward_pack.h"
+#include "norm.h"
 #include "tiles.h"
 
 namespace mirage::cuda {
@@ -38,22 +39,22 @@ template <class Kind, int kBlocks>
 constexpr int kFeedForwardRows = kBlocks <= (kIsHalf<typename Kind::Element> ? 12 : 3) ? 8 : 4;
 
 // One tile of one sample, and the chunks of pairs that a block is to do.
-struct FeedForwardWork {
-  int sample, row, column, split, first_chunk, last_chunk;
+struct FeedForwardWork : Corner {
+  int split, first_chunk, last_chunk;
 };
 
 template <class Tile>
 MIRAGE_DEVICE FeedForwardWork feed_forward_work(const FeedForwardArguments& p) {
   constexpr int kRows = Tile::kRows, kColumns = Tile::Near::kColumns;
   const int across = (p.width + kColumns - 1) / kColumns, down = (p.height + kRows - 1) / kRows;
-  int64_t i = block_index();
+  int i = int(block_index());
   FeedForwardWork work;
-  work.split = int(i % p.splits), i /= p.splits;
-  work.column = int(i % across) * kColumns, i /= across;
-  work.row = int(i % down) * kRows, work.sample = int(i / down);
+  work.split = i % p.splits, i /= p.splits;
+  work.column = i % across * kColumns, i /= across;
+  work.row = i % down * kRows, work.sample = i / down;
   const int chunks = (p.pairs + Tile::kPairs - 1) / Tile::kPairs;
-  work.first_chunk = int(int64_t(chunks) * work.split / p.splits);
-  work.last_chunk = int(int64_t(chunks) * (work.split + 1) / p.splits);
+  work.first_chunk = chunks * work.split / p.splits;
+  work.last_chunk = chunks * (work.split + 1) / p.splits;
   return work;
 }
 
@@ -62,21 +63,24 @@ template <class Tile>
 MIRAGE_DEVICE void load_pixels(const FeedForwardArguments& p, const FeedForwardWork& work, Tile& tile) {
   using T = typename Tile::T;
   constexpr int kGroups = Tile::Near::kPadded / kLanes;
-  const T* x = static_cast<const T*>(p.x) + work.sample * p.s_batch;
-  int64_t offset[kGroups];
-  bool inside[kGroups];
+  const T* x = static_cast<const T*>(p.x) + work.sample * p.s_batch + corner_of(work, p.s_row, p.s_column);
+  const int s_row = int(p.s_row), s_column = int(p.s_column);
+  int offset[kGroups];
+  uint32_t within = 0;
 #pragma unroll
   for (int j = 0; j < kGroups; ++j) {
-    const int n = kLanes * j + lane_index();
-    const int row = work.row + n / Tile::Near::kLine - 1, column = work.column + n % Tile::Near::kLine - 1;
-    inside[j] = n < Tile::Near::kPixels && row >= 0 && row < p.height && column >= 0 && column < p.width;
-    offset[j] = row * p.s_row + column * p.s_column;
+    const int n = kLanes * j + lane_index(), row = n / Tile::Near::kLine - 1, column = n % Tile::Near::kLine - 1;
+    const bool known = n < Tile::Near::kPixels && is_inside(p.height, p.width, work.row + row, work.column + column);
+    within |= uint32_t(known) << j;
+    offset[j] = known ? row * s_row + column * s_column : 0;
   }
   for (int c = warp_index(); c < Tile::kChannels; c += kTileWarps) {
+    const uint32_t wanted = c < p.channels ? within : 0;
+    const T* channel = settled(x + c * p.s_channel);
     T value[kGroups];
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
-      value[j] = c < p.channels && inside[j] ? x[c * p.s_channel + offset[j]] : from_float<T>(0.0f);
+      value[j] = wanted >> j & 1 ? load_constant(channel + offset[j]) : from_float<T>(0.0f);
     }
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) tile.normal[c * Tile::Near::kPitch + kLanes * j + lane_index()] = value[j];
@@ -86,24 +90,9 @@ MIRAGE_DEVICE void load_pixels(const FeedForwardArguments& p, const FeedForwardW
 // The layer norm of each pixel, in place.
 template <class Packed, class Tile>
 MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, const Packed& packed, Tile& tile) {
-  using T = typename Tile::T;
-  for (int n = thread_index(); n < Tile::Near::kPixels; n += kTileThreads) {
-    T* pixel = tile.normal + n;
-    float sum = 0.0f, squares = 0.0f;
-#pragma unroll 8
-    for (int c = 0; c < p.channels; ++c) sum += to_float(pixel[c * Tile::Near::kPitch]);
-    const float mean = sum / float(p.channels);
-#pragma unroll 8
-    for (int c = 0; c < p.channels; ++c) {
-      const float centred = to_float(pixel[c * Tile::Near::kPitch]) - mean;
-      squares = fmaf(centred, centred, squares);
-    }
-    const float rstd = 1.0f / sqrtf(squares / float(p.channels) + p.eps);
-#pragma unroll 8
-    for (int c = 0; c < p.channels; ++c) {
-      const float scaled = (to_float(pixel[c * Tile::Near::kPitch]) - mean) * rstd;
-      pixel[c * Tile::Near::kPitch] = from_float<T>(fmaf(scaled, packed.norm_weight[c], packed.norm_bias[c]));
-    }
+  using Near = typename Tile::Near;
+  for (int n = thread_index(); n < Near::kPixels; n += kTileThreads) {
+    normalise_pixel(tile.normal + n, Near::kPitch, p.channels, p.eps, packed.norm_weight, packed.norm_bias);
   }
 }
 
@@ -176,37 +165,37 @@ template <class Tile>
 MIRAGE_DEVICE void store_result(const FeedForwardArguments& p, const FeedForwardWork& work,
                                 const float (&acc)[Tile::kChannels / 16][Tile::Inner::kTiles][4]) {
   using T = typename Tile::T;
-  const T* x = static_cast<const T*>(p.x) + work.sample * p.s_batch;
-  const int64_t plane = int64_t(p.height) * p.width, sample = int64_t(work.sample) * p.channels * plane;
-  T* y = static_cast<T*>(p.y) + sample;
-  float* partial = p.partial + int64_t(work.split) * p.batch * p.channels * plane + sample;
-  const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll
-  for (int n = 0; n < Tile::Inner::kTiles; ++n) {
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      const int pixel = 8 * (warp_index() * Tile::Inner::kTiles + n) + 2 * t + side;
-      const int row = work.row + pixel / Tile::Inner::kColumns, column = work.column + pixel % Tile::Inner::kColumns;
-      if (row >= p.height || column >= p.width) continue;
-      const int64_t from = row * p.s_row + column * p.s_column, to = int64_t(row) * p.width + column;
-#pragma unroll
-      for (int m = 0; m < Tile::kChannels / 16; ++m) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int c = 16 * m + 8 * half + g;
-          if (c >= p.channels) continue;
-          const float value = acc[m][n][2 * half + side];
-          if (p.splits == 1) y[c * plane + to] = from_float<T>(to_float(x[c * p.s_channel + from]) + value);
-          else partial[c * plane + to] = value;
-        }
-      }
-    }
+  const FragmentPixels<Tile::Inner::kTiles> pixels(p.height, p.width, work);
+  const int64_t plane = int64_t(p.height) * p.width, of_sample = p.channels * plane;
+  const int64_t to = work.sample * of_sample + corner_of(work, p.width, 1);
+  if (p.splits == 1) {
+    const T* from = static_cast<const T*>(p.x) + work.sample * p.s_batch + corner_of(work, p.s_row, p.s_column);
+    store_sum(pixels, p.channels, from, p.s_channel, int(p.s_row), int(p.s_column), static_cast<T*>(p.y) + to, plane, p.width,
+              acc);
+  } else {
+    for_known(pixels, p.channels, p.partial + work.split * p.batch * of_sample + to, plane, p.width, acc,
+              [](float& element, float value) { element = value; });
   }
 }
 
-// Up to 128 channels two blocks have the registers of a multiprocessor, up to 32 three.
+// Shared memory of a multiprocessor, in bytes. The system takes 1 KiB of it for each block.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kSharedOfMultiprocessor = 164 << 10;
+#else
+constexpr int kSharedOfMultiprocessor = 228 << 10;
+#endif
+
+// Blocks of a multiprocessor that the kernel is compiled for: up to 128 channels two have its registers, up to 32 three, where
+// they have its shared memory.
+template <class Tile>
+constexpr int feed_forward_blocks() {
+  const int by_registers = Tile::kChannels <= 32 ? 3 : Tile::kChannels <= 128 ? 2 : 1;
+  const int by_memory = kSharedOfMultiprocessor / int(sizeof(Tile) + 1024);
+  return by_registers < by_memory ? by_registers : by_memory > 0 ? by_memory : 1;
+}
+
 template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks <= 2 ? 3 : kBlocks <= 8 ? 2 : 1) feed_forward_kernel(const FeedForwardArguments p) {
+MIRAGE_KERNEL(256, (feed_forward_blocks<FeedForwardTile<Kind, kBlocks, kRows>>())) feed_forward_kernel(const FeedForwardArguments p) {
   using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
   const auto& packed = *static_cast<const FeedForwardPacked<FeedForwardPanels<Kind, kBlocks>>*>(p.packed);
@@ -237,17 +226,22 @@ MIRAGE_KERNEL(256, kBlocks <= 2 ? 3 : kBlocks <= 8 ? 2 : 1) feed_forward_kernel(
   store_result<Tile>(p, work, acc);
 }
 
+// Of element i of x, from its first. Index: int where it suffices, as divisions of int64_t are long.
+template <class Index>
+MIRAGE_DEVICE int64_t place_in_x(const FeedForwardArguments& p, Index i) {
+  const Index line = i / p.width, map = line / p.height;
+  return map / p.channels * p.s_batch + map % p.channels * p.s_channel + line % p.height * p.s_row + i % p.width * p.s_column;
+}
+
 // y = x + the sums of all splits, in their order. One thread an element.
 template <class T>
 MIRAGE_KERNEL(256) feed_forward_sum_kernel(const FeedForwardArguments p) {
-  const int64_t plane = int64_t(p.height) * p.width, total = int64_t(p.batch) * p.channels * plane;
-  const int64_t i = block_index() * 256 + thread_index();
+  const int64_t total = int64_t(p.batch) * p.channels * p.height * p.width, i = block_index() * 256 + thread_index();
   if (i >= total) return;
-  const int64_t n = i % plane, c = i / plane % p.channels, b = i / plane / p.channels;
+  const int64_t place = total <= INT32_MAX ? place_in_x(p, int(i)) : place_in_x(p, i);
+  const float value = to_float(load_constant(static_cast<const T*>(p.x) + place));
   float sum = 0.0f;
   for (int s = 0; s < p.splits; ++s) sum += p.partial[s * total + i];
-  const T* x = static_cast<const T*>(p.x) + b * p.s_batch + c * p.s_channel;
-  const float value = to_float(x[n / p.width * p.s_row + n % p.width * p.s_column]);
   static_cast<T*>(p.y)[i] = from_float<T>(value + sum);
 }
 

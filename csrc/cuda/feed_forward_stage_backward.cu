@@ -42,6 +42,7 @@ std::string feed_forward_stage_backward_problem(const Tensor& x, const Tensor& p
   for (int64_t size : {x.size[0], x.size[2], x.size[3], project_out.size[1]}) {
     if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
   }
+  if (!is_near(x)) return kFar;
   const int most = feed_forward_backward_most_channels(x.dtype != DType::f32);
   if (x.size[1] > most) return std::to_string(x.size[1]) + " channels";
   const FeedForwardBackwardPlan plan = runner_for(x, options).plan(feed_forward_sizes(x, project_out.size[1]));
@@ -61,6 +62,7 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
   check_feed_forward_stage_backward(grad_y, x, project_out, grad_x, gradients);
   const std::string problem = feed_forward_stage_backward_problem(x, project_out, options);
   if (!problem.empty()) fail("x", "what the CUDA kernel of feed_forward_stage_backward takes", problem);
+  if (!is_near(grad_y)) fail("grad_y", "rows and columns less than 2^25 elements apart", kFar);
   FeedForwardBackwardArguments p{};
   static_cast<FeedForwardArguments&>(p) =
       feed_forward_weights(x, {norm_weight, norm_bias, project_in, dwconv, project_out});

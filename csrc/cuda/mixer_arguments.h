@@ -13,6 +13,17 @@ inline MixerArguments mixer_sizes(const Tensor& x, int64_t heads, int64_t hidden
   return p;
 }
 
+// Why no kernels can have x, whatever its channels are; empty where some can.
+inline std::string mixer_problem(const Tensor& x) {
+  if (x.dtype == DType::f64) return "float64";
+  for (int64_t size : {x.size[0], x.size[2], x.size[3]}) {
+    if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
+  }
+  if ((x.size[2] + 3) / 4 * ((x.size[3] + 15) / 16) > INT32_MAX) return "so many pixels";
+  if (!is_near(x)) return kFar;
+  return "";
+}
+
 // All but the memory that kernels write, y among it; tensors that were checked already.
 inline MixerArguments mixer_arguments(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale,
                                       const MixerOptions& mixer, const MixerStatistics& statistics) {

@@ -31,12 +31,35 @@ struct MixerParts {
   MIRAGE_DEVICE float* of(int64_t block, int sample) const { return samples + (block + sample) * of_sample; }
 };
 
-// The tiles of a block: from `first` to before `last` of all.
-struct TileRange {
-  int64_t first, last;
+// Blocks of a multiprocessor that the kernels are compiled for, by channels of a branch in sixteens. Each has its share of all
+// tiles.
+constexpr int mixer_fusion_blocks(int sixteens) { return sixteens <= 2 ? 2 : 1; }
+constexpr int mixer_gate_blocks(int sixteens) { return sixteens <= 3 ? 2 : 1; }
+constexpr int mixer_detail_blocks(int sixteens) { return sixteens <= 2 ? 2 : 1; }
+constexpr int mixer_query_blocks(int sixteens) { return sixteens == 1 ? 3 : sixteens == 2 ? 2 : 1; }
 
-  MIRAGE_DEVICE TileRange(int64_t all, int64_t block, int64_t blocks)
-      : first(all * block / blocks), last(all * (block + 1) / blocks) {}
+// A block's way through its share of all tiles, sample by sample and line by line.
+template <int kRows>
+struct TileWalk {
+  Corner at;
+  int left;  // tiles, with that at `at`
+  bool is_first = true;
+
+  MIRAGE_DEVICE TileWalk(const MixerArguments& p, int64_t block, int64_t blocks) {
+    const Tiling<kRows> tiling(p);
+    const int64_t all = int64_t(p.batch) * tiling.of_sample, first = all * block / blocks;
+    left = int(all * (block + 1) / blocks - first), at = tiling.corner(first);
+  }
+
+  MIRAGE_DEVICE bool is_first_of_sample() const { return is_first || (at.row == 0 && at.column == 0); }
+
+  MIRAGE_DEVICE void next(const MixerArguments& p) {
+    --left, is_first = false, at.column += 16;
+    if (at.column < p.width) return;
+    at.column = 0, at.row += kRows;
+    if (at.row < p.height) return;
+    at.row = 0, ++at.sample;
+  }
 };
 
 // The block that has tile `tile`: the last that begins at it or before it.
@@ -104,27 +127,35 @@ MIRAGE_DEVICE T* map_of(const MixerArguments& p, void* map, int sample) {
   return static_cast<T*>(map) + int64_t(sample) * p.branch * p.plane();
 }
 
-// The pixels of a window of a tensor whose first channel is `from`; zero outside the image, and channels from `channels` on
+// The pixels of a window of a tensor that the kernel does not write, whose first channel is `from`; zero outside the image, and channels from `channels` on
 // to kChannels.
 template <class Window, int kChannels, class T>
 MIRAGE_DEVICE void load_window(const MixerArguments& p, const Corner& at, const T* from, int64_t s_channel, int64_t s_row,
                                int64_t s_column, int channels, T* out) {
   constexpr int kMargin = (Window::kLine - Window::kColumns) / 2;
-  const int thread = renewed(thread_index()), lane = thread % kLanes;
-  int64_t offset[Window::kGroups];
+  const Corner first{at.sample, at.row - kMargin, at.column - kMargin};  // of the window
+  const unsigned thread = unsigned(renewed(thread_index())), lane = thread % kLanes;
+  unsigned offset[Window::kGroups];
+  uint32_t within = 0;
 #pragma unroll
   for (int j = 0; j < Window::kGroups; ++j) {
-    const int n = kLanes * j + lane;
-    const int row = at.row + n / Window::kLine - kMargin, column = at.column + n % Window::kLine - kMargin;
-    offset[j] = n < Window::kPixels && inside(p, row, column) ? row * s_row + column * s_column : -1;
+    const unsigned n = kLanes * j + lane, row = n / Window::kLine, column = n % Window::kLine;
+    const bool known = n < Window::kPixels && inside(p, first.row + int(row), first.column + int(column));
+    within |= uint32_t(known) << j;
+    offset[j] = row * unsigned(s_row) + column * unsigned(s_column);
   }
+  from += corner_of(first, s_row, s_column);
 #pragma unroll 1
-  for (int c = thread / kLanes; c < kChannels; c += kTileWarps) {
+  for (int c = int(thread / kLanes); c < kChannels; c += kTileWarps) {
+    const uint32_t wanted = c < channels ? within : 0;
+    const T* channel = settled(from + c * s_channel);
+    T value[Window::kGroups];
 #pragma unroll
     for (int j = 0; j < Window::kGroups; ++j) {
-      const bool known = c < channels && offset[j] >= 0;
-      out[c * Window::kPitch + kLanes * j + lane] = known ? from[c * s_channel + offset[j]] : from_float<T>(0.0f);
+      value[j] = wanted >> j & 1 ? load_constant(channel + offset[j]) : from_float<T>(0.0f);
     }
+#pragma unroll
+    for (int j = 0; j < Window::kGroups; ++j) out[c * Window::kPitch + kLanes * j + lane] = value[j];
   }
 }
 
@@ -135,37 +166,20 @@ MIRAGE_DEVICE void load_map(const MixerArguments& p, const Corner& at, void* map
                                     int64_t(1), p.branch, out);
 }
 
-// Calls use(channel, pixel of the tile, place in a plane, value) for the values of fragments that lie in the image and below
+// Calls use(element of a sample's map [c, H W], value) for the values of fragments that lie in the image and below
 // `channels`.
-template <class Tile, class Fragments, class Use>
-MIRAGE_DEVICE void for_known(const MixerArguments& p, const Corner& at, int channels, Fragments& acc, Use use) {
-  constexpr int MT = sizeof(acc) / sizeof(acc[0]);
-  const int thread = renewed(thread_index()), g = thread % kLanes / 4, t = thread % 4;
-#pragma unroll
-  for (int n = 0; n < Tile::Inner::kTiles; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int pixel = 8 * (thread / kLanes * Tile::Inner::kTiles + n) + 2 * t + i;
-      const int row = at.row + pixel / 16, column = at.column + pixel % 16;
-      if (!inside(p, row, column)) continue;
-      const int64_t place = int64_t(row) * p.width + column;
-#pragma unroll
-      for (int m = 0; m < 2 * MT; ++m) {
-        const int c = 8 * m + g;
-        if (c < channels) use(c, pixel, place, acc[m / 2][n][m % 2 * 2 + i]);
-      }
-    }
-  }
+template <class Tile, class T, class Fragments, class Use>
+MIRAGE_DEVICE void for_known(const MixerArguments& p, const Corner& at, int channels, T* map, Fragments& acc, Use use) {
+  const FragmentPixels<Tile::Inner::kTiles> pixels(p.height, p.width, at);
+  for_known(pixels, channels, map + corner_of(at, p.width, 1), p.plane(), p.width, acc, use);
 }
 
 template <class Tile>
 MIRAGE_DEVICE void store_map(const MixerArguments& p, const Corner& at,
                              const float (&acc)[Tile::kBranch / 16][Tile::Inner::kTiles][4], void* map) {
   using T = typename Tile::T;
-  T* to = map_of<T>(p, map, at.sample);
-  const int64_t plane = p.plane();
-  for_known<Tile>(p, at, p.branch, acc,
-                  [&](int c, int, int64_t place, float value) { to[c * plane + place] = from_float<T>(value); });
+  for_known<Tile>(p, at, p.branch, map_of<T>(p, map, at.sample), acc,
+                  [](T& to, float value) { to = from_float<T>(value); });
 }
 
 // ---- sums over pixels ----------------------------------------------------------------------------------------------

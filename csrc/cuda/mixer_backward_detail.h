@@ -10,14 +10,12 @@ namespace mirage::cuda {
 // Those that make the detail, then the same transposed.
 template <class T, int kBlocks>
 struct MixerDetailSteps {
-  const T *forward, *backward;
+  static constexpr int kPanels = 1;
+  const MixerBackwardArguments& p;
 
-  MIRAGE_DEVICE explicit MixerDetailSteps(const MixerBackwardArguments& p)
-      : forward(mixer_weight_steps<T>(p) + kBlocks * mixer_step(kBlocks)),
-        backward(mixer_backward_step<T>(p, MixerBackwardSteps(p).detail)) {}
-
-  MIRAGE_DEVICE const T* step(int i) const {
-    return i < kBlocks ? forward + i * mixer_step(kBlocks) : backward + (i - kBlocks) * mixer_step(kBlocks);
+  MIRAGE_DEVICE void jump(int i, const T*& from) const {
+    if (i == 0) from = mixer_weight_steps<T>(p) + kBlocks * mixer_step(kBlocks);
+    if (i == kBlocks) from = mixer_backward_step<T>(p, MixerBackwardSteps(p).detail);
   }
 };
 
@@ -26,8 +24,9 @@ struct MixerDetailTile {
   using T = typename Kind::Element;
   using Far = Window<kRows, 3>;
   using Inner = Window<kRows, 0>;
+  using Run = TileRun<Inner>;
   using Stream = PanelStream<T, kBlocks, MixerDetailSteps<T, kBlocks>>;
-  static constexpr int kBranch = 16 * kBlocks, kRun = Inner::kPixels * 16 / kTileThreads;
+  static constexpr int kBranch = 16 * kBlocks, kRun = Run::kRun, kPanel = 16 * kBranch;
 
   alignas(16) T values[kBranch * Far::kPitch];  // BatchNorm of n2, then the detail
   alignas(16) T grad[kBranch * Far::kPitch];    // of the detail's convolution; at last of BatchNorm's output
@@ -43,33 +42,13 @@ struct MixerDetailTile {
 // The gradient of 16 channels of the detail: the convolution of that of the result with the turned kernels.
 template <class Tile>
 MIRAGE_DEVICE void convolve_back(const MixerArguments& p, const Corner& at, int first, Tile& tile) {
-  constexpr int kRun = Tile::kRun, kRuns = 16 / kRun, kRunsOfTile = Tile::Inner::kPixels / kRun;
-  const int i = thread_index() / kRunsOfTile, run = thread_index() % kRunsOfTile;
-  const int row = run / kRuns, column = run % kRuns * kRun;
-  float sum[kRun] = {};
-  if (first + i < p.branch) {
-    const float* taps = tile.kernels + i * kMixerKernel + 6 * kMixerLine;
-    const auto* line = tile.grad + (first + i) * Tile::Far::kPitch + row * Tile::Far::kLine + column;
-#pragma unroll 1
-    for (int y = 0; y < 7; ++y, line += Tile::Far::kLine, taps -= kMixerLine) {
-      float value[kRun + 6], of_line[kMixerLine];
-      load_packed<4>(taps, of_line);
-      load_packed<4>(taps + 4, of_line + 4);
-#pragma unroll
-      for (int j = 0; j < kRun + 6; j += 2) load_packed<2>(line + j, value + j);
-#pragma unroll
-      for (int x = 0; x < 7; ++x) {
-#pragma unroll
-        for (int j = 0; j < kRun; ++j) sum[j] = fmaf(of_line[6 - x], value[x + j], sum[j]);
-      }
-    }
+  const typename Tile::Run run(renewed(thread_index()));
+  float sum[Tile::kRun] = {};
+  if (first + run.channel < p.branch) {
+    const auto* line = tile.grad + (first + run.channel) * Tile::Far::kPitch + run.row * Tile::Far::kLine + run.column;
+    convolve_run_7x7<typename Tile::Far, true>(line, tile.kernels + run.channel * kMixerKernel, sum);
   }
-  auto* to = tile.chunk + i * Tile::Inner::kPitch + row * 16 + column;
-#pragma unroll
-  for (int j = 0; j < kRun; j += 2) {
-    store_pair(to + j, inside(p, at.row + row, at.column + column + j) ? sum[j] : 0.0f,
-               inside(p, at.row + row, at.column + column + j + 1) ? sum[j + 1] : 0.0f);
-  }
+  store_inside(p, at.row + run.row, at.column + run.column, sum, tile.chunk + run.place());
 }
 
 // The gradients of the generated kernels [c, 49]: a warp has a channel, seven lanes the lines of its kernel for a quarter of
@@ -113,7 +92,7 @@ MIRAGE_DEVICE void add_batch_norm(const MixerArguments& p, const Corner& at, boo
   using T = typename Tile::T;
   constexpr int kPixels = Tile::Inner::kPixels / kLanes;
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + int64_t(p.branch) * p.s_channel;
-  const float* moments = p.moments + 2 * at.sample * p.plane();
+  const NormMoments* moments = p.moments + at.sample * p.plane();
   const float *weight = p.packed, *bias = weight + 3 * Tile::kBranch;
 #pragma unroll 1
   for (int c = warp_index(); c < p.branch; c += kTileWarps) {
@@ -126,7 +105,8 @@ MIRAGE_DEVICE void add_batch_norm(const MixerArguments& p, const Corner& at, boo
       if (!inside(p, row, column)) continue;
       const int64_t place = int64_t(row) * p.width + column;
       const float value = to_float(x[c * p.s_channel + row * p.s_row + column * p.s_column]);
-      const float normal = fmaf((value - moments[place]) * moments[p.plane() + place], w, b);
+      const NormMoments of = moments[place];
+      const float normal = fmaf((value - of.mean) * of.rstd, w, b);
       const float grad = to_float(tile.grad[c * Tile::Inner::kPitch + n]);
       sum += grad;
       along = fmaf(grad, (normal - mean) * inverse, along);
@@ -147,11 +127,10 @@ MIRAGE_DEVICE void return_from_detail(const MixerBackwardArguments& p, const Cor
   const float* kernels = mixer_kernels<T>(p, at.sample);
   const int line = in_eights(p.branch);
   const T* of_gate = map_of<T>(p, p.grad_bn, at.sample);
-  for_known<Tile>(p, at, p.branch, grad,
-                  [&](int c, int, int64_t place, float& value) { value = to_float(of_gate[c * p.plane() + place]); });
+  for_known<Tile>(p, at, p.branch, of_gate, grad, [](const T& from, float& value) { value = to_float(from); });
 #pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
-    const T* panel = stream.next();  // the chunk before has been read
+    const T* panel = stream.next(Tile::kPanel);  // the chunk before has been read
     copy_to_block<kTileThreads>(tile.kernels, kernels + first * kMixerKernel);
     wait_for_copies();
     sync_block();
@@ -165,27 +144,25 @@ MIRAGE_DEVICE void return_from_detail(const MixerBackwardArguments& p, const Cor
 }
 
 template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_detail_backward_kernel(const MixerBackwardArguments p) {
+MIRAGE_KERNEL(256, mixer_detail_blocks(kBlocks)) mixer_detail_backward_kernel(const MixerBackwardArguments p) {
   using Tile = MixerDetailTile<Kind, kBlocks, kRows>;
-  using T = typename Tile::T;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
-  const Tiling<kRows> tiling(p);
-  const TileRange range(int64_t(p.batch) * tiling.of_sample, block_index(), p.detail.blocks);
+  TileWalk<kRows> walk(p, block_index(), p.detail.blocks);
   float* sums = p.detail.of_block(block_index());
 #pragma unroll 1
-  for (int64_t i = range.first; i < range.last; ++i) {
-    const Corner at = tiling.corner(i);
-    const bool is_first = i == range.first;
+  for (; walk.left > 0; walk.next(p)) {
+    const Corner at = walk.at;
+    const bool is_first = walk.is_first;
     sync_block();  // what the tile before has left is read no more
-    typename Tile::Stream stream(MixerDetailSteps<T, kBlocks>(p), 2 * kBlocks, tile.steps);
-    const MixerBatchNorm batch_norm(p);
-    load_third<typename Tile::Far, kBlocks>(p, at, 1, tile.values, batch_norm);
-    load_third<typename Tile::Inner, kBlocks>(p, at, 1, tile.normal, batch_norm);
+    typename Tile::Stream stream({p}, 2 * kBlocks, Tile::kPanel, tile.steps);
+    load_third<typename Tile::Far, kBlocks>(p, at, 1, tile.values, MixerBatchNorm(p));
     load_map<typename Tile::Far, kBlocks>(p, at, p.grad_content, tile.grad);
-    project_detail<Kind>(stream, tile);
+    sync_block();
+    copy_inner<Tile>(tile.values, tile.normal);
+    project_detail<Kind>(stream, tile, Tile::kPanel);
     MixerFragments<Tile> grad = {};
     return_from_detail<Kind>(p, at, is_first, sums, stream, tile, grad);
-    add_kernels(p, is_first || i % tiling.of_sample == 0, p.detail.of(block_index(), at.sample), tile);
+    add_kernels(p, walk.is_first_of_sample(), p.detail.of(block_index(), at.sample), tile);
     sync_block();  // all have read the gradient that makes room here
     store_fragments<Tile>(grad, tile.grad);
     store_map<Tile>(p, at, grad, p.grad_bn);

@@ -9,10 +9,10 @@
 
 namespace mirage::cuda {
 
-// The steps of forward but project_out's, then those of the way back. Pointers are made when a step is wanted: they would
-// take eight registers.
+// The steps of forward but project_out's, then those of the way back: project_out, attention, proj_out and the MLP.
 template <class T, int kBlocks>
 struct MixerFusionSteps {
+  static constexpr int kPanels = 3;
   const MixerBackwardArguments& p;
   int sample;
 
@@ -21,13 +21,13 @@ struct MixerFusionSteps {
     return steps.all() + 2 * kBlocks + steps.mlp;
   }
 
-  MIRAGE_DEVICE const T* step(int i) const {
+  MIRAGE_DEVICE void jump(int i, const T*& from) const {
+    MixerForwardSteps<T, kBlocks>{p, sample}.jump(i, from);
     const MixerSteps steps(p);
-    if (i < steps.all() - steps.out) return MixerForwardSteps<T, kBlocks>(p, sample).step(i);
     i -= steps.all();
-    if (i < 0) return mixer_backward_step<T>(p, i + steps.out);
-    if (i < kBlocks) return mixer_backward_step<T>(p, MixerBackwardSteps(p).of_sample(sample, 0) + i);  // attention
-    return mixer_backward_step<T>(p, i - kBlocks + steps.out);
+    if (i == -steps.out) from = mixer_backward_step<T>(p, 0);
+    if (i == 0) from = mixer_backward_step<T>(p, MixerBackwardSteps(p).of_sample(sample, 0));  // attention
+    if (i == kBlocks) from = mixer_backward_step<T>(p, steps.out);
   }
 };
 
@@ -37,11 +37,13 @@ struct MixerFusionTile {
   using Far = Window<kRows, 3>;
   using Near = Window<kRows, 1>;
   using Inner = Window<kRows, 0>;
+  using Run = TileRun<Inner>;
   static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = Near::kHiddenPitch;
-  static constexpr int kRun = Inner::kPixels * 16 / kTileThreads, kPanel = 16 * kBranch;
+  static constexpr int kRun = Run::kRun, kPanel = 16 * kBranch;
   static constexpr int kMap = kBranch * Inner::kPitch;
   static constexpr int largest(int a, int b) { return a > b ? a : b; }
   static constexpr int kWindows = kBranch * (Far::kPitch + Near::kPitch);
+  using Forward = MixerForwardSteps<T, kBlocks>;
   using Stream = PanelStream<T, kBlocks, MixerFusionSteps<T, kBlocks>>;
 
   alignas(16) T large[largest(kWindows, 3 * kMap)];  // the windows of detail and n1, then the fused branches
@@ -75,7 +77,8 @@ MIRAGE_DEVICE void find_branches(const MixerArguments& p, const Corner& at, type
     attend<Kind>(stream, tile, attended);
     store_fragments<Tile>(attended, tile.branches);  // over hidden channels that were read before its last barrier
   }
-  project_detail<Kind>(stream, tile);
+  copy_inner<Tile>(tile.detail(), tile.scaled);
+  project_detail<Kind>(stream, tile, 3 * Tile::kPanel);
   load_third<typename Tile::Inner, kBlocks>(p, at, 2, tile.third());
   {
     MixerFragments<Tile> gated = {};
@@ -135,7 +138,7 @@ MIRAGE_DEVICE void return_from_output(const MixerBackwardArguments& p, const Cor
 #pragma unroll 1
   for (int first = 0; first < channels; first += 16) {
     const int count = channels - first < 16 ? channels - first : 16;
-    const T* panels = stream.next();  // the chunk before has been read
+    const T* panels = stream.next((first + 16 < channels ? 3 : 1) * Tile::kPanel);  // the chunk before has been read
     load_window<Inner, 16>(p, at, from + first * p.g_channel, p.g_channel, p.g_row, p.g_column, count, tile.chunk);
     sync_block();
 #pragma unroll
@@ -216,7 +219,7 @@ MIRAGE_DEVICE void return_from_mlp(const MixerBackwardArguments& p, bool is_firs
 #pragma unroll 1
   for (int first = 0; first < 2 * p.branch; first += 16) {
     const int count = 2 * p.branch - first < 16 ? 2 * p.branch - first : 16;
-    const T* panels = stream.next();  // the hidden channels before have been read
+    const T* panels = stream.next(3 * Tile::kPanel);  // the hidden channels before have been read
     float hidden[1][Inner::kTiles][4] = {}, of_hidden[1][Inner::kTiles][4] = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.other, hidden);
     multiply_inner<Kind, Tile::kBranch, Tile>(panels + Tile::kPanel, grad_mlp, of_hidden);
@@ -248,14 +251,14 @@ MIRAGE_DEVICE void return_from_branches(const MixerBackwardArguments& p, const C
   const MixerSumsAt places(p);
   {
     MixerFragments<Tile> grad = {};
-    multiply_steps<Kind, Tile>(stream, tile.branches, grad);  // begins with a barrier
+    multiply_steps<Kind, Tile>(stream, tile.branches, Tile::kPanel, grad);  // begins with a barrier
     store_map<Tile>(p, at, grad, p.grad_v);
     add_attention<Kind>(p, is_first_of_sample, p.fusion.of(block_index(), at.sample), tile);
   }
   {
     const auto* grad_conv = tile.branches + Tile::kMap;
     MixerFragments<Tile> grad = {};
-    multiply_steps<Kind, Tile>(stream, grad_conv, grad);
+    multiply_steps<Kind, Tile>(stream, grad_conv, 3 * Tile::kPanel, grad);
     store_map<Tile>(p, at, grad, p.grad_total);
     add_matrix<Kind, Inner::kPixels>(is_first, tile.rows(grad_conv, p.branch), tile.rows(tile.scaled, p.branch),
                                      sums + places.proj_out, in_eights(p.branch));
@@ -267,28 +270,28 @@ MIRAGE_DEVICE void return_from_branches(const MixerBackwardArguments& p, const C
 }
 
 template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_fusion_backward_kernel(const MixerBackwardArguments p) {
+MIRAGE_KERNEL(256, mixer_fusion_blocks(kBlocks)) mixer_fusion_backward_kernel(const MixerBackwardArguments p) {
   using Tile = MixerFusionTile<Kind, kBlocks, kRows>;
   using T = typename Tile::T;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
-  const Tiling<kRows> tiling(p);
-  const TileRange range(int64_t(p.batch) * tiling.of_sample, block_index(), p.fusion.blocks);
+  TileWalk<kRows> walk(p, block_index(), p.fusion.blocks);
   float* sums = p.fusion.of_block(block_index());
   if (thread_index() < 3 * kTileWarps) tile.of_alphas[thread_index()] = 0.0f;
 #pragma unroll 1
-  for (int64_t i = range.first; i < range.last; ++i) {
-    const Corner at = tiling.corner(i);
-    const bool is_first = i == range.first, is_first_of_sample = is_first || i % tiling.of_sample == 0;
+  for (; walk.left > 0; walk.next(p)) {
+    const Corner at = walk.at;
+    const bool is_first = walk.is_first, is_first_of_sample = walk.is_first_of_sample();
     sync_block();  // what the tile before has left is read no more
-    typename Tile::Stream stream({p, at.sample}, MixerFusionSteps<T, kBlocks>::all(p), tile.steps);
+    typename Tile::Stream stream({p, at.sample}, MixerFusionSteps<T, kBlocks>::all(p), Tile::Forward::kFirst, tile.steps);
     {
       T* content = map_of<T>(p, p.content, at.sample);
       const auto keep = [&](int channel, int pixel, const auto& run) {
         const int row = at.row + pixel / 16, column = at.column + pixel % 16;
-        T* to = content + channel * p.plane() + int64_t(row) * p.width + column;
+        if (row >= p.height) return;
+        T* to = settled(content + channel * p.plane() + int64_t(row) * p.width + column);
 #pragma unroll
         for (int j = 0; j < Tile::kRun; ++j) {
-          if (inside(p, row, column + j)) to[j] = from_float<T>(run[j]);
+          if (column + j < p.width) to[j] = from_float<T>(run[j]);
         }
       };
       find_branches<Kind, kBlocks>(p, at, stream, tile, keep);

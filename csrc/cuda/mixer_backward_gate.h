@@ -11,12 +11,12 @@ namespace mirage::cuda {
 // Two steps for each 16 channels of the gate.
 template <class T, int kBlocks>
 struct MixerGateSteps {
-  const T* steps;
+  static constexpr int kPanels = 3;
+  const MixerBackwardArguments& p;
 
-  MIRAGE_DEVICE explicit MixerGateSteps(const MixerBackwardArguments& p)
-      : steps(mixer_backward_step<T>(p, MixerBackwardSteps(p).gate)) {}
-
-  MIRAGE_DEVICE const T* step(int i) const { return steps + int64_t(i) * mixer_step(kBlocks); }
+  MIRAGE_DEVICE void jump(int i, const T*& from) const {
+    if (i == 0) from = mixer_backward_step<T>(p, MixerBackwardSteps(p).gate);
+  }
 };
 
 template <class Kind, int kBlocks, int kRows>
@@ -68,12 +68,12 @@ MIRAGE_DEVICE void return_from_gates(const MixerBackwardArguments& p, const Corn
   const MixerSumsAt places(p);
   const int line = in_eights(p.branch), line_out = 16 * steps.gate;
   const float scale = p.branch_scale ? p.branch_scale[at.sample] : 1.0f;
-  typename Tile::Stream stream(typename Tile::Stream::Steps(p), 2 * steps.gate, tile.steps);
+  typename Tile::Stream stream({p}, 2 * steps.gate, 3 * Tile::kPanel, tile.steps);
 #pragma unroll 1
   for (int i = 0; i < steps.gate; ++i) {
     const bool identity = i < steps.identities;
     const int first = steps.gate_first(p, i), count = steps.gate_rows(p, i), detail = 16 * (i - steps.identities);
-    const T* panels = stream.next();  // the chunks before have been read
+    const T* panels = stream.next(2 * Tile::kPanel);  // the chunks before have been read
     MixerChunk<Tile> gates = {}, contents = {}, product = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.normal, gates);
     multiply_inner<Kind, Tile::kBranch, Tile>(panels + 2 * Tile::kPanel, tile.grad_total, product);
@@ -81,8 +81,7 @@ MIRAGE_DEVICE void return_from_gates(const MixerBackwardArguments& p, const Corn
       multiply_inner<Kind, Tile::kBranch, Tile>(panels + Tile::kPanel, tile.normal, contents);
     } else {
       const T* from = map_of<T>(p, p.content, at.sample) + detail * p.plane();
-      for_known<Tile>(p, at, count, contents,
-                      [&](int c, int, int64_t place, float& value) { value = to_float(from[c * p.plane() + place]); });
+      for_known<Tile>(p, at, count, from, contents, [](const T& content, float& value) { value = to_float(content); });
     }
     return_from_gate<Tile>(1.0f / temperature, scale, gates, contents, product, of_temperature);
     store_fragments<Tile>(product, tile.product);
@@ -91,10 +90,9 @@ MIRAGE_DEVICE void return_from_gates(const MixerBackwardArguments& p, const Corn
       store_fragments<Tile>(contents, tile.grad_content);
     } else {
       T* to = map_of<T>(p, p.grad_content, at.sample) + detail * p.plane();
-      for_known<Tile>(p, at, count, contents,
-                      [&](int c, int, int64_t place, float value) { to[c * p.plane() + place] = from_float<T>(value); });
+      for_known<Tile>(p, at, count, to, contents, [](T& grad_content, float value) { grad_content = from_float<T>(value); });
     }
-    panels = stream.next();
+    panels = stream.next(3 * Tile::kPanel);
     multiply_inner<Kind, 16, Tile>(panels, tile.grad_gate, grad);
     if (identity) multiply_inner<Kind, 16, Tile>(panels + Tile::kPanel, tile.grad_content, grad);
     const auto normal = tile.rows(tile.normal, p.branch);
@@ -109,21 +107,20 @@ MIRAGE_DEVICE void return_from_gates(const MixerBackwardArguments& p, const Corn
 }
 
 template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks <= 3 ? 2 : 1) mixer_gate_backward_kernel(const MixerBackwardArguments p) {
+MIRAGE_KERNEL(256, mixer_gate_blocks(kBlocks)) mixer_gate_backward_kernel(const MixerBackwardArguments p) {
   using Tile = MixerGateTile<Kind, kBlocks, kRows>;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
-  const Tiling<kRows> tiling(p);
-  const TileRange range(int64_t(p.batch) * tiling.of_sample, block_index(), p.gate.blocks);
+  TileWalk<kRows> walk(p, block_index(), p.gate.blocks);
   float* sums = p.gate.of_block(block_index());
   float of_temperature = 0.0f;
 #pragma unroll 1
-  for (int64_t i = range.first; i < range.last; ++i) {
-    const Corner at = tiling.corner(i);
+  for (; walk.left > 0; walk.next(p)) {
+    const Corner at = walk.at;
     sync_block();  // what the tile before has left is read no more
     load_third<typename Tile::Inner, kBlocks>(p, at, 1, tile.normal, MixerBatchNorm(p));
     load_map<typename Tile::Inner, kBlocks>(p, at, p.grad_total, tile.grad_total);
     MixerFragments<Tile> grad = {};
-    return_from_gates<Kind>(p, at, i == range.first, p.packed[mixer_scalars(kBlocks)], sums, tile, grad, of_temperature);
+    return_from_gates<Kind>(p, at, walk.is_first, p.packed[mixer_scalars(kBlocks)], sums, tile, grad, of_temperature);
     store_map<Tile>(p, at, grad, p.grad_bn);
   }
   of_temperature = sum_of_block<kTileThreads>(of_temperature, reinterpret_cast<float*>(tile.steps));

@@ -18,15 +18,16 @@ struct MixerNormOutput {
     const float* of_sample = p.batch_norm + sample * 3 * p.branch;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int channel = warp_index() + kTileWarps * i, third = channel / p.branch, c = channel % p.branch;
-      const int64_t place = start + c * plane;
+      const int channel = warp_index() + kTileWarps * i, third = (channel >= p.branch) + (channel >= 2 * p.branch);
+      const int c = channel - third * p.branch;
       grad[i] = 0.0f;
-      if (!known || third > 2) continue;
+      if (!known || c >= p.branch) continue;
       const void* map = third == 0 ? p.grad_n1 : third == 1 ? p.grad_bn : p.grad_n3;
-      grad[i] = to_float(static_cast<const T*>(map)[place]);
+      const int64_t place = start + c * plane;
+      grad[i] = to_float(load_constant(static_cast<const T*>(map) + place));
       if (third != 1) continue;
       const float through = fmaf(grad[i], of_sample[c], of_sample[2 * p.branch + c]);
-      grad[i] = through + to_float(static_cast<const T*>(p.grad_total)[place]);
+      grad[i] = through + to_float(load_constant(static_cast<const T*>(p.grad_total) + place));
     }
   }
 

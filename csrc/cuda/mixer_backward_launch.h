@@ -64,8 +64,10 @@ struct MixerBackwardVariant {
     const int64_t steps = p.batch * ((plane + kLanes - 1) / kLanes);
     const auto at_most = [](int64_t wanted, int64_t there) { return int(std::max<int64_t>(1, std::min(wanted, there))); };
     const int64_t all = multiprocessors();
-    plan.gate = at_most((kBlocks <= 3 ? 2 : 1) * all, tiles);
-    plan.fusion = plan.detail = plan.query = at_most((kBlocks <= 2 ? 2 : 1) * all, tiles);
+    plan.fusion = at_most(mixer_fusion_blocks(kBlocks) * all, tiles);
+    plan.gate = at_most(mixer_gate_blocks(kBlocks) * all, tiles);
+    plan.detail = at_most(mixer_detail_blocks(kBlocks) * all, tiles);
+    plan.query = at_most(mixer_query_blocks(kBlocks) * all, tiles);
     plan.input = at_most(4 * all, steps);
     plan.shared_bytes = std::max({kMostBytes, attention_bytes(p), generator_bytes(p)});
     return plan;

@@ -128,18 +128,14 @@ MIRAGE_KERNEL(256) mixer_attention_backward_kernel(const MixerBackwardArguments 
 // q and k; the gradient of q k^T and its transpose; q, k and v.
 template <class T, int kBlocks>
 struct MixerQuerySteps {
-  const T *qkv, *gram;
-
-  MIRAGE_DEVICE MixerQuerySteps(const MixerBackwardArguments& p, int sample)
-      : qkv(mixer_backward_step<T>(p, MixerBackwardSteps(p).qkv)),
-        gram(mixer_backward_step<T>(p, MixerBackwardSteps(p).of_sample(sample, 1))) {}
-
+  static constexpr int kPanels = 2;
   static constexpr int kAll = 7 * kBlocks;
-  MIRAGE_DEVICE const T* step(int i) const {
-    constexpr int kStep = mixer_step(kBlocks);
-    return i < 2 * kBlocks   ? qkv + i * kStep
-           : i < 4 * kBlocks ? gram + (i - 2 * kBlocks) * kStep
-                             : qkv + (i - 4 * kBlocks) * kStep;
+  const MixerBackwardArguments& p;
+  int sample;
+
+  MIRAGE_DEVICE void jump(int i, const T*& from) const {
+    if (i == 0 || i == 4 * kBlocks) from = mixer_backward_step<T>(p, MixerBackwardSteps(p).qkv);
+    if (i == 2 * kBlocks) from = mixer_backward_step<T>(p, MixerBackwardSteps(p).of_sample(sample, 1));
   }
 };
 
@@ -149,9 +145,10 @@ struct MixerQueryBackwardTile {
   using Far = Window<kRows, 2>;
   using Near = Window<kRows, 1>;
   using Inner = Window<kRows, 0>;
+  using Run = TileRun<Inner>;
   using Stream = PanelStream<T, kBlocks, MixerQuerySteps<T, kBlocks>>;
   static constexpr int kBranch = 16 * kBlocks, kPanel = 16 * kBranch;
-  static constexpr int kRun = Inner::kPixels * 16 / kTileThreads;  // of the tile's pixels
+  static constexpr int kRun = Run::kRun;  // of the tile's pixels
   // q and k are convolved a warp a channel, with 30 lanes that have runs of this size of the near window.
   static constexpr int kNearRun = kRows == 8 ? 6 : 4, kNearRuns = (Near::kLine + kNearRun - 1) / kNearRun;
   static constexpr int kNearLanes = (kRows + 2) * kNearRuns;
@@ -222,12 +219,7 @@ MIRAGE_DEVICE void convolve_near(const MixerArguments& p, const Corner& at, cons
       }
     }
     auto* to = out + i * Near::kPitch + line * Near::kLine + start;
-    const int row = at.row + line - 1, column = at.column + start - 1;
-#pragma unroll
-    for (int j = 0; j < kRun; j += 2) {
-      if (start + j >= Near::kLine) continue;  // the last run may be shorter
-      store_pair(to + j, inside(p, row, column + j) ? sum[j] : 0.0f, inside(p, row, column + j + 1) ? sum[j + 1] : 0.0f);
-    }
+    store_inside(p, at.row + line - 1, at.column + start - 1, sum, to, Near::kLine - start);  // the last may be shorter
   }
 }
 
@@ -236,25 +228,12 @@ template <class Kind, class Tile>
 MIRAGE_DEVICE void find_q_and_k(const MixerArguments& p, const Corner& at, typename Tile::Stream& stream, Tile& tile) {
 #pragma unroll 1
   for (int first = 0; first < 2 * Tile::kBranch; first += 16) {
-    const auto* panel = stream.next();  // the hidden channels before have been read
+    const auto* panel = stream.next(Tile::kPanel);  // the hidden channels before have been read
     project_far<Kind, 0, Tile::Far::kTiles>(panel, tile);
     sync_block();
     auto* out = first < Tile::kBranch ? tile.q + first * Tile::Near::kPitch
                                       : tile.k + (first - Tile::kBranch) * Tile::Near::kPitch;
     convolve_near(p, at, tile.taps + 12 * first, tile, out);
-  }
-}
-
-// n1 of the tile, in rows that a product over pixels can read.
-template <class Tile>
-MIRAGE_DEVICE void copy_inner(Tile& tile) {
-  using T = typename Tile::T;
-  constexpr int kPairs = Tile::Inner::kPixels / 2;
-#pragma unroll 4
-  for (int i = renewed(thread_index()); i < Tile::kBranch * kPairs; i += kTileThreads) {
-    const int c = i / kPairs, pixel = i % kPairs * 2, place = (pixel / 16 + 2) * Tile::Far::kLine + pixel % 16 + 2;
-    *reinterpret_cast<Packed<T, 2>*>(tile.inner_normal + c * Tile::Inner::kPitch + pixel) =
-        *reinterpret_cast<const Packed<T, 2>*>(tile.normal + c * Tile::Far::kPitch + place);
   }
 }
 
@@ -289,11 +268,12 @@ MIRAGE_DEVICE void return_from_gram(const MixerBackwardArguments& p, int sample,
   MixerNearFragments<Tile> of_q = {}, of_k = {};
 #pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
-    multiply<16>(Kind(), stream.next(), tile.k + first * Near::kPitch + start, Near::kPitch, of_q);
+    multiply<16>(Kind(), stream.next(Tile::kPanel), tile.k + first * Near::kPitch + start, Near::kPitch, of_q);
   }
 #pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
-    multiply<16>(Kind(), stream.next(), tile.q + first * Near::kPitch + start, Near::kPitch, of_k);
+    const int following = (first + 16 < Tile::kBranch ? 1 : 2) * Tile::kPanel;
+    multiply<16>(Kind(), stream.next(following), tile.q + first * Near::kPitch + start, Near::kPitch, of_k);
   }
   const float* scales = p.scales + int64_t(sample) * 4 * p.branch;
   sync_warp();
@@ -301,25 +281,15 @@ MIRAGE_DEVICE void return_from_gram(const MixerBackwardArguments& p, int sample,
   add_scaled<Tile>(p, of_k, scales + kColumnScale * p.branch, scales + kScaleOfK * p.branch, tile.k);
 }
 
-// What a thread has of a chunk: a channel, and a run of the tile's pixels.
-template <class Tile>
-struct MixerQueryRun {
-  static constexpr int kRuns = 16 / Tile::kRun, kRunsOfTile = Tile::Inner::kPixels / Tile::kRun;
-  int channel, row, column;
-
-  MIRAGE_DEVICE explicit MixerQueryRun(int thread)
-      : channel(thread / kRunsOfTile), row(thread % kRunsOfTile / kRuns), column(thread % kRuns * Tile::kRun) {}
-};
-
 // The gradients of the taps of 16 channels, of whose convolution `map` has the gradient: what each run adds, added up over
 // the lanes of a channel, to that of tap lane % 16.
 template <class Tile>
 MIRAGE_DEVICE float sum_of_taps(const typename Tile::T* map, const Tile& tile) {
   constexpr int kRun = Tile::kRun;
-  const MixerQueryRun<Tile> run(renewed(thread_index()));
+  const typename Tile::Run run(renewed(thread_index()));
   const auto* from = map + run.channel * Tile::Near::kPitch + (run.row + 1) * Tile::Near::kLine + run.column;
   const float* line = tile.hidden + run.channel * Tile::kHiddenPitch + (run.row + 1) * kHiddenLine + run.column;
-  float grad[kRun + 2], sum[MixerQueryRun<Tile>::kRunsOfTile] = {};
+  float grad[kRun + 2], sum[Tile::Run::kOfChannel] = {};
 #pragma unroll
   for (int j = 0; j < kRun + 2; j += 2) load_packed<2>(from + j, grad + j);
 #pragma unroll
@@ -333,7 +303,7 @@ MIRAGE_DEVICE float sum_of_taps(const typename Tile::T* map, const Tile& tile) {
       for (int j = 0; j < kRun; ++j) sum[3 * y + x] = fmaf(grad[j + 1], value[j + x + 1], sum[3 * y + x]);
     }
   }
-  return sums_of_lanes<MixerQueryRun<Tile>::kRunsOfTile>(sum);
+  return sums_of_lanes<Tile::Run::kOfChannel>(sum);
 }
 
 // The gradient of those channels before the convolution, to `chunk`; zero outside the image. The taps begin with them.
@@ -341,7 +311,7 @@ template <class Tile>
 MIRAGE_DEVICE void return_from_depthwise(const MixerArguments& p, const Corner& at, const float* taps_of,
                                          const typename Tile::T* map, Tile& tile) {
   constexpr int kRun = Tile::kRun;
-  const MixerQueryRun<Tile> run(renewed(thread_index()));
+  const typename Tile::Run run(renewed(thread_index()));
   const auto* line = map + run.channel * Tile::Near::kPitch + run.row * Tile::Near::kLine + run.column;
   float taps[9], sum[kRun] = {};
   read_taps(taps_of + 12 * run.channel, taps);
@@ -356,12 +326,7 @@ MIRAGE_DEVICE void return_from_depthwise(const MixerArguments& p, const Corner& 
       for (int j = 0; j < kRun; ++j) sum[j] = fmaf(taps[8 - 3 * y - x], grad[j + x], sum[j]);
     }
   }
-  const int row = at.row + run.row, column = at.column + run.column;
-  auto* to = tile.chunk + run.channel * Tile::Inner::kPitch + run.row * 16 + run.column;
-#pragma unroll
-  for (int j = 0; j < kRun; j += 2) {
-    store_pair(to + j, inside(p, row, column + j) ? sum[j] : 0.0f, inside(p, row, column + j + 1) ? sum[j + 1] : 0.0f);
-  }
+  store_inside(p, at.row + run.row, at.column + run.column, sum, tile.chunk + run.place());
 }
 
 // 16 channels from `first` on of third `third` of q, k and v, whose gradients `map` has: the gradients of their taps and
@@ -372,7 +337,7 @@ MIRAGE_DEVICE void return_from_channels(const MixerBackwardArguments& p, const C
                                         typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile>& grad) {
   using Inner = typename Tile::Inner;
   const MixerSumsAt places(p);
-  const auto* panels = stream.next();  // the chunk before has been read
+  const auto* panels = stream.next(2 * Tile::kPanel);  // the chunk before has been read
   const int thread = renewed(thread_index()), channel = first + thread / 16, tap = thread % 16;
   const bool exists = channel < p.branch && tap < 9;
   float* of_tap = sums + places.taps + (third * p.branch + channel) * 9 + tap;
@@ -391,23 +356,22 @@ MIRAGE_DEVICE void return_from_channels(const MixerBackwardArguments& p, const C
 }
 
 template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_query_backward_kernel(const MixerBackwardArguments p) {
+MIRAGE_KERNEL(256, mixer_query_blocks(kBlocks)) mixer_query_backward_kernel(const MixerBackwardArguments p) {
   using Tile = MixerQueryBackwardTile<Kind, kBlocks, kRows>;
   using T = typename Tile::T;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
-  const Tiling<kRows> tiling(p);
-  const TileRange range(int64_t(p.batch) * tiling.of_sample, block_index(), p.query.blocks);
+  TileWalk<kRows> walk(p, block_index(), p.query.blocks);
   float* sums = p.query.of_block(block_index());
-  if (range.first < range.last) copy_to_block<kTileThreads>(tile.taps, mixer_backward_taps<T>(p));  // until a stream's step
+  if (walk.left > 0) copy_to_block<kTileThreads>(tile.taps, mixer_backward_taps<T>(p));  // until a stream's step
 #pragma unroll 1
-  for (int64_t i = range.first; i < range.last; ++i) {
-    const Corner at = tiling.corner(i);
-    const bool is_first = i == range.first;
+  for (; walk.left > 0; walk.next(p)) {
+    const Corner at = walk.at;
+    const bool is_first = walk.is_first;
     sync_block();  // what the tile before has left is read no more
-    typename Tile::Stream stream({p, at.sample}, Tile::Stream::Steps::kAll, tile.steps);
+    typename Tile::Stream stream({p, at.sample}, Tile::Stream::Steps::kAll, Tile::kPanel, tile.steps);
     load_third<typename Tile::Far, kBlocks>(p, at, 0, tile.normal);
     find_q_and_k<Kind>(p, at, stream, tile);
-    copy_inner(tile);
+    copy_inner<Tile>(tile.normal, tile.inner_normal);
     return_from_gram<Kind>(p, at.sample, stream, tile);
     MixerFragments<Tile> grad = {};
 #pragma unroll 1

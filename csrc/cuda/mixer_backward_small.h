@@ -16,18 +16,7 @@ MIRAGE_DEVICE void keep_moments(const MixerArguments& p, int64_t block) {
   if (i >= p.batch * plane) return;
   const int64_t sample = i / plane, n = i % plane;
   const T* pixel = static_cast<const T*>(p.x) + sample * p.s_batch + n / p.width * p.s_row + n % p.width * p.s_column;
-  const int channels = 3 * p.branch;
-  float sum = 0.0f, squares = 0.0f;
-#pragma unroll 8
-  for (int c = 0; c < channels; ++c) sum += to_float(pixel[c * p.s_channel]);
-  const float mean = sum / float(channels);
-#pragma unroll 8
-  for (int c = 0; c < channels; ++c) {
-    const float centred = to_float(pixel[c * p.s_channel]) - mean;
-    squares = fmaf(centred, centred, squares);
-  }
-  float* moments = p.moments + 2 * sample * plane + n;
-  moments[0] = mean, moments[plane] = 1.0f / sqrtf(squares / float(channels) + p.eps);
+  p.moments[i] = norm_moments(pixel, p.s_channel, 3 * p.branch, p.eps);
 }
 
 // A sample's attention, itself and transposed, and its generated kernels, from what forward has kept.
@@ -103,7 +92,7 @@ MIRAGE_KERNEL(256) mixer_generator_backward_kernel(const MixerBackwardArguments 
   for (int i = thread_index(); i < taps; i += kTileThreads) p.grad_kernels[int64_t(sample) * taps + i] = grad[i];
   const MixerBatchNorm batch_norm(p);
   for (int c = thread_index(); c < branch; c += kTileThreads) {
-    vector[c] = batch_norm(c, p.branch_mean[int64_t(sample) * branch + c]);
+    vector[c] = batch_norm(c)(p.branch_mean[int64_t(sample) * branch + c]);
   }
   sync_block();
   const W* rows = static_cast<const W*>(p.gic1) + int64_t(2 * p.hidden - branch) * branch;

@@ -9,14 +9,14 @@ namespace mirage::cuda {
 
 // to[row, column] = the sum over `parts` of from[row, column], plus that over `samples` of left[row] right[column].
 struct MixerSum {
-  float* to;
-  int rows, columns, line_to;
-  const float* from;
-  int line, parts;
-  int64_t stride;  // of a part
-  const float *left, *right;
-  int samples, left_stride, right_stride;
-  bool of_temperature;  // divided by the temperature of the gate, and the sign turned
+  float* to = nullptr;
+  int rows = 0, columns = 0, line_to = 0;
+  const float* from = nullptr;
+  int line = 0, parts = 0;
+  int64_t stride = 0;  // of a part
+  const float *left = nullptr, *right = nullptr;
+  int samples = 0, left_stride = 0, right_stride = 0;
+  bool of_temperature = false;  // divided by the temperature of the gate, and the sign turned
 };
 
 constexpr int kMixerSums = 19;

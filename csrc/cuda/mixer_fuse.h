@@ -12,12 +12,14 @@ struct MixerFuseTile {
   using Far = Window<kRows, 3>;
   using Near = Window<kRows, 1>;
   using Inner = Window<kRows, 0>;
+  using Run = TileRun<Inner>;
   static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = Near::kHiddenPitch;
-  static constexpr int kRun = Inner::kPixels * 16 / kTileThreads;
+  static constexpr int kRun = Run::kRun;
 
   static constexpr int largest(int a, int b) { return a > b ? a : b; }
   static constexpr int kWindows = kBranch * (Far::kPitch + Near::kPitch), kFused = 3 * kBranch * Inner::kPitch;
-  using Stream = PanelStream<T, kBlocks, MixerForwardSteps<T, kBlocks>>;
+  using Forward = MixerForwardSteps<T, kBlocks>;
+  using Stream = PanelStream<T, kBlocks, Forward>;
   static constexpr int kPanel = 16 * kBranch;
 
   // First the windows of detail and n1, at last the fused branches.
@@ -64,13 +66,14 @@ MIRAGE_DEVICE void multiply_inner(const typename Tile::T* panel, const typename 
   multiply<kDepth>(Kind(), panel, pixels + 8 * Tile::Inner::kTiles * warp_index(), Tile::Inner::kPitch, acc);
 }
 
-// acc += the product with all channels at `pixels`, a step for each 16 of them. The first begins with a barrier.
+// acc += the product with all channels at `pixels`, a step for each 16 of them. The first begins with a barrier. Of the step
+// behind them all `following` elements will be wanted.
 template <class Kind, class Tile, int MT>
-MIRAGE_DEVICE void multiply_steps(typename Tile::Stream& stream, const typename Tile::T* pixels,
+MIRAGE_DEVICE void multiply_steps(typename Tile::Stream& stream, const typename Tile::T* pixels, int following,
                                   float (&acc)[MT][Tile::Inner::kTiles][4]) {
 #pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
-    const auto* panel = stream.next();
+    const auto* panel = stream.next(first + 16 < Tile::kBranch ? Tile::kPanel : following);
     multiply_inner<Kind, 16, Tile>(panel, pixels + first * Tile::Inner::kPitch, acc);
   }
 }
@@ -80,36 +83,34 @@ template <class Kind, class Tile>
 MIRAGE_DEVICE void attend(typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile>& acc) {
   const int thread = renewed(thread_index());
   using Near = typename Tile::Near;
-  constexpr int kRun = Tile::kRun, kRuns = 16 / kRun, kRunsOfTile = Tile::Inner::kPixels / kRun;
-  const int i = thread / kRunsOfTile, run = thread % kRunsOfTile;
-  const int row = run / kRuns, column = run % kRuns * kRun;
+  const typename Tile::Run run(thread);
 #pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
-    const auto* panel = stream.next();  // the hidden channels before have been read
+    const auto* panel = stream.next(Tile::Forward::kFirst);  // the hidden channels before have been read
     float fragments[1][Near::kTiles][4] = {};
     multiply<Tile::kBranch>(Kind(), panel, tile.normal() + 8 * Near::kTiles * (thread / kLanes), Near::kPitch, fragments);
     store_lines<Near>(fragments, tile.hidden());
     sync_block();
-    float taps[9], sum[kRun] = {};
-    read_taps(reinterpret_cast<const float*>(panel + Tile::kPanel) + 12 * i, taps);
-    convolve_run(tile.hidden() + i * Tile::kHiddenPitch + row * kHiddenLine + column, taps, sum);
-    auto* out = tile.values() + (first + i) * Tile::Inner::kPitch + row * 16 + column;
+    float taps[9], sum[Tile::kRun] = {};
+    read_taps(reinterpret_cast<const float*>(panel + Tile::kPanel) + 12 * run.channel, taps);
+    convolve_run(tile.hidden() + run.channel * Tile::kHiddenPitch + run.row * kHiddenLine + run.column, taps, sum);
+    auto* out = tile.values() + first * Tile::Inner::kPitch + run.place();
 #pragma unroll
-    for (int j = 0; j < kRun; j += 2) store_pair(out + j, sum[j], sum[j + 1]);
+    for (int j = 0; j < Tile::kRun; j += 2) store_pair(out + j, sum[j], sum[j + 1]);
   }
-  multiply_steps<Kind, Tile>(stream, tile.values(), acc);
+  multiply_steps<Kind, Tile>(stream, tile.values(), Tile::kPanel, acc);
 }
 
-// The detail over its window, in place: each warp reads and writes its own pixels.
+// The detail over its window, in place: each warp reads and writes its own pixels. For `following` see multiply_steps.
 template <class Kind, class Tile>
-MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile) {
+MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile, int following) {
   const int thread = renewed(thread_index());
   using Far = typename Tile::Far;
   float acc[Tile::kBranch / 16][Far::kTiles][4] = {};
   const int start = 8 * Far::kTiles * (thread / kLanes), g = thread % kLanes / 4, t = thread % 4;
 #pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
-    const auto* panel = stream.next();
+    const auto* panel = stream.next(first + 16 < Tile::kBranch ? Tile::kPanel : following);
     multiply<16>(Kind(), panel, tile.detail() + first * Far::kPitch + start, Far::kPitch, acc);
   }
   sync_warp();
@@ -126,20 +127,13 @@ MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile) {
   }
 }
 
-// chunk *= the 7x7 convolution of 16 channels of detail, of which keep(channel, pixel of the tile, run) is told.
-template <class Tile, class Keep>
-MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, Tile& tile, Keep keep) {
-  const int thread = renewed(thread_index());
-  using T = typename Tile::T;
-  constexpr int kRun = Tile::kRun, kRuns = 16 / kRun, kRunsOfTile = Tile::Inner::kPixels / kRun;
-  const int i = thread / kRunsOfTile, run = thread % kRunsOfTile, channel = first + i;
-  const int row = run / kRuns, column = run % kRuns * kRun;
-  if (channel >= p.branch) return;  // whose gates are zero
-  const float* taps = tile.kernels + i * kMixerKernel;
-  const T* line = tile.detail() + channel * Tile::Far::kPitch + row * Tile::Far::kLine + column;
-  float sum[kRun] = {};
+// sum += the 7x7 convolution of one channel for a run of pixels, with its kernel or that turned by 180 degrees. `line` is
+// where the run's window begins, in one of kMargin 3.
+template <class Far, bool kTurned, class T, int kRun>
+MIRAGE_DEVICE void convolve_run_7x7(const T* line, const float* kernel, float (&sum)[kRun]) {
+  const float* taps = kernel + (kTurned ? 6 * kMixerLine : 0);
 #pragma unroll 1
-  for (int y = 0; y < 7; ++y, line += Tile::Far::kLine, taps += kMixerLine) {
+  for (int y = 0; y < 7; ++y, line += Far::kLine, taps += kTurned ? -kMixerLine : kMixerLine) {
     float value[kRun + 6], of_line[kMixerLine];
     load_packed<4>(taps, of_line);
     load_packed<4>(taps + 4, of_line + 4);
@@ -148,13 +142,25 @@ MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, T
 #pragma unroll
     for (int x = 0; x < 7; ++x) {
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) sum[j] = fmaf(of_line[x], value[x + j], sum[j]);
+      for (int j = 0; j < kRun; ++j) sum[j] = fmaf(of_line[kTurned ? 6 - x : x], value[x + j], sum[j]);
     }
   }
-  keep(channel, row * 16 + column, sum);
-  T* gate = tile.chunk + i * Tile::Inner::kPitch + row * 16 + column;
+}
+
+// chunk *= the 7x7 convolution of 16 channels of detail, of which keep(channel, pixel of the tile, run) is told.
+template <class Tile, class Keep>
+MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, Tile& tile, Keep keep) {
+  using T = typename Tile::T;
+  const typename Tile::Run run(renewed(thread_index()));
+  const int channel = first + run.channel;
+  if (channel >= p.branch) return;  // whose gates are zero
+  const T* line = tile.detail() + channel * Tile::Far::kPitch + run.row * Tile::Far::kLine + run.column;
+  float sum[Tile::kRun] = {};
+  convolve_run_7x7<typename Tile::Far, false>(line, tile.kernels + run.channel * kMixerKernel, sum);
+  keep(channel, run.row * 16 + run.column, sum);
+  T* gate = tile.chunk + run.place();
 #pragma unroll
-  for (int j = 0; j < kRun; j += 2) {
+  for (int j = 0; j < Tile::kRun; j += 2) {
     float both[2];
     load_packed<2>(gate + j, both);
     store_pair(gate + j, both[0] * sum[j], both[1] * sum[j + 1]);
@@ -174,7 +180,8 @@ MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float tempera
   for (int step = 0; step < steps.gate; ++step) {
     const bool identity = step < steps.identities;
     const int first = 16 * (step - steps.identities);  // of the detail
-    const T* panels = stream.next();  // the product before has been read
+    const int following = step + 1 < steps.identities ? 3 : step + 1 < steps.gate ? 2 : 1;
+    const T* panels = stream.next(following * Tile::kPanel);  // the product before has been read
     if (!identity) copy_to_block<kTileThreads>(tile.kernels, kernels + first * kMixerKernel);
     float gates_of[1][kTiles][4] = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.scaled, gates_of);
@@ -195,7 +202,7 @@ MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float tempera
       multiply_by_convolution(p, first, tile, keep);
       sync_block();
     }
-    multiply_inner<Kind, 16, Tile>(panels + 2 * Tile::kPanel, tile.chunk, acc);
+    multiply_inner<Kind, 16, Tile>(panels + (identity ? 2 : 1) * Tile::kPanel, tile.chunk, acc);
   }
 }
 
@@ -204,30 +211,27 @@ template <class Kind, class Tile>
 MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, const Weights<float>& weight,
                                   const Weights<float>& bias, typename Tile::Stream& stream, Tile& tile,
                                   MixerFragments<Tile>& acc) {
-  const int thread = renewed(thread_index());
   using T = typename Tile::T;
-  const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + int64_t(p.branch) * p.s_channel;
-  const float* moments = p.moments + 2 * at.sample * p.plane();
+  const FragmentPixels<Tile::Inner::kTiles> pixels(p.height, p.width, at);
+  const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + corner_of(at, p.s_row, p.s_column);
+  const MomentsOfPlane moments(p, at, 0);
   const float scale = p.branch_scale ? p.branch_scale[at.sample] : 1.0f;
-  const int g = thread % kLanes / 4, t = thread % 4;
+  NormMoments of[pixels.kCount];
 #pragma unroll
-  for (int n = 0; n < Tile::Inner::kTiles; ++n) {
+  for (int i = 0; i < pixels.kCount; ++i) of[i] = moments(0, pixels.known(i) ? pixels.offset(i, p.width, 1) : 0);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int pixel = 8 * (thread / kLanes * Tile::Inner::kTiles + n) + 2 * t + i;
-      const int row = at.row + pixel / 16, column = at.column + pixel % 16;
-      const bool known = inside(p, row, column);
-      const int64_t place = int64_t(row) * p.width + column, offset = row * p.s_row + column * p.s_column;
-      const float mean = known ? moments[place] : 0.0f, rstd = known ? moments[p.plane() + place] : 0.0f;
+  for (int m = 0; m < 2 * Tile::kBranch / 16; ++m) {
+    const int c = p.branch + 8 * m + pixels.group;
+    if (c >= 2 * p.branch) continue;
+    const T* channel = settled(x + c * p.s_channel);
+    const float w = weight[c], b = bias[c];
 #pragma unroll
-      for (int m = 0; m < 2 * Tile::kBranch / 16; ++m) {
-        const int c = 8 * m + g;
-        float& sum = acc[m / 2][n][m % 2 * 2 + i];
-        if (known && c < p.branch) {
-          const float normal = (to_float(x[c * p.s_channel + offset]) - mean) * rstd;
-          sum = fmaf(scale, sum, fmaf(normal, weight[p.branch + c], bias[p.branch + c]));
-        }
-      }
+    for (int i = 0; i < pixels.kCount; ++i) {
+      if (!pixels.known(i)) continue;
+      const T* from = channel + pixels.offset(i, int(p.s_row), int(p.s_column));
+      const float normal = (to_float(load_constant(from)) - of[i].mean) * of[i].rstd;
+      float& sum = acc[m / 2][i / 2][m % 2 * 2 + i % 2];
+      sum = fmaf(scale, sum, fmaf(normal, w, b));
     }
   }
   store_fragments<Tile>(acc, tile.scaled);  // which nobody reads since the last barrier of the gate
@@ -236,7 +240,7 @@ MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, con
 #pragma unroll
     for (int n = 0; n < Tile::Inner::kTiles; ++n) acc[m][n][0] = acc[m][n][1] = acc[m][n][2] = acc[m][n][3] = 0.0f;
   }
-  multiply_steps<Kind, Tile>(stream, tile.scaled, acc);
+  multiply_steps<Kind, Tile>(stream, tile.scaled, 2 * Tile::kPanel, acc);
 }
 
 // mlp_out(gelu(mlp_in(n3))), 16 of the 2c hidden channels at a time.
@@ -247,7 +251,8 @@ MIRAGE_DEVICE void perceive(const MixerArguments& p, typename Tile::Stream& stre
   constexpr int kTiles = Tile::Inner::kTiles;
 #pragma unroll 1
   for (int first = 0; first < 2 * p.branch; first += 16) {
-    const T* panels = stream.next();  // the hidden channels before have been read
+    const int following = first + 16 < 2 * p.branch ? 2 : 3;
+    const T* panels = stream.next(following * Tile::kPanel);  // the hidden channels before have been read
     float hidden[1][kTiles][4] = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.third(), hidden);
 #pragma unroll
@@ -302,33 +307,22 @@ MIRAGE_DEVICE void project_out(const MixerArguments& p, const Corner& at, typena
   float acc[kChannels / 16][kTiles][4] = {};
 #pragma unroll 1
   for (int first = 0; first < channels; first += 16) {
-    const T* panel = stream.next();
+    const T* panel = stream.next(3 * Tile::kPanel);
     multiply_inner<Kind, 16, Tile>(panel, tile.large + first * Tile::Inner::kPitch, acc);
   }
-  const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch;
-  T* y = static_cast<T*>(p.y) + at.sample * channels * p.plane();
-  const int g = lane_index() / 4, t = lane_index() % 4;
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int pixel = 8 * (warp_index() * kTiles + n) + 2 * t + i;
-      const int row = at.row + pixel / 16, column = at.column + pixel % 16;
-      if (!inside(p, row, column)) continue;
-      const int64_t from = row * p.s_row + column * p.s_column, to = int64_t(row) * p.width + column;
-#pragma unroll
-      for (int m = 0; m < 2 * kChannels / 16; ++m) {
-        const int c = 8 * m + g;
-        if (c >= channels) continue;
-        const float value = to_float(x[c * p.s_channel + from]) + acc[m / 2][n][m % 2 * 2 + i];
-        y[c * p.plane() + to] = from_float<T>(value);
-      }
-    }
-  }
+  const FragmentPixels<kTiles> pixels(p.height, p.width, at);
+  const T* from = static_cast<const T*>(p.x) + at.sample * p.s_batch + corner_of(at, p.s_row, p.s_column);
+  T* to = static_cast<T*>(p.y) + at.sample * channels * p.plane() + corner_of(at, p.width, 1);
+  store_sum(pixels, channels, from, p.s_channel, int(p.s_row), int(p.s_column), to, p.plane(), p.width, acc);
 }
 
-// BatchNorm of channel c of the gated CNN's input.
+// BatchNorm of the gated CNN's input: of a channel, of its values.
 struct MixerBatchNorm {
+  struct OfChannel {
+    float mean, factor, bias;
+    MIRAGE_DEVICE float operator()(float value) const { return fmaf(value - mean, factor, bias); }
+  };
+
   const float *mean, *var, *weight, *bias;
   float eps;
 
@@ -336,43 +330,40 @@ struct MixerBatchNorm {
       : mean(p.batch_mean), var(p.batch_var), weight(p.packed + 6 * 16 * MixerSteps::sixteens(p.branch)),
         bias(weight + 16 * MixerSteps::sixteens(p.branch)), eps(p.bn_eps) {}
 
-  MIRAGE_DEVICE float operator()(int c, float value) const {
-    return fmaf((value - mean[c]) * (1.0f / sqrtf(var[c] + eps)), weight[c], bias[c]);
-  }
+  MIRAGE_DEVICE OfChannel operator()(int c) const { return {mean[c], weight[c] / sqrtf(var[c] + eps), bias[c]}; }
 };
 
 // Third `third` of the normalised x in a window, `change`d, with the layer norm's packed weights and kept moments.
 template <class Window, int kBlocks, class T, class Change>
 MIRAGE_DEVICE void load_third(const MixerArguments& p, const Corner& at, int third, T* out, Change change) {
-  const MomentsOfPlane moments{p.moments + 2 * at.sample * p.plane(), p.plane()};
+  const MomentsOfPlane moments(p, at, (Window::kLine - Window::kColumns) / 2);
   const Weights<float> weight{p.packed}, bias{p.packed + 3 * 16 * kBlocks};
   load_normal<T, float, kBlocks, Window>(p, at, third, weight, bias, moments, out, change);
 }
 
 template <class Window, int kBlocks, class T>
 MIRAGE_DEVICE void load_third(const MixerArguments& p, const Corner& at, int third, T* out) {
-  load_third<Window, kBlocks>(p, at, third, out, [](int, float value) { return value; });
+  load_third<Window, kBlocks>(p, at, third, out, Unchanged());
 }
 
-// What the branches begin with: BatchNorm of n2 over the tile and around it, and n1.
+// What the branches begin with: n1 and BatchNorm of n2, over the tile and around it.
 template <int kBlocks, class Tile>
 MIRAGE_DEVICE void load_windows(const MixerArguments& p, const Corner& at, Tile& tile) {
-  const MixerBatchNorm batch_norm(p);
   load_third<typename Tile::Near, kBlocks>(p, at, 0, tile.normal());
-  load_third<typename Tile::Far, kBlocks>(p, at, 1, tile.detail(), batch_norm);
-  load_third<typename Tile::Inner, kBlocks>(p, at, 1, tile.scaled, batch_norm);
+  load_third<typename Tile::Far, kBlocks>(p, at, 1, tile.detail(), MixerBatchNorm(p));
 }
 
 template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_fuse_kernel(const MixerArguments p) {
+MIRAGE_KERNEL(256, kBlocks == 1 ? 3 : kBlocks == 2 ? 2 : 1) mixer_fuse_kernel(const MixerArguments p) {
   using Tile = MixerFuseTile<Kind, kBlocks, kRows>;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
-  const Corner at = Tiling<kRows>(p).corner(block_index());
-  typename Tile::Stream stream({p, at.sample}, MixerSteps(p).all(), tile.steps);
+  const Corner at = Tiling<kRows>(p).corner(int(block_index()));
+  typename Tile::Stream stream({p, at.sample}, MixerSteps(p).all(), Tile::Forward::kFirst, tile.steps);
   load_windows<kBlocks>(p, at, tile);
   MixerFragments<Tile> attended = {};
   attend<Kind>(stream, tile, attended);
-  project_detail<Kind>(stream, tile);  // after its first barrier v has been read
+  copy_inner<Tile>(tile.detail(), tile.scaled);
+  project_detail<Kind>(stream, tile, 3 * Tile::kPanel);  // after its first barrier v has been read
   load_third<typename Tile::Inner, kBlocks>(p, at, 2, tile.third());
   MixerFragments<Tile> gated = {};
   gate<Kind>(p, at, p.packed[mixer_scalars(kBlocks)], stream, tile, gated, [](int, int, const auto&) {});

@@ -1,11 +1,11 @@
-// The weights of mixer_fuse as it wants them: one step after the other of equal size, in the order in which a tile takes
-// them, each made of panels (products.h). A block copies them as they lie, one step ahead of the products.
+// The weights of mixer_fuse as it wants them: one step after the other, at equal distances, in the order in which a tile
+// takes them, each made of panels (products.h). A block copies them as they lie, one step ahead of the products.
 //
 //   steps           what                                         panels
 //   kBlocks         v: 16 rows, and their taps                   16 x c
 //   kBlocks         attention, of the sample                     c x 16 (columns)
 //   kBlocks         gic1 of the detail                           c x 16
-//   gate_steps      gic1: gate and, of the identity, value;      16 x c, 16 x c, c x 16
+//   gate_steps      gic1: gate and, of the identity, value;      16 x c, 16 x c, c x 16; or without the second
 //                   gic2
 //   kBlocks         proj_out                                     c x 16
 //   mlp_steps       mlp_in, mlp_out                              16 x c, c x 16
@@ -44,11 +44,15 @@ struct MixerSteps {
   }
 };
 
-// Elements of a step; floats before the steps: weight and bias of the layer norm [3c each] and of BatchNorm [c each],
-// temperature, alphas. c in sixteens.
-MIRAGE_ANYWHERE constexpr int mixer_step(int blocks) { return 48 * 16 * blocks; }
+// Elements of a panel, and from one step to the next; floats before the steps: weight and bias of the layer norm [3c each]
+// and of BatchNorm [c each], temperature, alphas. c in sixteens.
+MIRAGE_ANYWHERE constexpr int mixer_panel(int blocks) { return 16 * 16 * blocks; }
+MIRAGE_ANYWHERE constexpr int mixer_step(int blocks) { return 3 * mixer_panel(blocks); }
 MIRAGE_ANYWHERE constexpr int mixer_scalars(int blocks) { return 8 * 16 * blocks; }
 MIRAGE_ANYWHERE constexpr int mixer_floats(int blocks) { return mixer_scalars(blocks) + 4; }
+
+// Floats of the taps of 16 channels, 12 for each.
+constexpr int kMixerTapsOfStep = 16 * 12;
 
 // Floats of a generated kernel: seven lines of seven taps, each with one more.
 constexpr int kMixerLine = 8, kMixerKernel = 7 * kMixerLine;
@@ -143,10 +147,10 @@ MIRAGE_DEVICE StepOf<W> step_of(const MixerArguments& p, const MixerSteps& steps
   if (i < steps.blocks) return {{{{gic1, c, 2 * hidden - c, 16 * i, c, c - 16 * i}, padded, 16}}};
   i -= steps.blocks;
   if (i < steps.gate) {
-    const int first = steps.gate_first(p, i), rows = steps.gate_rows(p, i), values = i < steps.identities ? rows : 0;
-    return {{{{gic1, c, first, 0, rows, c}, 16, padded},
-             {{gic1, c, hidden + first, 0, values, c}, 16, padded},
-             {{gic2, hidden, 0, first, c, rows}, padded, 16}}};
+    const int first = steps.gate_first(p, i), rows = steps.gate_rows(p, i);
+    const PanelOf<W> gates{{gic1, c, first, 0, rows, c}, 16, padded}, out{{gic2, hidden, 0, first, c, rows}, padded, 16};
+    if (i >= steps.identities) return {{gates, out}};
+    return {{gates, {{gic1, c, hidden + first, 0, rows, c}, 16, padded}, out}};
   }
   i -= steps.gate;
   if (i < steps.blocks) return {{{{static_cast<const W*>(p.proj_out), c, 0, 16 * i, c, c - 16 * i}, padded, 16}}};
@@ -201,32 +205,39 @@ MIRAGE_DEVICE void pack_step(const MixerArguments& p, int step) {
 // ---- reading -------------------------------------------------------------------------------------------------------
 
 // A block's way through `count` steps, each of which it finds in one of two buffers while the next is on its way to the
-// other. Where: step(i), where step i lies in global memory.
+// other. Where: kPanels, the most that a step has; and jump(i, from), which sets `from` where step i does not lie behind the
+// one before it.
 template <class T, int kBlocks, class Where>
 class PanelStream {
  public:
   using Steps = Where;
-  static constexpr int kStep = mixer_step(kBlocks);
+  static constexpr int kPanel = mixer_panel(kBlocks), kStep = Where::kPanels * kPanel;
 
-  MIRAGE_DEVICE PanelStream(const Where& where, int count, T (&buffers)[2][kStep])
+  // Of the first step `elements` are wanted.
+  MIRAGE_DEVICE PanelStream(const Where& where, int count, int elements, T (&buffers)[2][kStep])
       : where_(where), buffers_(buffers), count_(count) {
-    fetch();
+    fetch(elements);
   }
 
-  // A barrier for the block: what any thread has written before it is there for all, and the step before is read no more.
-  MIRAGE_DEVICE const T* next() {
+  // The next step; of the one behind it `following` elements will be wanted. A barrier for the block: what any thread has
+  // written before it is there for all, and the step before is read no more.
+  MIRAGE_DEVICE const T* next(int following) {
     wait_for_copies();
     sync_block();
     const T* const found = buffers_[step_ & 1];
-    ++step_;
-    if (step_ < count_) fetch();
+    ++step_, from_ += mixer_step(kBlocks);
+    if (step_ < count_) fetch(following);
     return found;
   }
 
  private:
-  MIRAGE_DEVICE void fetch() { copy_to_block<kTileThreads>(buffers_[step_ & 1], where_.step(step_)); }
+  MIRAGE_DEVICE void fetch(int elements) {
+    where_.jump(step_, from_);
+    copy_to_block<kTileThreads>(buffers_[step_ & 1], from_, elements);
+  }
 
   const Where where_;
+  const T* from_ = nullptr;
   T (&buffers_)[2][kStep];
   int count_, step_ = 0;
 };
@@ -234,16 +245,14 @@ class PanelStream {
 // The steps of forward: those of the sample's attention stand between the others.
 template <class T, int kBlocks>
 struct MixerForwardSteps {
-  const T *weights, *attention;
+  static constexpr int kPanels = 3, kFirst = mixer_panel(kBlocks) + kMixerTapsOfStep * int(sizeof(float) / sizeof(T));
+  const MixerArguments& p;
+  int sample;
 
-  MIRAGE_DEVICE MixerForwardSteps(const MixerArguments& p, int sample)
-      : weights(mixer_weight_steps<T>(p)), attention(mixer_attention_steps<T>(p, sample)) {}
-
-  MIRAGE_DEVICE const T* step(int i) const {
-    constexpr int kStep = mixer_step(kBlocks);
-    return i < kBlocks       ? weights + int64_t(i) * kStep
-           : i < 2 * kBlocks ? attention + int64_t(i - kBlocks) * kStep
-                             : weights + int64_t(i - kBlocks) * kStep;
+  MIRAGE_DEVICE void jump(int i, const T*& from) const {
+    if (i == 0) from = mixer_weight_steps<T>(p);
+    if (i == kBlocks) from = mixer_attention_steps<T>(p, sample);
+    if (i == 2 * kBlocks) from = mixer_weight_steps<T>(p) + kBlocks * mixer_step(kBlocks);
   }
 };
 

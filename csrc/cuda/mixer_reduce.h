@@ -11,8 +11,9 @@ struct MixerReduceTile {
   using T = typename Kind::Element;
   using Near = Window<kRows, 1>;
   using Inner = Window<kRows, 0>;
+  using Run = TileRun<Inner>;
   static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = Near::kHiddenPitch;
-  static constexpr int kRun = Inner::kPixels * 16 / kTileThreads;
+  static constexpr int kRun = Run::kRun;
   // q k^T is made of 16 x 8 items; a warp has every eighth.
   static constexpr int kItems = 2 * kBlocks * kBlocks, kItemsOfWarp = (kItems + kTileWarps - 1) / kTileWarps;
 
@@ -21,7 +22,7 @@ struct MixerReduceTile {
   alignas(16) float hidden[32 * kHiddenPitch];
   alignas(16) T q[kBranch * Inner::kPitch];
   alignas(16) T k[kBranch * Inner::kPitch];
-  float mean[Near::kPadded], rstd[Near::kPadded];
+  NormMoments moments[Near::kPadded];
   float squares[2 * kBranch];                         // |q|^2, |k|^2
   float branch_mean[kBranch], deviations[kBranch];    // of n2 so far
 };
@@ -31,27 +32,16 @@ template <class Tile>
 MIRAGE_DEVICE void find_moments(const MixerArguments& p, const Corner& at, Tile& tile) {
   using T = typename Tile::T;
   using Near = typename Tile::Near;
-  const int channels = 3 * p.branch;
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch;
-  float* kept = p.moments + 2 * at.sample * p.plane();
+  NormMoments* kept = p.moments + at.sample * p.plane();
   for (int n = thread_index(); n < Near::kPixels; n += kTileThreads) {
     const int i = n / Near::kLine - 1, j = n % Near::kLine - 1, row = at.row + i, column = at.column + j;
     if (!inside(p, row, column)) continue;
     const T* pixel = x + row * p.s_row + column * p.s_column;
-    float sum = 0.0f, squares = 0.0f;
-#pragma unroll 8
-    for (int c = 0; c < channels; ++c) sum += to_float(pixel[c * p.s_channel]);
-    const float mean = sum / float(channels);
-#pragma unroll 8
-    for (int c = 0; c < channels; ++c) {
-      const float centred = to_float(pixel[c * p.s_channel]) - mean;
-      squares = fmaf(centred, centred, squares);
-    }
-    const float rstd = 1.0f / sqrtf(squares / float(channels) + p.eps);
-    tile.mean[n] = mean, tile.rstd[n] = rstd;
+    const NormMoments moments = norm_moments(pixel, p.s_channel, 3 * p.branch, p.eps);
+    tile.moments[n] = moments;
     if (i >= 0 && j >= 0 && n / Near::kLine <= Near::kPixels / Near::kLine - 2 && j < Near::kColumns) {
-      kept[int64_t(row) * p.width + column] = mean;
-      kept[p.plane() + int64_t(row) * p.width + column] = rstd;
+      kept[int64_t(row) * p.width + column] = moments;
     }
   }
 }
@@ -71,7 +61,7 @@ MIRAGE_DEVICE void add_branch_moments(const MixerArguments& p, const Corner& at,
       const int n = kLanes * j + lane_index(), i = n / 16, k = n % 16, place = (i + 1) * Tile::Near::kLine + k + 1;
       const bool known = inside(p, at.row + i, at.column + k);
       const T* pixel = x + c * p.s_channel + (at.row + i) * p.s_row + (at.column + k) * p.s_column;
-      value[j] = known ? fmaf((to_float(*pixel) - tile.mean[place]) * tile.rstd[place], w, b) : 0.0f;
+      value[j] = known ? fmaf((to_float(*pixel) - tile.moments[place].mean) * tile.moments[place].rstd, w, b) : 0.0f;
       sum += value[j];
     }
     const float mean = sum_of_warp(sum) / count;
@@ -93,24 +83,20 @@ MIRAGE_DEVICE void add_branch_moments(const MixerArguments& p, const Corner& at,
 template <class W, class Tile>
 MIRAGE_DEVICE void convolve_q_and_k(const MixerArguments& p, const Corner& at, int chunk, Tile& tile) {
   using T = typename Tile::T;
-  constexpr int kRun = Tile::kRun, kRuns = 16 / kRun, kRunsOfTile = Tile::Inner::kPixels / kRun;
   const auto weight = p.weights<W>(p.qkv_dwconv);
-  const int i = thread_index() / kRunsOfTile, run = thread_index() % kRunsOfTile, channel = 16 * chunk + i;
-  const int row = run / kRuns, column = run % kRuns * kRun;
+  const typename Tile::Run run(thread_index());
+  const int channel = 16 * chunk + run.channel;
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
-    float taps[9], sum[kRun] = {};
+    float taps[9], sum[Tile::kRun] = {};
 #pragma unroll
     for (int t = 0; t < 9; ++t) {
       taps[t] = channel < p.branch ? weight[int64_t(which * p.branch + channel) * 9 + t] : 0.0f;
     }
-    convolve_run(tile.hidden + (16 * which + i) * Tile::kHiddenPitch + row * kHiddenLine + column, taps, sum);
-    T* out = (which ? tile.k : tile.q) + channel * Tile::Inner::kPitch + row * 16 + column;
-#pragma unroll
-    for (int j = 0; j < kRun; j += 2) {
-      store_pair(out + j, inside(p, at.row + row, at.column + column + j) ? sum[j] : 0.0f,
-                 inside(p, at.row + row, at.column + column + j + 1) ? sum[j + 1] : 0.0f);
-    }
+    convolve_run(tile.hidden + (16 * which + run.channel) * Tile::kHiddenPitch + run.row * kHiddenLine + run.column, taps,
+                 sum);
+    T* out = (which ? tile.k : tile.q) + 16 * chunk * Tile::Inner::kPitch + run.place();
+    store_inside(p, at.row + run.row, at.column + run.column, sum, out);
   }
 }
 
@@ -166,13 +152,13 @@ MIRAGE_DEVICE void store_partial(const MixerArguments& p, float* out, float coun
 }
 
 template <class Kind, class W, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_reduce_kernel(const MixerArguments p) {
+MIRAGE_KERNEL(256, kBlocks == 1 ? 3 : kBlocks == 2 ? 2 : 1) mixer_reduce_kernel(const MixerArguments p) {
   using Tile = MixerReduceTile<Kind, kBlocks, kRows>;
   using T = typename Tile::T;
   using Near = typename Tile::Near;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
   const int across = (p.width + 15) / 16, tiles = across * ((p.height + kRows - 1) / kRows);
-  const int sample = int(block_index() / p.parts), part = int(block_index() % p.parts);
+  const int sample = int(block_index()) / p.parts, part = int(block_index()) % p.parts;
   const int last = int(int64_t(tiles) * (part + 1) / p.parts);
   for (int chunk = 0; chunk < kBlocks; ++chunk) {
     const int rows = p.branch - 16 * chunk;
@@ -189,9 +175,9 @@ MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_reduce_kernel(const MixerArgument
                          float(at.column + 16 < p.width ? 16 : p.width - at.column);
     find_moments(p, at, tile);
     sync_block();
-    const MomentsOfWindow moments{tile.mean, tile.rstd};
+    const MomentsOfWindow moments{tile.moments};
     load_normal<T, W, kBlocks, Near>(p, at, 0, p.weights<W>(p.norm_weight), p.weights<W>(p.norm_bias), moments,
-                                     tile.normal, [](int, float value) { return value; });
+                                     tile.normal, Unchanged());
     add_branch_moments<W>(p, at, count, pixels, tile);
     count += pixels;
     sync_block();

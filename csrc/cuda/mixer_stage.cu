@@ -4,6 +4,7 @@
 #include "call_checks.h"
 #include "mixer_arguments.h"
 #include "mixer_stage_launch.h"
+#include "scratch.h"
 #include "stage_checks.h"
 
 namespace mirage::cuda {
@@ -20,13 +21,14 @@ MixerRunner runner_for(const Tensor& x, const Options& options) {
   return options.tf32 ? mixer_runner<TensorCoresTf32>(branch) : mixer_runner<ExactFloat>(branch);
 }
 
-// Packed weights, moments of each pixel, then what the parts leave.
-int64_t packed_floats(const MixerPlan& plan) { return (plan.packed_bytes + 255) / 256 * 64; }
-int64_t moments_of(const MixerArguments& p) { return 2 * int64_t(p.batch) * p.height * p.width; }
-
-int64_t workspace_of(const MixerArguments& p, const MixerPlan& plan) {
-  const int64_t parts = int64_t(p.batch) * plan.parts * p.partial_size();
-  return (packed_floats(plan) + moments_of(p) + parts) * int64_t(sizeof(float));
+// Gives the arguments their scratch memory; how many bytes it is.
+int64_t lay_out(MixerArguments& p, const MixerPlan& plan, void* memory) {
+  Scratch scratch(memory);
+  p.parts = plan.parts;
+  p.packed = static_cast<float*>(scratch.next(plan.packed_bytes));
+  p.moments = static_cast<NormMoments*>(scratch.next(p.batch * p.plane() * sizeof(NormMoments)));
+  p.partial = scratch.floats(int64_t(p.batch) * p.parts * p.partial_size());
+  return scratch.used();
 }
 
 }  // namespace
@@ -41,18 +43,14 @@ MIRAGE_KERNELS(list) {
 }
 
 std::string mixer_stage_problem(const Tensor& x, const Options& options) {
-  if (x.dtype == DType::f64) return "float64";
-  for (int64_t size : {x.size[0], x.size[2], x.size[3]}) {
-    if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
-  }
-  if ((x.size[2] + 3) / 4 * ((x.size[3] + 15) / 16) > INT32_MAX) return "so many pixels";
+  if (const std::string problem = mixer_problem(x); !problem.empty()) return problem;
   if (x.size[1] > 3 * kMixerMostBranch) return std::to_string(x.size[1]) + " channels";
   return shared_memory_problem(runner_for(x, options).plan(mixer_sizes(x, 1, x.size[1] / 3)).shared_bytes);
 }
 
 int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, int64_t hidden, const Options& options) {
-  const MixerArguments p = mixer_sizes(x, heads, hidden);
-  return workspace_of(p, runner_for(x, options).plan(p));
+  MixerArguments p = mixer_sizes(x, heads, hidden);
+  return lay_out(p, runner_for(x, options).plan(p), nullptr);
 }
 
 void mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale, const MixerOptions& mixer,
@@ -66,10 +64,7 @@ void mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_sc
   p.y = y.data;
   const MixerRunner runner = runner_for(x, options);
   const MixerPlan plan = runner.plan(p);
-  check_workspace(options, workspace_of(p, plan));
-  p.parts = plan.parts;
-  p.packed = static_cast<float*>(options.workspace);
-  p.moments = p.packed + packed_floats(plan), p.partial = p.moments + moments_of(p);
+  check_workspace(options, lay_out(p, plan, options.workspace));
   runner.run(p, plan, options.stream);
 }
 

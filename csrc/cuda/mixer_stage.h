@@ -8,6 +8,7 @@
 #pragma once
 
 #include "elementary.h"
+#include "norm.h"
 #include "products.h"
 #include "tiles.h"
 
@@ -29,7 +30,7 @@ struct MixerArguments {
   bool training;
   int batch, branch, heads, hidden, height, width;  // branch: C / 3
   int parts;                                        // of a sample, in mixer_reduce
-  float* moments;                                   // [B, 2, H W]: mean and reciprocal deviation
+  NormMoments* moments;                             // [B, H W]: of the layer norm
   float* partial;                                   // [B, parts, partial_size()]
   float* packed;                                    // see mixer_pack.h; aligned to 16 bytes
   float *attention, *kernels, *branch_mean, *batch_mean, *batch_var;  // MixerStatistics
@@ -49,7 +50,18 @@ struct MixerArguments {
 };
 
 MIRAGE_DEVICE bool inside(const MixerArguments& p, int row, int column) {
-  return row >= 0 && row < p.height && column >= 0 && column < p.width;
+  return is_inside(p.height, p.width, row, column);
+}
+
+// A run of `count` pixels from (row, column) on, zero outside the image; an even number of them.
+template <class T, int kRun>
+MIRAGE_DEVICE void store_inside(const MixerArguments& p, int row, int column, const float (&value)[kRun], T* to,
+                                int count = kRun) {
+#pragma unroll
+  for (int j = 0; j < kRun; j += 2) {
+    if (j >= count) continue;
+    store_pair(to + j, inside(p, row, column + j) ? value[j] : 0.0f, inside(p, row, column + j + 1) ? value[j + 1] : 0.0f);
+  }
 }
 
 // Where the tiles of an image are.
@@ -60,57 +72,109 @@ struct Tiling {
   MIRAGE_ANYWHERE explicit Tiling(const MixerArguments& p)
       : across((p.width + 15) / 16), of_sample(across * ((p.height + kRows - 1) / kRows)) {}
 
-  MIRAGE_DEVICE Corner corner(int64_t tile) const {
+  template <class Index>
+  MIRAGE_DEVICE Corner corner(Index tile) const {
     const int i = int(tile % of_sample);
     return {int(tile / of_sample), i / across * kRows, i % across * 16};
   }
 };
 
-// Where the moments of the layer norm are: in shared memory for the pixels of a window, or in global memory for all.
+// Where the moments of the layer norm are: in shared memory for pixel n of a window, or in global memory, `offset` from those
+// of the window's corner.
 struct MomentsOfWindow {
-  const float *mean, *rstd;
-  MIRAGE_DEVICE float mean_of(int n, int64_t) const { return mean[n]; }
-  MIRAGE_DEVICE float rstd_of(int n, int64_t) const { return rstd[n]; }
+  const NormMoments* data;
+  MIRAGE_DEVICE NormMoments operator()(unsigned n, unsigned) const { return data[n]; }
 };
 
 struct MomentsOfPlane {
-  const float* data;
-  int64_t plane;
-  MIRAGE_DEVICE float mean_of(int, int64_t pixel) const { return data[pixel]; }
-  MIRAGE_DEVICE float rstd_of(int, int64_t pixel) const { return data[plane + pixel]; }
+  const NormMoments* data;
+
+  // The window has a margin of `margin`.
+  MIRAGE_DEVICE MomentsOfPlane(const MixerArguments& p, const Corner& at, int margin)
+      : data(settled(p.moments + at.sample * p.plane() + corner_of(at, p.width, 1) - margin * (int64_t(p.width) + 1))) {}
+  MIRAGE_DEVICE NormMoments operator()(unsigned, unsigned offset) const { return load_constant(data + offset); }
 };
 
-// Third `third` of the normalised x in a window, `change`d; zero outside the image, and channels from c on to 16 kBlocks.
+// Third `third` of the normalised x in a window, changed by what change(channel) gives; zero outside the image, and channels
+// from c on to 16 kBlocks.
 template <class T, class W, int kBlocks, class Window, class Moments, class Change>
 MIRAGE_DEVICE void load_normal(const MixerArguments& p, const Corner& at, int third, const Weights<W>& weight,
                                const Weights<W>& bias, const Moments& moments, T* out, Change change) {
   constexpr int kMargin = (Window::kLine - Window::kColumns) / 2;
-  const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + int64_t(third) * p.branch * p.s_channel;
-  int64_t offset[Window::kGroups];
-  float mean[Window::kGroups], rstd[Window::kGroups];
-  uint32_t within = 0;
-  const int thread = renewed(thread_index()), lane = thread % kLanes;
+  const unsigned s_row = unsigned(p.s_row), s_column = unsigned(p.s_column), width = unsigned(p.width);
+  const Corner first{at.sample, at.row - kMargin, at.column - kMargin};  // of the window
+  const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + int64_t(third) * p.branch * p.s_channel +
+               corner_of(first, p.s_row, p.s_column);
+  // Pixels outside the image read the tile's corner, which never is, and are known by a deviation below zero.
+  unsigned offset[Window::kGroups];
+  NormMoments of[Window::kGroups];
+  const unsigned thread = unsigned(renewed(thread_index())), lane = thread % kLanes;
 #pragma unroll
   for (int j = 0; j < Window::kGroups; ++j) {
-    const int n = kLanes * j + lane;
-    const int row = at.row + n / Window::kLine - kMargin, column = at.column + n % Window::kLine - kMargin;
-    const bool known = n < Window::kPixels && inside(p, row, column);
-    const int64_t pixel = int64_t(row) * p.width + column;
-    within |= uint32_t(known) << j;
-    offset[j] = row * p.s_row + column * p.s_column;
-    mean[j] = known ? moments.mean_of(n, pixel) : 0.0f;
-    rstd[j] = known ? moments.rstd_of(n, pixel) : 0.0f;
+    const unsigned n = kLanes * j + lane, row = n / Window::kLine, column = n % Window::kLine;
+    const bool known = n < Window::kPixels && inside(p, first.row + int(row), first.column + int(column));
+    offset[j] = known ? row * s_row + column * s_column : kMargin * (s_row + s_column);
+    of[j] = moments(known ? n : kMargin * (Window::kLine + 1), known ? row * width + column : kMargin * (width + 1));
+    if (!known) of[j].rstd = -1.0f;
   }
-  for (int c = thread / kLanes; c < 16 * kBlocks; c += kTileWarps) {
-    const bool exists = c < p.branch;
-    const float w = exists ? weight[third * p.branch + c] : 0.0f, b = exists ? bias[third * p.branch + c] : 0.0f;
+  for (int c = int(thread / kLanes); c < 16 * kBlocks; c += kTileWarps) {
+    T* to = out + c * Window::kPitch + lane;
+    if (c >= p.branch) {
+#pragma unroll
+      for (int j = 0; j < Window::kGroups; ++j) to[kLanes * j] = from_float<T>(0.0f);
+      continue;
+    }
+    const float w = weight[third * p.branch + c], b = bias[third * p.branch + c];
+    const auto changed = change(c);
+    const T* channel = settled(x + c * p.s_channel);
+    T value[Window::kGroups];
+#pragma unroll
+    for (int j = 0; j < Window::kGroups; ++j) value[j] = load_constant(channel + offset[j]);
 #pragma unroll
     for (int j = 0; j < Window::kGroups; ++j) {
-      const bool known = exists && (within >> j & 1);
-      const float value = known ? to_float(x[c * p.s_channel + offset[j]]) : 0.0f;
-      const float normal = fmaf((value - mean[j]) * rstd[j], w, b);
-      out[c * Window::kPitch + kLanes * j + lane] = from_float<T>(known ? change(c, normal) : 0.0f);
+      const float normal = changed(fmaf((to_float(value[j]) - of[j].mean) * of[j].rstd, w, b));
+      to[kLanes * j] = from_float<T>(of[j].rstd < 0.0f ? 0.0f : normal);
     }
+  }
+}
+
+// Changes nothing: see load_normal.
+struct Unchanged {
+  MIRAGE_DEVICE Unchanged operator()(int) const { return *this; }
+  MIRAGE_DEVICE float operator()(float value) const { return value; }
+};
+
+// What a thread has of 16 channels over a tile, which is the window Inner: one of them, and a run of pixels of a line.
+template <class Inner>
+struct TileRun {
+  static constexpr int kRun = Inner::kPixels * 16 / kTileThreads, kOfLine = 16 / kRun;
+  static constexpr int kOfChannel = Inner::kPixels / kRun;
+  int channel, row, column;
+
+  MIRAGE_DEVICE explicit TileRun(int thread)
+      : channel(thread / kOfChannel), row(thread % kOfChannel / kOfLine), column(thread % kOfLine * kRun) {}
+
+  // Where it lies among rows of the tile's pixels, and in a window with kMargin pixels around the tile.
+  MIRAGE_DEVICE int place() const { return channel * Inner::kPitch + row * 16 + column; }
+  template <class Window>
+  MIRAGE_DEVICE int place_in() const {
+    constexpr int kMargin = (Window::kLine - Window::kColumns) / 2;
+    return channel * Window::kPitch + (row + kMargin) * Window::kLine + column + kMargin;
+  }
+};
+
+// The pixels of the tile, out of those of the window Far, which have to be there for all threads.
+template <class Tile>
+MIRAGE_DEVICE void copy_inner(const typename Tile::T* window, typename Tile::T* to) {
+  using Far = typename Tile::Far;
+  const typename Tile::Run run(renewed(thread_index()));
+#pragma unroll 1
+  for (int first = 0; first < Tile::kBranch; first += 16) {
+    const auto* from = window + first * Far::kPitch + run.template place_in<Far>();
+    Packed<typename Tile::T, Tile::kRun> all;
+#pragma unroll
+    for (int j = 0; j < Tile::kRun; ++j) all.value[j] = from[j];
+    *reinterpret_cast<decltype(all)*>(to + first * Tile::Inner::kPitch + run.place()) = all;
   }
 }
 

@@ -5,6 +5,7 @@
 #include "mixer_backward_launch.h"
 #include "mixer_backward_pack.h"
 #include "mixer_backward_weights.h"
+#include "scratch.h"
 #include "stage_checks.h"
 
 namespace mirage::cuda {
@@ -36,51 +37,32 @@ MIRAGE_KERNELS(list) {
   }
 }
 
-// Takes one array after the other from scratch memory, each at a multiple of 256 bytes. Without memory it only counts.
-class Scratch {
- public:
-  explicit Scratch(void* memory) : memory_(static_cast<char*>(memory)) {}
-
-  template <class T>
-  void take(T*& pointer, int64_t bytes) {
-    pointer = reinterpret_cast<T*>(memory_ ? memory_ + used_ : nullptr);
-    used_ += (bytes + 255) / 256 * 256;
-  }
-  void take(float*& pointer, int64_t floats) { take<float>(pointer, floats * int64_t(sizeof(float))); }
-
-  int64_t used() const { return used_; }
-
- private:
-  char* memory_;
-  int64_t used_ = 0;
-};
-
 // Gives the arguments their scratch memory; how many bytes it is.
 int64_t lay_out(MixerBackwardArguments& p, const MixerBackwardPlan& plan, int64_t element, void* memory) {
   const MixerSumsAt sums(p);
   const int64_t batch = p.batch, branch = p.branch, plane = p.plane();
   Scratch scratch(memory);
-  scratch.take<float>(p.packed, mixer_packed_bytes(p, element));
-  scratch.take<float>(p.backward, mixer_backward_packed_bytes(p, element));
-  scratch.take(p.moments, 2 * batch * plane);
+  p.packed = static_cast<float*>(scratch.next(mixer_packed_bytes(p, element)));
+  p.backward = static_cast<float*>(scratch.next(mixer_backward_packed_bytes(p, element)));
+  p.moments = static_cast<NormMoments*>(scratch.next(batch * plane * sizeof(NormMoments)));
   for (void** map : {&p.content, &p.grad_content, &p.grad_v, &p.grad_total, &p.grad_bn, &p.grad_n1, &p.grad_n3}) {
-    scratch.take<void>(*map, batch * branch * plane * element);
+    *map = scratch.next(batch * branch * plane * element);
   }
   const auto parts = [&](MixerParts& of, int blocks, int64_t size, int64_t of_sample) {
     of.blocks = blocks, of.size = int(size), of.of_sample = int(of_sample);
-    scratch.take(of.sums, blocks * size);
-    scratch.take(of.samples, (blocks + batch - 1) * of_sample);
+    of.sums = scratch.floats(blocks * size);
+    of.samples = scratch.floats((blocks + batch - 1) * of_sample);
   };
   parts(p.fusion, plan.fusion, sums.of_fusion, branch * p.depth());
   parts(p.gate, plan.gate, sums.of_gate, 0);
   parts(p.detail, plan.detail, sums.of_detail, branch * kMixerTaps);
   parts(p.query, plan.query, sums.of_query, 0);
   parts(p.input, plan.input, 6 * branch, 0);
-  scratch.take(p.scales, batch * 4 * branch);
-  scratch.take(p.grad_temperatures, batch * p.heads);
-  scratch.take(p.grad_kernels, batch * branch * kMixerTaps);
-  scratch.take(p.vectors, batch * 6 * branch);
-  scratch.take(p.batch_norm, batch * 3 * branch);
+  p.scales = scratch.floats(batch * 4 * branch);
+  p.grad_temperatures = scratch.floats(batch * p.heads);
+  p.grad_kernels = scratch.floats(batch * branch * kMixerTaps);
+  p.vectors = scratch.floats(batch * 6 * branch);
+  p.batch_norm = scratch.floats(batch * 3 * branch);
   return scratch.used();
 }
 
@@ -133,11 +115,7 @@ MixerSumList sums_of(const MixerBackwardArguments& p) {
 }  // namespace
 
 std::string mixer_stage_backward_problem(const Tensor& x, const Options& options) {
-  if (x.dtype == DType::f64) return "float64";
-  for (int64_t size : {x.size[0], x.size[2], x.size[3]}) {
-    if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
-  }
-  if ((x.size[2] + 3) / 4 * ((x.size[3] + 15) / 16) > INT32_MAX) return "so many pixels";
+  if (const std::string problem = mixer_problem(x); !problem.empty()) return problem;
   if (x.numel() == 0) return "no pixels";
   if (x.size[1] > 3 * mixer_backward_most_branch(x.dtype != DType::f32)) return std::to_string(x.size[1]) + " channels";
   return shared_memory_problem(runner_for(x, options).plan(mixer_sizes(x, 1, x.size[1] / 3)).shared_bytes);
@@ -156,6 +134,7 @@ void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeig
   check_mixer_stage_backward(grad_y, x, weights, grad_x, gradients);
   const std::string problem = mixer_stage_backward_problem(x, options);
   if (!problem.empty()) fail("x", "what the CUDA kernels of mixer_stage_backward take", problem);
+  if (!is_near(grad_y)) fail("grad_y", "rows and columns less than 2^25 elements apart", kFar);
   MixerBackwardArguments p{};
   static_cast<MixerArguments&>(p) = mixer_arguments(x, weights, branch_scale, mixer, statistics);
   p.grad_y = grad_y.data, p.grad_x = grad_x.data;

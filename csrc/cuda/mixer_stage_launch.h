@@ -51,8 +51,8 @@ struct MixerVariant {
 
   static MixerPlan plan(const MixerArguments& p) {
     const int64_t tiles = int64_t((p.width + 15) / 16) * ((p.height + kRows - 1) / kRows);
-    // Two blocks for each multiprocessor read x; what they leave is read by one block of a sample.
-    const int64_t wanted = p.batch > 0 ? 2 * multiprocessors() / p.batch : 1;
+    // So many blocks for each multiprocessor read x; what they leave is read by one block of a sample.
+    const int64_t wanted = p.batch > 0 ? (kBlocks == 1 ? 3 : 2) * multiprocessors() / p.batch : 1;
     const int64_t parts = wanted < tiles ? wanted : tiles;
     int64_t bytes = finalise_bytes(p);
     for (int64_t other : {kReduceBytes, kFuseBytes}) bytes = other > bytes ? other : bytes;

@@ -17,6 +17,9 @@ struct NormGradient {
   float* sums;  // [groups, 2, C]: of the gradients of weight and bias
 };
 
+// Of pixel n of a plane.
+MIRAGE_DEVICE int64_t row_of(int64_t n, int width) { return n <= INT32_MAX ? int(n) / width : n / width; }
+
 // grad_x = grad_y + what the gradient of the norm's output gives through it, and of each channel the sums that make the
 // gradients of weight and bias. A lane has a pixel, a warp every eighth channel of it, kCount at most; a block takes 32
 // pixels at a time, of its part of them.
@@ -28,33 +31,37 @@ template <class T, int kCount, class Output>
 MIRAGE_DEVICE void return_from_norm(const NormGradient& p, const Output& output, float* memory) {
   const int64_t plane = int64_t(p.height) * p.width;
   const int64_t of_sample = (plane + kLanes - 1) / kLanes, steps = p.batch * of_sample;
-  const int group = int(block_index());
+  const int group = int(block_index()), warp = warp_index();
+  const int64_t begin = steps * group / p.groups;
+  int64_t left = steps * (group + 1) / p.groups - begin, sample = begin / of_sample;
   float of_weight[kCount] = {}, of_bias[kCount] = {};
-  for (int64_t step = steps * group / p.groups; step < steps * (group + 1) / p.groups; ++step) {
-    const int64_t sample = step / of_sample, n = step % of_sample * kLanes + lane_index();
+#pragma unroll 1
+  for (int64_t first = begin % of_sample * kLanes; left > 0; --left) {
+    const int64_t n = first + lane_index();
     const bool known = n < plane;
-    const int64_t row = n / p.width, column = n % p.width;
+    const int64_t row = row_of(n, p.width), column = n - row * p.width;
     const T* x = static_cast<const T*>(p.x) + sample * p.s_batch + row * p.s_row + column * p.s_column;
     const T* grad_y = static_cast<const T*>(p.grad_y) + sample * p.g_batch + row * p.g_row + column * p.g_column;
     float value[kCount], grad[kCount], sum = 0.0f, squares = 0.0f, along = 0.0f, whole = 0.0f;
+    x = settled(x + warp * p.s_channel);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int c = warp_index() + kTileWarps * i;
-      value[i] = known && c < p.channels ? to_float(x[c * p.s_channel]) : 0.0f;
+    for (int i = 0; i < kCount; ++i, x += kTileWarps * p.s_channel) {
+      const bool exists = known && warp + kTileWarps * i < p.channels;
+      value[i] = exists ? to_float(load_constant(x)) : 0.0f;
       sum += value[i];
     }
     output.template load<kCount>(sample, n, known, grad);
     const float mean = sum_over_warps(sum, kTileWarps, memory) / float(p.channels);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      value[i] = warp_index() + kTileWarps * i < p.channels ? value[i] - mean : 0.0f;
+      value[i] = warp + kTileWarps * i < p.channels ? value[i] - mean : 0.0f;
       squares = fmaf(value[i], value[i], squares);
     }
     const float variance = sum_over_warps(squares, kTileWarps, memory + 256) / float(p.channels);
     const float rstd = 1.0f / sqrtf(variance + p.eps);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int c = warp_index() + kTileWarps * i;
+      const int c = warp + kTileWarps * i;
       value[i] *= rstd;
       if (known && c < p.channels) {
         grad[i] = output.finish(sample, c, grad[i], value[i]);
@@ -67,18 +74,20 @@ MIRAGE_DEVICE void return_from_norm(const NormGradient& p, const Output& output,
     }
     whole = sum_over_warps(whole, kTileWarps, memory + 512) / float(p.channels);
     along = sum_over_warps(along, kTileWarps, memory + 768) / float(p.channels);
-    T* grad_x = static_cast<T*>(p.grad_x) + sample * p.channels * plane + n;
+    grad_y = settled(grad_y + warp * p.g_channel);
+    T* grad_x = settled(static_cast<T*>(p.grad_x) + (sample * p.channels + warp) * plane + n);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int c = warp_index() + kTileWarps * i;
-      if (!known || c >= p.channels) continue;
+    for (int i = 0; i < kCount; ++i, grad_y += kTileWarps * p.g_channel, grad_x += kTileWarps * plane) {
+      if (!known || warp + kTileWarps * i >= p.channels) continue;
       const float through = (grad[i] - whole - value[i] * along) * rstd;
-      grad_x[c * plane] = from_float<T>(to_float(grad_y[c * p.g_channel]) + through);
+      *grad_x = from_float<T>(to_float(load_constant(grad_y)) + through);
     }
+    first += kLanes;
+    if (first >= plane) first = 0, ++sample;
   }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    const int c = warp_index() + kTileWarps * i;
+    const int c = warp + kTileWarps * i;
     const float weight = sum_of_warp(of_weight[i]), bias = sum_of_warp(of_bias[i]);
     if (lane_index() != 0 || c >= p.channels) continue;
     p.sums[int64_t(group) * 2 * p.channels + c] = weight;

@@ -9,6 +9,7 @@
 #include "feed_forward_packed.h"
 #include "mirage/cuda/feed_forward_stage.h"
 #include "mirage/cuda/mixer_stage.h"
+#include "scratch.h"
 #include "stage_checks.h"
 
 namespace mirage::cuda {
@@ -17,33 +18,15 @@ namespace {
 
 constexpr int64_t kTaps = kMixerKernelSize * kMixerKernelSize;
 
-// Of the scratch memory, from its start on, in steps that suit every type. Without memory it only counts.
-class Room {
- public:
-  explicit Room(void* data) : data_(static_cast<char*>(data)) {}
-
-  void* next(int64_t bytes) {
-    void* const found = data_ ? data_ + used_ : nullptr;
-    used_ += (bytes + 255) / 256 * 256;
-    return found;
-  }
-
-  Tensor tensor(DType dtype, std::initializer_list<int64_t> shape) {
-    Tensor t;
-    t.dtype = dtype;
-    for (int64_t size : shape) t.size[t.ndim++] = size;
-    int64_t stride = 1;
-    for (int d = t.ndim - 1; d >= 0; --d) t.stride[d] = stride, stride *= t.size[d];
-    t.data = next(stride * bytes_of(dtype));
-    return t;
-  }
-
-  int64_t used() const { return used_; }
-
- private:
-  char* data_;
-  int64_t used_ = 0;
-};
+Tensor next_tensor(Scratch& scratch, DType dtype, std::initializer_list<int64_t> shape) {
+  Tensor t;
+  t.dtype = dtype;
+  for (int64_t size : shape) t.size[t.ndim++] = size;
+  int64_t stride = 1;
+  for (int d = t.ndim - 1; d >= 0; --d) t.stride[d] = stride, stride *= t.size[d];
+  t.data = scratch.next(stride * bytes_of(dtype));
+  return t;
+}
 
 // What the blocks share, one after the other, and their packed weights.
 struct Memory {
@@ -52,10 +35,11 @@ struct Memory {
   MixerStatistics statistics;
   Options options;  // with the stages' own scratch memory
 
-  Memory(const Tensor& x, const BlockWeights* blocks, int64_t count, const Options& given, Room& room) : options(given) {
+  Memory(const Tensor& x, const BlockWeights* blocks, int64_t count, const Options& given, Scratch& scratch)
+      : options(given) {
     const int64_t batch = x.size[0], c = x.size[1] / 3;
-    middle = room.tensor(x.dtype, {batch, x.size[1], x.size[2], x.size[3]});
-    if (count > 1) between = room.tensor(x.dtype, {batch, x.size[1], x.size[2], x.size[3]});
+    middle = next_tensor(scratch, x.dtype, {batch, x.size[1], x.size[2], x.size[3]});
+    if (count > 1) between = next_tensor(scratch, x.dtype, {batch, x.size[1], x.size[2], x.size[3]});
     int64_t attention = 0;  // whose shape is the block's
     options.workspace_bytes = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -65,15 +49,15 @@ struct Memory {
       const FeedForwardWeights& f = blocks[i].feed_forward;
       check_ndim("project_out", f.project_out, 2);
       const int64_t pairs = f.project_out.size[1];
-      feed_forward.push_back({f, room.next(feed_forward_packed_bytes(x, pairs, given))});
+      feed_forward.push_back({f, scratch.next(feed_forward_packed_bytes(x, pairs, given))});
       attention = std::max(attention, batch * heads * (2 * depth + 2) * depth);
       options.workspace_bytes =
           std::max({options.workspace_bytes, mixer_stage_workspace(x, heads, hidden, given),
                     feed_forward_packed_workspace(x, pairs, given)});
     }
-    statistics = {room.tensor(DType::f32, {attention}), room.tensor(DType::f32, {batch, c, kTaps}),
-                  room.tensor(DType::f32, {batch, c}), room.tensor(DType::f32, {c}), room.tensor(DType::f32, {c})};
-    options.workspace = room.next(options.workspace_bytes);
+    const auto floats = [&](std::initializer_list<int64_t> shape) { return next_tensor(scratch, DType::f32, shape); };
+    statistics = {floats({attention}), floats({batch, c, kTaps}), floats({batch, c}), floats({c}), floats({c})};
+    options.workspace = scratch.next(options.workspace_bytes);
   }
 
   MixerStatistics of(const Tensor& x, const MixerWeights& w) const {
@@ -100,9 +84,9 @@ std::string transformer_blocks_problem(const Tensor& x, const BlockWeights* bloc
 
 int64_t transformer_blocks_workspace(const Tensor& x, const BlockWeights* blocks, int64_t count,
                                      const Options& options) {
-  Room room(nullptr);
-  Memory(x, blocks, count, options, room);
-  return room.used();
+  Scratch scratch(nullptr);
+  Memory(x, blocks, count, options, scratch);
+  return scratch.used();
 }
 
 void transformer_blocks(const Tensor& x, const BlockWeights* blocks, int64_t count, const Tensor& y,
@@ -116,9 +100,9 @@ void transformer_blocks(const Tensor& x, const BlockWeights* blocks, int64_t cou
   }
   const std::string problem = transformer_blocks_problem(x, blocks, count, options);
   if (!problem.empty()) fail("x", "what the CUDA kernels of transformer_blocks take", problem);
-  Room room(options.workspace);
-  const Memory memory(x, blocks, count, options, room);
-  check_workspace(options, room.used());
+  Scratch scratch(options.workspace);
+  const Memory memory(x, blocks, count, options, scratch);
+  check_workspace(options, scratch.used());
   pack_feed_forward(x, memory.feed_forward.data(), count, options);
   const Tensor no_scale{nullptr, DType::f32, 1, {x.size[0]}, {1}};
   Tensor in = x;

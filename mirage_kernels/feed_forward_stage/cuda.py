@@ -20,6 +20,7 @@ def forward(
     eps: float,
 ) -> Tensor | None:
     """None where no kernel takes so many channels, or the GPU has not the shared memory for them."""
+    x = _cuda_runtime.near(x)
     library, tf32 = _cuda_runtime.library(), not is_exact(x.dtype)
     weights = _cuda_runtime.of_one_dtype(x.dtype, norm_weight, norm_bias, project_in, dwconv, project_out)
     norm_w, norm_b, *matrices = map(dl, weights)
@@ -44,6 +45,7 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, ...] | None:
     """None where no kernel takes so many channels, or the GPU has not the shared memory for them."""
+    grad_y, x = _cuda_runtime.near(grad_y), _cuda_runtime.near(x)
     library, tf32 = _cuda_runtime.library(), not is_exact(x.dtype)
     weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
     norm_w, norm_b, *matrices = map(dl, _cuda_runtime.of_one_dtype(x.dtype, *weights))

@@ -48,7 +48,8 @@ def forward(
         attention = _project(x_att, w, impl)
         bn = gated_branch.statistics(x_conv, w, training)
         kernels = gated_branch.generate(w, bn, bn_eps).kernels
-        conv, maps = gated_branch.forward(x_conv, w, _scale(x, branch_scale), bn, kernels, bn_eps, impl)
+        scale = scale_of(x, branch_scale).view(-1, 1, 1, 1)
+        conv, maps = gated_branch.forward(x_conv, w, scale, bn, kernels, bn_eps, impl)
         del maps, x_conv
         _, mlp = _mlp(x_mlp, w)
         del normal, x_att, x_mlp
@@ -75,7 +76,7 @@ def backward(
     with _stage.without_autocast():
         normal, mean, rstd = _stage.layer_norm(x, w.norm_weight, w.norm_bias, norm_eps, impl)
         x_att, x_conv, x_mlp = normal.chunk(3, 1)
-        x_conv, scale = x_conv.contiguous(), _scale(x, branch_scale)
+        x_conv, scale = x_conv.contiguous(), scale_of(x, branch_scale).view(-1, 1, 1, 1)
         bn = BatchNorm(statistics.branch_mean, statistics.batch_mean, statistics.batch_var)
         attention = _project(x_att, w, impl)
         conv, maps = gated_branch.forward(x_conv, w, scale, bn, statistics.kernels, bn_eps, impl)
@@ -111,11 +112,12 @@ def _like(grad: Tensor, weight: Tensor) -> Tensor:
     return grad.reshape(weight.shape).to(weight.dtype).contiguous()
 
 
-def _scale(x: Tensor, branch_scale: Tensor | None) -> Tensor:
-    """[B, 1, 1, 1] in the dtype of the accumulator."""
+def scale_of(x: Tensor, branch_scale: Tensor | None) -> Tensor:
+    """[B], contiguous, in the dtype of the accumulator."""
+    dtype = accumulator(x.dtype)
     if branch_scale is None:
-        return x.new_ones((x.shape[0], 1, 1, 1), dtype=accumulator(x.dtype))
-    return branch_scale.to(accumulator(x.dtype)).view(-1, 1, 1, 1)
+        return x.new_ones(x.shape[:1], dtype=dtype)
+    return branch_scale.to(dtype).contiguous()
 
 
 def _project(x: Tensor, w: MixerWeights, impl: str) -> _Attention:

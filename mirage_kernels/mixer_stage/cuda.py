@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mirage_kernels import _cuda_runtime
 from mirage_kernels._library import dl, is_exact
-from mirage_kernels.mixer_stage.composite import Statistics
+from mirage_kernels.mixer_stage.composite import Statistics, scale_of
 from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, statistics_shapes
 
 
@@ -16,6 +16,7 @@ def forward(
     x: Tensor, w: MixerWeights, branch_scale: Tensor | None, training: bool, norm_eps: float, bn_eps: float
 ) -> tuple[Tensor, Statistics] | None:
     """None where no kernels take so many channels, or the GPU has not the shared memory for them."""
+    x = _cuda_runtime.near(x)
     library, tf32, heads = _cuda_runtime.library(), not is_exact(x.dtype), w.temperature.shape[0]
     with _cuda_runtime.on_device_of(x) as stream:
         size = library.mixer_stage_workspace(dl(x), heads, w.gic2.shape[1], tf32)
@@ -26,7 +27,7 @@ def forward(
         statistics = Statistics(*(torch.empty(shape, **small) for shape in shapes))
         if x.numel() == 0:  # nothing is launched
             statistics.batch_mean.copy_(w.bn_mean), statistics.batch_var.copy_(w.bn_var)
-        scale = _scale(x, branch_scale)
+        scale = scale_of(x, branch_scale)
         weights = [dl(t) for t in _cuda_runtime.of_one_dtype(x.dtype, *w)]
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         workspace = dl(_cuda_runtime.workspace(size, x))
@@ -49,12 +50,13 @@ def backward(
 ) -> tuple[Tensor, ...] | None:
     """The gradients of x and of `LEARNED`, each in its own dtype. None where `forward` has it, in float32 with fewer
     channels than there, and where there are no pixels."""
+    grad_y, x = _cuda_runtime.near(grad_y), _cuda_runtime.near(x)
     library, tf32, heads = _cuda_runtime.library(), not is_exact(x.dtype), w.temperature.shape[0]
     with _cuda_runtime.on_device_of(x) as stream:
         size = library.mixer_stage_backward_workspace(dl(x), heads, w.gic2.shape[1], tf32)
         if size is None:
             return None
-        scale, learned = _scale(x, branch_scale), [getattr(w, name) for name in LEARNED]
+        scale, learned = scale_of(x, branch_scale), [getattr(w, name) for name in LEARNED]
         grads = [torch.empty(t.shape, dtype=torch.float32, device=x.device) for t in learned]
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         weights = [dl(t) for t in _cuda_runtime.of_one_dtype(x.dtype, *w)]
@@ -62,9 +64,3 @@ def backward(
         inputs = (dl(grad_y), dl(x), weights, dl(scale), *options, [dl(t) for t in statistics])
         library.mixer_stage_backward(*inputs, dl(grad_x), [dl(t) for t in grads], workspace, stream, tf32)
     return grad_x, *(g.to(t.dtype) for g, t in zip(grads, learned, strict=True))
-
-
-def _scale(x: Tensor, branch_scale: Tensor | None) -> Tensor:
-    if branch_scale is None:
-        return torch.ones(x.shape[0], dtype=torch.float32, device=x.device)
-    return branch_scale.float().contiguous()

@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._library import accumulator, dl, native, result
-from mirage_kernels.mixer_stage.composite import Statistics
+from mirage_kernels.mixer_stage.composite import Statistics, scale_of
 from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, statistics_shapes
-
-
-def _scale(x: Tensor, branch_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return torch.ones(x.shape[0], dtype=dtype) if branch_scale is None else branch_scale.to(dtype).contiguous()
 
 
 def forward(
@@ -21,7 +17,7 @@ def forward(
     running = (w.bn_mean.to(dtype, copy=True), w.bn_var.to(dtype, copy=True))
     statistics = Statistics(*(torch.empty(shape, dtype=dtype) for shape in shapes[:3]), *running)
     y = result(x.shape, x.dtype)
-    weights, scale = [dl(t.contiguous()) for t in w], dl(_scale(x, branch_scale, dtype))
+    weights, scale = [dl(t.contiguous()) for t in w], dl(scale_of(x, branch_scale))
     native().mixer_stage(dl(x), weights, scale, training, norm_eps, bn_eps, [dl(t) for t in statistics], dl(y))
     return y, statistics
 
@@ -40,7 +36,7 @@ def backward(
     learned = [getattr(w, name) for name in LEARNED]
     grad_x, grads = result(x.shape, x.dtype), [torch.empty(t.shape, dtype=dtype) for t in learned]
     native().mixer_stage_backward(
-        *(dl(grad_y), dl(x), [dl(t.contiguous()) for t in w], dl(_scale(x, branch_scale, dtype))),
+        *(dl(grad_y), dl(x), [dl(t.contiguous()) for t in w], dl(scale_of(x, branch_scale))),
         *(training, norm_eps, bn_eps, [dl(t.contiguous()) for t in statistics]),
         *(dl(grad_x), [dl(g) for g in grads]),
     )

@@ -214,18 +214,48 @@ def test_backward_checks_its_scratch_memory_and_the_gradients():
     grads = [torch.empty_like(t) for t in feed_forward((1, 24, 20, 37))]
     grad_x, *grads = map(dl, grads)
 
-    def run(grads, bytes_given):
+    def run(grads, bytes_given, grad_y=x):
         memory = dl(_cuda_runtime.workspace(bytes_given, torch.empty(0, device=device_of("cuda"))))
         norm, matrices = weights[:2], weights[2:]
-        library.feed_forward_stage_backward(x, x, *norm, 1e-5, *matrices, grad_x, grads, memory, 0, False)
+        library.feed_forward_stage_backward(grad_y, x, *norm, 1e-5, *matrices, grad_x, grads, memory, 0, False)
 
     with pytest.raises(ValueError, match=f"workspace: expected {size} bytes, got {size - 4}"):
         run(grads, size - 4)
     with pytest.raises(ValueError, match="gradients: expected 5 tensors, got 4"):
         run(grads[:4], size)
+    distant = far(torch.randn(1, 24, 20, 37, device=device_of("cuda")))
+    with pytest.raises(ValueError, match="grad_y: expected rows and columns less than .* apart, got rows or"):
+        run(grads, size, dl(distant))
     with pytest.raises(ValueError, match=r"grad_norm_bias: expected shape \[24\], got \[24, 48, 1, 1\]"):
         run([grads[0], grads[4], *grads[2:]], size)
     run(grads, size)
+
+
+def far(t):
+    """The same values, rows so far apart that no kernel of the stages takes them."""
+    memory = torch.empty(_cuda_runtime.FAR * (t.shape[2] - 1) + t[:, :, 0].numel(), dtype=t.dtype, device=t.device)
+    strides = (t.shape[1] * t.shape[3], t.shape[3], _cuda_runtime.FAR, 1)
+    return memory.as_strided(t.shape, strides).copy_(t)
+
+
+@pytest.mark.parametrize("name", ["feed_forward_stage", "mixer_stage"])
+def test_rows_far_apart_are_copied(name):
+    """And the library by itself refuses them, in every argument."""
+    stage = {"feed_forward_stage": feed_forward_stage, "mixer_stage": lambda *t: flat(mixer_stage, *t)}[name]
+    x, *weights = (feed_forward if name == "feed_forward_stage" else mixer)((1, 24, 2, 5), torch.float16)
+    results = []
+    for change in (torch.clone, far):
+        tensors = [change(x).requires_grad_(), *(w.clone().requires_grad_() for w in weights)]
+        value = stage(*tensors)
+        results.append([value, *torch.autograd.grad(value, tensors, change(random_like(value)))])
+        assert mirage_kernels.last_used(name) == "cuda"
+    for near, other in zip(*results, strict=True):
+        assert torch.equal(near, other)
+    library = _cuda_runtime.library()
+    rest = (dl(weights[-1]), False) if name == "feed_forward_stage" else (2, 16, False)
+    for size in (f"{name}_workspace", f"{name}_backward_workspace"):
+        assert getattr(library, size)(dl(x), *rest) is not None
+        assert getattr(library, size)(dl(far(x)), *rest) is None
 
 
 def test_operators_without_cuda_run_as_by_themselves():

@@ -144,9 +144,9 @@ def test_disassembly(tool):
     ampere, hopper = counts["sm_80", HALF], counts["sm_90a", HALF]
     assert ampere["loads"] == {2: 2, 4: 1, 8: 1, 16: 1}
     one = dict.fromkeys(("HMMA", "LDSM", "LDGSTS", "LDL", "STL"), 1)
-    assert ampere["instructions"] == one | {"HGMMA": 0, "UBLKCP": 0, tool.LOOP: 11}
+    assert ampere["instructions"] == one | {"HGMMA": 0, "UBLKCP": 0, tool.LOOP: 11, tool.ALL: 15}
     assert hopper["loads"] == {}
-    assert {name for name, count in hopper["instructions"].items() if count} == {"HGMMA", "UBLKCP"}
+    assert {name for name, count in hopper["instructions"].items() if count} == {"HGMMA", "UBLKCP", tool.ALL}
 
 
 def test_names(tool, monkeypatch):

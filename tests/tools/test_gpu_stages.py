@@ -69,7 +69,7 @@ def test_bytes_of_the_feed_forward(tool):
     packed = 2 * (3 * chunk + 4 * 2 * 32)
     large = tool.cuda("ffn", (24, 1, 512, 512), torch.bfloat16, OPTIONS, [])
     assert (large["cuda_launches"], large["cuda_bytes"]) == (2, 2 * unit + weights + packed)
-    assert large["cuda_loop_us"] is None
+    assert large["cuda_issue_us"] is None
     small = tool.cuda("ffn", (24, 1, 16, 32), torch.bfloat16, OPTIONS, [])
     unit, splits = 24 * 2 * 16 * 32, 3  # one for each chunk: there are multiprocessors enough
     assert small["cuda_launches"] == 3
@@ -95,16 +95,41 @@ def test_bytes_of_the_mixer_backward(tool):
     assert sizes[1] - sizes[0] == 7 * unit + 2 * (7 * unit // 3 + 2 * 4 * 256 * 512)
 
 
-def test_instructions_of_the_loop(tool):
+def compiled(tool, name, loop, every=0, arch="sm_90a"):
+    instructions = {tool.cuda_resources.LOOP: loop, tool.cuda_resources.ALL: every}
+    return tool.cuda_resources.Row(name, tool.cuda_resources.Code(arch, "", 1, 0, 0, 0, instructions), 256, 0)
+
+
+def test_instructions_of_the_feed_forward(tool):
     """Of the kernel that takes 64 channels: at 8 lines a tile, 8 chunks, 4 instructions a cycle."""
-    rows = []
-    for blocks, tile_rows, loop in ((2, 8, 500), (4, 8, 1000), (6, 8, 3000)):
-        code = tool.cuda_resources.Code("sm_90a", "", 1, 0, 0, 0, {tool.cuda_resources.LOOP: loop})
-        name = f"feed_forward_kernel<TensorCores16<f16>, {blocks}, {tile_rows}>"
-        rows.append(tool.cuda_resources.Row(name, code, 256, 0))
-    found = tool.loop_microseconds((64, 1, 16, 32), torch.float16, rows)
+    rows = [
+        compiled(tool, f"feed_forward_kernel<TensorCores16<f16>, {blocks}, 8>", loop)
+        for blocks, loop in ((2, 500), (4, 1000), (6, 3000))
+    ]
+    found = tool.issue_microseconds("ffn", (64, 1, 16, 32), torch.float16, rows)
     assert found == pytest.approx(4 * 8 * 1000 * 8 / (132 * 4 * 1755))
-    assert tool.loop_microseconds((64, 1, 16, 32), torch.bfloat16, rows) is None
+    assert tool.issue_microseconds("ffn", (64, 1, 16, 32), torch.bfloat16, rows) is None
+    assert tool.issue_microseconds("ffn", (64, 1, 16, 32), torch.float16, rows, backward=True) is None
+
+
+def test_instructions_of_the_mixer(tool):
+    """The loop over tiles of one kernel and all of the other; of two sizes of tiles the larger, on this GPU."""
+    half = "TensorCores16<f16>"
+    rows = [
+        compiled(tool, f"mixer_reduce_kernel<{half}, float, 2, 8>", 9000),
+        compiled(tool, f"mixer_reduce_kernel<{half}, f16, 2, 8>", 1000),
+        compiled(tool, f"mixer_fuse_kernel<{half}, 2, 8>", 200, 3000),
+        compiled(tool, f"mixer_fuse_kernel<{half}, 2, 8>", 200, 9000, "sm_80"),
+        *(compiled(tool, f"mixer_{part}_backward_kernel<{half}, 4, 4>", 9000) for part in ("fusion", "gate")),
+        *(compiled(tool, f"mixer_{part}_backward_kernel<{half}, 4, 8>", 2000) for part in ("fusion", "gate")),
+        *(compiled(tool, f"mixer_{part}_backward_kernel<{half}, 4, 8>", 500) for part in ("detail", "query")),
+    ]
+    tile = 8 / (132 * 4 * 1755)  # us of an instruction of its eight warps
+    found = tool.issue_microseconds("mixer", (96, 4, 16, 32), torch.float16, rows)
+    assert found == pytest.approx(4 * 4000 * tile)
+    found = tool.issue_microseconds("mixer", (192, 8, 16, 32), torch.float16, rows, backward=True)
+    assert found == pytest.approx(4 * 5000 * tile)
+    assert tool.issue_microseconds("mixer", (240, 8, 16, 32), torch.float16, rows) is None
 
 
 @pytest.mark.parametrize("more", [[], ["--backward", "--half", "mixer"]], ids=str)
