@@ -23,7 +23,7 @@ import mirage
 from mirage.checkpoint import save_checkpoint
 from mirage.restore import load_model, restore_array
 
-SIZES = {False: ((64, 96), (61, 77), (3, 130)), True: ((16, 24), (3, 21))}
+SIZES = {False: ((412, 332), (64, 96), (61, 77), (3, 130)), True: ((16, 24), (3, 21))}  # by --small
 NO_GPU = ("no CUDA-capable device", "driver version is insufficient")
 SKIPPED = 77
 

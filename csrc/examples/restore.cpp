@@ -68,8 +68,9 @@ void write_pixmap(const std::string& path, const Image& image, int height, int w
   for (int64_t i = 0; i < height; ++i) {
     for (int64_t j = 0; j < width; ++j) {
       for (int64_t c = 0; c < 3; ++c) {
-        const float value = std::min(1.0f, std::max(0.0f, image.at(c, i, j)));
-        pixels.push_back(static_cast<unsigned char>(std::nearbyint(value * 255.0f)));
+        // In double, as Python: 255 times a float can round to a half that it is not.
+        const double value = std::min(1.0f, std::max(0.0f, image.at(c, i, j)));
+        pixels.push_back(static_cast<unsigned char>(std::nearbyint(value * 255.0)));
       }
     }
   }
