@@ -93,6 +93,13 @@ class AbsentDriver:
 
         return torch.device("meta")
 
+    def compile(self, kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """The binary of a launch, with the arguments of the hook of `mirage_kernels._triton.launch`."""
+        from triton.runtime import driver
+
+        driver.set_active(self)
+        return kernel.warmup(*args, grid=(programs,), **options)
+
 
 class Compiler:
     """A launch hook that compiles for `target` and keeps a row for each distinct binary."""
@@ -105,12 +112,9 @@ class Compiler:
         self._seen: set[str] = set()
 
     def __call__(self, kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        from triton.runtime import driver
-
         name = kernel.__name__
-        driver.set_active(self._driver)
         try:
-            binary = kernel.warmup(*args, grid=(programs,), **options)
+            binary = self._driver.compile(kernel, programs, args, options)
         except Exception as error:  # whatever the compiler raises is this launch's result
             self.fail(name, error)
             return

@@ -13,13 +13,12 @@ H200, one image, inference or (--backward) the backward pass alone, in training.
 - CUDA C++: the library's own launches, made by its host code at the real size with as many multiprocessors as the GPU
   has. Bytes: x as often as kernels read it, y, weights, and scratch memory written and read. Products: counted where
   the kernels' source executes them, emulated on small images, for each tile. `-` where no kernel has so many channels.
-- issue: what neither bytes nor products say of CUDA C++: instructions as nvcc compiled them, four a cycle for each
-  multiprocessor. Of the feed-forward those of its loop over hidden channels; of the mixer those of a tile's way through
-  its kernels, with loops inside counted once, so that it takes longer. `-` without mirage_kernels/_cuda*.so, and for
-  the feed-forward's backward.
+- issue: instructions, as nvcc and Triton compiled them for sm_90, four a cycle for each multiprocessor. Of Triton's
+  kernels all, each loop counted once (`triton_instructions.py`); in CUDA C++ of the feed-forward every turn of its loop
+  over hidden channels, of the mixer a tile's way through its kernels, each loop inside counted once. So most of them take
+  longer. `-` without mirage_kernels/_cuda*.so, and for the feed-forward's backward in CUDA C++.
 
-What no column has: launches (some 2 us each, fewer in a graph), latency, caches, and other instructions. So a time of
-CUDA C++ that is by its instructions is a stronger bound than one of Triton's, which is by bytes and products.
+What no column has: launches (some 2 us each, fewer in a graph), latency, caches, and PyTorch's own instructions.
 """
 
 from __future__ import annotations
@@ -30,29 +29,40 @@ import functools
 import json
 import os
 import re
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 os.environ |= {"MIRAGE_CUDA_EMULATE": "1", "TRITON_INTERPRET": "1"}  # read when mirage_kernels is imported
-for folder in ("tools", "benchmarks"):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / folder))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cuda_resources  # noqa: E402
 import torch  # noqa: E402
-from stages import HALVES, Function, Half, Kind, block_kinds, make_half  # noqa: E402
+from stage_runs import (  # noqa: E402
+    CLOCK,
+    ISSUED,
+    MULTIPROCESSORS,
+    Half,
+    Kind,
+    make_half,
+    measured,
+    parser_of,
+    precision,
+    stages,
+    words,
+)
 from triton_launches import FILL, RATES, Launches  # noqa: E402
-from triton_traffic import Traffic, measure, pair  # noqa: E402
+from triton_traffic import Traffic, measure  # noqa: E402
 
 import mirage_kernels  # noqa: E402
 from mirage_kernels import _cuda_runtime, _dispatch, _triton_stage  # noqa: E402
 from mirage_kernels._library import is_exact  # noqa: E402
 
-MULTIPROCESSORS, CLOCK = 132, 1.755e9  # Hz; of an H200
-WARPS, ISSUED = 8, 4  # of a block; a cycle of a multiprocessor
+WARPS = 8  # of a block
 COLUMNS = 16  # of a tile
 KERNEL = re.compile(r"(\w+)<(\w+(?:<\w+>)?)(?:, (\w+))?, (\d+), (\d+)>")  # product, weights, sixteens, rows of a tile
 READS = {"mixer": 2, "ffn": 1}  # of x
@@ -89,15 +99,6 @@ def on_many_multiprocessors(library: Any) -> Iterator[None]:
         yield
     finally:
         library.set_multiprocessors(4)  # the emulation's own
-
-
-def measured(half: Half, function: Function, x: torch.Tensor, backward: bool) -> Callable[[], object]:
-    """Forward without gradients, or backward alone: forward has run."""
-    if not backward:
-        return torch.no_grad()(lambda: function(x))
-    x = x.detach().requires_grad_()
-    y = function(x)
-    return lambda: torch.autograd.grad(y, [x, *half.parameters], torch.empty_like(y))
 
 
 def recorded(half: Half, x: torch.Tensor, execute: bool, backward: bool = False) -> tuple[list[Launch], int]:
@@ -259,6 +260,13 @@ def row(name: str, kind: Kind, dtype: torch.dtype, options: argparse.Namespace, 
     return facts | eager(half, x, options) | triton(half, x, options) | cuda(name, kind, dtype, options, rows)
 
 
+def triton_issued(options: argparse.Namespace) -> list[float]:
+    """us of each stage by its instructions. In a process of its own: here Triton's kernels are interpreted."""
+    tool = Path(__file__).with_name("triton_instructions.py")
+    done = subprocess.run([sys.executable, tool, *words(options), "--json"], check=True, stdout=subprocess.PIPE)
+    return [of_stage["us"] for of_stage in json.loads(done.stdout)]
+
+
 def resources() -> list[cuda_resources.Row]:
     """What nvcc has made of the kernels; none where it was not there."""
     file = cuda_resources.built("_cuda")
@@ -270,13 +278,14 @@ def print_table(found: list[dict[str, Any]], options: argparse.Namespace) -> Non
     what = "backward" if options.backward else "inference"
     print(f"Predicted, {what}, MIRAGE {options.variant}: bytes at {options.bandwidth:.1f} TB/s, products at the "
           f"peak (TFLOP/s: {rates}). MB and us; in brackets launches.\n")  # fmt: skip
-    names = ("floor MB", "us", "eager MB", "us", "Triton MB", "us", "CUDA MB", "GFLOP", "issue us", "us")
+    names = ("floor MB", "us", "eager MB", "us", "Triton MB", "issue us", "us", "CUDA MB", "GFLOP", "issue us", "us")
     print("| stage | dtype |", " | ".join(names), "|")
     print("|---|---|" + "---:|" * len(names))
     for r in found:
         cells = [f"{r['floor_bytes'] / 1e6:.1f}", f"{r['floor_us']:.1f}"]
-        for name in ("eager", "triton"):
-            cells += [f"{r[f'{name}_bytes'] / 1e6:.1f} ({r[f'{name}_launches']})", f"{r[f'{name}_us']:.1f}"]
+        cells += [f"{r['eager_bytes'] / 1e6:.1f} ({r['eager_launches']})", f"{r['eager_us']:.1f}"]
+        cells += [f"{r['triton_bytes'] / 1e6:.1f} ({r['triton_launches']})", f"{r['triton_issue_us']:.1f}"]
+        cells += [f"{r['triton_us']:.1f}"]
         issue = "-" if r["cuda_issue_us"] is None else f"{r['cuda_issue_us']:.1f}"
         if r["cuda_launches"] is None:
             cells += ["-"] * 4
@@ -287,34 +296,17 @@ def print_table(found: list[dict[str, Any]], options: argparse.Namespace) -> Non
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backward", action="store_true", help="the backward pass, not inference")
-    parser.add_argument("--half", nargs="+", choices=HALVES, default=HALVES, help="of a block (default: both)")
-    parser.add_argument("--variant", choices=("tiny", "small"), default="tiny")
-    parser.add_argument("--size", nargs="+", type=pair, default=[(224, 224), (512, 512), (1080, 1920)],
-                        metavar="HxW", help="height and width (default: 224x224 512x512 1080x1920)")  # fmt: skip
-    dtypes = ("bfloat16", "float16", "float32")
-    parser.add_argument("--dtype", nargs="+", choices=dtypes, default=("bfloat16", "float32"))
-    parser.add_argument("--tf32", action="store_true", help="products of float32 on tensor cores")
+    parser = parser_of(__doc__.splitlines()[0])
     parser.add_argument("--bandwidth", type=float, default=4.3, help="TB/s (default: 4.3, an H200's copy)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
     if mirage_kernels.available()["cuda"] != "yes":
         print(f"gpu_stages: {mirage_kernels.available()['cuda']}", file=sys.stderr)
         return 1
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
-    try:
-        kept = resources()
-        found = [
-            row(name, kind, getattr(torch, dtype), options, kept)
-            for size in options.size
-            for kind in block_kinds(options.variant, *size)
-            for dtype in options.dtype
-            for name in options.half
-        ]
-    finally:
-        torch.set_float32_matmul_precision(before)
+    kept = resources()
+    with precision(options):
+        found = [row(*stage, options, kept) for stage in stages(options)]
+    for of_stage, issue in zip(found, triton_issued(options), strict=True):
+        of_stage |= {"triton_issue_us": issue, "triton_us": max(of_stage["triton_us"], issue)}
     print(json.dumps(found, indent=1)) if options.json else print_table(found, options)
     return 0
 

@@ -95,6 +95,22 @@ def test_bytes_of_the_mixer_backward(tool):
     assert sizes[1] - sizes[0] == 7 * unit + 2 * (7 * unit // 3 + 2 * 4 * 256 * 512)
 
 
+def test_the_other_tool_is_asked_for_the_same_stages(tool, monkeypatch):
+    asked = []
+
+    def run(command, **options):
+        asked.append(command[1:])
+        return Namespace(stdout=json.dumps([{"us": 1.5}, {"us": 2.5}]))
+
+    monkeypatch.setattr(tool.subprocess, "run", run)
+    line = "--backward --half ffn --variant small --size 64x72 8x8 --dtype float16 --tf32"
+    given = tool.parser_of("").parse_args(line.split())
+    assert tool.triton_issued(given) == [1.5, 2.5]
+    (script, *words), last = asked[0][:-1], asked[0][-1]
+    assert script.is_file() and script.name == "triton_instructions.py" and last == "--json"
+    assert tool.parser_of("").parse_args(words) == given
+
+
 def compiled(tool, name, loop, every=0, arch="sm_90a"):
     instructions = {tool.cuda_resources.LOOP: loop, tool.cuda_resources.ALL: every}
     return tool.cuda_resources.Row(name, tool.cuda_resources.Code(arch, "", 1, 0, 0, 0, instructions), 256, 0)
@@ -135,13 +151,15 @@ def test_instructions_of_the_mixer(tool):
 @pytest.mark.parametrize("more", [[], ["--backward", "--half", "mixer"]], ids=str)
 def test_table_and_json(tool, monkeypatch, capsys, more):
     monkeypatch.setattr(tool, "resources", list)
+    monkeypatch.setattr(tool, "triton_issued", lambda options: [1e6] + [0.0] * (len(list(tool.stages(options))) - 1))
     if more:  # one half of two kinds: to count the products of Triton's backward takes minutes
-        kinds = tool.block_kinds("tiny", 64, 64)[:2]
-        monkeypatch.setattr(tool, "block_kinds", lambda *arguments: kinds)
+        kinds = tool.stages.__globals__["block_kinds"]("tiny", 64, 64)[:2]
+        monkeypatch.setitem(tool.stages.__globals__, "block_kinds", lambda *arguments: kinds)
     arguments = ["--size", "64x64", "--dtype", "float16", *more]
     assert tool.main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["stage"] for row in found] == (["mixer", "mixer"] if more else ["mixer", "ffn"] * 5)
+    assert found[0]["triton_us"] == found[0]["triton_issue_us"] == 1e6 > found[1]["triton_us"]
     for row in found:
         assert row["floor_bytes"] <= min(row["cuda_bytes"], row["triton_bytes"])
         assert row["triton_bytes"] <= row["eager_bytes"]
