@@ -15,7 +15,7 @@ H200, one image, inference or (--backward) the backward pass alone, in training.
   the kernels' source executes them, emulated on small images, for each tile. `-` where no kernel has so many channels.
 - issue: instructions, as nvcc and Triton compiled them for sm_90, four a cycle for each multiprocessor. Of Triton's
   kernels all, each loop counted once (`triton_instructions.py`); in CUDA C++ of the feed-forward every turn of its loop
-  over hidden channels, of the mixer a tile's way through its kernels, each loop inside counted once. So most of them take
+  over hidden channels, of the mixer a tile's way through its kernels, each loop inside counted once. So most take
   longer. `-` without mirage_kernels/_cuda*.so, and for the feed-forward's backward in CUDA C++.
 
 What no column has: launches (some 2 us each, fewer in a graph), latency, caches, and PyTorch's own instructions.
