@@ -26,8 +26,10 @@ struct MixerFuseTile {
   alignas(16) T large[largest(kWindows, kFused)];
   alignas(16) T scaled[kBranch * Inner::kPitch];  // BatchNorm of n2, then the gated CNN before proj_out
   alignas(16) T other[kBranch * Inner::kPitch];   // v, then n3
-  alignas(16) float lines[16 * kHiddenPitch];
-  alignas(16) T chunk[16 * Inner::kPitch];
+  union {
+    alignas(16) float lines[16 * kHiddenPitch];  // hidden channels, of which v is made
+    alignas(16) T chunk[16 * Inner::kPitch];     // later what a step leaves for its second product
+  };
   alignas(16) T steps[2][Stream::kStep];
   alignas(16) float kernels[16 * kMixerKernel];  // of a step's channels
 

@@ -36,7 +36,8 @@ namespace {
 template <class Kind, int kBlocks>
 struct MixerVariant {
   using T = typename Kind::Element;
-  static constexpr int kRows = kIsHalf<T> ? 8 : 4;
+  // Of a tile: as many as leave room for two blocks and more on a multiprocessor.
+  static constexpr int kRows = kIsHalf<T> || kBlocks == 1 ? 8 : 4;
   static constexpr int64_t kReduceBytes = sizeof(MixerReduceTile<Kind, kBlocks, kRows>);
   static constexpr int64_t kFuseBytes = sizeof(MixerFuseTile<Kind, kBlocks, kRows>);
 
