@@ -125,16 +125,19 @@ struct MixerBackwardVariant {
   static MixerBackwardRunner runner() { return {plan, run, list}; }
 };
 
-// Eight lines of 16-bit elements where there is room for them on this GPU or may be on any; four where not.
+// Eight lines where there is room for them on this GPU or may be on any: for one block on a multiprocessor, and of float,
+// which computes long, for two. Four lines where not.
 template <class Kind, int kBlocks>
 MixerBackwardRunner mixer_backward_runner_of(int64_t limit) {
-  constexpr int64_t kLeast = 163 << 10, kMost = 227 << 10;
+  constexpr int64_t kLeast = 163 << 10, kMost = 227 << 10, kReserved = 1024;  // of a block; the last by the system
+  constexpr bool kHalf = kIsHalf<typename Kind::Element>;
   using Parts = MixerBackwardVariant<Kind, kBlocks, 4>;
-  if constexpr (kIsHalf<typename Kind::Element>) {
+  if constexpr (kHalf || kBlocks == 1) {
     using Whole = MixerBackwardVariant<Kind, kBlocks, 8>;
-    static_assert(Whole::kMostBytes <= kMost);
-    if constexpr (Whole::kMostBytes <= kLeast) return Whole::runner();
-    else return Whole::kMostBytes <= limit ? Whole::runner() : Parts::runner();
+    constexpr int64_t kNeeded = kHalf ? Whole::kMostBytes : 2 * Whole::kMostBytes + kReserved;
+    static_assert(kNeeded <= kMost);
+    if constexpr (kNeeded <= kLeast) return Whole::runner();
+    else return kNeeded <= limit ? Whole::runner() : Parts::runner();
   } else {
     return Parts::runner();
   }

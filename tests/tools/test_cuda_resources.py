@@ -272,6 +272,6 @@ def test_the_library_lists_its_kernels(tool):
         pytest.skip("neither _cuda nor _cuda_emulated is built")
     launches = tool.registry()
     feed_forward = "feed_forward_kernel<ExactFloat, 2, 8>"
-    assert {feed_forward, "mixer_fuse_kernel<ExactFloat, 1, 4>", SUM_NAME} <= set(launches)
+    assert {feed_forward, "mixer_fuse_kernel<ExactFloat, 1, 8>", SUM_NAME} <= set(launches)
     assert all(threads % 32 == 0 and 0 < threads <= 1024 for threads, _ in launches.values())
     assert launches[SUM_NAME] == (256, 0) and 48 << 10 < launches[feed_forward][1] <= 227 << 10
