@@ -64,14 +64,18 @@ MIRAGE_DEVICE void add_branch_moments(const MixerArguments& p, const Corner& at,
       value[j] = known ? fmaf((to_float(*pixel) - tile.moments[place].mean) * tile.moments[place].rstd, w, b) : 0.0f;
       sum += value[j];
     }
-    const float mean = sum_of_warp(sum) / count;
+    const float about = sum_of_warp(sum) / count;
+    float rest = 0.0f;
 #pragma unroll
     for (int j = 0; j < Inner::kPixels / kLanes; ++j) {
       const int n = kLanes * j + lane_index();
-      const float centred = inside(p, at.row + n / 16, at.column + n % 16) ? value[j] - mean : 0.0f;
+      const float centred = inside(p, at.row + n / 16, at.column + n % 16) ? value[j] - about : 0.0f;
+      rest += centred;
       squares = fmaf(centred, centred, squares);
     }
     squares = sum_of_warp(squares);
+    // The mean of equal values is that value: what the sum has rounded BatchNorm would take for a deviation, and magnify.
+    const float mean = about + sum_of_warp(rest) / count;
     if (lane_index() != 0) continue;
     const float total = before + count, delta = before > 0.0f ? mean - tile.branch_mean[c] : 0.0f;
     tile.branch_mean[c] = before > 0.0f ? tile.branch_mean[c] + delta * (count / total) : mean;
