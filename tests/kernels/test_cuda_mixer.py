@@ -64,6 +64,18 @@ def test_every_width_that_has_a_kernel(channels, dtype, no_others):
     assert all(g.dtype == dtype for g in grads)
 
 
+@pytest.mark.parametrize("size", [(2, 3), (5, 7), (9, 20), (11, 19), (17, 33)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_mean_of_equal_values(size, dtype):
+    """It is that value, exactly, whatever the number of pixels: of a constant image the layer norm leaves its bias."""
+    tensors = tensors_of((2, 48, *size, 2), dtype)
+    tensors[0] = (tensors[0] * 0 + 3).detach()
+    bias = dict(zip(("x", *LEARNED), tensors, strict=True))["norm_bias"]
+    y = mixer_stage(tensors[0], weights_of(tensors), training=True)
+    assert torch.equal(y.batch_mean, bias[16:32].float())
+    assert y.batch_var.max() < 1e-12
+
+
 def test_tf32_where_pytorch_is_set_to_it(no_others):
     tensors = tensors_of((2, 48, 9, 18, 2))
     expected = exact_gradients(tensors, training=True)
