@@ -69,13 +69,14 @@ MIRAGE_DEVICE void add_branch_moments(const MixerArguments& p, const Corner& at,
 #pragma unroll
     for (int j = 0; j < Inner::kPixels / kLanes; ++j) {
       const int n = kLanes * j + lane_index();
-      const float centred = inside(p, at.row + n / 16, at.column + n % 16) ? value[j] - about : 0.0f;
-      rest += centred;
-      squares = fmaf(centred, centred, squares);
+      value[j] = inside(p, at.row + n / 16, at.column + n % 16) ? value[j] - about : 0.0f;
+      rest += value[j];
     }
-    squares = sum_of_warp(squares);
     // The mean of equal values is that value: what the sum has rounded BatchNorm would take for a deviation, and magnify.
     const float mean = about + sum_of_warp(rest) / count;
+#pragma unroll
+    for (int j = 0; j < Inner::kPixels / kLanes; ++j) squares = fmaf(value[j], value[j], squares);
+    squares = sum_of_warp(squares);
     if (lane_index() != 0) continue;
     const float total = before + count, delta = before > 0.0f ? mean - tile.branch_mean[c] : 0.0f;
     tile.branch_mean[c] = before > 0.0f ? tile.branch_mean[c] + delta * (count / total) : mean;
