@@ -60,7 +60,9 @@ inline MixerArguments mixer_arguments(const Tensor& x, const MixerWeights& w, co
   }
   p.wide = w.norm_weight.dtype == DType::f32;
   p.x = x.data;
-  p.s_batch = x.stride[0], p.s_channel = x.stride[1], p.s_row = x.stride[2], p.s_column = x.stride[3];
+  // A window begins before the first row, also where there is none but that, whose stride may then be anything.
+  const auto stride = [&](int i) { return x.size[i] > 1 ? x.stride[i] : 0; };
+  p.s_batch = stride(0), p.s_channel = stride(1), p.s_row = stride(2), p.s_column = stride(3);
   p.branch_scale = branch_scale.as<const float>();
   p.eps = float(mixer.norm_eps), p.bn_eps = float(mixer.bn_eps), p.training = mixer.training;
   p.attention = statistics.attention.as<float>(), p.kernels = statistics.kernels.as<float>();

@@ -1,5 +1,6 @@
 """mixer_stage's backward in CUDA C++, beyond what every implementation is tested for."""
 
+import numpy as np
 import pytest
 import torch
 from harness import ON_GPU, device_of, random_like, relative_error, require
@@ -8,6 +9,7 @@ from test_mixer_stage import arguments, flat, weights_of
 import mirage_kernels
 from mirage_kernels import _cuda_runtime, mixer_stage
 from mirage_kernels._library import dl
+from mirage_kernels.mixer_stage import cuda
 from mirage_kernels.mixer_stage.weights import LEARNED, statistics_shapes
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
@@ -74,6 +76,28 @@ def test_mean_of_equal_values(size, dtype):
     y = mixer_stage(tensors[0], weights_of(tensors), training=True)
     assert torch.equal(y.batch_mean, bias[16:32].float())
     assert y.batch_var.max() < 1e-12
+
+
+@pytest.mark.skipif(ON_GPU, reason="NumPy gives the strides away, PyTorch has 1 there")
+@pytest.mark.parametrize("single", [2, 3], ids=["row", "column"])
+def test_the_stride_of_a_single_row_or_column(single, monkeypatch):
+    """It may be anything, as in C++; in bytes here, far beyond what windows around a tile could step over."""
+    shape = [2, 48, 17, 17]
+    shape[single] = 1
+    tensors = tensors_of((*shape, 2))
+    value = flat(mixer_stage, *tensors, training=True)
+    grads = torch.autograd.grad(value, tensors, random_like(value))
+
+    def vast(tensor):
+        array = tensor.detach().numpy()
+        strides = [2**33 if i == single and list(array.shape) == shape else n for i, n in enumerate(array.strides)]
+        return np.lib.stride_tricks.as_strided(array, array.shape, strides).__dlpack__()
+
+    monkeypatch.setattr(cuda, "dl", vast)
+    again = flat(mixer_stage, *tensors, training=True)
+    for one, other in zip(torch.autograd.grad(again, tensors, random_like(value)), grads, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(again, value)
 
 
 def test_tf32_where_pytorch_is_set_to_it(no_others):
