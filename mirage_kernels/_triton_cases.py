@@ -37,20 +37,16 @@ def variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
 
 
 def stage_variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
-    """As `variants`, fewer: stages are several large kernels each, which take the compiler seconds."""
-    for stage in (MIRAGE_T[0], MIRAGE_T[2], MIRAGE_S[3], (96, 224)):  # and a level of a larger image
-        yield _label(stage, torch.float32), stage, torch.float32, False
-    for stage, dtype in ((MIRAGE_T[4], torch.bfloat16), (MIRAGE_T[3], torch.bfloat16), (MIRAGE_S[3], torch.float16)):
-        yield _label(stage, dtype), stage, dtype, False
+    """Every width of both networks, and levels of larger images, in each dtype; one with 64-bit offsets."""
+    for stage in (*MIRAGE_T, *MIRAGE_S, (96, 224), (192, 64)):
+        for dtype in DTYPES:
+            yield _label(stage, dtype), stage, dtype, False
     yield _label(MIRAGE_T[2], torch.float32) + " int64", MIRAGE_T[2], torch.float32, True
 
 
-def stage_backward_variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
-    """Fewer still: backward of a stage is a dozen kernels."""
-    stages = ((MIRAGE_T[0], torch.float32), (MIRAGE_T[4], torch.bfloat16), (MIRAGE_S[3], torch.float16))
-    for stage, dtype in (*stages, ((96, 224), torch.float32)):
-        yield _label(stage, dtype), stage, dtype, False
-    yield _label(MIRAGE_T[2], torch.float32) + " int64", MIRAGE_T[2], torch.float32, True
+def heads_of(stage: tuple[int, int]) -> int:
+    """Heads of a level's blocks: one for 24 or 30 channels of the first level; the last decoder level has its own."""
+    return 1 if stage in (MIRAGE_T[4], MIRAGE_S[4]) else stage[0] // 30 if stage[0] % 30 == 0 else stage[0] // 24
 
 
 def _label(stage: tuple[int, int], dtype: torch.dtype) -> str:

@@ -21,7 +21,7 @@ from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
 from mirage_kernels._library import is_exact
 from mirage_kernels._triton import gelu, is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
-from mirage_kernels._triton_cases import meta, stage_backward_variants, stage_variants
+from mirage_kernels._triton_cases import meta, stage_variants
 from mirage_kernels._triton_stage import (
     ImageTile,
     depthwise,
@@ -263,8 +263,8 @@ def _expand(x: Tensor, w: FeedForwardWeights, eps: float, keep_norm: bool = Fals
 
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """What tools/compile_triton.py compiles for GPUs that are not there."""
-    for run, variants in ((forward, stage_variants), (_compile_backward, stage_backward_variants)):
-        for label, (channels, side), dtype, wide in variants():
+    for label, (channels, side), dtype, wide in stage_variants():
+        for run in (forward, _compile_backward):
             weights = [meta(*shape, dtype=dtype) for shape in shapes(channels, 2 * channels).values()]
             yield label, partial(run, meta(1, channels, side, side, dtype=dtype, wide=wide), *weights, 1e-5)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
 from mirage_kernels._triton import launch, plane_strides, widened
-from mirage_kernels._triton_cases import meta, stage_backward_variants, stage_variants
+from mirage_kernels._triton_cases import heads_of, meta, stage_variants
 from mirage_kernels._triton_stage import (
     depthwise,
     filling_tile,
@@ -269,11 +269,11 @@ def _statistics(
 
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """What tools/compile_triton.py compiles for GPUs that are not there."""
-    for run, variants in ((_compile_forward, stage_variants), (_compile_backward, stage_backward_variants)):
-        for label, (channels, side), dtype, wide in variants():
-            x, heads = meta(1, channels, side, side, dtype=dtype, wide=wide), {224: 1, 112: 2, 56: 4, 28: 8}[side]
-            if can_run(x, heads):
-                yield label, partial(run, x, heads)
+    for label, stage, dtype, wide in stage_variants():
+        (channels, side), heads = stage, heads_of(stage)
+        x = meta(1, channels, side, side, dtype=dtype, wide=wide)
+        if can_run(x, heads):
+            yield label, partial(_compile_backward, x, heads)
     yield "float32 training C=48 112x112", partial(_compile_backward, meta(2, 48, 112, 112), 2, training=True)
 
 

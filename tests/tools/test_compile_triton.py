@@ -37,6 +37,27 @@ def test_spills_and_errors_are_problems(target, tmp_path):
     assert broken["registers"] == 0 and "asked to break" in broken["problem"]
 
 
+def test_registers_traded_for_a_program(tmp_path):
+    """In a process of its own, since the tool turns Triton's interpreter off."""
+    cases = (  # target, registers, spilled bytes, warps, and whether that makes room for a program
+        ("sm_90", 64, 8, 8, True),  # four of them; with 66 registers, which are 72, three
+        ("sm_80", 128, 16, 4, True),
+        ("sm_90", 60, 8, 8, False),  # 62 are 64: as many programs
+        ("sm_90", 128, 20, 4, False),  # more than the compiler gives up for that
+        ("sm_90", 255, 8, 8, False),  # one program, either way
+        ("gfx942", 64, 8, 8, False),
+        ("sm_90", 64, 0, 8, False),
+    )
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from compile_triton import Row\n"
+        "rows = [Row(*case[:1], '', '', '', *case[1:3], warps=case[3]) for case in json.loads(sys.argv[2])]\n"
+        "print(json.dumps([[row.traded, row.problem] for row in rows]))"
+    )
+    found = _run(tmp_path, "-c", code, SCRIPT.parent, json.dumps(cases))
+    for (*_, spills, _, traded), row in zip(cases, found, strict=True):
+        assert row == [traded, "" if traded or not spills else f"spills {spills} bytes per thread"]
+
+
 def test_command_lists_each_kernel_of_an_operator(tmp_path):
     rows = _run(tmp_path, SCRIPT, "--target", "sm_90", "--operator", "channel_layer_norm", "--json")
     assert {row["kernel"] for row in rows} == {"_forward_kernel", "_backward_kernel"}
