@@ -220,8 +220,10 @@ def compile_all(names: Iterable[str], targets: Iterable[str], jobs: int, sass: b
         return
     # Fresh processes: a fork would share the compiler's and PyTorch's threads.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in [pool.submit(compile_operator, *pair) for pair in pairs]:
-            yield from future.result()
+        longest_first = sorted(pairs, key=lambda pair: not pair[0].endswith("_stage"))
+        futures = {pair: pool.submit(compile_operator, *pair) for pair in longest_first}
+        for pair in pairs:
+            yield from futures[pair].result()
 
 
 def print_table(rows: list[Row]) -> None:

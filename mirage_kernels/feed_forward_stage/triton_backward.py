@@ -335,7 +335,8 @@ def _norm_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, height, width = x.shape
     pixels = height * width
-    block_n = filling_run(x, _most_pixels(block_c, is_exact(x.dtype)))
+    exact = is_exact(x.dtype)
+    block_n = filling_run(x, _most_pixels(block_c, exact))
     blocks = triton.cdiv(pixels, block_n)
     per_program = max(1, batch * blocks // (8 * _triton_stage.FILL))
     programs = batch * triton.cdiv(blocks, per_program)
@@ -356,7 +357,7 @@ def _norm_gradient(
         LINE_G=is_line(grad_y),
         INT64=wide,
         PRECISION=precision(x.dtype),
-        num_warps=8 if wide or block_c > (64 if x.dtype == torch.float32 else 128) else 4,
+        num_warps=8 if wide or exact or block_c > (64 if x.dtype == torch.float32 else 128) else 4,
         num_stages=2,
     )
     return grad_x, *partial.sum(0).unbind(0)

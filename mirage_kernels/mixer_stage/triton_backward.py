@@ -133,7 +133,7 @@ def _fusion(p: _Problem, grad_y: Tensor, grads: dict[str, Tensor]) -> tuple[Tens
         *(p.bn_eps, height, width, plan.heads, w.gic2.shape[1], tiles),
         **p.tiled(),
         D=plan.d,
-        BLOCK_K=32 if plan.block_b <= 64 and not is_exact(p.x.dtype) else 16,
+        BLOCK_K=32 if plan.block_b * p.x.itemsize <= 128 and not is_exact(p.x.dtype) else 16,
         SCALE=p.scale is not None,
         num_warps=8,
     )
