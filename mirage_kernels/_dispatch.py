@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +26,10 @@ from mirage_kernels import _tuning
 IMPLEMENTATIONS = ("torch", "cpp", "triton", "cuda")
 EVERYWHERE = ("torch", "cpp", "triton")
 """What every operator is written in."""
+OLDEST_TRITON = (3, 4)
+"""The first whose compiler takes every kernel; earlier ones end the whole process in a failed assertion at some."""
+TRITON_PACKAGES = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm", "triton-windows")
+"""Under which names the module ``triton`` is distributed."""
 _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -50,10 +56,22 @@ cuda, _cuda_problem = (
 )
 
 
-def _triton_problem() -> str:
+def _find_triton_problem() -> str:
+    """Why Triton cannot be used, without importing it; a version that nothing tells is taken to be new enough."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    for package in TRITON_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(package)
+            numbers = re.match(r"(\d+)\.(\d+)", version)
+            if numbers is None or tuple(map(int, numbers.groups())) >= OLDEST_TRITON:
+                return ""
+            needed = ".".join(map(str, OLDEST_TRITON))
+            return f"Triton {version} is too old: its compiler fails at some kernels, {needed} or later is needed"
     return ""
+
+
+_triton_problem = _find_triton_problem()
 
 
 def _problem(implementation: str, device_type: str, dtype: torch.dtype | None = None) -> str:
@@ -64,9 +82,8 @@ def _problem(implementation: str, device_type: str, dtype: torch.dtype | None = 
         if device_type != "cpu":
             return f"the C++ library runs on CPU tensors, not on {device_type}"
     elif implementation == "triton":
-        problem = _triton_problem()
-        if problem:
-            return problem
+        if _triton_problem:
+            return _triton_problem
         if device_type != "cuda" and not (_interpreted and device_type == "cpu"):
             return f"Triton kernels run on GPUs (on a CPU only under TRITON_INTERPRET=1), not on {device_type}"
         if dtype is not None and dtype not in _HALF_AND_SINGLE:

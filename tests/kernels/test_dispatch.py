@@ -121,6 +121,43 @@ def test_a_missing_extension_and_a_broken_one_differ(how, reason, module, implem
     assert (ran == "torch") == (module == "._native")
 
 
+@pytest.mark.parametrize(
+    ("package", "version", "accepted"),
+    [
+        ("triton", "3.2.0", False),
+        ("pytorch-triton-rocm", "3.3.1+gitc8757738", False),
+        ("triton", "2.10.0", False),
+        ("triton", "3.4.0", True),
+        ("pytorch-triton", "3.10.0+git1234567", True),
+        ("triton", "4.0.0", True),
+        ("triton", "unknown", True),
+        ("a-fork-of-triton", "0.1", True),
+    ],
+)
+def test_a_triton_whose_compiler_fails_is_not_used(package, version, accepted):
+    """It would end the process, so the version has to be seen before a kernel is compiled."""
+    code = f"""
+        import importlib.metadata, importlib.util
+        find, ask = importlib.util.find_spec, importlib.metadata.version
+        importlib.util.find_spec = lambda name, *a: True if name == "triton" else find(name, *a)
+        def version(name):
+            if name == {package!r}:
+                return {version!r}
+            if "triton" in name:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return ask(name)
+        importlib.metadata.version = version
+        import torch, mirage_kernels
+        from mirage_kernels import _dispatch
+        print(_dispatch._problem("triton", "cuda") or "accepted")
+        print(_dispatch._automatic("cuda") == "triton")
+    """
+    said, chosen = run_python(code).stdout.strip().split("\n")
+    assert chosen == str(accepted)
+    expected = f"Triton {version} is too old: its compiler fails at some kernels, 3.4 or later is needed"
+    assert said == ("accepted" if accepted else expected)
+
+
 def test_importing_mirage_loads_no_kernels_and_no_triton():
     code = """
         import sys, mirage
