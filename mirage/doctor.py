@@ -8,7 +8,6 @@ same expression in float64. An implementation may be twice as far from that trut
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -393,13 +392,15 @@ def _cpuinfo(*keys: str) -> str:
 
 
 def _versions() -> dict[str, str]:
+    from mirage_kernels._dispatch import triton_version
+
     versions = {DISTRIBUTION: package_version(), "python": platform.python_version(), "torch": torch.__version__}
-    for name in ("triton", "numpy", "pillow", "imagecodecs", "safetensors"):
+    versions["triton"] = triton_version() or "not installed"
+    for name in ("numpy", "pillow", "imagecodecs", "safetensors"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found = name == "triton" and importlib.util.find_spec(name) is not None
-            versions[name] = "installed, version unknown" if found else "not installed"
+            versions[name] = "not installed"
     cuda = torch.version.cuda or (f"HIP {torch.version.hip}" if torch.version.hip else None)
     versions["CUDA of torch"] = cuda or "none (CPU build)"
     versions["platform"] = platform.platform()

@@ -9,7 +9,6 @@ of their stages.
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -156,6 +155,7 @@ def tune(
     Returns:
         What to save, and what has been measured for it. Without the CUDA library there is nothing to choose between.
     """
+    import triton
     from triton.testing import do_bench, do_bench_cudagraph
 
     tuner = Tuner(lambda call: do_bench(call, warmup=5, rep=20, return_mode="median"))
@@ -169,9 +169,7 @@ def tune(
             with _comparing_levels(chooser):
                 _run(variant, cases, step=False)
     torch.cuda.synchronize()
-    found = Tuning(
-        torch.cuda.get_device_name(), importlib.metadata.version("triton"), tuner.launches, chooser.choices
-    )
+    found = Tuning(torch.cuda.get_device_name(), triton.__version__, tuner.launches, chooser.choices)
     return found, tuner, chooser
 
 

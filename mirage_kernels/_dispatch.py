@@ -56,19 +56,26 @@ cuda, _cuda_problem = (
 )
 
 
-def _find_triton_problem() -> str:
-    """Why Triton cannot be used, without importing it; a version that nothing tells is taken to be new enough."""
+def triton_version() -> str | None:
+    """Triton's, without importing it: ``"installed, version unknown"`` where no package tells, None without it."""
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
+        return None
     for package in TRITON_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            version = importlib.metadata.version(package)
-            numbers = re.match(r"(\d+)\.(\d+)", version)
-            if numbers is None or tuple(map(int, numbers.groups())) >= OLDEST_TRITON:
-                return ""
-            needed = ".".join(map(str, OLDEST_TRITON))
-            return f"Triton {version} is too old: its compiler fails at some kernels, {needed} or later is needed"
-    return ""
+            return importlib.metadata.version(package)
+    return "installed, version unknown"
+
+
+def _find_triton_problem() -> str:
+    """Why Triton cannot be used; an unknown version is taken to be new enough."""
+    version = triton_version()
+    if version is None:
+        return "Triton is not installed"
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or tuple(map(int, numbers.groups())) >= OLDEST_TRITON:
+        return ""
+    needed = ".".join(map(str, OLDEST_TRITON))
+    return f"Triton {version} is too old: its compiler fails at some kernels, {needed} or later is needed"
 
 
 _triton_problem = _find_triton_problem()

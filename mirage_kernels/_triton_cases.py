@@ -12,6 +12,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # (channels, side) of the feature maps at 224 x 224 pixels: encoder levels 1 to 3, latent, and the last decoder level.
 MIRAGE_T = ((24, 224), (48, 112), (96, 56), (192, 28), (48, 224))
 MIRAGE_S = ((30, 224), (60, 112), (120, 56), (240, 28), (60, 224))
+HEADS = dict(zip(MIRAGE_T + MIRAGE_S, 2 * (1, 2, 4, 8, 1), strict=True)) | {(96, 224): 4, (192, 64): 8}
+"""Heads of the blocks on these maps, and on two of larger images."""
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32, wide: bool = False) -> Tensor:
@@ -38,15 +40,10 @@ def variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
 
 def stage_variants() -> Iterator[tuple[str, tuple[int, int], torch.dtype, bool]]:
     """Every width of both networks, and levels of larger images, in each dtype; one with 64-bit offsets."""
-    for stage in (*MIRAGE_T, *MIRAGE_S, (96, 224), (192, 64)):
+    for stage in HEADS:
         for dtype in DTYPES:
             yield _label(stage, dtype), stage, dtype, False
     yield _label(MIRAGE_T[2], torch.float32) + " int64", MIRAGE_T[2], torch.float32, True
-
-
-def heads_of(stage: tuple[int, int]) -> int:
-    """Heads of a level's blocks: one for 24 or 30 channels of the first level; the last decoder level has its own."""
-    return 1 if stage in (MIRAGE_T[4], MIRAGE_S[4]) else stage[0] // 30 if stage[0] % 30 == 0 else stage[0] // 24
 
 
 def _label(stage: tuple[int, int], dtype: torch.dtype) -> str:

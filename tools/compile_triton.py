@@ -41,10 +41,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("sm_80", "sm_90", "gfx942")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from cuda_resources import SHARED, blocks_of  # noqa: E402
+
 TRADED = 16  # bytes of a thread that the compiler gives up for one more program of a multiprocessor, at most
-REGISTERS = 65536  # of a multiprocessor of NVIDIA's
-REGISTER_STEP, MOST_REGISTERS = 8, 255  # of a thread
-SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}  # bytes that one block may have
+MOST_REGISTERS = 255  # of a thread
+SHARED_LIMIT = {"gfx942": 64 * 1024} | {gpu: of_a_block for gpu, (of_a_block, _) in SHARED.items()}  # bytes
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,7 @@ class Row:
         return wanted <= MOST_REGISTERS and self._programs(self.registers) > self._programs(wanted)
 
     def _programs(self, registers: int) -> int:
-        rounded = -(-registers // REGISTER_STEP) * REGISTER_STEP
-        return REGISTERS // (32 * self.warps * rounded)
+        return blocks_of(self.target, registers, self.shared, 32 * self.warps)
 
     @property
     def problem(self) -> str:

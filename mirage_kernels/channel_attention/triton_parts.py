@@ -348,12 +348,12 @@ def attention_matrices_backward(
 def attention_cases() -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
     """(label, x, matrices, temperature) on the meta device, for tools/compile_triton.py: the heads of the networks'
     stages (d = 8 or 10, but 16 or 20 in one head on the last decoder level), and a head of 64 channels."""
-    from mirage_kernels._triton_cases import MIRAGE_S, MIRAGE_T, meta, variants
+    from mirage_kernels._triton_cases import HEADS, MIRAGE_S, MIRAGE_T, meta, variants
 
-    heads_at = {224: 1, 112: 2, 56: 4, 28: 8}
     cases = list(variants())
     cases += [(f"float32 C={s[4][0]} {s[4][1]}x{s[4][1]}", s[4], torch.float32, False) for s in (MIRAGE_T, MIRAGE_S)]
     cases.append(("float32 d=64", (192, 224), torch.float32, False))
     for label, (channels, side), dtype, wide in cases:
         x = meta(1, channels // 3, side, side, dtype=dtype, wide=wide)
-        yield label, x, small_matrices(x, heads_at[side], torch.float32), meta(heads_at[side], 1, 1)
+        heads = HEADS.get((channels, side), 1)
+        yield label, x, small_matrices(x, heads, torch.float32), meta(heads, 1, 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 import triton
@@ -19,7 +18,7 @@ from torch import Tensor
 from mirage_kernels import _triton_stage
 from mirage_kernels._launch import next_power_of_2
 from mirage_kernels._triton import launch, plane_strides, widened
-from mirage_kernels._triton_cases import heads_of, meta, stage_variants
+from mirage_kernels._triton_cases import HEADS, meta, stage_variants
 from mirage_kernels._triton_stage import (
     depthwise,
     filling_tile,
@@ -269,22 +268,17 @@ def _statistics(
 
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """What tools/compile_triton.py compiles for GPUs that are not there."""
-    for label, stage, dtype, wide in stage_variants():
-        (channels, side), heads = stage, heads_of(stage)
-        x = meta(1, channels, side, side, dtype=dtype, wide=wide)
+    for label, (channels, side), dtype, wide in stage_variants():
+        x, heads = meta(1, channels, side, side, dtype=dtype, wide=wide), HEADS[channels, side]
         if can_run(x, heads):
-            yield label, partial(_compile_backward, x, heads)
-    yield "float32 training C=48 112x112", partial(_compile_backward, meta(2, 48, 112, 112), 2, training=True)
+            yield label, partial(_compile, x, heads)
+    yield "float32 training C=48 112x112", partial(_compile, meta(2, 48, 112, 112), 2, training=True)
 
 
-def _compile_forward(x: Tensor, heads: int, training: bool = False) -> tuple[Any, ...]:
-    """Runs forward on x and weights of its dtype; what backward takes after the gradient."""
+def _compile(x: Tensor, heads: int, training: bool = False) -> None:
+    """Forward on x and weights of its dtype, and backward."""
     sizes = shapes(x.shape[1], heads, int(8 / 3 * (x.shape[1] // 3)))
     weights = MixerWeights(**{name: meta(*size, dtype=x.dtype) for name, size in sizes.items()})
     scale = meta(x.shape[0], dtype=x.dtype) if training else None
     _, statistics = forward(x, weights, scale, training, 1e-5, 1e-5)
-    return x, weights, scale, statistics, training, 1e-5, 1e-5
-
-
-def _compile_backward(x: Tensor, heads: int, training: bool = False) -> None:
-    backward(x, *_compile_forward(x, heads, training))
+    backward(x, x, weights, scale, statistics, training, 1e-5, 1e-5)
