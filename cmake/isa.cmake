@@ -1,5 +1,5 @@
 # mirage_add_kernels(target sources...): compiles the sources once per instruction set into `target`, each time with
-# MIRAGE_ISA naming the namespace their code goes to. csrc/cpu/isa.h says which one runs.
+# MIRAGE_ISA naming the namespace their code goes to. csrc/common/cpu/isa.h says which one runs.
 
 set(kernel_options -Wall -Wextra -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-rounding-math
                    -Wno-psabi -Wno-unknown-pragmas -Wno-uninitialized -Wno-maybe-uninitialized)

@@ -12,7 +12,7 @@ from torch import Tensor
 from mirage_kernels import _dispatch
 from mirage_kernels._library import dl
 
-FAR = 1 << 25  # elements between rows or columns, see kFar in csrc/cuda/call_checks.h
+FAR = 1 << 25  # elements between rows or columns, see kFar in csrc/common/cuda/call_checks.h
 
 
 def library() -> Any:

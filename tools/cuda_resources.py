@@ -4,7 +4,7 @@
 
 FILE: an extension module or an object file; without any, the mirage_kernels/_cuda*.so that the build has left. There is
 a row for each kernel and architecture. Threads and dynamic shared memory are not written in a binary: they are what the
-library says it launches (csrc/cuda/registry.h, the modules' ``kernels()``). Occupancy is how many blocks a
+library says it launches (csrc/common/cuda/registry.h, the modules' ``kernels()``). Occupancy is how many blocks a
 multiprocessor runs at once, by registers, shared memory and threads, and the part of its 64 warps that they are.
 
 Exit status 1 if a kernel spills (local memory or stack), wants more shared memory than the GPU has, or is not listed by
@@ -94,7 +94,7 @@ class Row:
         if self.gpu not in SHARED:
             found.append(f"the limits of {self.code.arch} are not known here")
         if self.threads is None:
-            found.append("not listed by kernels(), see MIRAGE_KERNELS in csrc/cuda/registry.h")
+            found.append("not listed by kernels(), see MIRAGE_KERNELS in csrc/common/cuda/registry.h")
         if (self.code.stack or self.code.local) and not self.refused:
             found.append(f"{self.code.stack} bytes of stack and {self.code.local} of local memory per thread")
         if self.too_large and not self.refused:
@@ -155,7 +155,7 @@ def demangled(symbol: str) -> str:
 
 
 def short_name(symbol: str) -> str:
-    """Name and template arguments, as csrc/cuda/registry.h writes them."""
+    """Name and template arguments, as csrc/common/cuda/registry.h writes them."""
     text = demangled(symbol).replace("mirage::cuda::", "").removeprefix("void ")
     depth = 0
     for i, character in enumerate(text):

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <new>
 
-#include "cuda/launch.h"
+#include "common/cuda/launch.h"
 
 namespace mirage::example {
 

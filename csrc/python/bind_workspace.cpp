@@ -2,7 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bind.h"
-#include "cpu/workspace.h"
+#include "common/cpu/workspace.h"
 
 namespace mirage::python {
 namespace {

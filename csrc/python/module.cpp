@@ -1,7 +1,7 @@
 // The Python module mirage_kernels._native: what the operators' bind_*.cpp register, and what the build is.
 #include "bind.h"
 
-#include "cpu/isa.h"
+#include "common/cpu/isa.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif

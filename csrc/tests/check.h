@@ -3,7 +3,7 @@
 
 #include <cstdio>
 
-#include "cpu/isa.h"
+#include "common/cpu/isa.h"
 
 namespace mirage::test {
 

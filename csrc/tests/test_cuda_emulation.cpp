@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda/elementary.h"
-#include "cuda/launch.h"
-#include "cuda/products.h"
+#include "common/cuda/elementary.h"
+#include "common/cuda/launch.h"
+#include "common/cuda/products.h"
 
 using namespace mirage::cuda;
 

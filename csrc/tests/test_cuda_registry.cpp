@@ -2,8 +2,8 @@
 #include <string>
 
 #include "check.h"
-#include "cuda/products.h"
-#include "cuda/registry.h"
+#include "common/cuda/products.h"
+#include "common/cuda/registry.h"
 
 namespace mirage::cuda {
 

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/dynamic_depthwise_conv2d_kernels.h"
 #include "mirage/dynamic_depthwise_conv2d.h"
+#include "ops/dynamic_depthwise_conv2d/cpu_kernels.h"
 
 using mirage::DType;
 using mirage::Tensor;

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/parallel.h"
+#include "common/cpu/parallel.h"
 
 using namespace mirage::cpu::MIRAGE_ISA;
 

@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "check.h"
-#include "cpu/vec_math.h"
+#include "common/cpu/vec_math.h"
 
 using namespace mirage::cpu::MIRAGE_ISA;
 

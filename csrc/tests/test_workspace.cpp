@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "check.h"
-#include "cpu/address_space.h"
-#include "cpu/arena.h"
-#include "cpu/workspace.h"
+#include "common/cpu/address_space.h"
+#include "common/cpu/arena.h"
+#include "common/cpu/workspace.h"
 
 using namespace mirage::cpu;
 

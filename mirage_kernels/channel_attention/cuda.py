@@ -1,4 +1,4 @@
-"""``channel_attention`` in CUDA C++ (csrc/cuda/attention.h, attention_apply.h)."""
+"""``channel_attention`` in CUDA C++ (csrc/ops/channel_attention/cuda_kernels.h, attention_apply.h)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``channel_attention`` on the C++ library (csrc/cpu/channel_attention_kernels.cpp)."""
+"""``channel_attention`` on the C++ library (csrc/ops/channel_attention/cpu_kernels.cpp)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""``channel_attention_fusion`` in CUDA C++ (csrc/cuda/attention_apply.h)."""
+"""``channel_attention_fusion`` in CUDA C++ (csrc/ops/channel_attention/cuda_apply.h)."""
 
 from torch import Tensor
 

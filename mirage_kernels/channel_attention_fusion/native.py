@@ -1,4 +1,4 @@
-"""``channel_attention_fusion`` on the C++ library (csrc/cpu/channel_attention_fusion_kernels.cpp)."""
+"""``channel_attention_fusion`` on the C++ library (csrc/ops/channel_attention_fusion/cpu_kernels.cpp)."""
 
 from torch import Tensor
 

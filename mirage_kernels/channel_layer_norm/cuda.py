@@ -1,4 +1,4 @@
-"""``channel_layer_norm`` in CUDA C++ (csrc/cuda/channel_layer_norm.h)."""
+"""``channel_layer_norm`` in CUDA C++ (csrc/ops/channel_layer_norm/cuda_kernels.h)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``channel_layer_norm`` on the C++ library (csrc/cpu/channel_layer_norm_kernels.cpp)."""
+"""``channel_layer_norm`` on the C++ library (csrc/ops/channel_layer_norm/cpu_kernels.cpp)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""``dense_conv2d`` in CUDA C++ (csrc/cuda/dense_conv2d.h)."""
+"""``dense_conv2d`` in CUDA C++ (csrc/ops/dense_conv2d/cuda_kernels.h)."""
 
 from __future__ import annotations
 

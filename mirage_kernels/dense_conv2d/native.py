@@ -1,4 +1,4 @@
-"""``dense_conv2d`` on the C++ library (csrc/cpu/dense_conv2d_kernels.cpp)."""
+"""``dense_conv2d`` on the C++ library (csrc/ops/dense_conv2d/cpu_kernels.cpp)."""
 
 import torch
 from torch import Tensor

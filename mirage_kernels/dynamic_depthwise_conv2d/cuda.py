@@ -1,4 +1,4 @@
-"""``dynamic_depthwise_conv2d`` in CUDA C++ (csrc/cuda/dynamic_depthwise_conv2d.h)."""
+"""``dynamic_depthwise_conv2d`` in CUDA C++ (csrc/ops/dynamic_depthwise_conv2d/cuda_kernels.h)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``dynamic_depthwise_conv2d`` on the C++ library (csrc/cpu/dynamic_depthwise_conv2d_kernels.cpp)."""
+"""``dynamic_depthwise_conv2d`` on the C++ library (csrc/ops/dynamic_depthwise_conv2d/cpu_kernels.cpp)."""
 
 import torch
 from torch import Tensor

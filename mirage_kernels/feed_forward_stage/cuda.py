@@ -1,5 +1,5 @@
-"""``feed_forward_stage`` in CUDA C++: forward in one kernel (csrc/cuda/feed_forward_stage.h), backward in three
-(csrc/cuda/feed_forward_backward.h)."""
+"""``feed_forward_stage`` in CUDA C++: forward in one kernel (csrc/ops/feed_forward_stage/cuda/forward.h), backward in three
+(csrc/ops/feed_forward_stage/cuda/backward.h)."""
 
 from __future__ import annotations
 

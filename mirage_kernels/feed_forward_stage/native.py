@@ -1,4 +1,4 @@
-"""``feed_forward_stage`` on the C++ library (csrc/cpu/feed_forward_stage_kernels.cpp)."""
+"""``feed_forward_stage`` on the C++ library (csrc/ops/feed_forward_stage/cpu/forward_kernels.cpp)."""
 
 from __future__ import annotations
 

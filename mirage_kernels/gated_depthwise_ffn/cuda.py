@@ -1,4 +1,4 @@
-"""``gated_depthwise_ffn`` in CUDA C++ (csrc/cuda/gated_depthwise_ffn.h)."""
+"""``gated_depthwise_ffn`` in CUDA C++ (csrc/ops/gated_depthwise_ffn/cuda_kernels.h)."""
 
 from __future__ import annotations
 

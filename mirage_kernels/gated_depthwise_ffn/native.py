@@ -1,4 +1,4 @@
-"""``gated_depthwise_ffn`` on the C++ library (csrc/cpu/gated_depthwise_ffn_kernels.cpp)."""
+"""``gated_depthwise_ffn`` on the C++ library (csrc/ops/gated_depthwise_ffn/cpu_kernels.cpp)."""
 
 import torch
 from torch import Tensor

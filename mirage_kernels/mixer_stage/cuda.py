@@ -1,5 +1,5 @@
-"""``mixer_stage`` in CUDA C++: forward in three kernels (csrc/cuda/mixer_stage.h), backward in ten
-(csrc/cuda/mixer_backward.h)."""
+"""``mixer_stage`` in CUDA C++: forward in three kernels (csrc/ops/mixer_stage/cuda/shared.h), backward in ten
+(csrc/ops/mixer_stage/cuda/backward.h)."""
 
 from __future__ import annotations
 

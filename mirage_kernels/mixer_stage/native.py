@@ -1,4 +1,4 @@
-"""``mixer_stage`` on the C++ library (csrc/cpu/mixer_stage_kernels.cpp)."""
+"""``mixer_stage`` on the C++ library (csrc/ops/mixer_stage/cpu/forward_kernels.cpp)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``spd_covariance`` in CUDA C++ (csrc/cuda/spd_covariance.h)."""
+"""``spd_covariance`` in CUDA C++ (csrc/ops/spd_covariance/cuda_kernels.h)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``spd_covariance`` on the C++ library (csrc/cpu/spd_covariance_kernels.cpp)."""
+"""``spd_covariance`` on the C++ library (csrc/ops/spd_covariance/cpu_kernels.cpp)."""
 
 import torch
 from torch import Tensor

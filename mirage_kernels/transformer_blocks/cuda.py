@@ -1,4 +1,4 @@
-"""``transformer_blocks`` in CUDA C++ (csrc/cuda/transformer_blocks.cu): four or five launches a block, one call."""
+"""``transformer_blocks`` in CUDA C++ (csrc/ops/transformer_blocks/cuda.cu): four or five launches a block, one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``transformer_blocks`` on the C++ library (csrc/cpu/transformer_blocks.cpp)."""
+"""``transformer_blocks`` on the C++ library (csrc/ops/transformer_blocks/cpu.cpp)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tri_branch_fusion`` in CUDA C++ (csrc/cuda/branch_fusion.h)."""
+"""``tri_branch_fusion`` in CUDA C++ (csrc/ops/tri_branch_fusion/cuda_kernels.h)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tri_branch_fusion`` on the C++ library (csrc/cpu/tri_branch_fusion_kernels.cpp)."""
+"""``tri_branch_fusion`` on the C++ library (csrc/ops/tri_branch_fusion/cpu_kernels.cpp)."""
 
 import torch
 from torch import Tensor

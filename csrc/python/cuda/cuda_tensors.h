@@ -9,8 +9,8 @@
 
 #include <pybind11/stl.h>
 
-#include "../bind.h"
 #include "mirage/cuda/stream.h"
+#include "python/bind.h"
 
 namespace mirage::python {
 

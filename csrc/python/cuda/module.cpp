@@ -1,9 +1,9 @@
 // The Python modules mirage_kernels._cuda, of the CUDA library, and mirage_kernels._cuda_emulated, of its kernels compiled
 // for the host: what the stages' bind_*.cpp register, and what the build is.
-#include "cuda/registry.h"
+#include "common/cuda/registry.h"
 #include "cuda_tensors.h"
 #if defined(MIRAGE_EMULATED)
-#include "cuda/emulation.h"
+#include "common/cuda/emulation.h"
 #endif
 
 PYBIND11_MODULE(MIRAGE_MODULE, m) {

@@ -8,7 +8,7 @@
 
 namespace mirage::cuda {
 
-// Why these cannot be computed here, in a few words; empty where they can. See mixer_stage.h and feed_forward_stage.h.
+// Why these cannot be computed here, in a few words; empty where they can. See ops/mixer_stage/cuda/shared.h and ops/feed_forward_stage/cuda/forward.h.
 std::string transformer_blocks_problem(const Tensor& x, const BlockWeights* blocks, int64_t count,
                                        const Options& options);
 

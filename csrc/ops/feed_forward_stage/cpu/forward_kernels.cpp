@@ -1,0 +1,174 @@
+// The feed-forward half of a block, tile by tile: the tile's normalised input with a halo of one pixel, then the hidden
+// channels a group at a time (project_in and GELU, depthwise 3x3 and gate, their share of project_out), all in cache.
+#include "kernels.h"
+
+#include "common/cpu/dtypes.h"
+#include "common/cpu/gemm.h"
+#include "common/cpu/in_place.h"
+#include "common/cpu/parallel.h"
+#include "common/cpu/tiles.h"
+#include "common/cpu/vec_math.h"
+
+namespace mirage::cpu::MIRAGE_ISA {
+namespace {
+
+constexpr int64_t kGroupPairs = 24;  // hidden channel pairs at a time: a multiple of every kMixRows
+
+constexpr int kSideBySide = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;  // vectors: with 16 registers more would spill
+
+template <class P>
+struct Weights {
+  InAccumulator<Acc<P>> norm_weight, norm_bias, dwconv;
+  Acc<P> eps;
+  OperandMatrix<P> project_in, project_out;
+};
+
+// d1 = depthwise(h1), d2 = depthwise(h2), g = gelu(d1) * d2 for N vectors of one channel pair.
+template <class P, int N, class A>
+MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const Vec<A> (&a)[9], const Vec<A> (&b)[9],
+                                A* g) {
+  constexpr int L = kLanes<A>;
+  Vec<A> d1[N] = {}, d2[N] = {};
+#pragma GCC unroll 3
+  for (int ky = 0; ky < 3; ++ky) {
+#pragma GCC unroll 3
+    for (int kx = 0; kx < 3; ++kx) {
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        d1[i] += load(h1 + ky * stride + kx + i * L) * a[ky * 3 + kx];
+        d2[i] += load(h2 + ky * stride + kx + i * L) * b[ky * 3 + kx];
+      }
+    }
+  }
+  gelu_between<P>(d1);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) store(g + i * L, d1[i] * d2[i]);
+}
+
+// The pixels of a tile without its halo.
+template <class P, class A>
+MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2, const Tile& tile, A* g) {
+  constexpr int L = kLanes<A>, N = kSideBySide;
+  Vec<A> a[9], b[9];
+#pragma GCC unroll 9
+  for (int k = 0; k < 9; ++k) {
+    a[k] = splat(w1[k]);
+    b[k] = splat(w2[k]);
+  }
+  int64_t p = 0;
+  for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<P, N>(h1 + p, h2 + p, tile.stride, a, b, g + p);
+  for (; p < tile.inner_pixels; p += L) gate_vectors<P, 1>(h1 + p, h2 + p, tile.stride, a, b, g + p);
+}
+
+template <int N, class A>
+MIRAGE_INLINE void gelu_vectors(A* at) {
+  Vec<A> v[N];
+  for (int i = 0; i < N; ++i) v[i] = load(at + i * kLanes<A>);
+  vgelu_each(v);
+  store_each(at, v);
+}
+
+// h = gelu(W n), and W n itself, without the halo, to `planes`.
+template <class T>
+void mix_and_keep(const Matrix<Operand<T>>& rows, int64_t channels, int64_t count, const Operand<T>* normed,
+                  int64_t outer, const Tile& tile, Span span, Acc<T>* h, T* planes) {
+  using A = Acc<T>;
+  mix(rows, count, channels, normed + span.begin, outer, span.end - span.begin,
+      [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + span.begin + p, v); });
+  for (int64_t m = 0; m < count; ++m) {
+    A* const row = h + m * outer;
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      T* const to = planes + (m * tile.height + tile.row + r) * tile.width + tile.column;
+      if (m + 1 < count) prefetch_row_to_write(to + tile.height * tile.width, tile.columns);
+      store_row(to, row + (r + tile.halo) * tile.stride + tile.halo, tile.columns);
+    }
+    constexpr int64_t N = kSideBySide, L = kLanes<A>;
+    int64_t p = span.begin;
+    for (; p + N * L <= span.end; p += N * L) gelu_vectors<N>(row + p);
+    for (; p < span.end; p += L) gelu_vectors<1>(row + p);
+  }
+}
+
+template <class T>
+class Stage {
+ public:
+  using A = Acc<T>;
+  using P = Operand<T>;
+
+  Stage(const Tensor& x, const Weights<P>& w, int64_t hidden, const Tensor& y, T* kept)
+      : x_(x), w_(w), y_(y.as<T>()), kept_(kept), C_(x.size[1]), hidden_(hidden),
+        group_(hidden < kGroupPairs ? hidden : kGroupPairs),
+        tiling_(Tiling::choose<A>(x.size[2], x.size[3], 1, /*channels held=*/2 * C_ + 3 * kGroupPairs)),
+        outer_(tiling_.outer_capacity<A>()), inner_(tiling_.inner_capacity<A>()) {}
+
+  void run() const {
+    const int64_t tiles = tiling_.count(), scratch = (C_ + 2 * group_) * outer_ + (group_ + C_) * inner_;
+    const auto one = [&](int64_t sample, const Tile& tile, const Around<T>& around, A* room) {
+      of_tile(sample, tile, around, room);
+    };
+    if (x_.data == y_) return parallel_tiles_in_place<T>(x_, tiling_, scratch, one);
+    parallel_units<A>(x_.size[0] * tiles, scratch, [&](int64_t unit, A* room) {
+      one(unit / tiles, tiling_.tile<A>(unit % tiles), {}, room);
+    });
+  }
+
+ private:
+  void of_tile(int64_t sample, const Tile& tile, const Around<T>& around, A* scratch) const {
+    A *normed = scratch, *h1 = normed + C_ * outer_, *h2 = h1 + group_ * outer_, *g = h2 + group_ * outer_,
+      *out = g + group_ * inner_;
+    const T* const px = x_.as<const T>() + sample * x_.stride[0];
+    load_tile(px, x_, tile, C_, outer_, normed, around);
+    normalise_tile(normed, C_, outer_, tile, w_.norm_weight.get(), w_.norm_bias.get(), w_.eps);
+    const P* const in = operand_rows<P>(normed, C_, outer_, tile.outer_pixels, normed);
+    const Span span = inside_plane<A>(tile, tile.halo);
+    clear_around(span, tile.outer_pixels, 2 * group_, outer_, h1);
+    for (int64_t first = 0; first < hidden_; first += group_) {
+      const int64_t pairs = hidden_ - first < group_ ? hidden_ - first : group_;
+      for (int half = 0; half < 2; ++half) project_in(sample, tile, span, in, first, half, pairs, half ? h2 : h1);
+      for (int64_t i = 0; i < pairs; ++i) {
+        const A *w1 = w_.dwconv + (first + i) * 9, *w2 = w1 + hidden_ * 9;
+        gate_pair<P>(h1 + i * outer_, h2 + i * outer_, w1, w2, tile, g + i * inner_);
+      }
+      const P* const gated = operand_rows<P>(g, pairs, inner_, tile.inner_pixels, g);
+      mix_share(w_.project_out.at(0, first), C_, pairs, gated, inner_, tile.inner_pixels, first == 0, out);
+    }
+    add_tile(px, x_, tile, C_, inner_, out, y_ + sample * C_ * tile.height * tile.width, g);
+  }
+
+  // h = gelu(project_in(in)) for `pairs` channels of one half, from channel `first` of it on.
+  MIRAGE_INLINE void project_in(int64_t sample, const Tile& tile, Span span, const P* in, int64_t first, int half,
+                                int64_t pairs, A* h) const {
+    const Matrix<P> rows = w_.project_in.at(first + half * hidden_);
+    if (kept_) {
+      T* const planes = kept_ + (sample * 2 * hidden_ + first + half * hidden_) * tile.height * tile.width;
+      return mix_and_keep(rows, C_, pairs, in, outer_, tile, span, h, planes);
+    }
+    mix(rows, pairs, C_, in + span.begin, outer_, span.end - span.begin,
+        by_row([&](int64_t m, int64_t p, auto& v) {
+          gelu_between<P>(v);
+          store_each(h + m * outer_ + span.begin + p, v);
+        }));
+  }
+
+  const Tensor& x_;
+  const Weights<P>& w_;
+  T *const y_, *const kept_;
+  const int64_t C_, hidden_, group_;
+  const Tiling tiling_;
+  const int64_t outer_, inner_;
+};
+
+}  // namespace
+
+void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+                        const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
+                        const Tensor* hidden) {
+  MIRAGE_FOR_DTYPE(x.dtype, T, {
+    using A = Acc<T>;
+    const Weights<Operand<T>> w{InAccumulator<A>(norm_weight), InAccumulator<A>(norm_bias), InAccumulator<A>(dwconv),
+                                A(eps), OperandMatrix<Operand<T>>(project_in), OperandMatrix<Operand<T>>(project_out)};
+    Stage<T>(x, w, project_out.size[1], y, hidden ? hidden->as<T>() : nullptr).run();
+  })
+}
+
+}  // namespace mirage::cpu::MIRAGE_ISA

@@ -1,0 +1,53 @@
+// feed_forward_stage on the CPU: argument checks and the choice of instruction set.
+#include "mirage/feed_forward_stage.h"
+
+#include <cstring>
+
+#include "kernels.h"
+#include "ops/feed_forward_stage/checks.h"
+
+namespace mirage {
+
+namespace {
+
+void check_hidden(const Tensor& x, const Tensor& project_out, const Tensor* hidden) {
+  if (hidden) check_dense("hidden", *hidden, x.dtype, {x.size[0], 2 * project_out.size[1], x.size[2], x.size[3]});
+}
+
+}  // namespace
+
+void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+                        const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
+                        const Tensor* hidden) {
+  check_feed_forward_stage(x, norm_weight, norm_bias, project_in, dwconv, project_out);
+  check_hidden(x, project_out, hidden);
+  check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
+  if (x.numel() == 0) return;
+  if (x.data == y.data) {
+    check_dense("x, which is written over,", x, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
+  }
+  using namespace cpu;
+  MIRAGE_DISPATCH_ISA(
+      feed_forward_stage(x, norm_weight, norm_bias, eps, project_in, dwconv, project_out, y, hidden));
+}
+
+void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,
+                                 const Tensor& norm_bias, double eps, const Tensor& project_in, const Tensor& dwconv,
+                                 const Tensor& project_out, const Tensor* hidden, const Tensor& grad_x,
+                                 const FeedForwardGradients& gradients) {
+  check_feed_forward_stage(x, norm_weight, norm_bias, project_in, dwconv, project_out);
+  check_hidden(x, project_out, hidden);
+  check_feed_forward_stage_backward(grad_y, x, project_out, grad_x, gradients);
+  if (x.numel() == 0) {
+    for (const Tensor* g : {&gradients.norm_weight, &gradients.norm_bias, &gradients.project_in, &gradients.dwconv,
+                            &gradients.project_out}) {
+      std::memset(g->data, 0, size_t(g->numel() * bytes_of(g->dtype)));
+    }
+    return;
+  }
+  using namespace cpu;
+  MIRAGE_DISPATCH_ISA(feed_forward_stage_backward(grad_y, x, norm_weight, norm_bias, eps, project_in, dwconv,
+                                                  project_out, hidden, grad_x, gradients));
+}
+
+}  // namespace mirage

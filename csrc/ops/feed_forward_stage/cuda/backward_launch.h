@@ -1,0 +1,119 @@
+// From a number of channels to the kernels of backward for so many; each kind of product is a source file of its own,
+// which instantiates this.
+#pragma once
+
+#include <algorithm>
+
+#include "backward_tile.h"
+#include "common/cuda/registry.h"
+#include "pack_launch.h"
+
+#if defined(MIRAGE_INSTANTIATE)
+#include "backward.h"
+#include "norm_gradient.h"
+#endif
+
+namespace mirage::cuda {
+
+// The pixels of more have no room in shared memory.
+constexpr int feed_forward_backward_most_channels(bool is_half) { return is_half ? 240 : 96; }
+
+// How a call is cut into blocks, and what of the scratch memory is whose, in floats.
+struct FeedForwardBackwardPlan {
+  int64_t tiles, shared_bytes;
+  int ranges, splits, blocks, groups;
+  int64_t packed, chunks, sums, partial, norm_sums;
+
+  int64_t bytes() const { return (packed + ranges * chunks * sums + partial + norm_sums) * int64_t(sizeof(float)); }
+};
+
+struct FeedForwardBackwardRunner {
+  FeedForwardBackwardPlan (*plan)(const FeedForwardArguments& arguments);
+  // All but the gradients of the weights; there are pixels.
+  void (*run)(const FeedForwardBackwardArguments& arguments, const FeedForwardBackwardPlan& plan, void* stream);
+  void (*list)(KernelList& list);  // what run launches
+};
+
+// For a number of channels up to feed_forward_backward_most_channels: the kernel that takes most lines at a time of
+// those that need no more shared memory than `limit`; where none does, the one that needs least.
+template <class Kind> FeedForwardBackwardRunner feed_forward_backward_runner(int channels, int64_t limit);
+
+#if defined(MIRAGE_INSTANTIATE)
+
+namespace {
+
+template <class Kind, int kBlocks, int kRows>
+struct FeedForwardBackwardVariant {
+  using Tile = FeedForwardBackwardTile<Kind, kBlocks, kRows>;
+  using Panels = FeedForwardBackwardPanels<Kind, kBlocks>;
+  using T = typename Tile::T;
+
+  static FeedForwardBackwardPlan plan(const FeedForwardArguments& p) {
+    const int64_t across = (p.width + 15) / 16, down = (p.height + kRows - 1) / kRows;
+    FeedForwardBackwardPlan plan{};
+    plan.tiles = p.batch * down * across, plan.shared_bytes = sizeof(Tile), plan.blocks = kBlocks;
+    plan.chunks = (p.pairs + 15) / 16, plan.sums = kFeedForwardSums<kBlocks>;
+    // A block for each multiprocessor. The more of them share a tile, the fewer keep sums of all weights: these are
+    // many where there are many channels.
+    const int64_t all = multiprocessors(), least = kBlocks >= 6 && all > 1 ? 2 : 1;
+    const int64_t wanted = plan.tiles > 0 ? all / plan.tiles : 1;
+    plan.splits = int(std::max<int64_t>(1, std::min(plan.chunks, std::max(wanted, least))));
+    plan.ranges = int(std::min(plan.tiles, std::max<int64_t>(1, all / plan.splits)));
+    const int64_t plane = int64_t(p.height) * p.width, steps = p.batch * ((plane + kLanes - 1) / kLanes);
+    plan.groups = int(std::min(steps, 4 * all));
+    plan.partial = plan.splits * p.batch * p.channels * plane;
+    plan.norm_sums = int64_t(plan.groups) * 2 * p.channels;
+    plan.packed = (FeedForwardPacked<Panels>::bytes(p.pairs) + 255) / 256 * 64;
+    return plan;
+  }
+
+  static void run(const FeedForwardBackwardArguments& p, const FeedForwardBackwardPlan& plan, void* stream) {
+    const FeedForwardArguments& forward = p;
+    launch_pack<Panels>(&forward, 1, stream);
+    launch("feed_forward_backward_kernel", feed_forward_backward_kernel<Kind, kBlocks, kRows>,
+           {int64_t(p.ranges) * p.splits, Tile::kThreads, plan.shared_bytes}, stream, p);
+    launch("feed_forward_norm_kernel", feed_forward_norm_kernel<T, kBlocks>, {p.groups, 256, 4096}, stream, p);
+  }
+
+  static void list(KernelList& list) {
+    list.add<feed_forward_pack_kernel<Panels>>(256, 0);
+    list.add<feed_forward_backward_kernel<Kind, kBlocks, kRows>>(Tile::kThreads, sizeof(Tile));
+    list.add<feed_forward_norm_kernel<T, kBlocks>>(256, 4096);
+  }
+
+  static FeedForwardBackwardRunner runner() { return {plan, run, list}; }
+};
+
+// Eight lines where 227 KiB are enough, four where they are not or a GPU may have less; and above 96 channels, whose
+// sums leave too few registers for the threads of eight.
+template <class Kind, int kBlocks>
+FeedForwardBackwardRunner runner_of(int64_t limit) {
+  constexpr int64_t kLeast = 163 << 10, kMost = 227 << 10;
+  constexpr int64_t kWhole = sizeof(FeedForwardBackwardTile<Kind, kBlocks, 8>);
+  if constexpr (kBlocks <= 6 && kWhole <= kMost) {
+    if (kWhole <= std::max(limit, kLeast)) return FeedForwardBackwardVariant<Kind, kBlocks, 8>::runner();
+  }
+  if constexpr (kBlocks > 6 || kWhole > kLeast) return FeedForwardBackwardVariant<Kind, kBlocks, 4>::runner();
+  else return FeedForwardBackwardVariant<Kind, kBlocks, 8>::runner();
+}
+
+}  // namespace
+
+template <class Kind>
+FeedForwardBackwardRunner feed_forward_backward_runner(int channels, int64_t limit) {
+  if (channels <= 32) return runner_of<Kind, 2>(limit);
+  if (channels <= 48) return runner_of<Kind, 3>(limit);
+  if (channels <= 64) return runner_of<Kind, 4>(limit);
+  if (channels <= feed_forward_backward_most_channels(false)) return runner_of<Kind, 6>(limit);
+  if constexpr (kIsHalf<typename Kind::Element>) {
+    if (channels <= 128) return runner_of<Kind, 8>(limit);
+    if (channels <= 192) return runner_of<Kind, 12>(limit);
+    return runner_of<Kind, 15>(limit);
+  } else {
+    throw std::logic_error("no kernel takes " + std::to_string(channels) + " channels");
+  }
+}
+
+#endif
+
+}  // namespace mirage::cuda

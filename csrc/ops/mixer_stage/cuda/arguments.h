@@ -1,0 +1,74 @@
+// From the tensors of a call of mixer_stage, forward or backward, to what its kernels are given. For the host.
+#pragma once
+
+#include "mirage/mixer_stage.h"
+#include "shared.h"
+
+namespace mirage::cuda {
+
+inline MixerArguments mixer_sizes(const Tensor& x, int64_t heads, int64_t hidden) {
+  MixerArguments p{};
+  p.batch = int(x.size[0]), p.branch = int(x.size[1] / 3), p.height = int(x.size[2]), p.width = int(x.size[3]);
+  p.heads = int(heads), p.hidden = int(hidden);
+  return p;
+}
+
+// Why no kernels can have x, whatever its channels are; empty where some can.
+inline std::string mixer_problem(const Tensor& x) {
+  if (x.dtype == DType::f64) return "float64";
+  for (int64_t size : {x.size[0], x.size[2], x.size[3]}) {
+    if (size > INT32_MAX / 64) return "a size of " + std::to_string(size);
+  }
+  if ((x.size[2] + 3) / 4 * ((x.size[3] + 15) / 16) > INT32_MAX) return "so many pixels";
+  if (!is_near(x)) return kFar;
+  return "";
+}
+
+// All but the memory that kernels write, y among it; tensors that were checked already.
+inline MixerArguments mixer_arguments(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale,
+                                      const MixerOptions& mixer, const MixerStatistics& statistics) {
+  if (w.norm_weight.dtype != x.dtype) check_dtype("norm_weight", w.norm_weight, DType::f32);
+  MixerArguments p = mixer_sizes(x, w.temperature.size[0], w.gic2.size[1]);
+  const struct {
+    const char* argument;
+    const Tensor& weight;
+    const void*& data;
+  } all[] = {{"norm_weight", w.norm_weight, p.norm_weight},
+             {"norm_bias", w.norm_bias, p.norm_bias},
+             {"qkv", w.qkv, p.qkv},
+             {"qkv_dwconv", w.qkv_dwconv, p.qkv_dwconv},
+             {"temperature", w.temperature, p.temperature},
+             {"bn_weight", w.bn_weight, p.bn_weight},
+             {"bn_bias", w.bn_bias, p.bn_bias},
+             {"bn_mean", w.bn_mean, p.bn_mean},
+             {"bn_var", w.bn_var, p.bn_var},
+             {"gic1", w.gic1, p.gic1},
+             {"generator_in", w.generator_in, p.generator_in},
+             {"generator_out", w.generator_out, p.generator_out},
+             {"gate_temperature", w.gate_temperature, p.gate_temperature},
+             {"gic2", w.gic2, p.gic2},
+             {"proj_out", w.proj_out, p.proj_out},
+             {"mlp_in", w.mlp_in, p.mlp_in},
+             {"mlp_out", w.mlp_out, p.mlp_out},
+             {"alpha_att", w.alpha_att, p.alpha_att},
+             {"alpha_conv", w.alpha_conv, p.alpha_conv},
+             {"alpha_mlp", w.alpha_mlp, p.alpha_mlp},
+             {"project_out", w.project_out, p.project_out}};
+  for (const auto& [argument, weight, data] : all) {
+    check_dtype(argument, weight, w.norm_weight.dtype);
+    data = weight.data;
+  }
+  p.wide = w.norm_weight.dtype == DType::f32;
+  p.x = x.data;
+  // A window begins before the first row, also where there is none but that, whose stride may then be anything.
+  const auto stride = [&](int i) { return x.size[i] > 1 ? x.stride[i] : 0; };
+  p.s_batch = stride(0), p.s_channel = stride(1), p.s_row = stride(2), p.s_column = stride(3);
+  p.branch_scale = branch_scale.as<const float>();
+  p.eps = float(mixer.norm_eps), p.bn_eps = float(mixer.bn_eps), p.training = mixer.training;
+  p.attention = statistics.attention.as<float>(), p.kernels = statistics.kernels.as<float>();
+  p.branch_mean = statistics.branch_mean.as<float>();
+  p.batch_mean = statistics.batch_mean.as<float>(), p.batch_var = statistics.batch_var.as<float>();
+  return p;
+}
+
+}  // namespace mirage::cuda

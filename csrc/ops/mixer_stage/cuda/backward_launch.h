@@ -1,0 +1,165 @@
+// From a number of channels to the kernels of backward for so many; each kind of product is a source file of its own, which
+// instantiates this.
+#pragma once
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "backward.h"
+#include "common/cuda/launch.h"
+#include "common/cuda/registry.h"
+
+#if defined(MIRAGE_INSTANTIATE)
+#include "backward_detail.h"
+#include "backward_fusion.h"
+#include "backward_gate.h"
+#include "backward_input.h"
+#include "backward_query.h"
+#include "backward_small.h"
+#endif
+
+namespace mirage::cuda {
+
+// Channels of a branch; those of more have no room in shared memory.
+constexpr int mixer_backward_most_branch(bool is_half) { return is_half ? 80 : 64; }
+
+struct MixerBackwardPlan {
+  int tiles_of_sample;
+  int fusion, gate, detail, query, input;  // blocks
+  int64_t shared_bytes;                    // the most that a kernel wants
+};
+
+struct MixerBackwardRunner {
+  MixerBackwardPlan (*plan)(const MixerArguments& arguments);
+  // All but the sums over blocks; there are pixels.
+  void (*run)(const MixerBackwardArguments& arguments, const MixerBackwardPlan& plan, void* stream);
+  void (*list)(KernelList& list);  // what run launches
+};
+
+// For a number of channels of a branch up to mixer_backward_most_branch: the kernels that take most lines at a time of those
+// that need no more shared memory than `limit`; where none do, those that need least.
+template <class Kind> MixerBackwardRunner mixer_backward_runner(int branch, int64_t limit);
+
+#if defined(MIRAGE_INSTANTIATE)
+
+namespace {
+
+template <class Kind, int kBlocks, int kRows>
+struct MixerBackwardVariant {
+  using T = typename Kind::Element;
+  static constexpr int64_t kFusionBytes = sizeof(MixerFusionTile<Kind, kBlocks, kRows>);
+  static constexpr int64_t kGateBytes = sizeof(MixerGateTile<Kind, kBlocks, kRows>);
+  static constexpr int64_t kDetailBytes = sizeof(MixerDetailTile<Kind, kBlocks, kRows>);
+  static constexpr int64_t kQueryBytes = sizeof(MixerQueryBackwardTile<Kind, kBlocks, kRows>);
+  static constexpr int64_t kMostBytes = std::max({kFusionBytes, kGateBytes, kDetailBytes, kQueryBytes});
+  static constexpr int64_t kNormBytes = 4096;
+
+  static int64_t attention_bytes(const MixerArguments& p) { return attention_backward_floats(p) * int64_t(sizeof(float)); }
+  static int64_t generator_bytes(const MixerArguments& p) { return generator_floats(p) * int64_t(sizeof(float)); }
+
+  static MixerBackwardPlan plan(const MixerArguments& p) {
+    MixerBackwardPlan plan{};
+    plan.tiles_of_sample = Tiling<kRows>(p).of_sample;
+    const int64_t tiles = int64_t(p.batch) * plan.tiles_of_sample, plane = int64_t(p.height) * p.width;
+    const int64_t steps = p.batch * ((plane + kLanes - 1) / kLanes);
+    const auto at_most = [](int64_t wanted, int64_t there) { return int(std::max<int64_t>(1, std::min(wanted, there))); };
+    const int64_t all = multiprocessors();
+    plan.fusion = at_most(mixer_fusion_blocks(kBlocks) * all, tiles);
+    plan.gate = at_most(mixer_gate_blocks(kBlocks) * all, tiles);
+    plan.detail = at_most(mixer_detail_blocks(kBlocks) * all, tiles);
+    plan.query = at_most(mixer_query_blocks(kBlocks) * all, tiles);
+    plan.input = at_most(4 * all, steps);
+    plan.shared_bytes = std::max({kMostBytes, attention_bytes(p), generator_bytes(p)});
+    return plan;
+  }
+
+  template <class W>
+  static void run_with(const MixerBackwardArguments& p, const MixerBackwardPlan& plan, void* stream) {
+    const int64_t pixels = p.batch * int64_t(p.height) * p.width;
+    const int64_t prepare = 1 + MixerSteps(p).of_weights() + MixerBackwardSteps(p).weights + p.batch +
+                            (pixels + kTileThreads - 1) / kTileThreads;
+    launch("mixer_prepare_backward_kernel", mixer_prepare_backward_kernel<Kind, W>, {prepare, kTileThreads, 0}, stream, p);
+    launch("mixer_fusion_backward_kernel", mixer_fusion_backward_kernel<Kind, kBlocks, kRows>,
+           {plan.fusion, kTileThreads, kFusionBytes}, stream, p);
+    launch("mixer_attention_backward_kernel", mixer_attention_backward_kernel<Kind, W>,
+           {p.batch, kTileThreads, attention_bytes(p)}, stream, p, plan.tiles_of_sample);
+    launch("mixer_gate_backward_kernel", mixer_gate_backward_kernel<Kind, kBlocks, kRows>,
+           {plan.gate, kTileThreads, kGateBytes}, stream, p);
+    launch("mixer_detail_backward_kernel", mixer_detail_backward_kernel<Kind, kBlocks, kRows>,
+           {plan.detail, kTileThreads, kDetailBytes}, stream, p);
+    launch("mixer_query_backward_kernel", mixer_query_backward_kernel<Kind, kBlocks, kRows>,
+           {plan.query, kTileThreads, kQueryBytes}, stream, p);
+    launch("mixer_generator_backward_kernel", mixer_generator_backward_kernel<W>,
+           {p.batch, kTileThreads, generator_bytes(p)}, stream, p, plan.tiles_of_sample);
+    launch("mixer_batch_norm_backward_kernel", mixer_batch_norm_backward_kernel<W>,
+           {(p.branch + kTileWarps - 1) / kTileWarps, kTileThreads, 0}, stream, p);
+    launch("mixer_input_backward_kernel", mixer_input_backward_kernel<T, kBlocks>, {plan.input, kTileThreads, kNormBytes},
+           stream, p);
+  }
+
+  static void run(const MixerBackwardArguments& p, const MixerBackwardPlan& plan, void* stream) {
+    if (p.wide) run_with<float>(p, plan, stream);
+    else run_with<T>(p, plan, stream);
+  }
+
+  template <class W>
+  static void list_with(KernelList& list) {
+    MixerArguments most{};
+    most.branch = 16 * kBlocks, most.heads = 1;
+    list.add<mixer_prepare_backward_kernel<Kind, W>>(kTileThreads, 0);
+    list.add<mixer_attention_backward_kernel<Kind, W>>(kTileThreads, attention_bytes(most));
+    list.add<mixer_generator_backward_kernel<W>>(kTileThreads, generator_bytes(most));
+    list.add<mixer_batch_norm_backward_kernel<W>>(kTileThreads, 0);
+  }
+
+  static void list(KernelList& list) {
+    list_with<float>(list);
+    list_with<T>(list);
+    list.add<mixer_fusion_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kFusionBytes);
+    list.add<mixer_gate_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kGateBytes);
+    list.add<mixer_detail_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kDetailBytes);
+    list.add<mixer_query_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kQueryBytes);
+    list.add<mixer_input_backward_kernel<T, kBlocks>>(kTileThreads, kNormBytes);
+  }
+
+  static MixerBackwardRunner runner() { return {plan, run, list}; }
+};
+
+// Eight lines where there is room for them on this GPU or may be on any: for one block on a multiprocessor, and of float,
+// which computes long, for two. Four lines where not.
+template <class Kind, int kBlocks>
+MixerBackwardRunner mixer_backward_runner_of(int64_t limit) {
+  constexpr int64_t kLeast = 163 << 10, kMost = 227 << 10, kReserved = 1024;  // of a block; the last by the system
+  constexpr bool kHalf = kIsHalf<typename Kind::Element>;
+  using Parts = MixerBackwardVariant<Kind, kBlocks, 4>;
+  if constexpr (kHalf || kBlocks == 1) {
+    using Whole = MixerBackwardVariant<Kind, kBlocks, 8>;
+    constexpr int64_t kNeeded = kHalf ? Whole::kMostBytes : 2 * Whole::kMostBytes + kReserved;
+    static_assert(kNeeded <= kMost);
+    if constexpr (kNeeded <= kLeast) return Whole::runner();
+    else return kNeeded <= limit ? Whole::runner() : Parts::runner();
+  } else {
+    return Parts::runner();
+  }
+}
+
+template <class Kind, int kBlocks = 1>
+MixerBackwardRunner mixer_backward_runner_from(int branch, int64_t limit) {
+  constexpr int kMost = mixer_backward_most_branch(kIsHalf<typename Kind::Element>);
+  if constexpr (16 * kBlocks < kMost) {
+    if (branch > 16 * kBlocks) return mixer_backward_runner_from<Kind, kBlocks + 1>(branch, limit);
+  }
+  if (branch > kMost) throw std::logic_error("no kernel takes " + std::to_string(branch) + " channels of a branch");
+  return mixer_backward_runner_of<Kind, kBlocks>(limit);
+}
+
+}  // namespace
+
+template <class Kind>
+MixerBackwardRunner mixer_backward_runner(int branch, int64_t limit) {
+  return mixer_backward_runner_from<Kind>(branch, limit);
+}
+
+#endif
+
+}  // namespace mirage::cuda

@@ -1,0 +1,110 @@
+// From a number of channels to the kernels for so many; each kind of product is a source file of its own, which
+// instantiates this.
+#pragma once
+
+#include "common/cuda/launch.h"
+#include "common/cuda/registry.h"
+#include "finalise.h"
+#include "fuse.h"
+#include "reduce.h"
+
+namespace mirage::cuda {
+
+constexpr int kMixerBlocks[] = {1, 2, 3, 4, 5};  // channels of a branch in sixteens that have kernels
+constexpr int kMixerMostBranch = 80;
+
+struct MixerPlan {
+  int64_t tiles;  // of a sample
+  int parts;      // of a sample, in the first kernel
+  int64_t shared_bytes;  // the most that a kernel wants
+  int64_t packed_bytes;
+};
+
+struct MixerRunner {
+  MixerPlan (*plan)(const MixerArguments& arguments);
+  void (*run)(const MixerArguments& arguments, const MixerPlan& plan, void* stream);
+  void (*list)(KernelList& list);  // what run launches
+};
+
+// For a number of channels of a branch up to kMixerMostBranch.
+template <class Kind> MixerRunner mixer_runner(int branch);
+
+#if defined(MIRAGE_INSTANTIATE)
+
+namespace {
+
+template <class Kind, int kBlocks>
+struct MixerVariant {
+  using T = typename Kind::Element;
+  // Of a tile: as many as leave room for two blocks and more on a multiprocessor.
+  static constexpr int kRows = kIsHalf<T> || kBlocks == 1 ? 8 : 4;
+  static constexpr int64_t kReduceBytes = sizeof(MixerReduceTile<Kind, kBlocks, kRows>);
+  static constexpr int64_t kFuseBytes = sizeof(MixerFuseTile<Kind, kBlocks, kRows>);
+
+  static int64_t finalise_bytes(const MixerArguments& p) { return finalise_floats(p) * int64_t(sizeof(float)); }
+
+  // At most, which is with a single head.
+  static int64_t most_finalise_bytes() {
+    MixerArguments p{};
+    p.branch = 16 * kBlocks, p.heads = 1;
+    return finalise_bytes(p);
+  }
+
+  static MixerPlan plan(const MixerArguments& p) {
+    const int64_t tiles = int64_t((p.width + 15) / 16) * ((p.height + kRows - 1) / kRows);
+    // So many blocks for each multiprocessor read x; what they leave is read by one block of a sample.
+    const int64_t wanted = p.batch > 0 ? (kBlocks == 1 ? 3 : 2) * multiprocessors() / p.batch : 1;
+    const int64_t parts = wanted < tiles ? wanted : tiles;
+    int64_t bytes = finalise_bytes(p);
+    for (int64_t other : {kReduceBytes, kFuseBytes}) bytes = other > bytes ? other : bytes;
+    return {tiles, int(parts > 1 ? parts : 1), bytes, mixer_packed_bytes(p, sizeof(T))};
+  }
+
+  template <class W>
+  static void run_with(const MixerArguments& p, const MixerPlan& plan, void* stream) {
+    launch("mixer_reduce_kernel", mixer_reduce_kernel<Kind, W, kBlocks, kRows>,
+           {int64_t(p.batch) * p.parts, kTileThreads, kReduceBytes}, stream, p);
+    const int blocks = 1 + (p.branch * kMixerTaps + kTileThreads - 1) / kTileThreads;
+    const int64_t packing = 1 + MixerSteps(p).of_weights();
+    launch("mixer_finalise_kernel", mixer_finalise_kernel<Kind, W>,
+           {int64_t(p.batch) * blocks + packing, kTileThreads, finalise_bytes(p)}, stream, p, blocks);
+    launch("mixer_fuse_kernel", mixer_fuse_kernel<Kind, kBlocks, kRows>,
+           {p.batch * plan.tiles, kTileThreads, kFuseBytes}, stream, p);
+  }
+
+  static void run(const MixerArguments& p, const MixerPlan& plan, void* stream) {
+    if (p.wide) run_with<float>(p, plan, stream);
+    else run_with<T>(p, plan, stream);
+  }
+
+  template <class W>
+  static void list_with(KernelList& list) {
+    list.add<mixer_reduce_kernel<Kind, W, kBlocks, kRows>>(kTileThreads, kReduceBytes);
+    list.add<mixer_finalise_kernel<Kind, W>>(kTileThreads, most_finalise_bytes());
+    list.add<mixer_fuse_kernel<Kind, kBlocks, kRows>>(kTileThreads, kFuseBytes);
+  }
+
+  static void list(KernelList& list) {
+    list_with<float>(list);
+    list_with<T>(list);
+  }
+};
+
+template <class Kind, int kIndex = 0>
+MixerRunner mixer_runner_from(int branch) {
+  constexpr int kBlocks = kMixerBlocks[kIndex];
+  if constexpr (16 * kBlocks < kMixerMostBranch) {
+    if (branch > 16 * kBlocks) return mixer_runner_from<Kind, kIndex + 1>(branch);
+  }
+  using Variant = MixerVariant<Kind, kBlocks>;
+  return {Variant::plan, Variant::run, Variant::list};
+}
+
+}  // namespace
+
+template <class Kind>
+MixerRunner mixer_runner(int branch) { return mixer_runner_from<Kind>(branch); }
+
+#endif
+
+}  // namespace mirage::cuda
