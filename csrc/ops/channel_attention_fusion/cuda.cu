@@ -1,6 +1,7 @@
 // channel_attention_fusion on a GPU: argument checks and launches.
 #include "mirage/cuda/channel_attention_fusion.h"
 
+#include "checks.h"
 #include "common/cuda/registry.h"
 #include "ops/channel_attention/cuda_apply.h"
 #include "ops/channel_attention/cuda_launch.h"

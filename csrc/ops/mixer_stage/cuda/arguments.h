@@ -1,6 +1,9 @@
 // From the tensors of a call of mixer_stage, forward or backward, to what its kernels are given. For the host.
 #pragma once
 
+#include <string>
+
+#include "common/cuda/call_checks.h"
 #include "mirage/mixer_stage.h"
 #include "shared.h"
 
