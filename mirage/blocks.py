@@ -148,7 +148,7 @@ class GatedCNNBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # PyTorch's batch norm is less accurate on a strided slice, and its mean shifts every generated kernel.
-        gate, identity, detail = torch.split(self.gic1(self.norm(x.contiguous())), self.split_sizes, dim=1)
+        gate, identity, detail = self.gic1(self.norm(x.contiguous())).split(self.split_sizes, dim=1)
         detail = self.dynamic_conv(detail)
         gate = self.act(gate / self.temperature)
         mixed = self.gic2(gate * torch.cat((identity, detail), dim=1))

@@ -13,9 +13,10 @@ from __future__ import annotations
 import inspect
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -109,11 +110,11 @@ class MemoryTracker(TorchDispatchMode):
             if key in self._live:
                 continue
             size = math.ceil(storage.nbytes() / ALLOCATION_QUANTUM) * ALLOCATION_QUANTUM
-            self._live[key] = (weakref.ref(storage, lambda _, key=key: self._drop(key)), size)
+            self._live[key] = (weakref.ref(storage, partial(self._drop, key)), size)
             self.current += size
         self.peak = max(self.peak, self.current)
 
-    def _drop(self, key: int) -> None:
+    def _drop(self, key: int, _: weakref.ref) -> None:
         entry = self._live.pop(key, None)
         if entry is not None:
             self.current -= entry[1]
@@ -227,7 +228,7 @@ def run_forward(model: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
 
 def _pass(model: nn.Module, x: Tensor, target: Tensor | None, loss: Loss | None) -> None:
     restored, out = run_forward(model, x)
-    if loss is not None:
+    if loss is not None and target is not None:
         loss(restored, target).backward()
     del out
 
@@ -278,11 +279,11 @@ def _count_macs(model: nn.Module, x: Tensor) -> tuple[int, tuple[str, ...]]:
 class _Functional(nn.Module):
     """A model run with other tensors in the place of its parameters and buffers."""
 
-    def __init__(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         object.__setattr__(self, "_model", model)
         object.__setattr__(self, "_tensors", tensors)
-        self.forward = self._make_forward("return_spd" in inspect.signature(model.forward).parameters)
+        self.forward: Callable[..., Any] = self._make_forward("return_spd" in inspect.signature(model.forward).parameters)
 
     def _make_forward(self, takes_spd: bool):
         def call(*args, **kwargs):
@@ -292,7 +293,7 @@ class _Functional(nn.Module):
             return lambda x, return_spd=False: call(x, return_spd=return_spd)
         return lambda x: call(x)
 
-    def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
+    def parameters(self, recurse: bool = True) -> Iterator[Tensor]:  # type: ignore[override]  # not Parameters
         return iter(self._tensors.values())
 
 

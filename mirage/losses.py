@@ -42,8 +42,8 @@ def fourier_loss(prediction: Tensor, target: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     _same_shape(prediction, target)
-    spectra = [torch.view_as_real(torch.fft.rfft2(_at_least_float32(x))) for x in (prediction, target)]
-    return F.l1_loss(*spectra)
+    found, wanted = (torch.view_as_real(torch.fft.rfft2(_at_least_float32(x))) for x in (prediction, target))
+    return F.l1_loss(found, wanted)
 
 
 def spd_contrastive_loss(z_s: Tensor, z_l: Tensor, temperature: float = 0.1) -> Tensor:

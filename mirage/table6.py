@@ -41,6 +41,7 @@ __all__ = [
 
 VARIANTS = ("T", "S")
 IMPLEMENTATIONS = ("reference", "fast")
+Bars = list[tuple[str, str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -289,15 +290,15 @@ COLUMNS = ("Method", "Source", "PSNR dB", "Params M", "MACs G", "Memory MiB", "F
 
 
 def _cells(row: MeasuredRow, base: float | None) -> tuple[str, ...]:
-    faster = base is not None and row.implementation != "reference"
+    speed = "" if base is None or row.implementation == "reference" else f"{base / row.seconds:.2f}x"
     return (
         "",
         f"{row.params:.2f}",
         f"{row.gmacs:.2f}",
         f"{row.memory_mib:.0f}",
         f"{row.seconds:.3f}",
-        f"{base / row.seconds:.2f}x" if faster else "",
-        _number(row.difference, ".1e") if faster else "",
+        speed,
+        _number(row.difference, ".1e") if speed else "",
     )
 
 
@@ -356,18 +357,18 @@ def plot(table: Table6, path: str | Path) -> None:
 
     colours = {"paper": "#9aa5b1", "reference": "#4878a8", "fast": "#d1603d"}
     published = [(row.method, "paper", row.memory) for row in table.paper]
-    ours = [(row.method, row.implementation, row.memory_mib) for row in table.measured]
+    ours: Bars = [(row.method, row.implementation, row.memory_mib) for row in table.measured]
     figure = Figure(figsize=(11, 0.34 * (len(published) + len(ours)) + 1.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     _bars(left, published + ours, colours, "{:.0f}", "peak memory of a training forward pass, MiB")
-    times = [(row.method, row.implementation, row.seconds) for row in table.measured]
+    times: Bars = [(row.method, row.implementation, row.seconds) for row in table.measured]
     _bars(right, times, colours, "{:.3f}", "time of an evaluation forward pass, s")
     size = "x".join(map(str, table.conditions["input_size"]))
     figure.suptitle(f"{size}, {table.conditions['device']}, {table.conditions['threads']} threads", fontsize=10)
     figure.savefig(path, dpi=150)
 
 
-def _bars(axes, bars: list[tuple[str, str, float | None]], colours: dict[str, str], spec: str, title: str) -> None:
+def _bars(axes, bars: Bars, colours: dict[str, str], spec: str, title: str) -> None:
     bars = [bar for bar in bars if bar[2] is not None][::-1]
     labels = [f"{method}, {kind}" for method, kind, _ in bars]
     drawn = axes.barh(labels, [value for *_, value in bars], color=[colours[kind] for _, kind, _ in bars])

@@ -60,7 +60,7 @@ class Tuner:
             if other.items() <= options.items():
                 continue
             try:
-                time = self._time(lambda other=other: kernel[(programs,)](*args, **(options | other)))
+                time = self._time(partial(kernel[(programs,)], *args, **(options | other)))
             except Exception as error:
                 if type(error).__name__ != "OutOfResources":  # Triton's own: this kernel does not fit so
                     raise

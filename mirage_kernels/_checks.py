@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def check_same_dtype(first_name: str, first: Tensor, **others: Tensor) -> None:
 
 
 def check_tensors(
-    first_name: str, first: Tensor, values: Iterable[object], shapes: Mapping[str, Sequence[int]], why: str
+    first_name: str, first: Tensor, values: Iterable[Any], shapes: Mapping[str, Sequence[int]], why: str
 ) -> None:
     """Floating-point tensors of `shapes`, in that order, on the device of `first`.
 

@@ -78,10 +78,10 @@ def load(path: str | Path) -> Tuning:
         raise ValueError(f"{VARIABLE}: expected a file of version {VERSION} in {str(path)!r}, got {version!r}")
     try:
         found = Tuning(contents["device"], contents["triton"], contents["launches"], contents.get("choices", {}))
-        for key, value in found.choices.items():
-            if value not in IMPLEMENTATIONS:
+        for key, choice in found.choices.items():
+            if choice not in IMPLEMENTATIONS:
                 expected = " or ".join(IMPLEMENTATIONS)
-                raise ValueError(f"{VARIABLE}: choice of {key!r}: expected {expected}, got {value!r}")
+                raise ValueError(f"{VARIABLE}: choice of {key!r}: expected {expected}, got {choice!r}")
         for key, options in found.launches.items():
             for name, value in options.items():
                 if value not in LIMITS[name]:

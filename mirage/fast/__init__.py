@@ -9,7 +9,7 @@ GPU with one launch.
 The modules also stand alone, with the constructors and parameter names of `mirage.blocks`.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import mirage
 from mirage.fast.block import BlockSequence, TransformerBlock
@@ -54,9 +54,9 @@ __all__ = [
 
 def mirage_tiny(*, memory: str = "low", **overrides: Any) -> MIRAGE:
     """`mirage.mirage_tiny` with fast modules; the same parameters, names and results. `memory`: see `accelerate`."""
-    return accelerate(mirage.mirage_tiny(**overrides), memory)
+    return cast(MIRAGE, accelerate(mirage.mirage_tiny(**overrides), memory))
 
 
 def mirage_small(*, memory: str = "low", **overrides: Any) -> MIRAGE:
     """`mirage.mirage_small` with fast modules; the same parameters, names and results. `memory`: see `accelerate`."""
-    return accelerate(mirage.mirage_small(**overrides), memory)
+    return cast(MIRAGE, accelerate(mirage.mirage_small(**overrides), memory))
