@@ -279,11 +279,15 @@ def _count_macs(model: nn.Module, x: Tensor) -> tuple[int, tuple[str, ...]]:
 class _Functional(nn.Module):
     """A model run with other tensors in the place of its parameters and buffers."""
 
+    _model: nn.Module
+    _tensors: dict[str, Tensor]
+
     def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         object.__setattr__(self, "_model", model)
-        object.__setattr__(self, "_tensors", tensors)
-        self.forward: Callable[..., Any] = self._make_forward("return_spd" in inspect.signature(model.forward).parameters)
+        object.__setattr__(self, "_tensors", dict(tensors))
+        takes_spd = "return_spd" in inspect.signature(model.forward).parameters
+        self.forward: Callable[..., Any] = self._make_forward(takes_spd)
 
     def _make_forward(self, takes_spd: bool):
         def call(*args, **kwargs):
