@@ -1,6 +1,8 @@
 """A network with the attribute names of the released code and classes of its own, written for the tests of mirage.fast.
 
-Its classes share nothing with mirage.blocks; its forward returns (restored, weighted contrastive loss).
+Its classes share nothing with mirage.blocks, and its modules have every attribute that those of the released code have,
+also flags and numbers that nothing here reads (test_fast_released.py compares the two). Its forward returns (restored,
+weighted contrastive loss).
 """
 
 import torch
@@ -30,54 +32,70 @@ class Norm(nn.Module):
         return self.body(x.view(b, c, h * w).permute(0, 2, 1)).permute(0, 2, 1).reshape(b, c, h, w)
 
 
-class Drop(nn.Module):
-    def __init__(self, p):
+class DropPath(nn.Module):
+    """That of timm, whose name and attributes stand for what it computes."""
+
+    def __init__(self, drop_prob):
         super().__init__()
-        self.p = p
+        self.drop_prob = drop_prob
+        self.scale_by_keep = True
 
     def forward(self, x):
         if not self.training:
             return x
-        return x * torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(1 - self.p) / (1 - self.p)
+        keep = 1 - self.drop_prob
+        return x * torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(keep) / keep
 
 
 class Gated(nn.Module):
-    def __init__(self, dim):
+    """`dynamic_conv`: the depthwise kernels are generated from each sample; otherwise there is one, `cconv`."""
+
+    def __init__(self, dim, dynamic_conv=True):
         super().__init__()
         hidden = int(dim * 8 / 3)
         self.norm = nn.BatchNorm2d(dim)
         self.gic1 = nn.Conv2d(dim, hidden * 2, 1, bias=False)
         self.act = nn.GELU()
-        self.parts = [hidden, hidden - dim, dim]
-        self.kernel_generator = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(dim, dim, 1, bias=False),
-            nn.GELU(),
-            nn.Conv2d(dim, dim * 49, 1, bias=False),
-        )
+        self.split_indices = (hidden, hidden - dim, dim)
+        self.dynamic_conv = dynamic_conv
+        self.conv_channels = dim
+        self.kernel_size = 7
+        if dynamic_conv:
+            self.kernel_generator = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Conv2d(dim, dim, 1, bias=False),
+                nn.GELU(),
+                nn.Conv2d(dim, dim * 49, 1, bias=False),
+            )
+        else:
+            self.cconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim, bias=False)
         self.gic2 = nn.Conv2d(hidden, dim, 1, bias=False)
-        self.drop_path = Drop(0.1)
+        self.drop_path = DropPath(0.1)
         self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
         self.temperature = nn.Parameter(torch.full((1,), 1.3))
 
     def forward(self, x):
-        g, i, c = self.gic1(self.norm(x)).split(self.parts, dim=1)
-        b, n, h, w = c.shape
-        kernels = self.kernel_generator(c).view(b * n, 1, 7, 7)
-        c = F.conv2d(c.reshape(1, b * n, h, w), kernels, padding=3, groups=b * n).view(b, n, h, w)
+        g, i, c = self.gic1(self.norm(x)).split(self.split_indices, dim=1)
+        c = self.convolve(c) if self.dynamic_conv else self.cconv(c)
         y = self.gic2(self.act(g / self.temperature) * torch.cat([i, c], 1))
         return self.proj_out(x + self.drop_path(y))
 
+    def convolve(self, c):
+        b, n, h, w = c.shape
+        kernels = self.kernel_generator(c).view(b * n, 1, 7, 7)
+        return F.conv2d(c.reshape(1, b * n, h, w), kernels, padding=3, groups=b * n).view(b, n, h, w)
+
 
 class Mixer(nn.Module):
-    def __init__(self, dim, heads):
+    def __init__(self, dim, heads, dynamic_conv=True):
         super().__init__()
         third = dim // 3
         self.num_heads = heads
+        self.dim_attn = self.dim_gated = self.dim_mlp = third
         self.temperature = nn.Parameter(torch.rand(heads, 1, 1) + 0.5)
         self.qkv = nn.Conv2d(third, third * 3, 1, bias=False)
         self.qkv_dwconv = nn.Conv2d(third * 3, third * 3, 3, 1, 1, groups=third * 3, bias=False)
-        self.gatedcnn = Gated(third)
+        self.gatedcnn = Gated(third, dynamic_conv)
         self.mlp = nn.Sequential(
             nn.Conv1d(third, third * 2, 1, bias=False), nn.GELU(), nn.Conv1d(third * 2, third, 1, bias=False)
         )
@@ -114,9 +132,9 @@ class FFN(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim, heads):
+    def __init__(self, dim, heads, dynamic_conv=True):
         super().__init__()
-        self.norm1, self.attn = Norm(dim), Mixer(dim, heads)
+        self.norm1, self.attn = Norm(dim), Mixer(dim, heads, dynamic_conv)
         self.norm2, self.ffn = Norm(dim), FFN(dim)
 
     def forward(self, x):

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import mirage
 from mirage.fast.block import BlockSequence, TransformerBlock
-from mirage.fast.graph import GraphedModel, cuda_graph
+from mirage.fast.cuda_graph import GraphedModel, cuda_graph
 from mirage.fast.modules import (
     MIRAGE,
     Attention,
@@ -26,7 +26,7 @@ from mirage.fast.modules import (
     SPDCovariance,
 )
 from mirage.fast.swap import Summary, accelerate, revert, summary
-from mirage.fast.warming import warmup
+from mirage.fast.warmup import warmup
 
 __all__ = [
     "MIRAGE",

@@ -3,6 +3,11 @@
 Each forward calls one operator where the reference runs a chain of them; a whole block is in `mirage.fast.block`.
 Where a child module that an operator would bypass carries hooks or a parametrization, or is not what the operator
 computes, it is called as a module again.
+
+Instances of unknown classes become instances of these (see `mirage.fast.accelerate`) and keep all their attributes, so
+a forward here reads parameters and child modules from `self`, but calls no method of it and reads no property: the
+released code's `GatedCNNBlock` has a flag where the reference has its method `dynamic_conv`. Only `MIRAGE`, which no
+instance of another class becomes, does.
 """
 
 from __future__ import annotations
@@ -84,10 +89,14 @@ class LayerNorm(blocks.LayerNorm):
 class GatedCNNBlock(blocks.GatedCNNBlock):
     """`mirage.blocks.GatedCNNBlock` with its generated kernels applied by `mirage_kernels.dynamic_depthwise_conv2d`."""
 
-    def dynamic_conv(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, dim = self.gic2.in_channels, self.gic2.out_channels
+        gate, identity, detail = self.gic1(self.norm(x.contiguous())).split((hidden, hidden - dim, dim), dim=1)
         size = blocks.DYNAMIC_KERNEL_SIZE
-        kernels = self.kernel_generator(x).reshape(*x.shape[:2], size, size)
-        return mirage_kernels.dynamic_depthwise_conv2d(x, kernels)
+        kernels = self.kernel_generator(detail).reshape(*detail.shape[:2], size, size)
+        detail = mirage_kernels.dynamic_depthwise_conv2d(detail, kernels)
+        mixed = self.gic2(self.act(gate / self.temperature) * torch.cat((identity, detail), dim=1))
+        return self.proj_out(self.drop_path(mixed) + x)
 
 
 class Attention(blocks.Attention):
@@ -101,7 +110,7 @@ class Attention(blocks.Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         x_att, x_conv, x_mlp = x.chunk(3, dim=1)
-        q, k, v = self._depthwise(self.qkv(x_att)).chunk(3, dim=1)
+        q, k, v = _depthwise(self.qkv_dwconv, self.qkv(x_att)).chunk(3, dim=1)
         conv = self.gatedcnn(x_conv)
         mlp = self.mlp(x_mlp.flatten(2)).reshape(x_mlp.shape)
         heads = self.temperature.shape[0]
@@ -109,11 +118,12 @@ class Attention(blocks.Attention):
         fused = mirage_kernels.channel_attention_fusion(q, k, v, self.temperature, heads, conv, mlp, *alphas)
         return self.project_out(fused)
 
-    def _depthwise(self, qkv: Tensor) -> Tensor:
-        if not plain.is_convolution(self.qkv_dwconv, size=3, groups=qkv.shape[1]):
-            return self.qkv_dwconv(qkv)
-        weight = self.qkv_dwconv.weight.transpose(0, 1).expand(qkv.shape[0], -1, -1, -1)
-        return mirage_kernels.dynamic_depthwise_conv2d(qkv, weight)
+
+def _depthwise(conv: nn.Module, x: Tensor) -> Tensor:
+    if not plain.is_convolution(conv, size=3, groups=x.shape[1]):
+        return conv(x)
+    weight = conv.weight.transpose(0, 1).expand(x.shape[0], -1, -1, -1)
+    return mirage_kernels.dynamic_depthwise_conv2d(x, weight)
 
 
 class FeedForward(blocks.FeedForward):

@@ -97,6 +97,8 @@ def _layer_norm_problem(m: Any) -> str:
 
 
 def _gated_cnn_problem(m: Any) -> str:
+    if not hasattr(m, "kernel_generator"):
+        return "its depthwise convolution has one learned kernel (dynamic_conv=False), none generated for each sample"
     if not isinstance(m.norm, nn.BatchNorm2d):
         return f"norm is {type(m.norm).__name__}, not BatchNorm2d"
     dim, generator = m.norm.num_features, m.kernel_generator
@@ -181,7 +183,7 @@ KINDS = (
     Kind(
         blocks.GatedCNNBlock,
         fast.GatedCNNBlock,
-        ("norm", "gic1", "act", "kernel_generator", "gic2", "drop_path", "proj_out", "temperature"),
+        ("norm", "gic1", "act", "gic2", "drop_path", "proj_out", "temperature"),
         _gated_cnn_problem,
         lambda m: m.norm.num_features,
     ),
@@ -244,9 +246,14 @@ def problem(module: nn.Module, kind: Kind) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module"
     found = kind.problem(module)
-    if found or type(module) is kind.reference:
+    if found or (type(module) is kind.reference and not _hides_a_method(module)):
         return found
     return _behaviour_problem(module, kind)
+
+
+def _hides_a_method(module: nn.Module) -> bool:
+    """Whether an attribute of the instance has the name of a method of its class, which may call that."""
+    return any(callable(getattr(type(module), name, None)) for name in vars(module))
 
 
 def _behaviour_problem(module: nn.Module, kind: Kind) -> str:

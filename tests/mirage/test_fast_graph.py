@@ -6,12 +6,12 @@ from torch import nn
 
 import mirage
 import mirage.fast
-from mirage.fast import graph
+from mirage.fast.cuda_graph import GraphedModel
 
 ON_GPU = torch.cuda.is_available()
 
 
-class Recorded(graph.GraphedModel):
+class Recorded(GraphedModel):
     """On a CPU: a capture remembers the values of the weights at the addresses it saw; a replay runs the model."""
 
     captures = 0
@@ -45,6 +45,27 @@ def test_weights_that_change_in_place_need_no_new_capture():
     model.load_state_dict(small().state_dict())
     assert torch.equal(run(IMAGE), first) and (run.captures, run.replays) == (1, 2)
     assert run(IMAGE).data_ptr() != run(IMAGE).data_ptr()
+
+
+def test_every_tensor_of_a_result_is_a_copy():
+    """The released code's network returns an image and a loss."""
+
+    class Tuple(nn.Module):
+        def forward(self, x):
+            return x + 1, {"loss": x.mean(), "name": "a"}
+
+    class Twice(Recorded):
+        def _record(self):
+            self._result = self.model(self._image)
+
+        def _replay(self):
+            self._result[0].copy_(self._image + 1)
+            self._result[1]["loss"].copy_(self._image.mean())
+
+    run = Twice(Tuple().eval(), IMAGE)
+    first, second = run(IMAGE), run(2 * IMAGE)
+    assert torch.equal(first[0], IMAGE + 1) and torch.equal(first[1]["loss"], IMAGE.mean())
+    assert torch.equal(second[0], 2 * IMAGE + 1) and second[1]["name"] == "a"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lookalike import ReleasedStyleMIRAGE
 from torch import nn
 
 import mirage
@@ -31,6 +32,18 @@ def test_each_shape_is_run_and_nothing_changes(model, training):
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert all(p.grad is None for p in model.parameters()) and model.training is training
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_model_that_returns_an_image_and_a_loss():
+    model = mirage.fast.accelerate(ReleasedStyleMIRAGE()).train()
+    backward = {name: [] for name in ("output.weight", "reduce_latent.weight")}  # before the image, before the loss
+    for name, calls in backward.items():
+        model.get_parameter(name).register_hook(lambda grad, calls=calls: calls.append(grad.shape))
+    before = state_of(model)
+    mirage.fast.warmup(model, [(2, 3, 8, 8)])
+    assert all(calls == [model.get_parameter(name).shape] for name, calls in backward.items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    mirage.fast.warmup(model.eval(), [(2, 3, 8, 8)])
 
 
 def test_images_are_of_the_model_s_dtype():

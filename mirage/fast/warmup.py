@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["warmup"]
 
@@ -21,7 +22,8 @@ def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
     always will. In training mode each run includes a backward pass. Under autocast it warms up what runs under
     autocast.
 
-    Weights, buffers, their gradients and the state of the random number generators are as before.
+    Weights, buffers, their gradients and the state of the random number generators are as before. The model may return
+    one tensor, or tuples, lists and dictionaries of some (that of the released code returns an image and a loss).
 
     Args:
         model: Its floating-point parameters, all of one device, tell device and dtype of the images.
@@ -56,7 +58,9 @@ def warmup(model: nn.Module, shapes: Iterable[Sequence[int]]) -> None:
 def _run(model: nn.Module, image: Tensor) -> None:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # a batch norm updates its own
     with torch.set_grad_enabled(model.training):
-        restored = torch.func.functional_call(model, buffers, (image,))
+        results = tree_leaves(torch.func.functional_call(model, buffers, (image,)))
     wanted = [p for p in model.parameters() if p.requires_grad]
-    if restored.requires_grad and wanted:
-        torch.autograd.grad(restored.float().sum(), wanted, allow_unused=True)  # .grad is not touched
+    differentiable = [t for t in results if isinstance(t, Tensor) and t.requires_grad]
+    if differentiable and wanted:
+        total = torch.stack([t.float().sum() for t in differentiable]).sum()
+        torch.autograd.grad(total, wanted, allow_unused=True)  # .grad is not touched

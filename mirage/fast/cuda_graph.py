@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 __all__ = ["GraphedModel", "cuda_graph"]
 
@@ -28,7 +29,8 @@ def cuda_graph(model: nn.Module, example: Tensor) -> GraphedModel:
         example: [B, 3, H, W] on that device, of the shape and dtype of every image to come. Its values do not matter.
 
     Returns:
-        A function of such an image. Memory for one pass is kept as long as it lives.
+        A function of such an image, with the model's result (a tensor, or tuples, lists and dictionaries of some).
+        Memory for one pass is kept as long as it lives.
 
     Raises:
         TypeError: `example` is no tensor, or `model` no module.
@@ -51,8 +53,8 @@ class GraphedModel:
         self._image = torch.empty_like(example, memory_format=torch.contiguous_format)
         self._capture()
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """`model(image)`, without a gradient, in a tensor of its own.
+    def __call__(self, image: Tensor) -> Any:
+        """`model(image)`, without a gradient, in tensors of its own.
 
         Raises:
             TypeError, ValueError: `image` is not like the example: what was expected, and what came.
@@ -65,7 +67,7 @@ class GraphedModel:
         if self._is_stale():
             self._capture()
             self._replay()
-        return self._result.clone()
+        return tree_map_only(Tensor, Tensor.clone, self._result)
 
     def _check(self, image: Tensor) -> None:
         if not isinstance(image, Tensor):

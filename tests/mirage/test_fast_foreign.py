@@ -1,0 +1,130 @@
+"""mirage.fast on modules of other classes: whatever else their instances carry, they run fast and compute the same."""
+
+import copy
+
+import lookalike
+import pytest
+import torch
+from harness import operators, require
+from torch import nn
+
+import mirage
+import mirage.fast
+from mirage import blocks
+from mirage.fast.recognise import KINDS
+
+DIM, HEADS = 12, 2
+FOREIGN = {
+    mirage.fast.TransformerBlock: lambda: lookalike.Block(DIM, HEADS),
+    mirage.fast.LayerNorm: lambda: lookalike.Norm(DIM),
+    mirage.fast.GatedCNNBlock: lambda: lookalike.Gated(DIM),
+    mirage.fast.Attention: lambda: lookalike.Mixer(DIM, HEADS),
+    mirage.fast.FeedForward: lambda: lookalike.FFN(DIM),
+}
+
+
+def own_names(cls):
+    """Methods, properties and other attributes that a class of modules has and torch.nn.Module does not."""
+    return [name for name in dir(cls) if not name.startswith("__") and not hasattr(nn.Module, name)]
+
+
+def test_every_class_that_foreign_modules_become_is_tried():
+    assert set(FOREIGN) == {kind.replacement for kind in KINDS if kind.attributes}
+    assert "dynamic_conv" in own_names(mirage.fast.GatedCNNBlock), "the names below must be those of methods"
+
+
+HIDING = {
+    "flag": lambda module, name: setattr(module, name, True),
+    "function": lambda module, name: setattr(module, name, lambda *_: 1 / 0),
+    "parameter": lambda module, name: module._parameters.update({name: nn.Parameter(torch.ones(1))}),
+    "buffer": lambda module, name: module._buffers.update({name: torch.ones(1)}),
+    "child": lambda module, name: module._modules.update({name: nn.Identity()}),
+}
+
+
+def step(module, x):
+    torch.manual_seed(3)
+    module.zero_grad(set_to_none=True)
+    x = x.clone().requires_grad_()
+    y = module(x)
+    generator = torch.Generator().manual_seed(9)
+    y.backward(torch.randn(y.shape, generator=generator, dtype=y.dtype))
+    return [y.detach(), x.grad, *(p.grad for p in module.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("hidden", HIDING)
+@pytest.mark.parametrize("replacement", FOREIGN, ids=lambda cls: cls.__name__)
+def test_attributes_with_the_names_of_methods_do_not_matter(replacement, hidden):
+    """In every module of the instance at once, for each name that its fast class has."""
+    torch.manual_seed(0)
+    plain = FOREIGN[replacement]().double()
+    crowded = copy.deepcopy(plain)
+    classes = {path: type(m) for path, m in mirage.fast.accelerate(copy.deepcopy(plain)).named_modules()}
+    for path, module in list(crowded.named_modules()):
+        if classes[path] in FOREIGN:
+            for name in own_names(classes[path]):
+                HIDING[hidden](module, name)
+    mirage.fast.accelerate(crowded)
+    assert type(crowded) is replacement and not mirage.fast.summary(crowded).kept
+    assert {path: type(m) for path, m in crowded.named_modules() if path in classes} == classes
+    x = torch.randn(3, DIM, 6, 7, dtype=torch.float64)
+    for training in (True, False):
+        results = step(crowded.train(training), x), step(plain.train(training), x)
+        for value, expected in zip(*results, strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(crowded(x), plain(x), rtol=1e-8, atol=1e-10)
+
+
+def test_classes_of_common_modules_add_no_method():
+    """Instances of PyTorch's own classes keep their attributes as well: a new method could be hidden by one."""
+    for kind in KINDS:
+        if not kind.attributes:
+            assert set(own_names(kind.replacement)) <= set(own_names(kind.reference)), kind.replacement
+
+
+def test_a_method_replaced_on_the_instance_is_compared():
+    """An instance of the reference's own class counts as one of an unknown class then."""
+    block = blocks.TransformerBlock(DIM, HEADS).eval()
+    gated = block.attn.gatedcnn
+    gated.dynamic_conv = lambda x: 2 * blocks.GatedCNNBlock.dynamic_conv(gated, x)
+    x = torch.randn(1, DIM, 8, 8)
+    with torch.no_grad():
+        expected = block(x)
+        mirage.fast.accelerate(block)
+        torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
+    kept = mirage.fast.summary(block).kept
+    assert list(kept) == ["attn.gatedcnn"] and "computes something else than GatedCNNBlock" in kept["attn.gatedcnn"]
+    gated.dynamic_conv = lambda x: blocks.GatedCNNBlock.dynamic_conv(gated, x)
+    assert not mirage.fast.summary(mirage.fast.accelerate(block)).kept
+
+
+def test_one_learned_depthwise_kernel_is_named_and_the_rest_runs_fast():
+    require("cpp")
+    torch.manual_seed(0)
+    level = nn.Sequential(lookalike.Block(DIM, HEADS, dynamic_conv=False)).double()
+    fast = mirage.fast.accelerate(copy.deepcopy(level))
+    summary = mirage.fast.summary(fast)
+    assert summary.kept == {
+        "0.attn.gatedcnn": "its depthwise convolution has one learned kernel (dynamic_conv=False), "
+        "none generated for each sample"
+    }
+    assert sorted(summary.replaced.values()) == [
+        *("Attention", "BlockSequence", "FeedForward", "LayerNorm", "LayerNorm", "TransformerBlock")
+    ]
+    x = torch.randn(2, DIM, 6, 7, dtype=torch.float64)
+    for value, expected in zip(step(fast, x), step(level, x), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-10)
+    assert operators(lambda: fast(x))[-1] == "feed_forward_stage"
+
+
+def test_every_block_of_the_lookalike_runs_whole():
+    require("cpp")
+    torch.manual_seed(0)
+    model = mirage.fast.accelerate(lookalike.ReleasedStyleMIRAGE().eval())
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        seen = [name for name in operators(lambda: model(image)) if name != "dense_conv2d"]
+    assert seen == ["transformer_blocks"] * 2
+    seen = [name for name in operators(lambda: model.train()(image)) if name != "dense_conv2d"]
+    assert seen == ["mixer_stage", "feed_forward_stage"] * 3
