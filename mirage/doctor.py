@@ -392,7 +392,7 @@ def _cpuinfo(*keys: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    from mirage_kernels._dispatch import triton_version
+    from mirage_kernels._runtime.dispatch import triton_version
 
     versions = {DISTRIBUTION: package_version(), "python": platform.python_version(), "torch": torch.__version__}
     versions["triton"] = triton_version() or "not installed"

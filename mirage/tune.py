@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mirage.fast
 import mirage_kernels
 from mirage.losses import MirageLoss
-from mirage_kernels._tuning import IMPLEMENTATIONS, Tuning, choice_key, launch_key
+from mirage_kernels._runtime.tuning import IMPLEMENTATIONS, Tuning, choice_key, launch_key
 
 __all__ = ["Chooser", "Tuner", "tune"]
 
@@ -192,10 +192,10 @@ def _step(model: torch.nn.Module, image: torch.Tensor, dtype: torch.dtype) -> No
 
 @contextmanager
 def _tuning(tuner: Tuner) -> Iterator[None]:
-    from mirage_kernels import _triton
+    from mirage_kernels._triton import launch
 
-    _triton.launch_hook = tuner
+    launch.launch_hook = tuner
     try:
         yield
     finally:
-        _triton.launch_hook = None
+        launch.launch_hook = None

@@ -4,15 +4,7 @@ The implementation is chosen per call by the tensor's device: Triton on GPUs, C+
 :func:`use`, :func:`available` and :func:`last_used`.
 """
 
-from mirage_kernels._dispatch import IMPLEMENTATIONS, available, last_used, use
-from mirage_kernels._workspace import (
-    add,
-    concatenate,
-    limit_workspace,
-    pixel_shuffle,
-    pixel_unshuffle,
-    release_workspace,
-)
+from mirage_kernels._runtime.dispatch import IMPLEMENTATIONS, available, last_used, use
 from mirage_kernels.channel_attention import channel_attention
 from mirage_kernels.channel_attention_fusion import channel_attention_fusion
 from mirage_kernels.channel_layer_norm import channel_layer_norm
@@ -24,6 +16,14 @@ from mirage_kernels.mixer_stage import MixerOutput, MixerWeights, mixer_stage
 from mirage_kernels.spd_covariance import spd_covariance
 from mirage_kernels.transformer_blocks import BlockWeights, transformer_blocks
 from mirage_kernels.tri_branch_fusion import tri_branch_fusion
+from mirage_kernels.workspace import (
+    add,
+    concatenate,
+    limit_workspace,
+    pixel_shuffle,
+    pixel_unshuffle,
+    release_workspace,
+)
 
 __version__ = "0.1.0"
 

@@ -13,7 +13,7 @@ How an operator takes part: its ``triton_kernels.py`` defines ``triton_cases()``
     (label, call)    label: dtype and shape, for the table; call: a function without arguments
 
 where ``call`` runs the operator's ``forward`` or ``backward`` (or both) on tensors of the meta device, which have
-shapes and strides but no memory. ``mirage_kernels._triton_cases`` makes such tensors at the shapes of MIRAGE-T and
+shapes and strides but no memory. ``mirage_kernels._triton.cases`` makes such tensors at the shapes of MIRAGE-T and
 MIRAGE-S in each dtype, and tensors whose reach needs 64-bit offsets. Nothing is launched: the hook of
 ``mirage_kernels._triton.launch`` compiles what would have been, with the specialisation (alignment, integers equal
 to one) that Triton would choose for these arguments. Cases run under both float32 matmul precisions. What compiles to
@@ -194,10 +194,10 @@ def compile_operator(operator: str, target: str, sass: bool = False) -> list[Row
     """All launches of one operator's cases."""
     import torch
 
-    from mirage_kernels import _triton
+    from mirage_kernels._triton import launch
 
     compiler = Compiler(target, operator, sass)
-    _triton.launch_hook = compiler
+    launch.launch_hook = compiler
     try:
         module = importlib.import_module(f"mirage_kernels.{operator}.triton_kernels")
         for precision in ("highest", "high"):
@@ -209,7 +209,7 @@ def compile_operator(operator: str, target: str, sass: bool = False) -> list[Row
     except Exception as error:  # one operator's mistake must not hide the others' rows
         compiler.fail("-", error)
     finally:
-        _triton.launch_hook = None
+        launch.launch_hook = None
         torch.set_float32_matmul_precision("highest")
     return compiler.rows
 

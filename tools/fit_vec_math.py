@@ -1,4 +1,4 @@
-"""Derive the coefficients of csrc/common/cpu/vec_math.h and csrc/common/cuda/elementary.h: ``python tools/fit_vec_math.py``.
+"""Derive the coefficients of csrc/common/{cpu/vec_math,cuda/elementary}.h: ``python tools/fit_vec_math.py``.
 
 Needs numpy and mpmath.
 

@@ -59,8 +59,9 @@ from triton_launches import FILL, RATES, Launches  # noqa: E402
 from triton_traffic import Traffic, measure  # noqa: E402
 
 import mirage_kernels  # noqa: E402
-from mirage_kernels import _cuda_runtime, _dispatch, _triton_stage  # noqa: E402
-from mirage_kernels._library import is_exact  # noqa: E402
+from mirage_kernels._runtime import cuda_runtime, dispatch  # noqa: E402
+from mirage_kernels._runtime.library import is_exact  # noqa: E402
+from mirage_kernels._triton import tiles as triton_tiles  # noqa: E402
 
 WARPS = 8  # of a block
 COLUMNS = 16  # of a tile
@@ -103,15 +104,15 @@ def on_many_multiprocessors(library: Any) -> Iterator[None]:
 
 def recorded(half: Half, x: torch.Tensor, execute: bool, backward: bool = False) -> tuple[list[Launch], int]:
     """The launches of a pass, and the bytes of its scratch memory; none where the library has no kernel for it."""
-    library, sizes = _dispatch.cuda, []
-    kept = _cuda_runtime.workspace
+    library, sizes = dispatch.cuda, []
+    kept = cuda_runtime.workspace
 
     def workspace(size: int, x: torch.Tensor) -> torch.Tensor:
         sizes.append(size)
         return kept(size, x)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_cuda_runtime, "workspace", workspace))
+        stack.enter_context(mock.patch.object(cuda_runtime, "workspace", workspace))
         stack.enter_context(on_many_multiprocessors(library))
         stack.enter_context(mirage_kernels.use("cuda"))
         library.start_record(False)
@@ -205,7 +206,7 @@ def triton_pass(half: Half, x: torch.Tensor, both: bool, options: argparse.Names
     """Launches, bytes and us of forward, or of forward and backward: which implementation runs, forward decides."""
     launches, rated = Launches(), argparse.Namespace(bandwidth=options.bandwidth, rate=None)
     x = x.detach().requires_grad_(options.backward)
-    with mock.patch.object(_triton_stage, "FILL", FILL):
+    with mock.patch.object(triton_tiles, "FILL", FILL):
         if both:
             measure(lambda: measured(half, half.fast, x, True)(), launches)
         else:

@@ -41,10 +41,10 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle, _get_np_dtype  # noqa: E402
 from triton_traffic import MODELS, Traffic, measure, mirage, pair, tensors_in  # noqa: E402
 
-from mirage_kernels import _triton_stage  # noqa: E402
-from mirage_kernels._triton import is_exact  # noqa: E402
+from mirage_kernels._triton import tiles as triton_tiles  # noqa: E402
+from mirage_kernels._triton.launch import is_exact  # noqa: E402
 
-FILL = 256  # of mirage_kernels._triton_stage where nothing is interpreted
+FILL = 256  # of mirage_kernels._triton.tiles where nothing is interpreted
 RATES = {"16 bit": 989.0, "tf32": 494.0, "float32": 67.0}  # TFLOP/s of an H200, without sparsity
 SCALES = {"encoder_level1": 1, "encoder_level2": 2, "encoder_level3": 4, "latent": 8, "decoder_level3": 4,
           "decoder_level2": 2, "decoder_level1": 1, "refinement": 1}  # fmt: skip
@@ -200,7 +200,7 @@ def launches_of(block: torch.nn.Module, x: torch.Tensor, step: bool) -> Launches
         if step:
             torch.autograd.grad(y, [x, *model.parameters()], torch.empty_like(y))
 
-    with mock.patch.object(_triton_stage, "FILL", FILL):
+    with mock.patch.object(triton_tiles, "FILL", FILL):
         measure(call, launches)
     return launches
 

@@ -36,7 +36,8 @@ from torch.utils.weak import WeakIdKeyDictionary  # noqa: E402
 import mirage  # noqa: E402
 import mirage.fast  # noqa: E402
 from mirage.losses import MirageLoss  # noqa: E402
-from mirage_kernels import _dispatch, _triton  # noqa: E402
+from mirage_kernels._runtime import dispatch  # noqa: E402
+from mirage_kernels._triton import launch  # noqa: E402
 
 MODELS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
 ALLOCATIONS = ("aten::empty", "aten::new_empty", "aten::detach", "aten::alias", "aten::lift_fresh")
@@ -114,8 +115,8 @@ def kernels_of(name: str) -> Callable[..., Any]:
 def on_meta(traffic: Traffic) -> Iterator[None]:
     """Triton is what runs on the meta device, and its launches are counted instead of made."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(_dispatch._default, meta="triton"))
-        stack.enter_context(mock.patch.object(_triton, "launch_hook", traffic.launched))
+        stack.enter_context(mock.patch.dict(dispatch._default, meta="triton"))
+        stack.enter_context(mock.patch.object(launch, "launch_hook", traffic.launched))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda *device: False))  # meta has none
         stack.enter_context(mock.patch.object(torch, "autocast", lambda *device, **enabled: contextlib.nullcontext()))
         yield

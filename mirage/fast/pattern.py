@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mirage_kernels import _dispatch
+from mirage_kernels._runtime import dispatch
 
 _OWN = ""  # the dictionary of the module itself
 
@@ -43,7 +43,7 @@ class Pattern:
 
     def native(self) -> Any:
         children = [(name, child.native()) for name, child in self.children.items()]
-        return _dispatch.native.ModulePattern(
+        return dispatch.native.ModulePattern(
             types=list(self.types),
             bare=self.bare,
             attributes=list(self.attributes.items()),
@@ -57,7 +57,7 @@ class Pattern:
 def matcher(pattern: Pattern, wanted: Sequence[str]) -> Callable[[nn.Module], tuple[Any, ...] | None]:
     """A function of a module that returns what is `wanted` of `takes`, in that order; None where the module does not
     match, while compiling, and without the C++ library."""
-    if _dispatch.native is None:
+    if dispatch.native is None:
         return lambda module: None
     names = list(pattern.names())
     pick, match = itemgetter(*map(names.index, wanted)), pattern.native().match

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels import _checks, _dispatch
-from mirage_kernels._library import accumulator
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.library import accumulator
 
 CUDA_CHANNELS = 64
 """Of a head, up to which there are kernels in CUDA C++."""
@@ -14,24 +14,24 @@ CUDA_CHANNELS = 64
 
 def written(q: Tensor, num_heads: int) -> tuple[str, ...]:
     """The implementations that take such heads."""
-    return _dispatch.IMPLEMENTATIONS if q.shape[1] // num_heads <= CUDA_CHANNELS else _dispatch.EVERYWHERE
+    return dispatch.IMPLEMENTATIONS if q.shape[1] // num_heads <= CUDA_CHANNELS else dispatch.EVERYWHERE
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int) -> None:
-    _checks.check_tensor("q", q, ndim=4)
+    checks.check_tensor("q", q, ndim=4)
     if not isinstance(num_heads, int) or isinstance(num_heads, bool):
         raise TypeError(f"num_heads: expected an int, got {type(num_heads).__name__}")
     if num_heads < 1 or q.shape[1] % num_heads:
         raise ValueError(f"num_heads: expected a divisor of the {q.shape[1]} channels of q, got {num_heads}")
     for name, value in (("k", k), ("v", v)):
-        _checks.check_tensor(name, value, ndim=4)
-        _checks.check_shape(name, value, q.shape, "like q")
-    _checks.check_tensor("temperature", temperature)
+        checks.check_tensor(name, value, ndim=4)
+        checks.check_shape(name, value, q.shape, "like q")
+    checks.check_tensor("temperature", temperature)
     if tuple(temperature.shape) not in ((num_heads,), (num_heads, 1, 1)):
         expected = f"[{num_heads}, 1, 1] or [{num_heads}] (one value per head)"
         raise ValueError(f"temperature: expected shape {expected}, got {list(temperature.shape)}")
-    _checks.check_same_device("q", q, k=k, v=v, temperature=temperature)
-    _checks.check_same_dtype("q", q, k=k, v=v)
+    checks.check_same_device("q", q, k=k, v=v, temperature=temperature)
+    checks.check_same_dtype("q", q, k=k, v=v)
 
 
 def small_matrices(q: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels import _cuda_runtime
-from mirage_kernels._library import dl, is_exact
+from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.library import dl, is_exact
 from mirage_kernels.channel_attention.arguments import small_matrices
 
 
@@ -16,8 +16,8 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     matrices = small_matrices(q, num_heads, q.dtype)
     tensors = (q, k, v, temperature.reshape(num_heads), out, matrices)
-    size = _cuda_runtime.on_device(q, "channel_attention_workspace", dl(q), num_heads)
-    _cuda_runtime.call("channel_attention_forward", tensors, size, tf32=not is_exact(q.dtype))
+    size = cuda_runtime.on_device(q, "channel_attention_workspace", dl(q), num_heads)
+    cuda_runtime.call("channel_attention_forward", tensors, size, tf32=not is_exact(q.dtype))
     return out, matrices
 
 
@@ -28,7 +28,7 @@ def backward(
     grad_temperature = torch.empty(temperature.shape, dtype=temperature.dtype, device=q.device)
     heads = matrices.shape[1]
     inputs = (grad_out, q, k, v, temperature.reshape(heads), matrices)
-    size = _cuda_runtime.on_device(q, "channel_attention_workspace", dl(q), heads)
+    size = cuda_runtime.on_device(q, "channel_attention_workspace", dl(q), heads)
     tensors = (*inputs, *grads, grad_temperature.view(heads))
-    _cuda_runtime.call("channel_attention_backward", tensors, size, tf32=not is_exact(q.dtype))
+    cuda_runtime.call("channel_attention_backward", tensors, size, tf32=not is_exact(q.dtype))
     return *grads, grad_temperature

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _dispatch
-from mirage_kernels._library import Implementations, define
+from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.channel_attention.arguments import check_attention, products, small_matrices, written
 from mirage_kernels.channel_attention.reference import channel_attention as reference
 
@@ -39,7 +39,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
     check_attention(q, k, v, temperature, num_heads)
-    impl = _dispatch.choose("channel_attention", q, written(q, num_heads))
+    impl = dispatch.choose("channel_attention", q, written(q, num_heads))
     if impl == "torch":
         return reference(q, k, v, temperature, num_heads)
     return _forward_op(q, k, v, temperature, num_heads, impl)[0]
@@ -50,7 +50,7 @@ _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Two:
-    _dispatch.record("channel_attention", impl)
+    dispatch.record("channel_attention", impl)
     return _implementations[impl].forward(q, k, v, temperature, num_heads)
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton import launch, plane_strides
+from mirage_kernels._triton.launch import launch, plane_strides
 from mirage_kernels.channel_attention.triton_parts import (
     attention_cases,
     attention_matrices,

@@ -16,8 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides, precision_of_widened
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.launch import (
+    is_line,
+    launch,
+    needs_int64,
+    pixel_offsets,
+    plane_strides,
+    precision_of_widened,
+)
 from mirage_kernels.channel_attention.arguments import small_matrices
 
 NORM_EPS = 1e-12  # of torch.nn.functional.normalize
@@ -348,7 +355,7 @@ def attention_matrices_backward(
 def attention_cases() -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
     """(label, x, matrices, temperature) on the meta device, for tools/compile_triton.py: the heads of the networks'
     stages (d = 8 or 10, but 16 or 20 in one head on the last decoder level), and a head of 64 channels."""
-    from mirage_kernels._triton_cases import HEADS, MIRAGE_S, MIRAGE_T, meta, variants
+    from mirage_kernels._triton.cases import HEADS, MIRAGE_S, MIRAGE_T, meta, variants
 
     cases = list(variants())
     cases += [(f"float32 C={s[4][0]} {s[4][1]}x{s[4][1]}", s[4], torch.float32, False) for s in (MIRAGE_T, MIRAGE_S)]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mirage_kernels._library import dl, native
+from mirage_kernels._runtime.library import dl, native
 from mirage_kernels.channel_attention_fusion.tensors import for_backward, for_forward, gradients
 
 

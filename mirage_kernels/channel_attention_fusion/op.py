@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _dispatch
-from mirage_kernels._library import Implementations, define
+from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.channel_attention.arguments import check_attention, products, small_matrices, written
 from mirage_kernels.channel_attention_fusion.reference import channel_attention_fusion as reference
 from mirage_kernels.tri_branch_fusion.arguments import (
@@ -60,7 +60,7 @@ def channel_attention_fusion(
     check_branch("mlp", mlp, "q", q)
     check_scalars("q", q, l_att=l_att, l_conv=l_conv, l_mlp=l_mlp)
     main = widest(q, conv, mlp, l_att, l_conv, l_mlp)
-    impl = _dispatch.choose("channel_attention_fusion", main, written(q, num_heads))
+    impl = dispatch.choose("channel_attention_fusion", main, written(q, num_heads))
     if impl == "torch":
         return reference(q, k, v, temperature, num_heads, conv, mlp, l_att, l_conv, l_mlp)
     return _forward_op(q, k, v, temperature, num_heads, conv, mlp, l_att, l_conv, l_mlp, impl)[0]
@@ -68,7 +68,7 @@ def channel_attention_fusion(
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, impl = arguments
-    _dispatch.record("channel_attention_fusion", impl)
+    dispatch.record("channel_attention_fusion", impl)
     return _implementations[impl].forward(*inputs)
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton import launch, plane_strides, widened
+from mirage_kernels._triton.launch import launch, plane_strides, widened
 from mirage_kernels.channel_attention.triton_parts import (
     attention_matrices,
     attention_matrices_backward,
@@ -221,7 +221,7 @@ def backward(
 
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """What tools/compile_triton.py compiles for GPUs that are not there."""
-    from mirage_kernels._triton_cases import meta
+    from mirage_kernels._triton.cases import meta
     from mirage_kernels.channel_attention.triton_parts import attention_cases
 
     for label, x, matrices, temperature in attention_cases():

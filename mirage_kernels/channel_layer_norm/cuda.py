@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels import _cuda_runtime
-from mirage_kernels._library import dl
+from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.library import dl
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -14,8 +14,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
     statistics = x.shape[0], *x.shape[2:]
     mean, rstd = (torch.empty(statistics, dtype=torch.float32, device=x.device) for _ in range(2))
     vectors = dl(weight.contiguous()), dl(bias.contiguous())
-    with _cuda_runtime.on_device_of(x) as stream:
-        library = _cuda_runtime.library()
+    with cuda_runtime.on_device_of(x) as stream:
+        library = cuda_runtime.library()
         library.channel_layer_norm_forward(dl(x), *vectors, eps, dl(y), dl(mean), dl(rstd), stream)
     return y, mean, rstd
 
@@ -23,11 +23,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
 def backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    library = _cuda_runtime.library()
+    library = cuda_runtime.library()
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grad_weight, grad_bias = (torch.empty(weight.shape, dtype=weight.dtype, device=x.device) for _ in range(2))
-    with _cuda_runtime.on_device_of(x) as stream:
-        workspace = _cuda_runtime.workspace(library.channel_layer_norm_backward_workspace(dl(x)), x)
+    with cuda_runtime.on_device_of(x) as stream:
+        workspace = cuda_runtime.workspace(library.channel_layer_norm_backward_workspace(dl(x)), x)
         tensors = (grad_y, x, weight.contiguous(), mean, rstd, grad_x, grad_weight, grad_bias, workspace)
         library.channel_layer_norm_backward(*map(dl, tensors), stream)
     return grad_x, grad_weight, grad_bias

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirage_kernels import _checks, _dispatch
-from mirage_kernels._library import Implementations, accumulator, define
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.library import Implementations, accumulator, define
 from mirage_kernels.channel_layer_norm.reference import channel_layer_norm as reference
 from mirage_kernels.tri_branch_fusion.arguments import widest
 
@@ -34,20 +34,20 @@ def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
-    _checks.check_tensor("x", x, ndim=4)
+    checks.check_tensor("x", x, ndim=4)
     for name, value in (("weight", weight), ("bias", bias)):
-        _checks.check_tensor(name, value, ndim=1)
-        _checks.check_shape(name, value, (x.shape[1],), "the channels of x")
-    _checks.check_same_device("x", x, weight=weight, bias=bias)
-    _checks.check_same_dtype("weight", weight, bias=bias)
-    impl = _dispatch.choose("channel_layer_norm", widest(x, weight), _dispatch.IMPLEMENTATIONS)
+        checks.check_tensor(name, value, ndim=1)
+        checks.check_shape(name, value, (x.shape[1],), "the channels of x")
+    checks.check_same_device("x", x, weight=weight, bias=bias)
+    checks.check_same_dtype("weight", weight, bias=bias)
+    impl = dispatch.choose("channel_layer_norm", widest(x, weight), dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, weight, bias, eps)
     return _forward_op(x, weight, bias, eps, impl)[0]
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor, Tensor]:
-    _dispatch.record("channel_layer_norm", impl)
+    dispatch.record("channel_layer_norm", impl)
     return _implementations[impl].forward(x, weight, bias, eps)
 
 

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels import _triton_cases as cases
-from mirage_kernels._launch import channel_tile
-from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton import cases
+from mirage_kernels._triton.config import channel_tile
+from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
 
 
 @triton.jit

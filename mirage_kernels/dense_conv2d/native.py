@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._library import accumulator, dl, native, result
+from mirage_kernels._runtime.library import accumulator, dl, native, result
 
 
 def forward(x: Tensor, weight: Tensor) -> Tensor:

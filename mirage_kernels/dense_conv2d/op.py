@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _checks, _dispatch
-from mirage_kernels._library import Implementations, define
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.dense_conv2d.reference import dense_conv2d as reference
 
 SIZES = (1, 3)
@@ -37,24 +37,24 @@ def dense_conv2d(x: Tensor, weight: Tensor) -> Tensor:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
-    _checks.check_tensor("x", x, ndim=4)
-    _checks.check_tensor("weight", weight, ndim=4)
+    checks.check_tensor("x", x, ndim=4)
+    checks.check_tensor("weight", weight, ndim=4)
     if weight.shape[1] != x.shape[1] or weight.shape[2] != weight.shape[3] or weight.shape[2] not in SIZES:
         raise ValueError(
             f"weight: expected shape [M, {x.shape[1]}, K, K] with K 1 or 3 for the {x.shape[1]} channels of x, "
             f"got {list(weight.shape)}"
         )
-    _checks.check_same_device("x", x, weight=weight)
+    checks.check_same_device("x", x, weight=weight)
     if not torch.is_autocast_enabled(x.device.type):
-        _checks.check_same_dtype("x", x, weight=weight)
-    impl = _dispatch.choose("dense_conv2d", x, written=("cpp", "cuda"), unforced=("cpp",))
+        checks.check_same_dtype("x", x, weight=weight)
+    impl = dispatch.choose("dense_conv2d", x, written=("cpp", "cuda"), unforced=("cpp",))
     if impl == "torch":
         return reference(x, weight)
     return _forward_op(x, weight, impl)
 
 
 def _forward(x: Tensor, weight: Tensor, impl: str) -> Tensor:
-    _dispatch.record("dense_conv2d", impl)
+    dispatch.record("dense_conv2d", impl)
     return _implementations[impl].forward(x, weight)
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _checks, _dispatch
-from mirage_kernels._library import Implementations, define
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference
 
 KERNEL_SIZES = (3, 5, 7, 9, 11)
@@ -36,16 +36,16 @@ def dynamic_depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
-    _checks.check_tensor("x", x, ndim=4)
-    _checks.check_tensor("weight", weight, ndim=4)
+    checks.check_tensor("x", x, ndim=4)
+    checks.check_tensor("weight", weight, ndim=4)
     size = weight.shape[-1]
     if size not in KERNEL_SIZES:
         raise ValueError(f"weight: expected a kernel size of 3, 5, 7, 9 or 11, got shape {list(weight.shape)}")
-    _checks.check_shape("weight", weight, (x.shape[0], x.shape[1], size, size), "a square kernel per plane of x")
-    _checks.check_same_device("x", x, weight=weight)
+    checks.check_shape("weight", weight, (x.shape[0], x.shape[1], size, size), "a square kernel per plane of x")
+    checks.check_same_device("x", x, weight=weight)
     if _rounded(x) != _rounded(weight):
-        _checks.check_same_dtype("x", x, weight=weight)
-    impl = _dispatch.choose("dynamic_depthwise_conv2d", x, _dispatch.IMPLEMENTATIONS)
+        checks.check_same_dtype("x", x, weight=weight)
+    impl = dispatch.choose("dynamic_depthwise_conv2d", x, dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, weight)
     return _forward_op(x, weight, impl)
@@ -60,7 +60,7 @@ def _rounded(t: Tensor) -> torch.dtype:
 
 
 def _forward(x: Tensor, weight: Tensor, impl: str) -> Tensor:
-    _dispatch.record("dynamic_depthwise_conv2d", impl)
+    dispatch.record("dynamic_depthwise_conv2d", impl)
     return _implementations[impl].forward(x, weight)
 
 

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import launch, needs_int64
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.launch import launch, needs_int64
 
 _ROWS = 4  # rows of a group, spelled out in the kernels
 
@@ -270,7 +270,7 @@ def backward(
 
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """For tools/compile_triton.py: every kernel size, dtype and tile, heights that groups of four divide and not."""
-    from mirage_kernels._triton_cases import DTYPES, meta
+    from mirage_kernels._triton.cases import DTYPES, meta
 
     def case(kernel: int, side: int, dtype: torch.dtype, wide: bool = False) -> tuple[str, Callable[[], object]]:
         x, weight = meta(2, 8, side, side, dtype=dtype, wide=wide), meta(2, 8, kernel, kernel, dtype=dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels._library import accumulator, dl, native, result
+from mirage_kernels._runtime.library import accumulator, dl, native, result
 
 
 def forward(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _checks, _dispatch, _stage
-from mirage_kernels._library import Implementations, define
+from mirage_kernels import _composite
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.feed_forward_stage import composite, native
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, shapes
@@ -38,7 +39,7 @@ def feed_forward_stage(
     the activated hidden tensor between them, and backward four, for images that fill a GPU. In CUDA C++ forward is one
     launch (two for small images) and backward three (up to 240 channels, in float32 96; Triton's for more), each after
     one that packs the weights; the hidden tensor exists a tile at a time, in shared memory. For others, and on devices
-    that have none of these, both are a chain of operators with the same formulas (see `mirage_kernels._stage`). Under
+    that have none of these, both are a chain of operators with the same formulas (`mirage_kernels._composite`). Under
     ``use("torch")`` it is the reference expression with PyTorch's autograd, which keeps everything and can be
     differentiated twice.
 
@@ -61,20 +62,20 @@ def feed_forward_stage(
     """
     weights = FeedForwardWeights(norm_weight, norm_bias, project_in, dwconv, project_out)
     check(x, weights)
-    impl = _stage.choose("feed_forward_stage", x, _dispatch.IMPLEMENTATIONS)
+    impl = _composite.choose("feed_forward_stage", x, dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, *weights, eps)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
     keep = keep_hidden and differentiable and impl not in ("triton", "cuda")
-    return _stage.laid_out_like(_forward_op(x, *weights, eps, keep, impl)[0], x)
+    return _composite.laid_out_like(_forward_op(x, *weights, eps, keep, impl)[0], x)
 
 
 def check(x: Tensor, weights: FeedForwardWeights) -> None:
     """Raise what :func:`feed_forward_stage` raises of arguments that do not fit."""
-    _checks.check_tensor("x", x, ndim=4)
-    _checks.check_tensor("project_out", weights.project_out, ndim=4)
+    checks.check_tensor("x", x, ndim=4)
+    checks.check_tensor("project_out", weights.project_out, ndim=4)
     expected = shapes(x.shape[1], weights.project_out.shape[1])
-    _checks.check_tensors("x", x, weights, expected, "C channels of x, M inputs of project_out")
+    checks.check_tensors("x", x, weights, expected, "C channels of x, M inputs of project_out")
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -83,10 +84,10 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     if impl == "cuda":
         y = _implementations["cuda"].forward(*tensors, eps)
         if y is not None:
-            _dispatch.record("feed_forward_stage", impl)
+            dispatch.record("feed_forward_stage", impl)
             return y, tensors[0].new_empty(0)
-        impl = _stage.instead_of_cuda(tensors[0])
-    _dispatch.record("feed_forward_stage", impl)
+        impl = _composite.instead_of_cuda(tensors[0])
+    dispatch.record("feed_forward_stage", impl)
     if impl == "cpp":
         return native.forward(*inputs)
     if impl == "triton" and not keep_hidden and _implementations["triton"].can_run(tensors[0]):
@@ -107,7 +108,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
         grads = _implementations["cuda"].backward(*tensors, eps)
         if grads is not None:
             return grads
-        impl = _stage.instead_of_cuda(tensors[1])
+        impl = _composite.instead_of_cuda(tensors[1])
     if impl == "cpp":
         return native.backward(*inputs)
     if impl == "triton" and hidden.dim() != 4 and _implementations["triton"].can_run_backward(tensors[1]):

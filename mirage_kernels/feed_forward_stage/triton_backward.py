@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels import _triton_stage
-from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import (
+from mirage_kernels._triton import tiles as triton_tiles
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.launch import (
     gelu,
     gelu_slope,
     is_exact,
@@ -32,7 +32,7 @@ from mirage_kernels._triton import (
     plane_strides,
     widened,
 )
-from mirage_kernels._triton_stage import (
+from mirage_kernels._triton.tiles import (
     depthwise,
     filling_run,
     filling_tile,
@@ -300,7 +300,7 @@ def gradients(
         "PRECISION": precision(x.dtype),
         "num_stages": 1,
     }
-    splits = min(tiles, max(1, _triton_stage.FILL // triton.cdiv(doubled // 2, 16)))
+    splits = min(tiles, max(1, triton_tiles.FILL // triton.cdiv(doubled // 2, 16)))
     sizes = [channels * doubled // 2, channels * doubled, 9 * doubled]  # of project_out, project_in and dwconv
     partial = torch.empty(splits, sum(sizes), dtype=torch.float32, device=x.device)
     grad_d = torch.empty_like(activated)
@@ -338,7 +338,7 @@ def _norm_gradient(
     exact = is_exact(x.dtype)
     block_n = filling_run(x, _most_pixels(block_c, exact))
     blocks = triton.cdiv(pixels, block_n)
-    per_program = max(1, batch * blocks // (8 * _triton_stage.FILL))
+    per_program = max(1, batch * blocks // (8 * triton_tiles.FILL))
     programs = batch * triton.cdiv(blocks, per_program)
     partial = torch.empty(programs, 2, channels, dtype=torch.float32, device=x.device)
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -17,12 +17,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels import _triton_stage
-from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._library import is_exact
-from mirage_kernels._triton import gelu, is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
-from mirage_kernels._triton_cases import meta, stage_variants
-from mirage_kernels._triton_stage import (
+from mirage_kernels._runtime.library import is_exact
+from mirage_kernels._triton import tiles as triton_tiles
+from mirage_kernels._triton.cases import meta, stage_variants
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.launch import (
+    gelu,
+    is_line,
+    launch,
+    needs_int64,
+    pixel_offsets,
+    plane_strides,
+    widened,
+)
+from mirage_kernels._triton.tiles import (
     ImageTile,
     depthwise,
     filling_tile,
@@ -167,7 +175,7 @@ def _contract_kernel(
 
 def can_run(x: Tensor) -> bool:
     """Whether the kernels hold a pixel's channels, and have about a program of the second for each multiprocessor."""
-    return x.shape[1] <= MOST_CHANNELS and 2 * _contract_tile(x).programs(x) >= _triton_stage.FILL
+    return x.shape[1] <= MOST_CHANNELS and 2 * _contract_tile(x).programs(x) >= triton_tiles.FILL
 
 
 def can_run_backward(x: Tensor) -> bool:
@@ -238,7 +246,7 @@ def _expand(x: Tensor, w: FeedForwardWeights, eps: float, keep_norm: bool = Fals
     shape = (batch, height, width) if keep_norm else (0,)
     norm = Norm(*(torch.empty(shape, dtype=torch.float32, device=x.device) for _ in Norm._fields))
     blocks = batch * triton.cdiv(pixels, tile.block_n)
-    splits = max(1, min(triton.cdiv(doubled, tile.block_m), 2 * _triton_stage.FILL // max(blocks, 1)))
+    splits = max(1, min(triton.cdiv(doubled, tile.block_m), 2 * triton_tiles.FILL // max(blocks, 1)))
     wide = needs_int64(x, activated)
     launch(
         _expand_kernel,

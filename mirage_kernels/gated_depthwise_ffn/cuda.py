@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels import _cuda_runtime
-from mirage_kernels._library import dl
+from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.library import dl
 
 
 def forward(h: Tensor, weight: Tensor) -> Tensor:
     batch, channels, height, width = h.shape
     y = torch.empty(batch, channels // 2, height, width, dtype=h.dtype, device=h.device)
     taps = weight.reshape(channels, 9).contiguous()
-    with _cuda_runtime.on_device_of(h) as stream:
-        _cuda_runtime.library().gated_depthwise_ffn_forward(dl(h), dl(taps), dl(y), stream)
+    with cuda_runtime.on_device_of(h) as stream:
+        cuda_runtime.library().gated_depthwise_ffn_forward(dl(h), dl(taps), dl(y), stream)
     return y
 
 
 def backward(grad_y: Tensor, h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    library = _cuda_runtime.library()
+    library = cuda_runtime.library()
     taps = weight.reshape(h.shape[1], 9).contiguous()
     grad_h = torch.empty(h.shape, dtype=h.dtype, device=h.device)
     grad_taps = torch.empty(taps.shape, dtype=h.dtype, device=h.device)
-    with _cuda_runtime.on_device_of(h) as stream:
+    with cuda_runtime.on_device_of(h) as stream:
         size = library.gated_depthwise_ffn_backward_workspace(dl(h), dl(taps))
-        tensors = (grad_y, h, taps, grad_h, grad_taps, _cuda_runtime.workspace(size, h))
+        tensors = (grad_y, h, taps, grad_h, grad_taps, cuda_runtime.workspace(size, h))
         library.gated_depthwise_ffn_backward(*map(dl, tensors), stream)
     return grad_h, grad_taps.view(weight.shape)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _checks, _dispatch
-from mirage_kernels._library import Implementations, define
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.gated_depthwise_ffn.reference import gated_depthwise_ffn as reference
 
 _implementations = Implementations(__package__)
@@ -36,8 +36,8 @@ def gated_depthwise_ffn(h: Tensor, weight: Tensor) -> Tensor:
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
-    _checks.check_tensor("h", h, ndim=4)
-    _checks.check_tensor("weight", weight)
+    checks.check_tensor("h", h, ndim=4)
+    checks.check_tensor("weight", weight)
     channels = h.shape[1]
     if channels == 0 or channels % 2:
         raise ValueError(f"h: expected an even number of channels, at least 2, got shape {list(h.shape)}")
@@ -46,17 +46,17 @@ def gated_depthwise_ffn(h: Tensor, weight: Tensor) -> Tensor:
             f"weight: expected shape [{channels}, 1, 3, 3] or [{channels}, 3, 3] for the {channels} channels of h, "
             f"got {list(weight.shape)}"
         )
-    _checks.check_same_device("h", h, weight=weight)
+    checks.check_same_device("h", h, weight=weight)
     if not torch.is_autocast_enabled(h.device.type):
-        _checks.check_same_dtype("h", h, weight=weight)
-    impl = _dispatch.choose("gated_depthwise_ffn", h, _dispatch.IMPLEMENTATIONS)
+        checks.check_same_dtype("h", h, weight=weight)
+    impl = dispatch.choose("gated_depthwise_ffn", h, dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(h, weight)
     return _forward_op(h, weight, impl)
 
 
 def _forward(h: Tensor, weight: Tensor, impl: str) -> Tensor:
-    _dispatch.record("gated_depthwise_ffn", impl)
+    dispatch.record("gated_depthwise_ffn", impl)
     return _implementations[impl].forward(h, weight)
 
 

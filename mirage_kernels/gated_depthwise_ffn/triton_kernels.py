@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import gelu, gelu_slope, launch, needs_int64, widened
-from mirage_kernels._triton_cases import meta, variants
+from mirage_kernels._triton.cases import meta, variants
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.launch import gelu, gelu_slope, launch, needs_int64, widened
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels import _cuda_runtime
-from mirage_kernels._library import dl, is_exact
+from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.library import dl, is_exact
 from mirage_kernels.mixer_stage.composite import Statistics, scale_of
 from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, statistics_shapes
 
@@ -16,9 +16,9 @@ def forward(
     x: Tensor, w: MixerWeights, branch_scale: Tensor | None, training: bool, norm_eps: float, bn_eps: float
 ) -> tuple[Tensor, Statistics] | None:
     """None where no kernels take so many channels, or the GPU has not the shared memory for them."""
-    x = _cuda_runtime.near(x)
-    library, tf32, heads = _cuda_runtime.library(), not is_exact(x.dtype), w.temperature.shape[0]
-    with _cuda_runtime.on_device_of(x) as stream:
+    x = cuda_runtime.near(x)
+    library, tf32, heads = cuda_runtime.library(), not is_exact(x.dtype), w.temperature.shape[0]
+    with cuda_runtime.on_device_of(x) as stream:
         size = library.mixer_stage_workspace(dl(x), heads, w.gic2.shape[1], tf32)
         if size is None:
             return None
@@ -28,9 +28,9 @@ def forward(
         if x.numel() == 0:  # nothing is launched
             statistics.batch_mean.copy_(w.bn_mean), statistics.batch_var.copy_(w.bn_var)
         scale = scale_of(x, branch_scale)
-        weights = [dl(t) for t in _cuda_runtime.of_one_dtype(x.dtype, *w)]
+        weights = [dl(t) for t in cuda_runtime.of_one_dtype(x.dtype, *w)]
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        workspace = dl(_cuda_runtime.workspace(size, x))
+        workspace = dl(cuda_runtime.workspace(size, x))
         options = (training, norm_eps, bn_eps)
         library.mixer_stage(
             *(dl(x), weights, dl(scale), *options, [dl(t) for t in statistics], dl(y), workspace, stream, tf32)
@@ -50,17 +50,17 @@ def backward(
 ) -> tuple[Tensor, ...] | None:
     """The gradients of x and of `LEARNED`, each in its own dtype. None where `forward` has it, in float32 with fewer
     channels than there, and where there are no pixels."""
-    grad_y, x = _cuda_runtime.near(grad_y), _cuda_runtime.near(x)
-    library, tf32, heads = _cuda_runtime.library(), not is_exact(x.dtype), w.temperature.shape[0]
-    with _cuda_runtime.on_device_of(x) as stream:
+    grad_y, x = cuda_runtime.near(grad_y), cuda_runtime.near(x)
+    library, tf32, heads = cuda_runtime.library(), not is_exact(x.dtype), w.temperature.shape[0]
+    with cuda_runtime.on_device_of(x) as stream:
         size = library.mixer_stage_backward_workspace(dl(x), heads, w.gic2.shape[1], tf32)
         if size is None:
             return None
         scale, learned = scale_of(x, branch_scale), [getattr(w, name) for name in LEARNED]
         grads = [torch.empty(t.shape, dtype=torch.float32, device=x.device) for t in learned]
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        weights = [dl(t) for t in _cuda_runtime.of_one_dtype(x.dtype, *w)]
-        workspace, options = dl(_cuda_runtime.workspace(size, x)), (training, norm_eps, bn_eps)
+        weights = [dl(t) for t in cuda_runtime.of_one_dtype(x.dtype, *w)]
+        workspace, options = dl(cuda_runtime.workspace(size, x)), (training, norm_eps, bn_eps)
         inputs = (dl(grad_y), dl(x), weights, dl(scale), *options, [dl(t) for t in statistics])
         library.mixer_stage_backward(*inputs, dl(grad_x), [dl(t) for t in grads], workspace, stream, tf32)
     return grad_x, *(g.to(t.dtype) for g, t in zip(grads, learned, strict=True))

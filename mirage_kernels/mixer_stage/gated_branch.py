@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage_kernels import _stage
-from mirage_kernels._library import accumulator
+from mirage_kernels import _composite
+from mirage_kernels._runtime.library import accumulator
 from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights
 
 
@@ -90,12 +90,12 @@ def forward(
     normal = F.batch_norm(
         x, bn.batch_mean, bn.batch_var, w.bn_weight.to(bn.batch_var), w.bn_bias.to(bn.batch_var), False, 0.0, eps
     )
-    gate, identity, detail = _stage.mix(normal, w.gic1).split((hidden, hidden - branch, branch), 1)
+    gate, identity, detail = _composite.mix(normal, w.gic1).split((hidden, hidden - branch, branch), 1)
     gate = gate / _scalar(w.gate_temperature, bn)
-    content = torch.cat((identity, _stage.depthwise(detail, _square(kernels), impl)), 1)
-    mixed = _stage.mix(F.gelu(gate).mul_(content), w.gic2)
+    content = torch.cat((identity, _composite.depthwise(detail, _square(kernels), impl)), 1)
+    mixed = _composite.mix(F.gelu(gate).mul_(content), w.gic2)
     total = (mixed * branch_scale).add_(x).to(x.dtype)
-    return _stage.mix(total, w.proj_out), Maps(normal, gate, content, detail, total)
+    return _composite.mix(total, w.proj_out), Maps(normal, gate, content, detail, total)
 
 
 def backward(
@@ -113,9 +113,9 @@ def backward(
     """Gradients of x and of the branch's weights by name."""
     grads = {}
     branch = x.shape[1]
-    grad_total, grads["proj_out"] = _stage.mix_backward(grad_y, maps.total, w.proj_out)
+    grad_total, grads["proj_out"] = _composite.mix_backward(grad_y, maps.total, w.proj_out)
     gate = F.gelu(maps.gate)
-    grad_product, grads["gic2"] = _stage.mix_backward(
+    grad_product, grads["gic2"] = _composite.mix_backward(
         (grad_total * branch_scale).to(x.dtype), gate * maps.content, w.gic2
     )
     grad_gate = torch.ops.aten.gelu_backward(grad_product * maps.content, maps.gate)
@@ -123,14 +123,14 @@ def backward(
     grads["gate_temperature"] = -(grad_gate * maps.gate).sum(dtype=temperature.dtype) / temperature
     grad_content = grad_product.mul_(gate)
     del grad_product, gate
-    grad_detail, grad_kernels = _stage.depthwise_backward(
+    grad_detail, grad_kernels = _composite.depthwise_backward(
         grad_content[:, -branch:], maps.detail, _square(kernels), impl
     )
     grad_inputs, grad_rows, of_generator = generate_backward(grad_kernels, w, bn, eps)
     grads.update(of_generator)
     expanded = torch.cat((grad_gate / temperature, grad_content[:, :-branch], grad_detail), 1)
     del grad_gate, grad_content, grad_detail
-    grad_normal, grads["gic1"] = _stage.mix_backward(expanded, maps.normal, w.gic1)
+    grad_normal, grads["gic1"] = _composite.mix_backward(expanded, maps.normal, w.gic1)
     del expanded
     grads["gic1"] = grads["gic1"].flatten(1).to(grad_rows.dtype)
     grads["gic1"][-branch:] += grad_rows

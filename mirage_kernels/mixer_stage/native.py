@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels._library import accumulator, dl, native, result
+from mirage_kernels._runtime.library import accumulator, dl, native, result
 from mirage_kernels.mixer_stage.composite import Statistics, scale_of
 from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, statistics_shapes
 

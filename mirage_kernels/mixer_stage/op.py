@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _checks, _dispatch, _stage
-from mirage_kernels._library import Implementations, accumulator, define
+from mirage_kernels import _composite
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.library import Implementations, accumulator, define
 from mirage_kernels.mixer_stage import composite, native
 from mirage_kernels.mixer_stage.composite import Statistics
 from mirage_kernels.mixer_stage.reference import MixerOutput
@@ -42,7 +43,7 @@ def mixer_stage(
     (see `mirage_kernels.mixer_stage.triton_kernels`), and backward nine and the operators'. In CUDA C++ forward is
     three launches (up to 240 channels) and backward ten (in float32 up to 192), which leave seven maps of C / 3
     channels to each other. With more channels than those hold, and on devices that have none of these, both are a
-    chain of operators with the same formulas (see `mirage_kernels._stage`). Under ``use("torch")`` it is the reference
+    chain of operators with the same formulas (`mirage_kernels._composite`). Under ``use("torch")`` it is the reference
     expression with PyTorch's autograd, which keeps everything and can be differentiated twice.
 
     Args:
@@ -67,34 +68,34 @@ def mixer_stage(
     check(x, weights, branch_scale)
     if training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {list(x.shape)}")
-    impl = _stage.choose("mixer_stage", x, _dispatch.IMPLEMENTATIONS)
+    impl = _composite.choose("mixer_stage", x, dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, weights, branch_scale, training, norm_eps, bn_eps)
     y, *_, batch_mean, batch_var = _forward_op(x, *weights, branch_scale, training, norm_eps, bn_eps, impl)
-    return MixerOutput(_stage.laid_out_like(y, x), batch_mean.detach(), batch_var.detach())
+    return MixerOutput(_composite.laid_out_like(y, x), batch_mean.detach(), batch_var.detach())
 
 
 def check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None = None) -> None:
     """Raise what :func:`mixer_stage` raises of arguments that do not fit."""
-    _checks.check_tensor("x", x, ndim=4)
+    checks.check_tensor("x", x, ndim=4)
     channels = x.shape[1]
     if channels == 0 or channels % 3:
         raise ValueError(f"x: expected a positive multiple of 3 channels, got shape {list(x.shape)}")
     if not isinstance(weights, MixerWeights):
         raise TypeError(f"weights: expected MixerWeights, got {type(weights).__name__}")
-    _checks.check_tensor("temperature", weights.temperature, ndim=3)
-    _checks.check_tensor("gic2", weights.gic2, ndim=4)
+    checks.check_tensor("temperature", weights.temperature, ndim=3)
+    checks.check_tensor("gic2", weights.gic2, ndim=4)
     branch, heads, hidden = channels // 3, weights.temperature.shape[0], weights.gic2.shape[1]
     if heads == 0 or branch % heads:
         raise ValueError(f"temperature: expected a head count that divides {branch} channels, got {heads}")
     if hidden < branch:
         raise ValueError(f"gic2: expected at least {branch} input channels, got shape {list(weights.gic2.shape)}")
     expected = shapes(channels, heads, hidden)
-    _checks.check_tensors("x", x, weights, expected, "C channels of x, heads of temperature, h inputs of gic2")
+    checks.check_tensors("x", x, weights, expected, "C channels of x, heads of temperature, h inputs of gic2")
     if branch_scale is not None:
-        _checks.check_tensor("branch_scale", branch_scale, ndim=1)
-        _checks.check_shape("branch_scale", branch_scale, (x.shape[0],), "one factor for each sample of x")
-        _checks.check_same_device("x", x, branch_scale=branch_scale)
+        checks.check_tensor("branch_scale", branch_scale, ndim=1)
+        checks.check_shape("branch_scale", branch_scale, (x.shape[0],), "one factor for each sample of x")
+        checks.check_same_device("x", x, branch_scale=branch_scale)
 
 
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -102,10 +103,10 @@ def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     if impl == "cuda":
         found = _implementations["cuda"].forward(x, weights, *rest)
         if found is not None:
-            _dispatch.record("mixer_stage", impl)
+            dispatch.record("mixer_stage", impl)
             return found[0], *found[1]
-        impl = _stage.instead_of_cuda(x)
-    _dispatch.record("mixer_stage", impl)
+        impl = _composite.instead_of_cuda(x)
+    dispatch.record("mixer_stage", impl)
     if impl == "cpp":
         y, statistics = native.forward(x, weights, *rest)
     elif impl == "triton" and _implementations["triton"].can_run(x, weights.temperature.shape[0]):
@@ -129,7 +130,7 @@ def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         found = _implementations["cuda"].backward(*inputs)
         if found is not None:
             return found
-        impl = _stage.instead_of_cuda(x)
+        impl = _composite.instead_of_cuda(x)
     if impl == "cpp":
         return native.backward(*inputs)
     if impl == "triton" and _implementations["triton"].can_run(x, weights.temperature.shape[0]):

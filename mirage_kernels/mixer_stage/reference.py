@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage_kernels._library import accumulator
+from mirage_kernels._runtime.library import accumulator
 from mirage_kernels.channel_attention.reference import channel_attention
 from mirage_kernels.channel_layer_norm.reference import channel_layer_norm
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d

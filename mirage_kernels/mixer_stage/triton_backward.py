@@ -1,7 +1,7 @@
 """``mixer_stage`` backward in Triton: what forward computed is computed again, and the gradient goes back through it in
 nine kernels of its own, among those of the operators.
 
-Of each product the kernels write both factors of its weight's gradient, which `_triton_products` multiplies.
+Of each product the kernels write both factors of its weight's gradient, which `weight_gradient` multiplies.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 import triton
 from torch import Tensor
 
-from mirage_kernels import _stage
-from mirage_kernels._library import is_exact
-from mirage_kernels._triton import is_line, launch, plane_strides, precision_of_widened
-from mirage_kernels._triton_products import product_over_pixels
-from mirage_kernels._triton_stage import ImageTile, filling_tile
+from mirage_kernels import _composite
+from mirage_kernels._runtime.library import is_exact
+from mirage_kernels._triton.launch import is_line, launch, plane_strides, precision_of_widened
+from mirage_kernels._triton.tiles import ImageTile, filling_tile
+from mirage_kernels._triton.weight_gradient import product_over_pixels
 from mirage_kernels.channel_attention.triton_parts import softmax_backward
 from mirage_kernels.channel_layer_norm import triton_kernels as channel_layer_norm
 from mirage_kernels.mixer_stage.composite import Statistics
@@ -161,7 +161,7 @@ def _fusion(p: _Problem, grad_y: Tensor, grads: dict[str, Tensor]) -> tuple[Tens
 def _attention(p: _Problem, grad_qkv: Tensor, grads: dict[str, Tensor]) -> Tensor:
     """The gradient of q, k and v before their depthwise convolution."""
     taps = p.w.qkv_dwconv.to(p.x.dtype).transpose(0, 1).expand(p.x.shape[0], -1, -1, -1)
-    grad_projected, of_samples = _stage.depthwise_backward(grad_qkv, p.qkv, taps, "triton")
+    grad_projected, of_samples = _composite.depthwise_backward(grad_qkv, p.qkv, taps, "triton")
     grads["qkv_dwconv"] = of_samples.sum(0, dtype=torch.float32)
     grads["qkv"] = product_over_pixels(grad_projected, p.normal[:, : p.plan.branch])
     return grad_projected
@@ -217,7 +217,7 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
     of_gates = product_over_pixels(grad_gates, normal)
     del product, grad_gates
     kernels = p.statistics.kernels.view(-1, branch, 7, 7)
-    grad_detail, grad_kernels = _stage.depthwise_backward(grad_content, p.detail, kernels, "triton")
+    grad_detail, grad_kernels = _composite.depthwise_backward(grad_content, p.detail, kernels, "triton")
     of_generator = generator_gradients(grad_kernels, w, p.bn, p.bn_eps)
     grads["generator_in"], grads["generator_out"] = of_generator.first, of_generator.second
     grads["gic1"] = torch.cat((of_gates, product_over_pixels(grad_detail, normal) + of_generator.detail_rows))

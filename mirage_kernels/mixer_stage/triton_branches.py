@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirage_kernels._triton import gelu, pixel_offsets, widened
-from mirage_kernels._triton_stage import depthwise, image_tile_of, matrix, moments, normalised
+from mirage_kernels._triton.launch import gelu, pixel_offsets, widened
+from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix, moments, normalised
 from mirage_kernels.channel_attention.triton_parts import softmax_of_head, store_matrix, sum_rows
 from mirage_kernels.mixer_stage.triton_parts import batch_normalised, times
 

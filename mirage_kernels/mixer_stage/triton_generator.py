@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import gelu, gelu_slope, launch
-from mirage_kernels._triton_stage import matrix
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.launch import gelu, gelu_slope, launch
+from mirage_kernels._triton.tiles import matrix
 from mirage_kernels.mixer_stage.gated_branch import BatchNorm
 from mirage_kernels.mixer_stage.triton_parts import batch_normalised, times
 from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights

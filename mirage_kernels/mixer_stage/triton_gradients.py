@@ -1,7 +1,7 @@
 """The kernels of ``mixer_stage``'s backward that work on a tile of the image, in the order in which they run.
 
 All maps but x and the gradient of y are contiguous, of the dtype of x. What one kernel writes for the product that
-gives a weight's gradient (`mirage_kernels._triton_products`) is listed with it.
+gives a weight's gradient (`mirage_kernels._triton.weight_gradient`) is listed with it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirage_kernels._triton import gelu, gelu_slope, widened
-from mirage_kernels._triton_stage import depthwise, image_tile_of, matrix
+from mirage_kernels._triton.launch import gelu, gelu_slope, widened
+from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix
 from mirage_kernels.channel_attention.triton_parts import load_matrix
 from mirage_kernels.mixer_stage.triton_parts import batch_normalised, gated_sum, head_matrices, pixel_mlp
 from mirage_kernels.tri_branch_fusion.triton_kernels import fuse, fuse_backward

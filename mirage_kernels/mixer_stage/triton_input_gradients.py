@@ -6,8 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirage_kernels._triton import gelu, gelu_slope, pixel_offsets, widened
-from mirage_kernels._triton_stage import matrix
+from mirage_kernels._triton.launch import gelu, gelu_slope, pixel_offsets, widened
+from mirage_kernels._triton.tiles import matrix
 
 
 @triton.jit

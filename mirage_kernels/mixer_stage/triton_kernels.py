@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels import _triton_stage
-from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._triton import launch, plane_strides, widened
-from mirage_kernels._triton_cases import HEADS, meta, stage_variants
-from mirage_kernels._triton_stage import (
+from mirage_kernels._triton import tiles as triton_tiles
+from mirage_kernels._triton.cases import HEADS, meta, stage_variants
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.launch import launch, plane_strides, widened
+from mirage_kernels._triton.tiles import (
     depthwise,
     filling_tile,
     image_tile,
@@ -218,7 +218,7 @@ def _gram(x: Tensor, qkv: Tensor, taps: Tensor, plan: Plan) -> Tensor:
     """Parts of the products of q and k, [B, heads, splits, d + 2, d]."""
     image, (batch, _, height, width) = image_tile(x, 64), x.shape
     tiles = image.programs(x[:1])
-    per_split = max(1, tiles * batch * plan.heads // (4 * _triton_stage.FILL))
+    per_split = max(1, tiles * batch * plan.heads // (4 * triton_tiles.FILL))
     splits = triton.cdiv(tiles, per_split)
     parts = x.new_empty(batch, plan.heads, splits, plan.d + 2, plan.d, dtype=torch.float32)
     launch(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirage_kernels._triton import gelu, widened
-from mirage_kernels._triton_stage import depthwise, matrix
+from mirage_kernels._triton.launch import gelu, widened
+from mirage_kernels._triton.tiles import depthwise, matrix
 
 
 @triton.jit

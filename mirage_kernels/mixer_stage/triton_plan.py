@@ -9,10 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
-from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._library import is_exact
-from mirage_kernels._triton import is_line, launch, needs_int64, plane_strides
-from mirage_kernels._triton_stage import filling_run, precision
+from mirage_kernels._runtime.library import is_exact
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.launch import is_line, launch, needs_int64, plane_strides
+from mirage_kernels._triton.tiles import filling_run, precision
 from mirage_kernels.mixer_stage.triton_branches import prepare_kernel
 from mirage_kernels.mixer_stage.weights import MixerWeights
 

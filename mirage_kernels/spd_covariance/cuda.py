@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels import _cuda_runtime
-from mirage_kernels._library import dl, is_exact
+from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.library import dl, is_exact
 
 
 def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    library, (batch, channels) = _cuda_runtime.library(), x.shape[:2]
+    library, (batch, channels) = cuda_runtime.library(), x.shape[:2]
     y = torch.empty(batch, channels, channels, dtype=x.dtype, device=x.device)
     mean = torch.empty(batch, 2, channels, dtype=torch.float32, device=x.device)
-    with _cuda_runtime.on_device_of(x) as stream:
-        workspace = dl(_cuda_runtime.workspace(library.spd_covariance_workspace(dl(x)), x))
+    with cuda_runtime.on_device_of(x) as stream:
+        workspace = dl(cuda_runtime.workspace(library.spd_covariance_workspace(dl(x)), x))
         library.spd_covariance_forward(dl(x), eps, dl(y), dl(mean), workspace, stream, not is_exact(x.dtype))
     return y, mean
 
 
 def backward(grad_y: Tensor, x: Tensor, mean: Tensor) -> Tensor:
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    with _cuda_runtime.on_device_of(x) as stream:
+    with cuda_runtime.on_device_of(x) as stream:
         tensors = map(dl, (grad_y, x, mean, grad_x))
-        _cuda_runtime.library().spd_covariance_backward(*tensors, stream, not is_exact(x.dtype))
+        cuda_runtime.library().spd_covariance_backward(*tensors, stream, not is_exact(x.dtype))
     return grad_x

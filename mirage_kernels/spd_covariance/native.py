@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._library import accumulator, dl, native
+from mirage_kernels._runtime.library import accumulator, dl, native
 
 
 def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:

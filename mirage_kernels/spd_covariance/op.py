@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _checks, _dispatch
-from mirage_kernels._library import Implementations, accumulator, define
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.library import Implementations, accumulator, define
 from mirage_kernels.spd_covariance.reference import spd_covariance as reference
 
 _implementations = Implementations(__package__)
@@ -37,12 +37,12 @@ def spd_covariance(x: Tensor, eps: float = 1e-5) -> Tensor:
         TypeError, ValueError: naming the argument that has the wrong dtype or shape.
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
-    _checks.check_tensor("x", x)
+    checks.check_tensor("x", x)
     if x.dim() < 3:
         raise ValueError(f"x: expected [B, C, ...] with at least 3 dimensions, got shape {list(x.shape)}")
     if prod(x.shape[2:]) < 2:
         raise ValueError(f"x: expected at least 2 positions to take a covariance over, got shape {list(x.shape)}")
-    impl = _dispatch.choose("spd_covariance", x, _dispatch.IMPLEMENTATIONS)
+    impl = dispatch.choose("spd_covariance", x, dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, eps)
     if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
@@ -52,7 +52,7 @@ def spd_covariance(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def _forward(x: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor]:
-    _dispatch.record("spd_covariance", impl)
+    dispatch.record("spd_covariance", impl)
     return _implementations[impl].forward(x, eps)
 
 

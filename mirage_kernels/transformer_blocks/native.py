@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mirage_kernels._library import dl, native, result
+from mirage_kernels._runtime.library import dl, native, result
 
 
 def forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mirage_kernels import _dispatch, _stage
-from mirage_kernels._library import Implementations, define
+from mirage_kernels import _composite
+from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.feed_forward_stage import op as feed_forward_op
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
 from mirage_kernels.mixer_stage import op as mixer_op
@@ -66,16 +67,16 @@ def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         weights += mixer
         weights += feed_forward
         eps += of_block
-    impl = _stage.choose("transformer_blocks", x, _dispatch.IMPLEMENTATIONS)
+    impl = _composite.choose("transformer_blocks", x, dispatch.IMPLEMENTATIONS)
     if impl in ("cpp", "cuda") and not _wants_gradient(x, weights):
-        return _stage.laid_out_like(_forward_op(x, weights, eps, impl), x)
+        return _composite.laid_out_like(_forward_op(x, weights, eps, impl), x)
     if not torch.compiler.is_compiling():
-        _dispatch.record("transformer_blocks", impl)
-    y = x.contiguous() if impl != "torch" and _stage.is_channels_last(x) else x
+        dispatch.record("transformer_blocks", impl)
+    y = x.contiguous() if impl != "torch" and _composite.is_channels_last(x) else x
     for block in blocks:
         y = mixer_op.mixer_stage(y, block.mixer, None, False, block.norm1_eps, block.bn_eps).y
         y = feed_forward_op.feed_forward_stage(y, *block.feed_forward, block.norm2_eps)
-    return _stage.laid_out_like(y, x)
+    return _composite.laid_out_like(y, x)
 
 
 def _wants_gradient(x: Tensor, weights: Sequence[Tensor]) -> bool:
@@ -102,18 +103,18 @@ def _check_tensors(x: Tensor, blocks: Sequence[BlockWeights]) -> None:
 
 def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
     if impl == "cpp":
-        _dispatch.record("transformer_blocks", impl)
+        dispatch.record("transformer_blocks", impl)
         return native.forward(x, weights, eps)
     y = _implementations["cuda"].forward(x, weights, eps)
     if y is not None:
-        _dispatch.record("transformer_blocks", impl)
+        dispatch.record("transformer_blocks", impl)
         return y
     y = x
     for i in range(len(eps) // 3):
         mixer, feed_forward = _halves(weights, i)
         y = mixer_op._forward(y, *mixer, None, False, eps[3 * i], eps[3 * i + 1], impl)[0]
         y = feed_forward_op._forward(y, *feed_forward, eps[3 * i + 2], False, impl)[0]
-    _dispatch.record("transformer_blocks", _stage.instead_of_cuda(x))
+    dispatch.record("transformer_blocks", _composite.instead_of_cuda(x))
     return y
 
 

@@ -7,21 +7,21 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from mirage_kernels import _checks
+from mirage_kernels._runtime import checks
 
 
 def check_branch(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
-    _checks.check_tensor(name, value, ndim=4)
-    _checks.check_shape(name, value, like.shape, f"like {like_name}")
-    _checks.check_same_device(like_name, like, **{name: value})
+    checks.check_tensor(name, value, ndim=4)
+    checks.check_shape(name, value, like.shape, f"like {like_name}")
+    checks.check_same_device(like_name, like, **{name: value})
 
 
 def check_scalars(like_name: str, like: Tensor, **scalars: Tensor) -> None:
     for name, value in scalars.items():
-        _checks.check_tensor(name, value)
+        checks.check_tensor(name, value)
         if tuple(value.shape) not in ((1,), ()):
             raise ValueError(f"{name}: expected shape [1] or [], got {list(value.shape)}")
-    _checks.check_same_device(like_name, like, **scalars)
+    checks.check_same_device(like_name, like, **scalars)
 
 
 def fusion_dtypes(*tensors: Tensor) -> tuple[torch.dtype, torch.dtype]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels import _cuda_runtime
-from mirage_kernels._library import dl
+from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.library import dl
 from mirage_kernels.tri_branch_fusion.arguments import concatenated, fusion_dtypes
 
 
@@ -15,7 +15,7 @@ def forward(att: Tensor, conv: Tensor, mlp: Tensor, l_att: Tensor, l_conv: Tenso
     dtype, result = fusion_dtypes(*branches, *scalars)
     out = torch.empty(concatenated(att), dtype=result, device=att.device)
     inputs = [*(t.to(dtype) for t in branches), *(t.reshape(1) for t in scalars)]
-    _cuda_runtime.call("tri_branch_fusion_forward", (*inputs, out))
+    cuda_runtime.call("tri_branch_fusion_forward", (*inputs, out))
     return out
 
 
@@ -27,7 +27,7 @@ def backward(
     grads = [torch.empty(t.shape, dtype=dtype, device=att.device) for t in branches]
     grads_l = [torch.empty(t.shape, dtype=t.dtype, device=att.device) for t in scalars]
     inputs = [grad_out, *(t.to(dtype) for t in branches), *(t.reshape(1) for t in scalars)]
-    size = _cuda_runtime.on_device(att, "tri_branch_fusion_backward_workspace", dl(att))
-    _cuda_runtime.call("tri_branch_fusion_backward", (*inputs, *grads, *(t.view(1) for t in grads_l)), size)
+    size = cuda_runtime.on_device(att, "tri_branch_fusion_backward_workspace", dl(att))
+    cuda_runtime.call("tri_branch_fusion_backward", (*inputs, *grads, *(t.view(1) for t in grads_l)), size)
     grad_att, grad_conv, grad_mlp = (g.to(t.dtype) for g, t in zip(grads, branches, strict=True))
     return grad_att, grad_conv, grad_mlp, *grads_l

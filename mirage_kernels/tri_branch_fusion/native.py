@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._library import dl, native
+from mirage_kernels._runtime.library import dl, native
 from mirage_kernels.tri_branch_fusion.arguments import concatenated, fusion_dtypes
 
 

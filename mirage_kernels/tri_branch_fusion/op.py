@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mirage_kernels import _checks, _dispatch
-from mirage_kernels._library import Implementations, define
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.tri_branch_fusion.arguments import (
     check_branch,
     check_scalars,
@@ -42,12 +42,12 @@ def tri_branch_fusion(
         TypeError, ValueError: naming the argument that has the wrong dtype, shape or device.
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
-    _checks.check_tensor("att", att, ndim=4)
+    checks.check_tensor("att", att, ndim=4)
     check_branch("conv", conv, "att", att)
     check_branch("mlp", mlp, "att", att)
     check_scalars("att", att, l_att=l_att, l_conv=l_conv, l_mlp=l_mlp)
     main = widest(att, conv, mlp, l_att, l_conv, l_mlp)
-    impl = _dispatch.choose("tri_branch_fusion", main, _dispatch.IMPLEMENTATIONS)
+    impl = dispatch.choose("tri_branch_fusion", main, dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(att, conv, mlp, l_att, l_conv, l_mlp)
     return _forward_op(att, conv, mlp, l_att, l_conv, l_mlp, impl)
@@ -56,7 +56,7 @@ def tri_branch_fusion(
 def _forward(
     att: Tensor, conv: Tensor, mlp: Tensor, l_att: Tensor, l_conv: Tensor, l_mlp: Tensor, impl: str
 ) -> Tensor:
-    _dispatch.record("tri_branch_fusion", impl)
+    dispatch.record("tri_branch_fusion", impl)
     return _implementations[impl].forward(att, conv, mlp, l_att, l_conv, l_mlp)
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
 from mirage_kernels.tri_branch_fusion.arguments import concatenated, fusion_dtypes
 
 BLOCK_N = 1024
@@ -205,7 +205,7 @@ def backward(
 
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """What tools/compile_triton.py compiles for GPUs that are not there."""
-    from mirage_kernels._triton_cases import meta, variants
+    from mirage_kernels._triton.cases import meta, variants
 
     for label, (channels, side), dtype, wide in variants():
         branch = meta(1, channels // 3, side, side, dtype=dtype, wide=wide)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mirage_kernels
-from mirage_kernels import _dispatch
+from mirage_kernels._runtime import dispatch
 
 HALF = (torch.float16, torch.bfloat16)
 ON_GPU = torch.cuda.is_available()
@@ -115,12 +115,12 @@ def forced(impl: str) -> Iterator[None]:
         with mirage_kernels.use(impl):
             yield
         return
-    defaults = _dispatch._default
-    _dispatch._default = dict.fromkeys(defaults, ALONE[impl])
+    defaults = dispatch._default
+    dispatch._default = dict.fromkeys(defaults, ALONE[impl])
     try:
         yield
     finally:
-        _dispatch._default = defaults
+        dispatch._default = defaults
 
 
 def random_like(output: Tensor) -> Tensor:

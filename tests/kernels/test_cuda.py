@@ -18,8 +18,9 @@ from test_mixer_stage import flat
 from test_transformer_blocks import SMALL, halves, several
 
 import mirage_kernels
-from mirage_kernels import BlockWeights, _cuda_runtime, feed_forward_stage, mixer_stage, transformer_blocks
-from mirage_kernels._library import dl
+from mirage_kernels import BlockWeights, feed_forward_stage, mixer_stage, transformer_blocks
+from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.library import dl
 from mirage_kernels.feed_forward_stage.weights import shapes
 from mirage_kernels.mixer_stage.weights import statistics_shapes
 
@@ -55,7 +56,7 @@ def test_threads_may_run_in_any_order(shape, dtype):
     results = []
     try:
         for order in ("forward", "backward", "shuffled"):
-            _cuda_runtime.library().set_order(order)
+            cuda_runtime.library().set_order(order)
             tensors = [t.requires_grad_() for t in feed_forward(shape, dtype)]
             results.append([value := feed_forward_stage(*tensors)])
             results[-1] += torch.autograd.grad(value, tensors, random_like(value))
@@ -63,7 +64,7 @@ def test_threads_may_run_in_any_order(shape, dtype):
                 for training in (False, True):
                     results[-1].append(flat(mixer_stage, *mixer(shape, dtype), training=training))
     finally:
-        _cuda_runtime.library().set_order("forward")
+        cuda_runtime.library().set_order("forward")
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -109,10 +110,10 @@ def check_orders(function, *tensors, **options):
     inputs, results = [t.detach().requires_grad_() for t in tensors], []
     try:
         for order in ("forward", "backward", "shuffled"):
-            _cuda_runtime.library().set_order(order)
+            cuda_runtime.library().set_order(order)
             results.append(evaluate(function, inputs, **options))
     finally:
-        _cuda_runtime.library().set_order("forward")
+        cuda_runtime.library().set_order("forward")
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -120,9 +121,9 @@ def check_orders(function, *tensors, **options):
 @pytest.fixture
 def large_gpu():
     """As many multiprocessors as an H200 has: kernels cut their work into more parts than on the emulation's four."""
-    _cuda_runtime.library().set_multiprocessors(132)
+    cuda_runtime.library().set_multiprocessors(132)
     yield
-    _cuda_runtime.library().set_multiprocessors(4)
+    cuda_runtime.library().set_multiprocessors(4)
 
 
 @pytest.mark.skipif(ON_GPU, reason="which has as many as it has")
@@ -154,9 +155,9 @@ def test_stages_in_many_parts(training, large_gpu):
 @pytest.mark.skipif(ON_GPU, reason="of the emulation")
 def test_unknown_orders_are_refused():
     with pytest.raises(ValueError, match="order: expected forward, backward or shuffled, got sideways"):
-        _cuda_runtime.library().set_order("sideways")
+        cuda_runtime.library().set_order("sideways")
     with pytest.raises(ValueError, match="count: expected a positive number, got 0"):
-        _cuda_runtime.library().set_multiprocessors(0)
+        cuda_runtime.library().set_multiprocessors(0)
 
 
 @pytest.mark.parametrize("name", ["feed_forward_stage", "spd_covariance"])
@@ -197,7 +198,7 @@ def test_backward_of_the_feed_forward_stage(channels, dtype, monkeypatch):
     tensors = [t.requires_grad_() for t in feed_forward((1, channels, 9, 18), dtype)]
     value = feed_forward_stage(*tensors)
     others = []
-    monkeypatch.setattr(mirage_kernels._stage, "instead_of_cuda", lambda x: others.append(x) or "composite")
+    monkeypatch.setattr(mirage_kernels._composite, "instead_of_cuda", lambda x: others.append(x) or "composite")
     grads = torch.autograd.grad(value, tensors, random_like(value))
     assert len(others) == (channels > (96 if dtype == torch.float32 else 240))
     truth = [t.detach().double().cpu().requires_grad_() for t in tensors]
@@ -209,13 +210,13 @@ def test_backward_of_the_feed_forward_stage(channels, dtype, monkeypatch):
 
 def test_backward_checks_its_scratch_memory_and_the_gradients():
     x, *weights = (dl(t) for t in feed_forward((1, 24, 20, 37)))
-    library = _cuda_runtime.library()
+    library = cuda_runtime.library()
     size = library.feed_forward_stage_backward_workspace(x, weights[-1], False)
     grads = [torch.empty_like(t) for t in feed_forward((1, 24, 20, 37))]
     grad_x, *grads = map(dl, grads)
 
     def run(grads, bytes_given, grad_y=x):
-        memory = dl(_cuda_runtime.workspace(bytes_given, torch.empty(0, device=device_of("cuda"))))
+        memory = dl(cuda_runtime.workspace(bytes_given, torch.empty(0, device=device_of("cuda"))))
         norm, matrices = weights[:2], weights[2:]
         library.feed_forward_stage_backward(grad_y, x, *norm, 1e-5, *matrices, grad_x, grads, memory, 0, False)
 
@@ -233,8 +234,8 @@ def test_backward_checks_its_scratch_memory_and_the_gradients():
 
 def far(t):
     """The same values, rows so far apart that no kernel of the stages takes them."""
-    memory = torch.empty(_cuda_runtime.FAR * (t.shape[2] - 1) + t[:, :, 0].numel(), dtype=t.dtype, device=t.device)
-    strides = (t.shape[1] * t.shape[3], t.shape[3], _cuda_runtime.FAR, 1)
+    memory = torch.empty(cuda_runtime.FAR * (t.shape[2] - 1) + t[:, :, 0].numel(), dtype=t.dtype, device=t.device)
+    strides = (t.shape[1] * t.shape[3], t.shape[3], cuda_runtime.FAR, 1)
     return memory.as_strided(t.shape, strides).copy_(t)
 
 
@@ -251,7 +252,7 @@ def test_rows_far_apart_are_copied(name):
         assert mirage_kernels.last_used(name) == "cuda"
     for near, other in zip(*results, strict=True):
         assert torch.equal(near, other)
-    library = _cuda_runtime.library()
+    library = cuda_runtime.library()
     rest = (dl(weights[-1]), False) if name == "feed_forward_stage" else (2, 16, False)
     for size in (f"{name}_workspace", f"{name}_backward_workspace"):
         assert getattr(library, size)(dl(x), *rest) is not None
@@ -260,12 +261,13 @@ def test_rows_far_apart_are_copied(name):
 
 def test_operators_without_cuda_run_as_by_themselves():
     x = torch.randn(1, 6, 5, 4, device=device_of("cuda"))
-    everywhere = mirage_kernels._dispatch.EVERYWHERE
-    with_cuda = mirage_kernels._dispatch.choose("an_operator", x, everywhere)
-    assert mirage_kernels._dispatch.choose("another", x, mirage_kernels._dispatch.IMPLEMENTATIONS) == "cuda"
+    dispatch = mirage_kernels._runtime.dispatch
+    everywhere = dispatch.EVERYWHERE
+    with_cuda = dispatch.choose("an_operator", x, everywhere)
+    assert dispatch.choose("another", x, dispatch.IMPLEMENTATIONS) == "cuda"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mirage_kernels._dispatch, "_forced", None)
-        assert with_cuda == mirage_kernels._dispatch.choose("an_operator", x, everywhere) != "cuda"
+        patch.setattr(mirage_kernels._runtime.dispatch, "_forced", None)
+        assert with_cuda == dispatch.choose("an_operator", x, everywhere) != "cuda"
 
 
 def test_float64_is_refused_with_the_reason():
@@ -275,7 +277,7 @@ def test_float64_is_refused_with_the_reason():
 
 def call_library(tensors, workspace=None, y=None):
     """The library's function itself, which trusts nobody."""
-    library, (x, norm_weight, norm_bias, *matrices) = _cuda_runtime.library(), tensors
+    library, (x, norm_weight, norm_bias, *matrices) = cuda_runtime.library(), tensors
     size = library.feed_forward_stage_workspace(dl(x), dl(matrices[-1]), False)
     workspace = torch.empty(size // 4, device=x.device) if workspace is None else workspace
     y = torch.empty_like(x) if y is None else y
@@ -299,11 +301,11 @@ def test_the_library_checks_its_arguments():
     with pytest.raises(ValueError, match=r"dwconv: expected shape \[192, 9\], got \[191, 9\]"):
         call_library([t[:-1].contiguous() if i == 4 else t for i, t in enumerate(tensors)])
     with pytest.raises(ValueError, match="x: expected 4 dimensions"):
-        _cuda_runtime.library().feed_forward_stage_workspace(dl(tensors[0][0]), dl(tensors[-1]), False)
+        cuda_runtime.library().feed_forward_stage_workspace(dl(tensors[0][0]), dl(tensors[-1]), False)
 
 
 def test_the_library_checks_the_arguments_of_channel_layer_norm():
-    library, x = _cuda_runtime.library(), torch.randn(1, 6, 5, 4, device=device_of("cuda"))
+    library, x = cuda_runtime.library(), torch.randn(1, 6, 5, 4, device=device_of("cuda"))
     weight, mean = torch.ones(6, device=x.device), torch.empty(1, 5, 4, device=x.device)
 
     def forward(x, weight, y, mean):
@@ -333,7 +335,7 @@ def test_the_library_checks_the_arguments_of_channel_layer_norm():
 
 
 def test_the_library_checks_the_arguments_of_spd_covariance():
-    library, x = _cuda_runtime.library(), torch.randn(1, 6, 5, 4, device=device_of("cuda"))
+    library, x = cuda_runtime.library(), torch.randn(1, 6, 5, 4, device=device_of("cuda"))
     y, mean = torch.empty(1, 6, 6, device=x.device), torch.empty(1, 2, 6, device=x.device)
     memory = torch.empty(library.spd_covariance_workspace(dl(x)) // 4, device=x.device)
 
@@ -362,7 +364,7 @@ def test_the_library_checks_the_arguments_of_spd_covariance():
 
 def test_the_library_checks_the_weights_of_the_mixer():
     x, *weights = mixer((1, 12, 5, 3))
-    library = _cuda_runtime.library()
+    library = cuda_runtime.library()
     with pytest.raises(ValueError, match="heads: expected a positive number, got 0"):
         library.mixer_stage_workspace(dl(x), 0, 5, False)
     with pytest.raises(ValueError, match="hidden: expected at least a third of the channels of x, got 3"):
@@ -435,8 +437,8 @@ def test_blocks_are_registered_right():
 def test_a_gpu_without_triton(monkeypatch):
     """What is written in CUDA C++ runs in it, the rest as composites and the other operators in PyTorch."""
     device = device_of("cuda")
-    monkeypatch.setattr(mirage_kernels._dispatch, "_forced", None)
-    monkeypatch.setattr(mirage_kernels._dispatch, "_default", dict.fromkeys(("cpu", "cuda"), "cuda"))
+    monkeypatch.setattr(mirage_kernels._runtime.dispatch, "_forced", None)
+    monkeypatch.setattr(mirage_kernels._runtime.dispatch, "_default", dict.fromkeys(("cpu", "cuda"), "cuda"))
     tensors = [t.requires_grad_() for t in feed_forward((1, 24, 9, 11))]
     value = feed_forward_stage(*tensors)
     assert mirage_kernels.last_used("feed_forward_stage") == "cuda"
@@ -447,7 +449,8 @@ def test_a_gpu_without_triton(monkeypatch):
     for grad, exact in zip(grads, expected, strict=True):
         assert relative_error(grad, exact) < 1e-5
     x = torch.randn(1, 6, 5, 4, device=device)
-    assert mirage_kernels._dispatch.choose("without_cuda", x, mirage_kernels._dispatch.EVERYWHERE) == "torch"
+    dispatch = mirage_kernels._runtime.dispatch
+    assert dispatch.choose("without_cuda", x, dispatch.EVERYWHERE) == "torch"
     mirage_kernels.spd_covariance(x)
     assert mirage_kernels.last_used("spd_covariance") == "cuda"
     mirage_kernels.spd_covariance(x.double())

@@ -7,8 +7,9 @@ from harness import ON_GPU, device_of, random_like, relative_error, require
 from test_mixer_stage import arguments, flat, weights_of
 
 import mirage_kernels
-from mirage_kernels import _cuda_runtime, mixer_stage
-from mirage_kernels._library import dl
+from mirage_kernels import mixer_stage
+from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.library import dl
 from mirage_kernels.mixer_stage import cuda
 from mirage_kernels.mixer_stage.weights import LEARNED, statistics_shapes
 
@@ -28,7 +29,7 @@ def _cuda():
 def no_others(monkeypatch):
     """A list of the inputs of those calls that have no kernel."""
     others = []
-    monkeypatch.setattr(mirage_kernels._stage, "instead_of_cuda", lambda x: others.append(x) or "composite")
+    monkeypatch.setattr(mirage_kernels._composite, "instead_of_cuda", lambda x: others.append(x) or "composite")
     return others
 
 
@@ -120,10 +121,10 @@ def test_threads_may_run_in_any_order(shape, dtype):
     tensors, results = tensors_of(shape, dtype), []
     try:
         for order in ("forward", "backward", "shuffled"):
-            _cuda_runtime.library().set_order(order)
+            cuda_runtime.library().set_order(order)
             results.append(gradients(tensors, training=True, drop=True))
     finally:
-        _cuda_runtime.library().set_order("forward")
+        cuda_runtime.library().set_order("forward")
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -135,7 +136,7 @@ def test_in_few_parts_and_in_many(count, training, no_others):
     """A block that has tiles of all three samples, blocks that share samples, and one for each tile."""
     tensors = tensors_of((3, 24, 20, 37, 2))
     expected = exact_gradients(tensors, training=training, drop=True)
-    library = _cuda_runtime.library()
+    library = cuda_runtime.library()
     library.set_multiprocessors(count)
     try:
         grads = gradients(tensors, training=training, drop=True)
@@ -185,7 +186,7 @@ def test_other_strides_and_poison(no_others):
 def test_scratch_memory_and_the_gradients_are_checked():
     x, *learned = (t.detach() for t in tensors_of((1, 12, 5, 3, 2)))
     weights = weights_of([x, *learned])
-    library, heads, hidden = _cuda_runtime.library(), 2, weights.gic2.shape[1]
+    library, heads, hidden = cuda_runtime.library(), 2, weights.gic2.shape[1]
     size = library.mixer_stage_backward_workspace(dl(x), heads, hidden, False)
     statistics = [torch.rand(shape, device=x.device) for shape in statistics_shapes(1, 12, heads)]
     inputs = (dl(x), dl(x), list(map(dl, weights)), dl(torch.ones(1, device=x.device)), False, 1e-5, 1e-5)
@@ -193,7 +194,7 @@ def test_scratch_memory_and_the_gradients_are_checked():
     grads = [torch.empty_like(t) for t in learned]
 
     def run(grads, bytes_given, grad_x=inputs[-1]):
-        memory = dl(_cuda_runtime.workspace(bytes_given, x))
+        memory = dl(cuda_runtime.workspace(bytes_given, x))
         library.mixer_stage_backward(*inputs[:-1], grad_x, list(map(dl, grads)), memory, 0, False)
 
     with pytest.raises(ValueError, match=f"workspace: expected {size} bytes, got {size - 4}"):
@@ -209,7 +210,7 @@ def test_scratch_memory_and_the_gradients_are_checked():
         double = [dl(t.double()) for t in statistics]
         library.mixer_stage_backward(
             *(dl(x.double()), dl(x.double()), wide, dl(torch.ones(1, device=x.device).double()), *inputs[4:7], double),
-            *(dl(x.double()), [dl(t.double()) for t in grads], dl(_cuda_runtime.workspace(size, x)), 0, False),
+            *(dl(x.double()), [dl(t.double()) for t in grads], dl(cuda_runtime.workspace(size, x)), 0, False),
         )
     run(grads, size)
 

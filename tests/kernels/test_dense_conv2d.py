@@ -18,8 +18,9 @@ from harness import (
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
-from mirage_kernels import _cuda_runtime, dense_conv2d
-from mirage_kernels._library import dl
+from mirage_kernels import dense_conv2d
+from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.library import dl
 from mirage_kernels.dense_conv2d import reference
 
 IMPLEMENTATIONS = ("cpp", "cuda")
@@ -236,18 +237,18 @@ def test_threads_may_run_in_any_order(case, dtype):
     results = []
     try:
         for order in ("forward", "backward", "shuffled"):
-            _cuda_runtime.library().set_order(order)
+            cuda_runtime.library().set_order(order)
             with mirage_kernels.use("cuda"):
                 results.append(evaluate(dense_conv2d, inputs_for(case, dtype)))
     finally:
-        _cuda_runtime.library().set_order("forward")
+        cuda_runtime.library().set_order("forward")
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_the_cuda_library_checks_its_arguments():
     require("cuda")
-    library, device = _cuda_runtime.library(), device_of("cuda")
+    library, device = cuda_runtime.library(), device_of("cuda")
     x, weight = torch.randn(1, 20, 5, 4, device=device), torch.randn(6, 20, 9, device=device)
     y = torch.empty(1, 6, 5, 4, device=device)
     size = library.dense_conv2d_workspace(dl(x), dl(weight), False)
@@ -287,7 +288,7 @@ def test_the_cuda_library_checks_its_arguments():
 def test_where_the_library_does_not_run_it_is_the_convolution_of_pytorch(monkeypatch):
     x, weight = inputs_for("typical")
     for default in ("triton", "cuda"):
-        monkeypatch.setattr(mirage_kernels._dispatch, "_default", {"cpu": default})
+        monkeypatch.setattr(mirage_kernels._runtime.dispatch, "_default", {"cpu": default})
         value = dense_conv2d(x, weight)
         assert mirage_kernels.last_used("dense_conv2d") == "torch"
         assert torch.equal(value, F.conv2d(x, weight, padding=1))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mirage_kernels
-from mirage_kernels import _dispatch
+from mirage_kernels._runtime import dispatch
 from mirage_kernels.channel_layer_norm import native
 
 
@@ -47,10 +47,10 @@ def test_use_nests_and_ends(x):
                 assert mirage_kernels.last_used("channel_layer_norm") == "cpp"
         norm(x)
         assert mirage_kernels.last_used("channel_layer_norm") == "torch"
-    assert _dispatch._forced is None
+    assert dispatch._forced is None
     with pytest.raises(ZeroDivisionError), mirage_kernels.use("torch"):
         raise ZeroDivisionError
-    assert _dispatch._forced is None
+    assert dispatch._forced is None
 
 
 def test_backward_runs_where_forward_ran(x, monkeypatch):
@@ -148,9 +148,9 @@ def test_a_triton_whose_compiler_fails_is_not_used(package, version, accepted):
             return ask(name)
         importlib.metadata.version = version
         import torch, mirage_kernels
-        from mirage_kernels import _dispatch
-        print(_dispatch._problem("triton", "cuda") or "accepted")
-        print(_dispatch._automatic("cuda") == "triton")
+        from mirage_kernels._runtime import dispatch
+        print(dispatch._problem("triton", "cuda") or "accepted")
+        print(dispatch._automatic("cuda") == "triton")
     """
     said, chosen = run_python(code).stdout.strip().split("\n")
     assert chosen == str(accepted)

@@ -66,7 +66,7 @@ class TestGatedDepthwiseFfn(OperatorTests):
     )
 
     def test_extremes(self, impl):
-        native = mirage_kernels._dispatch.native
+        native = mirage_kernels._runtime.dispatch.native
         baseline = impl == "cpp" and native is not None and native.cpu_isa() == "baseline"
         if (impl == "triton" and device_of(impl) == "cpu") or baseline:  # SSE2 has no fused multiply-add either
             self.operator = replace(self.operator, reference=reference_without_fma)
@@ -124,7 +124,7 @@ def test_tiles_that_meet_and_tiles_that_end(size, dtype):
 def test_threads_may_run_in_any_order():
     """Between two barriers: one that is missing would show."""
     require("cuda")
-    library, results = mirage_kernels._dispatch.cuda, []
+    library, results = mirage_kernels._runtime.dispatch.cuda, []
     inputs = [t.requires_grad_() for t in inputs_for((2, 4, 34, 36))]
     try:
         for order in ("forward", "backward", "shuffled"):

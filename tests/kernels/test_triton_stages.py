@@ -47,7 +47,7 @@ def _poisoned_allocations(monkeypatch):
     require("triton")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # As on a GPU also in the interpreter, where tiles would be large: small ones, and sums in several parts.
-    monkeypatch.setattr("mirage_kernels._triton_stage.FILL", 256)
+    monkeypatch.setattr("mirage_kernels._triton.tiles.FILL", 256)
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -79,7 +79,7 @@ def assert_close(value, eager, truth, dtype, name="y"):
 @pytest.mark.parametrize("image", [*IMAGES, (1080, 1920)], ids=str)
 def test_tiles_are_what_a_product_needs(image):
     """`tl.dot` takes no fewer than 16 columns on a GPU, and the interpreter takes any number."""
-    stage, x = import_module("mirage_kernels._triton_stage"), torch.empty(2, 3, *image, device="meta")
+    stage, x = import_module("mirage_kernels._triton.tiles"), torch.empty(2, 3, *image, device="meta")
     for pixels in (16, 32, 64):
         tile = stage.image_tile(x, pixels)
         assert tile.pixels == pixels and tile.block_w <= 32
@@ -144,7 +144,7 @@ class TestFeedForward:
         assert not module.can_run(tensors[0])
         results = []
         for fill in (256, 1):
-            monkeypatch.setattr("mirage_kernels._triton_stage.FILL", fill)
+            monkeypatch.setattr("mirage_kernels._triton.tiles.FILL", fill)
             with mirage_kernels.use("triton"):
                 results.append(ffn.evaluate(mirage_kernels.feed_forward_stage, tensors))
         assert module.can_run(tensors[0])
@@ -210,7 +210,7 @@ class TestFeedForwardGradient:
         """Weights' gradients in parts, or all tiles in one program: the same sums."""
         x, *weights = tensors_of(ffn.make, (2, 6, 9, 20), torch.float32)
         many = self.gradients(x, weights, random_like(x))
-        monkeypatch.setattr("mirage_kernels._triton_stage.FILL", 1)
+        monkeypatch.setattr("mirage_kernels._triton.tiles.FILL", 1)
         one = self.gradients(x, weights, random_like(x))
         assert all(relative_error(a, b) < 1e-6 for a, b in zip(many, one, strict=True))
 
@@ -387,7 +387,7 @@ class TestMixerGradient:
         """Sums in parts, or of tiles as large as a program holds: the same gradients."""
         x, weights, grad_y = self.inputs((2, 3, 5, 7, 1))
         many = self.gradients(x, weights, grad_y, training=True)
-        monkeypatch.setattr("mirage_kernels._triton_stage.FILL", 1)
+        monkeypatch.setattr("mirage_kernels._triton.tiles.FILL", 1)
         few = self.gradients(x, weights, grad_y, training=True)
         assert all(relative_error(a, b) < 5e-6 for a, b in zip(many, few, strict=True))
 
@@ -415,13 +415,13 @@ class TestProductOverPixels:
     def test_truth(self, rows, columns, dtype):
         left, right = (tensors_of(lambda s, g: (torch.randn(s, generator=g),), (2, n, 9, 11), dtype)[0]
                        for n in (rows, columns))  # fmt: skip
-        result = import_module("mirage_kernels._triton_products").product_over_pixels(left, right)
+        result = import_module("mirage_kernels._triton.weight_gradient").product_over_pixels(left, right)
         truth = torch.einsum("brhw,bshw->rs", left.double(), right.double())
         assert result.dtype == torch.float32 and relative_error(result, truth) < 3e-7
 
     @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
     def test_layout(self, layout):
-        product = import_module("mirage_kernels._triton_products").product_over_pixels
+        product = import_module("mirage_kernels._triton.weight_gradient").product_over_pixels
         left, right = tensors_of(lambda s, g: torch.randn(s, generator=g).chunk(2), (4, 6, 5, 7), torch.float32)
         plain = product(left, right)
         assert torch.equal(product(LAYOUTS[layout](left), right), plain)

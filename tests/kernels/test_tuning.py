@@ -14,8 +14,9 @@ from test_transformer_blocks import several
 
 import mirage_kernels
 from mirage import tune
-from mirage_kernels import _dispatch, _triton, _tuning
-from mirage_kernels._tuning import Tuning, choice_key, launch_key
+from mirage_kernels._runtime import dispatch, tuning
+from mirage_kernels._runtime.tuning import Tuning, choice_key, launch_key
+from mirage_kernels._triton import launch
 from mirage_kernels.tri_branch_fusion import op as fusion_op
 
 CUDA = torch.device("cuda", 0)
@@ -40,19 +41,19 @@ ARGS = (torch.empty(3, dtype=torch.bfloat16), torch.empty(3), 7)
 @pytest.fixture
 def use(tmp_path, monkeypatch):
     """Makes a file with these launches the active one, on a GPU of this name."""
-    _tuning._active.cache_clear()
-    _tuning._is_for.cache_clear()
+    tuning._active.cache_clear()
+    tuning._is_for.cache_clear()
 
     def activate(launches=None, gpu="H200", choices=None):
         path = tmp_path / "tuning.json"
         Tuning("H200", "3.6.0", launches or {}, choices or {}).save(path)
-        monkeypatch.setattr(_tuning, "named", True)
+        monkeypatch.setattr(tuning, "named", True)
         monkeypatch.setenv("MIRAGE_TUNING", str(path))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpu)
 
     yield activate
-    _tuning._active.cache_clear()
-    _tuning._is_for.cache_clear()
+    tuning._active.cache_clear()
+    tuning._is_for.cache_clear()
 
 
 def test_the_key_is_of_what_is_compiled():
@@ -64,25 +65,25 @@ def test_the_key_is_of_what_is_compiled():
 
 
 def test_a_file_is_written_and_read(tmp_path):
-    tuning = Tuning("NVIDIA H200", "3.6.0", {"a_kernel float32 C=3": {"num_warps": 8, "num_stages": 2}})
-    tuning.save(tmp_path / "tuning.json")
-    assert _tuning.load(tmp_path / "tuning.json") == tuning
+    written = Tuning("NVIDIA H200", "3.6.0", {"a_kernel float32 C=3": {"num_warps": 8, "num_stages": 2}})
+    written.save(tmp_path / "tuning.json")
+    assert tuning.load(tmp_path / "tuning.json") == written
     assert [path.name for path in tmp_path.iterdir()] == ["tuning.json"]
 
 
 def test_tuned_launches_are_used(use):
     key = launch_key(Kernel(), ARGS, OPTIONS)
     use({key: {"num_warps": 8, "num_stages": 2}})
-    assert _tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) == {"BLOCK": 16, "num_warps": 8, "num_stages": 2}
+    assert tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) == {"BLOCK": 16, "num_warps": 8, "num_stages": 2}
     other = OPTIONS | {"BLOCK": 32}
-    assert _tuning.apply(Kernel(), CUDA, ARGS, other) == other
-    assert _tuning.apply(Kernel(), torch.device("cpu"), ARGS, OPTIONS) == OPTIONS
+    assert tuning.apply(Kernel(), CUDA, ARGS, other) == other
+    assert tuning.apply(Kernel(), torch.device("cpu"), ARGS, OPTIONS) == OPTIONS
 
 
 def test_another_gpu_warns_once_and_uses_nothing(use, recwarn):
     use({launch_key(Kernel(), ARGS, OPTIONS): {"num_warps": 8}}, gpu="A100")
     for _ in range(2):
-        assert _tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) == OPTIONS
+        assert tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) == OPTIONS
     assert [str(w.message) for w in recwarn] == ["MIRAGE_TUNING was measured on H200; it is not used on A100"]
 
 
@@ -90,7 +91,7 @@ def test_another_gpu_warns_once_and_uses_nothing(use, recwarn):
 def on_gpus(monkeypatch):
     """What runs on a CPU by itself is what would run on a GPU."""
     require("cuda")
-    monkeypatch.setitem(_dispatch._default, "cpu", "triton")
+    monkeypatch.setitem(dispatch._default, "cpu", "triton")
 
 
 X = torch.randn(1, 6, 12, 14)
@@ -141,11 +142,11 @@ def test_backward_has_a_choice_of_its_own(use, on_gpus, monkeypatch):
 
 def test_choices_are_of_what_runs_there(use, on_gpus, monkeypatch):
     use(choices={choice_key("tri_branch_fusion", X): "cuda"})
-    monkeypatch.setattr(_dispatch, "cuda", None)
-    monkeypatch.setattr(_dispatch, "_cuda_problem", "not built")
+    monkeypatch.setattr(dispatch, "cuda", None)
+    monkeypatch.setattr(dispatch, "_cuda_problem", "not built")
     fused(X)
     assert mirage_kernels.last_used("tri_branch_fusion") == "triton"
-    monkeypatch.setitem(_dispatch._default, "cpu", "cpp")  # a CPU has nothing to choose
+    monkeypatch.setitem(dispatch._default, "cpu", "cpp")  # a CPU has nothing to choose
     fused(X)
     assert mirage_kernels.last_used("tri_branch_fusion") == "cpp"
 
@@ -158,7 +159,7 @@ def test_choices_of_another_gpu_are_not_used(use, on_gpus):
 
 
 def test_choices_are_seen_by_compile(use, on_gpus, monkeypatch):
-    monkeypatch.setattr(_tuning, "_chosen", torch.compiler.assume_constant_result(_tuning._chosen))
+    monkeypatch.setattr(tuning, "_chosen", torch.compiler.assume_constant_result(tuning._chosen))
     use(choices={choice_key("tri_branch_fusion", X): "cuda"})
     torch._dynamo.reset()
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
@@ -168,7 +169,7 @@ def test_choices_are_seen_by_compile(use, on_gpus, monkeypatch):
 
 def test_without_a_file_nothing_changes(use, monkeypatch):
     monkeypatch.delenv("MIRAGE_TUNING", raising=False)
-    assert _tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) is OPTIONS
+    assert tuning.apply(Kernel(), CUDA, ARGS, OPTIONS) is OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_a_wrong_file_is_named(tmp_path, contents, message):
     if contents is not None:
         path.write_text(contents)
     with pytest.raises(ValueError, match=f"^MIRAGE_TUNING: .*{message}"):
-        _tuning.load(path)
+        tuning.load(path)
 
 
 class TestTuner:
@@ -291,12 +292,12 @@ class TestChooser:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_network_is_tuned(tmp_path):
-    tuning, tuner, chooser = tune.tune("tiny", [(1, 3, 64, 64)], [torch.bfloat16], step=True)
-    assert _triton.launch_hook is None
+    found, tuner, chooser = tune.tune("tiny", [(1, 3, 64, 64)], [torch.bfloat16], step=True)
+    assert launch.launch_hook is None
     names = {key.split()[0] for key in tuner.times}
     assert {"prepare_kernel", "gram_kernel", "fusion_gradient_kernel"} <= names
     if mirage_kernels.available()["cuda"] == "yes":
         names = {key.split()[0] for key in chooser.times}
         assert {"mixer_stage", "feed_forward_stage", "transformer_blocks", "feed_forward_stage_backward"} <= names
-    tuning.save(tmp_path / "tuning.json")
+    found.save(tmp_path / "tuning.json")
     assert json.loads((tmp_path / "tuning.json").read_text())["device"] == torch.cuda.get_device_name()

@@ -175,7 +175,7 @@ def test_tune_needs_a_gpu_and_sizes(monkeypatch, tmp_path):
 def test_tune_writes_what_it_found(monkeypatch, tmp_path):
     pytest.importorskip("triton")
     from mirage import tune
-    from mirage_kernels import _tuning
+    from mirage_kernels._runtime import tuning
 
     asked = []
 
@@ -185,7 +185,7 @@ def test_tune_writes_what_it_found(monkeypatch, tmp_path):
         tuner.times, tuner.launches = {"a": (2.0, 0.5), "b": (1.0, 1.0)}, {"a": {"num_warps": 8, "num_stages": 2}}
         chooser = tune.Chooser(lambda call: 1.0)
         chooser.times, chooser.choices = {"c": (1.0, 2.0), "d": (2.0, 1.0)}, {"d": "cuda"}
-        return _tuning.Tuning("H200", "3.6.0", tuner.launches, chooser.choices), tuner, chooser
+        return tuning.Tuning("H200", "3.6.0", tuner.launches, chooser.choices), tuner, chooser
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tune, "tune", found)
@@ -195,8 +195,8 @@ def test_tune_writes_what_it_found(monkeypatch, tmp_path):
     assert "2 kinds of launches, 1 of them faster otherwise" in result.output
     assert "one of each takes 1.500 instead of 3.000 ms" in result.output
     assert "2 kinds of calls, 1 of them faster in CUDA C++ than in Triton" in result.output
-    assert _tuning.load(output).launches == {"a": {"num_warps": 8, "num_stages": 2}}
-    assert _tuning.load(output).choices == {"d": "cuda"}
+    assert tuning.load(output).launches == {"a": {"num_warps": 8, "num_stages": 2}}
+    assert tuning.load(output).choices == {"d": "cuda"}
 
 
 @pytest.mark.gpu
@@ -255,7 +255,7 @@ def test_doctor_finds_a_wrong_operator(monkeypatch):
 
     def wrong(x, *rest):
         y = right(x, *rest)
-        return y * (1 + 1e-5) if x.dtype == torch.float32 and mirage_kernels._dispatch._forced == "cpp" else y
+        return y * (1 + 1e-5) if x.dtype == torch.float32 and mirage_kernels._runtime.dispatch._forced == "cpp" else y
 
     monkeypatch.setattr(mirage_kernels, "channel_layer_norm", wrong)
     case = next(case for case in doctor.cases() if case.name == "channel_layer_norm")

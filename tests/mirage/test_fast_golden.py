@@ -33,7 +33,7 @@ from torch import nn
 
 import mirage_kernels
 from mirage.fast import TransformerBlock, accelerate
-from mirage_kernels import _dispatch
+from mirage_kernels._runtime import dispatch
 
 MODES = pytest.mark.parametrize("mode", ["eval", "train"])
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
@@ -117,7 +117,7 @@ def models() -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def nothing_ran(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "_last_used", {})
+    monkeypatch.setattr(dispatch, "_last_used", {})
 
 
 def ran() -> set[str]:

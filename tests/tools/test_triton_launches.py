@@ -54,7 +54,8 @@ def test_all_programs_and_iterations_count(tool, dtype, step, kinds):
     that tiles do not fit, with parts of unequal size."""
     from triton.runtime.interpreter import InterpreterBuilder
 
-    from mirage_kernels import _triton, use
+    from mirage_kernels import use
+    from mirage_kernels._triton import launch
 
     real, dot = {}, InterpreterBuilder.create_dot
     current = Counter()
@@ -76,8 +77,8 @@ def test_all_programs_and_iterations_count(tool, dtype, step, kinds):
     x = torch.rand(1, 24, 9, 13, dtype=dtype, requires_grad=step)
     with (
         use("triton"),
-        mock.patch.object(tool._triton_stage, "FILL", 6),
-        mock.patch.object(_triton, "launch_hook", run),
+        mock.patch.object(tool.triton_tiles, "FILL", 6),
+        mock.patch.object(launch, "launch_hook", run),
         mock.patch.object(InterpreterBuilder, "create_dot", counting_dot),
         torch.set_grad_enabled(step),
     ):
@@ -117,7 +118,7 @@ def test_bytes_and_launches_are_those_of_triton_traffic(tool):
         "        torch.autograd.grad(y, [x, *model.parameters()], torch.empty_like(y))\n"
         "    found = tool.measure(train if step else tool.restore(model, x))\n"
         "    print(found.launches, found.triton, found.bytes)\n"
-        "from mirage_kernels import _triton_stage; print(_triton_stage.FILL)"
+        "from mirage_kernels._triton import tiles; print(tiles.FILL)"
     )
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._launch import next_power_of_2
-from mirage_kernels._library import is_exact
-from mirage_kernels._triton import INTERPRETED
+from mirage_kernels._runtime.library import is_exact
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.launch import INTERPRETED
 
 FILL = 1 if INTERPRETED else 256
 """Programs from which on a GPU is kept busy: about two for each multiprocessor of the largest. The interpreter runs one

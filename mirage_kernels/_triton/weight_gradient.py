@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels import _triton_stage
-from mirage_kernels._triton import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
-from mirage_kernels._triton_stage import precision
+from mirage_kernels._triton import tiles as triton_tiles
+from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton.tiles import precision
 
 BLOCK = 32
 """Channels of each factor that a program multiplies."""
@@ -74,7 +74,7 @@ def product_over_pixels(left: Tensor, right: Tensor) -> Tensor:
     tiles = triton.cdiv(rows, BLOCK) * triton.cdiv(columns, BLOCK)
     block_n = 64
     blocks = batch * triton.cdiv(pixels, block_n)
-    splits = max(1, min(blocks, 2 * _triton_stage.FILL // tiles))
+    splits = max(1, min(blocks, 2 * triton_tiles.FILL // tiles))
     partial = torch.empty(splits, rows, columns, dtype=torch.float32, device=left.device)
     wide = needs_int64(left, right)
     launch(

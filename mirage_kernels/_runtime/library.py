@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirage_kernels import _dispatch, _tuning
+from mirage_kernels._runtime import dispatch, tuning
 
 NAMESPACE = "mirage_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -91,8 +91,8 @@ def _register_autograd(
             *args, keyset = args
             result = _below_autograd(operator, keyset, args)
             setup_context(ctx, args, result)
-            if _tuning.named and hasattr(ctx, "impl"):
-                ctx.impl = _dispatch.for_backward(name, args[0], ctx.impl)
+            if tuning.named and hasattr(ctx, "impl"):
+                ctx.impl = dispatch.for_backward(name, args[0], ctx.impl)
             return result
 
         @staticmethod
@@ -176,7 +176,7 @@ def is_exact(dtype: torch.dtype) -> bool:
 
 def native() -> Any:
     """The extension module; callers run only where dispatch has found it."""
-    return _dispatch.native
+    return dispatch.native
 
 
 KEPT_FROM = 64 << 10

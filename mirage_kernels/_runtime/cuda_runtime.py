@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirage_kernels import _dispatch
-from mirage_kernels._library import dl
+from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.library import dl
 
 FAR = 1 << 25  # elements between rows or columns, see kFar in csrc/common/cuda/call_checks.h
 
 
 def library() -> Any:
     """The extension module; callers run only where dispatch has found it."""
-    return _dispatch.cuda
+    return dispatch.cuda
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mirage_kernels import _tuning
+from mirage_kernels._runtime import tuning
 
 IMPLEMENTATIONS = ("torch", "cpp", "triton", "cuda")
 EVERYWHERE = ("torch", "cpp", "triton")
@@ -108,8 +108,8 @@ def _problem(implementation: str, device_type: str, dtype: torch.dtype | None = 
 
 
 def _automatic(device_type: str) -> str:
-    """Of CUDA C++ and Triton, which both run on GPUs, the latter, unless a file of :mod:`mirage_kernels._tuning` says
-    where the other was faster: no GPU has shown yet what would be better built in."""
+    """Triton before CUDA C++ on GPUs, C++ on CPUs. No GPU has timed the two yet; a tuning file
+    (:mod:`mirage_kernels._runtime.tuning`) may choose the other per operator."""
     preferred = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}.get(device_type, ())
     return next((name for name in preferred if not _problem(name, device_type)), "torch")
 
@@ -200,7 +200,7 @@ def choose(
 def automatic(x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE, operator: str | None = None) -> str:
     """As :func:`choose` where nothing is forced: on a GPU what was measured to be faster there, or the default."""
     chosen = _default.get(x.device.type, "torch")
-    if operator is not None and chosen in _tuning.IMPLEMENTATIONS:
+    if operator is not None and chosen in tuning.IMPLEMENTATIONS:
         chosen = _measured(operator, x, written) or chosen
     unknown = chosen in ("triton", "cuda") and x.dtype not in _HALF_AND_SINGLE
     return "torch" if unknown or chosen not in written else chosen
@@ -208,12 +208,12 @@ def automatic(x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE, operator: 
 
 def for_backward(operator: str, x: torch.Tensor, forward: str) -> str:
     """The implementation of an operator's backward pass, where `forward` ran forward: that, if it was forced."""
-    if _forced is not None or forward not in _tuning.IMPLEMENTATIONS:
+    if _forced is not None or forward not in tuning.IMPLEMENTATIONS:
         return forward
     return _measured(f"{operator}_backward", x, IMPLEMENTATIONS) or forward
 
 
 def _measured(operator: str, x: torch.Tensor, written: tuple[str, ...]) -> str | None:
     """What a file says was faster, where it can run."""
-    found = _tuning.choice(operator, x)
+    found = tuning.choice(operator, x)
     return found if found in written and not _problem(found, x.device.type, x.dtype) else None

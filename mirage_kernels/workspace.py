@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels import _dispatch, _library
+from mirage_kernels._runtime import dispatch, library
 
 
 def release_workspace() -> int:
@@ -17,7 +17,7 @@ def release_workspace() -> int:
     Returns:
         How many bytes were kept; 0 where the C++ library is not there.
     """
-    return _dispatch.native.release_workspace() if _dispatch.native is not None else 0
+    return dispatch.native.release_workspace() if dispatch.native is not None else 0
 
 
 def limit_workspace(limit: int) -> int:
@@ -43,7 +43,7 @@ def limit_workspace(limit: int) -> int:
         raise TypeError(f"limit: expected a number of bytes, got {type(limit).__name__}")
     if limit < 0:
         raise ValueError(f"limit: expected a number of bytes from 0 on, got {limit}")
-    return _dispatch.native.limit_workspace(limit) if _dispatch.native is not None else 0
+    return dispatch.native.limit_workspace(limit) if dispatch.native is not None else 0
 
 
 def concatenate(first: Tensor, second: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def concatenate(first: Tensor, second: Tensor) -> Tensor:
     if not _is_plain(first) or not _is_plain(second) or first.dtype != second.dtype:
         return torch.cat(tensors, 1)
     batch, channels, *size = first.shape
-    joined = _library.result((batch, channels + second.shape[1], *size), first.dtype)
+    joined = library.result((batch, channels + second.shape[1], *size), first.dtype)
     return torch.cat(tensors, 1, out=joined)
 
 
@@ -81,7 +81,7 @@ def add(first: Tensor, second: Tensor) -> Tensor:
     first, second = first.detach(), second.detach()
     if not _is_plain(first) or not _is_plain(second) or first.dtype != second.dtype or first.shape != second.shape:
         return first + second
-    return torch.add(first, second, out=_library.result(first.shape, first.dtype))
+    return torch.add(first, second, out=library.result(first.shape, first.dtype))
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
@@ -129,11 +129,11 @@ def pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
 def _reordered(blocks: Tensor, dims: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
     """``blocks.permute(dims).reshape(shape)``, the memory from the workspace."""
     blocks = blocks.permute(dims)
-    y = _library.result(shape, blocks.dtype)
+    y = library.result(shape, blocks.dtype)
     y.view(blocks.shape).copy_(blocks)
     return y
 
 
 def _is_plain(x: Tensor) -> bool:
     """Whether x is what the C++ kernels could have made."""
-    return type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and _dispatch.native is not None
+    return type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and dispatch.native is not None

@@ -1,7 +1,7 @@
 """Launch configurations of the Triton kernels: static, named, chosen by shape bucket (never by timing).
 
 Timing would change results between ranks and cost minutes at first use. Warps and stages measured beforehand are read
-from a file (`_tuning`).
+from a file (`tuning`).
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels import _tuning
-from mirage_kernels._library import is_exact
+from mirage_kernels._runtime import tuning
+from mirage_kernels._runtime.library import is_exact
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -27,7 +27,7 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **optio
     elif programs == 0:
         return
     elif device.type == "cuda":
-        options = _tuning.apply(kernel, device, args, options)
+        options = tuning.apply(kernel, device, args, options)
         with torch.cuda.device(device):
             kernel[(programs,)](*args, **options)
     else:

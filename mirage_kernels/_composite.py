@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage_kernels import _dispatch
-from mirage_kernels._library import accumulator
+from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.library import accumulator
 from mirage_kernels.channel_attention.arguments import written
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference_depthwise
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion
@@ -27,19 +27,19 @@ _Two = tuple[Tensor, Tensor]
 _Three = tuple[Tensor, Tensor, Tensor]
 
 
-def choose(operator: str, x: Tensor, written: tuple[str, ...] = _dispatch.EVERYWHERE) -> str:
-    """The implementation for a call of a stage: as `_dispatch.choose`, and "composite" where it falls back on "torch".
+def choose(operator: str, x: Tensor, written: tuple[str, ...] = dispatch.EVERYWHERE) -> str:
+    """The implementation for a call of a stage: as `dispatch.choose`, and "composite" where it falls back on "torch".
 
     A forced "torch" stays what it is everywhere: the reference expression with PyTorch's own autograd.
     """
-    chosen = _dispatch.choose(operator, x, written)
-    return "composite" if chosen == "torch" and _dispatch._forced != "torch" else chosen
+    chosen = dispatch.choose(operator, x, written)
+    return "composite" if chosen == "torch" and dispatch._forced != "torch" else chosen
 
 
 def instead_of_cuda(x: Tensor) -> str:
     """What runs the part of a stage that CUDA C++ has no kernel for, or none for such an x: "cuda", which then means a
     composite of its operators, where there is no Triton."""
-    chosen = _dispatch.automatic(x, _dispatch.IMPLEMENTATIONS)
+    chosen = dispatch.automatic(x, dispatch.IMPLEMENTATIONS)
     return "composite" if chosen == "torch" else chosen
 
 

@@ -1,0 +1,1 @@
+"""What the Triton kernels share: launching, launch configurations, addressing, tiles, weight gradients."""
