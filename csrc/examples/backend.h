@@ -45,7 +45,8 @@ class Backend {
   virtual void upload(const float* from, const Map& to) = 0;
   virtual void download(const Map& from, float* to) = 0;
 
-  // mirage/dense_conv2d.h, mirage/transformer_blocks.h
+  // A bias-free convolution, stride 1, zero padding, `weight` [M, C, 1 or 9] (mirage/dense_conv2d.h); and
+  // mirage/transformer_blocks.h.
   virtual void convolve(const Map& x, const Tensor& weight, const Map& y) = 0;
   virtual void blocks(const Map& x, const std::vector<BlockWeights>& weights, const Map& y) = 0;
 

@@ -5,7 +5,6 @@
 
 #include "backend.h"
 #include "device_memory.h"
-#include "mirage/cuda/dense_conv2d.h"
 #include "mirage/cuda/transformer_blocks.h"
 
 namespace mirage::example {
@@ -36,6 +35,33 @@ shuffle_kernel(const float* small, float* large, const int64_t height, const int
 MIRAGE_KERNEL(kThreads) add_kernel(const float* x, float* y, const int64_t size) {
   const int64_t n = block_index() * kThreads + thread_index();
   if (n < size) y[n] += x[n];
+}
+
+// A bias-free convolution, stride 1, zero padding: each thread sums one pixel of the result, [outputs, height, width] of
+// `size` pixels. `weight`: [outputs, channels, kernel, kernel], kernel 1 or 3. The library leaves dense convolutions to
+// others (PyTorch to cuDNN). A network has eleven of them between its levels, and here a plain one will do: lanes read
+// neighbouring pixels, all threads of a block the same few weights.
+MIRAGE_KERNEL(kThreads)
+convolution_kernel(const float* x, const float* weight, float* y, const int64_t channels, const int kernel,
+                   const int64_t height, const int64_t width, const int64_t size) {
+  const int64_t n = block_index() * kThreads + thread_index();
+  if (n >= size) return;
+  const int64_t column = n % width, row = n / width % height, output = n / width / height;
+  const int halo = kernel / 2;
+  weight += output * channels * kernel * kernel;
+  float sum = 0.0f;
+  for (int64_t c = 0; c < channels; ++c, x += height * width) {
+    float of_channel = 0.0f;  // sums of sums: the error grows with the channels, not with the products
+    for (int i = 0; i < kernel; ++i) {
+      for (int j = 0; j < kernel; ++j, ++weight) {
+        const int64_t from_row = row + i - halo, from_column = column + j - halo;
+        const bool in_bounds = from_row >= 0 && from_row < height && from_column >= 0 && from_column < width;
+        if (in_bounds) of_channel = fmaf(*weight, x[from_row * width + from_column], of_channel);
+      }
+    }
+    sum += of_channel;
+  }
+  y[n] = sum;
 }
 
 // Memory that is used again once it is given back: all its users are on one stream, in whose order they write and read.
@@ -88,11 +114,10 @@ class CudaBackend : public Backend {
   }
 
   void convolve(const Map& x, const Tensor& weight, const Map& y) override {
-    cuda::Options options = options_with(nullptr, 0);
-    const int64_t bytes = cuda::dense_conv2d_workspace(x.tensor(), weight, options);
-    const auto workspace = pool_.allocate(bytes);
-    options = options_with(workspace.get(), bytes);
-    cuda::dense_conv2d(x.tensor(), weight, y.tensor(), options);
+    const int kernel = weight.size[2] == 1 ? 1 : 3;
+    const float* const from = x.data();
+    cuda::launch("convolution_kernel", convolution_kernel, grid_for(y), stream_.get(), from, weight.as<const float>(), y.data(),
+                 x.channels, kernel, x.height, x.width, y.size());
   }
 
   void blocks(const Map& x, const std::vector<BlockWeights>& weights, const Map& y) override {
@@ -130,10 +155,11 @@ class CudaBackend : public Backend {
   }
 
   // A thread for each pixel of `y`.
+  static cuda::Grid grid_for(const Map& y) { return {(y.size() + kThreads - 1) / kThreads, kThreads, 0}; }
+
   template <class Kernel, class... Sizes>
   void for_all(const char* name, Kernel kernel, const Map& y, const float* from, float* to, Sizes... sizes) {
-    const cuda::Grid grid{(y.size() + kThreads - 1) / kThreads, kThreads, 0};
-    cuda::launch(name, kernel, grid, stream_.get(), from, to, sizes..., y.size());
+    cuda::launch(name, kernel, grid_for(y), stream_.get(), from, to, sizes..., y.size());
   }
 
   Pool pool_;

@@ -23,8 +23,7 @@ def dense_conv2d(x: Tensor, weight: Tensor) -> Tensor:
 
     It exists for the CPU, where a network's few dense convolutions are a tenth of its time once the rest is fast. On
     other devices it is ``torch.nn.functional.conv2d``, as it is under ``use("torch")`` and ``use("triton")``: on GPUs
-    that is cuDNN, and no kernel here has been shown to be faster. The kernels in CUDA C++ are what programs without
-    PyTorch have, and run under ``use("cuda")``.
+    that is cuDNN. It is not written in CUDA C++: under ``use("cuda")`` it runs as it does by itself.
 
     Args:
         x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides.
@@ -47,7 +46,7 @@ def dense_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     checks.check_same_device("x", x, weight=weight)
     if not torch.is_autocast_enabled(x.device.type):
         checks.check_same_dtype("x", x, weight=weight)
-    impl = dispatch.choose("dense_conv2d", x, written=("cpp", "cuda"), unforced=("cpp",))
+    impl = dispatch.choose("dense_conv2d", x, written=("cpp",))
     if impl == "torch":
         return reference(x, weight)
     return _forward_op(x, weight, impl)

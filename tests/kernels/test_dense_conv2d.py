@@ -19,11 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
 from mirage_kernels import dense_conv2d
-from mirage_kernels._runtime import cuda_runtime
-from mirage_kernels._runtime.library import dl
 from mirage_kernels.dense_conv2d import reference
 
-IMPLEMENTATIONS = ("cpp", "cuda")
+IMPLEMENTATIONS = ("cpp",)
 SHAPES = {
     # batch, channels, outputs, height, width, kernel size
     "typical": (2, 6, 10, 9, 13, 3),
@@ -194,97 +192,6 @@ def test_no_channels(impl):
         assert torch.equal(torch.autograd.grad(value.sum(), x)[0], torch.zeros_like(x))
 
 
-@pytest.mark.parametrize("case", ["typical", "mix", "tiles"])
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_what_lies_outside_is_not_multiplied(case, poison):
-    """An infinite pixel at the border meets no zeros from beyond it."""
-    require("cuda")
-    x, weight = inputs_for(case, device=device_of("cuda"))
-    with torch.no_grad():
-        x[0, 0, -1, -1] = poison
-    grad = torch.ones_like(reference(x, weight))
-    with mirage_kernels.use("cuda"):
-        _, grad_x, grad_weight = evaluate(dense_conv2d, [x, weight], grad_output=grad)
-    # For tap (i, j) the last pixel meets the gradient at (1 - i, 1 - j) from it: in the image where i and j are 1 or 2.
-    touched = torch.zeros_like(grad_weight, dtype=torch.bool)
-    touched[:, 0, -2:, -2:] = True
-    assert grad_x.isfinite().all()
-    assert torch.equal(~grad_weight.isfinite(), touched)
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_tf32_only_where_pytorch_is_set_to_it(size):
-    require("cuda")
-    inputs = inputs_for("deep" if size == 3 else "mix", device=device_of("cuda"))
-    truth = evaluate(reference, [t.detach().double().cpu().requires_grad_() for t in inputs])
-    errors = []
-    for precision in ("highest", "high"):
-        torch.set_float32_matmul_precision(precision)
-        try:
-            with mirage_kernels.use("cuda"):
-                results = evaluate(dense_conv2d, inputs)
-        finally:
-            torch.set_float32_matmul_precision("highest")
-        errors.append(list(map(relative_error, results, truth)))
-    assert max(errors[0]) < 5e-7 and 1e-5 < min(errors[1]) <= max(errors[1]) < 1e-3
-
-
-@pytest.mark.skipif(ON_GPU, reason="a GPU runs them in its own order")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", ["typical", "deep", "mix"])
-def test_threads_may_run_in_any_order(case, dtype):
-    require("cuda")
-    results = []
-    try:
-        for order in ("forward", "backward", "shuffled"):
-            cuda_runtime.library().set_order(order)
-            with mirage_kernels.use("cuda"):
-                results.append(evaluate(dense_conv2d, inputs_for(case, dtype)))
-    finally:
-        cuda_runtime.library().set_order("forward")
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-def test_the_cuda_library_checks_its_arguments():
-    require("cuda")
-    library, device = cuda_runtime.library(), device_of("cuda")
-    x, weight = torch.randn(1, 20, 5, 4, device=device), torch.randn(6, 20, 9, device=device)
-    y = torch.empty(1, 6, 5, 4, device=device)
-    size = library.dense_conv2d_workspace(dl(x), dl(weight), False)
-    workspace = torch.empty(size // 4, device=device)
-
-    def call(x=x, weight=weight, y=y, workspace=workspace):
-        library.dense_conv2d(dl(x), dl(weight), dl(y), dl(workspace), 0, False)
-
-    call()
-    with mirage_kernels.use("cuda"):
-        assert torch.equal(y, dense_conv2d(x, weight.view(6, 20, 3, 3)))
-    half = torch.empty_like(y, dtype=torch.float16)
-    call(x=x.half(), y=half)  # the weight may be float
-    assert relative_error(half, y) < 1e-3
-    with pytest.raises(ValueError, match=rf"workspace: expected {size} bytes, got 0"):
-        call(workspace=workspace[:0])
-    with pytest.raises(ValueError, match="weight: expected float32, got float16"):
-        call(weight=weight.half())
-    with pytest.raises(ValueError, match="x: expected float32, float16 or bfloat16, got float64"):
-        call(x=x.double(), y=y.double())
-    with pytest.raises(ValueError, match=r"weight: expected 1 or 9 taps, got \[6, 20, 8\]"):
-        call(weight=weight[..., :8].contiguous())
-    with pytest.raises(ValueError, match=r"weight: expected shape \[6, 20, 9\], got \[6, 19, 9\]"):
-        call(weight=weight[:, 1:].contiguous())
-    with pytest.raises(ValueError, match=r"y: expected shape \[1, 6, 5, 4\], got \[1, 5, 5, 4\]"):
-        call(y=y[:, 1:])
-    size = library.dense_conv2d_backward_workspace(dl(y), dl(x), dl(weight), False)
-    arguments = (y, x, weight, torch.empty_like(x), torch.empty_like(weight))
-    with pytest.raises(ValueError, match=r"workspace: expected \d+ bytes, got 0"):
-        library.dense_conv2d_backward(*map(dl, arguments), dl(workspace[:0]), 0, False)
-    with pytest.raises(ValueError, match=r"grad_weight: expected shape \[6, 20, 9\], got \[6, 20, 8\]"):
-        library.dense_conv2d_backward(
-            *map(dl, (*arguments[:4], arguments[4][..., 1:])), dl(torch.empty(size // 4, device=device)), 0, False
-        )
-
-
 def test_where_the_library_does_not_run_it_is_the_convolution_of_pytorch(monkeypatch):
     x, weight = inputs_for("typical")
     for default in ("triton", "cuda"):
@@ -292,6 +199,21 @@ def test_where_the_library_does_not_run_it_is_the_convolution_of_pytorch(monkeyp
         value = dense_conv2d(x, weight)
         assert mirage_kernels.last_used("dense_conv2d") == "torch"
         assert torch.equal(value, F.conv2d(x, weight, padding=1))
+
+
+@pytest.mark.parametrize("case", ["typical", "mix"])
+def test_under_cuda_it_runs_as_by_itself(case):
+    """Nothing of it is written in CUDA C++: PyTorch's on a GPU, the C++ library where a CPU emulates CUDA."""
+    require("cuda")
+    inputs = inputs_for(case, device=device_of("cuda"))
+    expected = "torch" if ON_GPU else "cpp"
+    with mirage_kernels.use("cuda"):
+        results = evaluate(dense_conv2d, inputs)
+        assert mirage_kernels.last_used("dense_conv2d") == expected
+    with mirage_kernels.use(expected):
+        peers = evaluate(dense_conv2d, inputs)
+    for result, peer in zip(results, peers, strict=True):
+        assert torch.equal(result, peer)
 
 
 @pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))

@@ -1,8 +1,0 @@
-#define MIRAGE_INSTANTIATE
-#include "cuda_launch.h"
-
-namespace mirage::cuda {
-
-template DenseConvRunner dense_conv_runner<TensorCoresTf32>();
-
-}  // namespace mirage::cuda
