@@ -12,12 +12,13 @@ import importlib.util
 from types import ModuleType
 
 from mirage import losses
-from mirage.checkpoint import CheckpointError, from_checkpoint, load_checkpoint, save_checkpoint
+from mirage.checkpoint import CheckpointError, CheckpointWarning, from_checkpoint, load_checkpoint, save_checkpoint
 from mirage.model import MIRAGE, mirage_small, mirage_tiny
 
 __all__ = [
     "MIRAGE",
     "CheckpointError",
+    "CheckpointWarning",
     "from_checkpoint",
     "load_checkpoint",
     "losses",

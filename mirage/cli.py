@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -11,6 +13,8 @@ __all__ = ["main"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
+WEIGHTS = click.option("--weights", required=True, type=FILE, help="Checkpoint: .ckpt, .pth or .safetensors.")
+KEY = click.option("--key", help="Which network, where the file holds several: params, state_dict_ema, net, ...")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -82,7 +86,8 @@ def table6(image, size, runs, device, threads, seed, variants, implementations, 
 
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=click.Path(path_type=Path))
-@click.option("--weights", required=True, type=FILE, help="Checkpoint: .ckpt, .pth or .safetensors.")
+@WEIGHTS
+@KEY
 @click.option("-o", "--out", "out_dir", required=True, type=FOLDER, help="Output folder.")
 @click.option(
     "--format",
@@ -96,7 +101,7 @@ def table6(image, size, runs, device, threads, seed, variants, implementations, 
 @click.option("--fast/--reference", default=True, show_default=True, help="The fast modules, or plain PyTorch.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: its own choice]")
-def restore(inputs, weights, out_dir, format_, quality, fast, device, threads):
+def restore(inputs, weights, key, out_dir, format_, quality, fast, device, threads):
     """Restore image files, or all PNG and JPEG files in folders, into a folder.
 
     Any size; 8- and 16-bit PNG, grey or RGB, and JPEG. Alpha is copied through, grey stays grey, a JPEG's EXIF
@@ -111,10 +116,8 @@ def restore(inputs, weights, out_dir, format_, quality, fast, device, threads):
     if threads:
         torch.set_num_threads(threads)
     jobs = restoring.collect_jobs(inputs, out_dir, format_)
-    try:
-        model = restoring.load_model(weights, fast=fast, device=_device(device))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise click.ClickException(f"{weights}: {error}") from error
+    with _reading_weights():
+        model = restoring.load_model(weights, fast=fast, device=_device(device), key=key)
     failed = _restore_with_progress(restoring, model, jobs, format_, quality)
     click.echo(f"restored {len(jobs) - failed} of {len(jobs)} into {out_dir}")
     sys.exit(1 if failed else 0)
@@ -141,18 +144,17 @@ def _restore_with_progress(restoring, model, jobs, format_: str, quality: int) -
 
 @main.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--weights", required=True, type=FILE, help="Checkpoint: .ckpt, .pth or .safetensors.")
-def export(output, weights):
+@WEIGHTS
+@KEY
+def export(output, weights, key):
     """Write the weights of a checkpoint to OUTPUT, a .safetensors file.
 
     What csrc/examples/ reads, a program in C++ that restores photographs without Python.
     """
     from mirage.checkpoint import from_checkpoint, save_checkpoint
 
-    try:
-        save_checkpoint(from_checkpoint(weights), output)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
+    with _reading_weights():
+        save_checkpoint(from_checkpoint(weights, key=key), output)
     click.echo(f"wrote {output}")
 
 
@@ -244,6 +246,26 @@ def _require(extra: str, *modules: str) -> None:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         raise click.ClickException(f"{', '.join(missing)} not installed; try: pip install 'mirage-kernels[{extra}]'")
+
+
+@contextmanager
+def _reading_weights() -> Iterator[None]:
+    """Turn what is wrong with a checkpoint into an error of the command, its warnings into lines on stderr."""
+    import warnings
+
+    from mirage.checkpoint import CheckpointWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CheckpointWarning)
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise click.ClickException(str(error)) from error
+    for warning in caught:
+        if issubclass(warning.category, CheckpointWarning):
+            click.echo(f"Warning: {warning.message}", err=True)
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _device(name: str):

@@ -41,15 +41,20 @@ class Outcome:
     error: str | None = None
 
 
-def load_model(weights: str | Path, *, fast: bool = True, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(
+    weights: str | Path, *, fast: bool = True, device: str | torch.device = "cpu", key: str | None = None
+) -> nn.Module:
     """The model of a checkpoint in evaluation mode on ``device``; with ``fast``, its modules replaced by the fast ones.
+
+    Args:
+        key: which network of the file, where it holds several; see ``mirage.from_checkpoint``.
 
     Raises:
         ValueError, OSError: as ``mirage.from_checkpoint`` does.
     """
     import mirage
 
-    model = mirage.from_checkpoint(weights).eval().to(device)
+    model = mirage.from_checkpoint(weights, key=key).eval().to(device)
     if fast:
         import mirage.fast
 

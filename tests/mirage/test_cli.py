@@ -96,6 +96,44 @@ def test_restore_refuses_bad_weights(photo, tmp_path):
         assert result.exit_code == 1 and name in result.output and not (tmp_path / "out").exists()
 
 
+def test_the_name_of_bad_weights_is_printed_once(photo, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"not a checkpoint")
+    path = tmp_path / "whole.pth"
+    torch.save(mirage.mirage_tiny(), path)
+    for arguments in (("restore", photo, "-o", tmp_path / "out"), ("export", tmp_path / "out.safetensors")):
+        result = call(*arguments, "--weights", path)
+        assert result.exit_code == 1 and result.stderr.startswith(f"Error: {path}: holds other objects")
+        assert result.stderr.count(f"{path}: ") == 1
+        result = call(*arguments, "--weights", tmp_path / "w.pth")
+        assert result.exit_code == 1 and result.stderr.count("w.pth") == 1
+        result = call(*arguments, "--weights", tmp_path / "missing.pth")
+        assert result.exit_code == 1 and result.stderr.count("missing.pth") == 1
+
+
+def test_key_says_which_network_is_meant(photo, tmp_path):
+    first, second = mirage.mirage_tiny(), mirage.mirage_tiny()
+    output, path = tmp_path / "out.safetensors", tmp_path / "w.pth"
+    torch.save({"params": first.state_dict(), "params_ema": second.state_dict()}, path)
+
+    def exported(*arguments):
+        result = call("export", output, "--weights", path, *arguments)
+        assert result.exit_code == 0
+        return result.stderr, mirage.from_checkpoint(output).output.weight
+
+    said, weight = exported()
+    assert said.startswith(f"Warning: {path}: holds averaged weights (EMA) at 'params_ema'") and said.count("\n") == 1
+    assert torch.equal(weight, second.output.weight)
+    said, weight = exported("--key", "params")
+    assert said == "" and torch.equal(weight, first.output.weight)
+    torch.save({"a": first.state_dict(), "b": second.state_dict()}, path)
+    arguments = ("restore", photo, "--weights", path, "-o", tmp_path / "out", "--device", "cpu", "--reference")
+    result = call(*arguments)
+    assert result.exit_code == 1 and "key='a'" in result.stderr and "--key on the command line" in result.stderr
+    assert call(*arguments, "--key", "b").exit_code == 0
+    expected = mirage.restore.restore_array(second.eval(), read_image(photo).pixels)
+    assert np.array_equal(read_image(tmp_path / "out" / "photo.png").pixels, expected)
+
+
 def test_usage_errors(photo, weights, tmp_path):
     assert call("restore", "--weights", weights, "-o", tmp_path / "o").exit_code == 2  # no input
     assert call("restore", photo, "-o", tmp_path / "o").exit_code == 2

@@ -1,0 +1,268 @@
+"""Read and write the weights of MIRAGE: the released Lightning ``.ckpt``, plain ``.pth``, and ``.safetensors``.
+
+Files are read with ``weights_only=True``, so that no checkpoint can run code. Loading checks every key and shape first
+and reports all problems in one `CheckpointError`; a model is never left half-loaded and a file never half-written.
+
+Where the network sits in a file need not be said: the state dict itself; an entry of a mapping (``state_dict``,
+``params``, ``model``, ``generator``, ...); behind a prefix (``net.``, ``model.``, ``module.``, ``net_g.``, ...), with a
+loss or another network beside it. Where a file holds two networks with the same names and shapes, and the name of one
+says that it is averaged (``params_ema``, ``state_dict_ema``, ``ema.net``), the averaged one is read, with a
+`CheckpointWarning` that says so, as the loaders of BasicSR and timm do. In all other cases a file with several is
+refused with a list of them, and ``key`` says which one is meant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirage.checkpoint.errors import CheckpointError, CheckpointWarning
+from mirage.checkpoint.networks import (
+    MIRAGE_NAMES,
+    choose_network,
+    find_networks,
+    single_state_dict,
+    some,
+    unread_averages,
+)
+from mirage.checkpoint.torch_files import read_torch_file
+from mirage.model import MIRAGE, mirage_small, mirage_tiny
+
+__all__ = ["CheckpointError", "CheckpointWarning", "from_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+CONFIG_KEY = "mirage_config"
+BY_DIM = {24: mirage_tiny, 30: mirage_small}
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], model: nn.Module | None = None, *, key: str | None = None
+) -> dict[str, Tensor]:
+    """Read a checkpoint and return the network's state dict on the CPU, under the network's own names.
+
+    Args:
+        path: a ``.safetensors`` file, or anything ``torch.load`` reads: a state dict, or mappings with one in them.
+        model: also load the weights into this model, whose dtypes and devices are kept. The names of its tensors are
+            then those looked for, and those of MIRAGE otherwise. Of a wrapper (``DataParallel``, ``torch.compile``,
+            ``AveragedModel``) the model inside is meant; of a training module, the MIRAGE in it, unless the file holds
+            the module's own weights.
+        key: which network is meant where the file holds several, such as ``"params_ema"`` or ``"state_dict.net"``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, needs unsafe unpickling, holds no state dict or several networks (listed),
+            or does not fit ``model``; then the message lists the missing, the unexpected and the mis-shaped keys, and
+            the model is untouched.
+
+    Warns:
+        CheckpointWarning: averaged weights were preferred to others, or could not be read.
+    """
+    path = Path(path)
+    content, _ = _read(path)
+    if model is None:
+        return _network_state(content, MIRAGE_NAMES, key, path)
+    target = _unwrap(model)
+    inner = _mirages(target)
+    if not find_networks(content, target.state_dict()) and len(inner) == 1:
+        (target,) = inner.values()
+    state = _network_state(content, target.state_dict(), key, path)
+    _load_into(target, state, path)
+    return state
+
+
+def from_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, **overrides: Any) -> MIRAGE:
+    """Build the model a checkpoint was made from, load it, and return it in eval mode on the CPU.
+
+    A file written by `save_checkpoint` carries its arguments. Others are told apart by their shapes: dim 24 is
+    MIRAGE-T, dim 30 MIRAGE-S; a checkpoint without any weight of the SPD head gives a model without one.
+
+    Args:
+        path, key: as for `load_checkpoint`.
+        overrides: arguments of `MIRAGE` that leave the weights as they are, such as ``drop_path``.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `load_checkpoint`, or the shapes are those of neither model.
+
+    Warns:
+        CheckpointWarning: averaged weights were preferred to others, or could not be read.
+    """
+    path = Path(path)
+    content, config = _read(path)
+    state = _network_state(content, MIRAGE_NAMES, key, path)
+    if config is not None:
+        try:
+            model = MIRAGE(**{**config, **overrides})
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: the arguments stored with the weights build no model: {error}") from error
+    else:
+        model = _build_by_shapes(state, path, overrides)
+    _load_into(model, state, path)
+    return model.eval()
+
+
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the weights of a network and, for a `MIRAGE`, its constructor arguments to a ``.safetensors`` file.
+
+    Of a wrapper (``DataParallel``, ``torch.compile``, ``AveragedModel``) the model inside is written; of a training
+    module, the MIRAGE in it, without the loss or the optimizer's averages beside it: what `from_checkpoint` reads back.
+    The weights of a module without any MIRAGE are written as they are; `load_checkpoint` reads them into such a module.
+    The file appears under its name only when it is complete; an existing one is replaced in one step.
+
+    Raises:
+        ValueError: the name does not end in ``.safetensors``; or the module holds several MIRAGE networks (listed); or
+            its weights are not those of a MIRAGE, as where modules were parametrized, pruned or replaced.
+        FileNotFoundError: the folder does not exist.
+    """
+    import safetensors.torch
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
+    metadata = {"format": "pt"}
+    inner = _to_save(model)
+    if isinstance(inner, MIRAGE):
+        _check_rebuildable(inner)
+        metadata[CONFIG_KEY] = json.dumps(inner.config)
+        state = inner.state_dict()
+    else:
+        networks = find_networks(inner.state_dict())  # of the authors' own code, by its names
+        if len(networks) > 1:
+            raise _several([network.name for network in networks])
+        state = networks[0].state if networks else inner.state_dict()
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    _write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DistributedDataParallel, AveragedModel or torch.compile wrappers."""
+    while not isinstance(model, MIRAGE):
+        inner = getattr(model, "_orig_mod", getattr(model, "module", None))
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
+def _mirages(model: nn.Module) -> dict[str, MIRAGE]:
+    """Every MIRAGE in a module, by the name of its place."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, MIRAGE)}
+
+
+def _to_save(model: nn.Module) -> nn.Module:
+    model = _unwrap(model)
+    inner = _mirages(model)
+    if len(inner) > 1:
+        raise _several(list(inner))
+    return next(iter(inner.values()), model)
+
+
+def _several(names: list[str]) -> ValueError:
+    places = ", ".join(f"model.{name}" if name else "model" for name in names)
+    return ValueError(f"model holds {len(names)} MIRAGE networks, save one of them: {places}")
+
+
+def _check_rebuildable(model: MIRAGE) -> None:
+    """Refuse a model whose weights are no longer those that its arguments ask for."""
+    with torch.device("meta"):
+        expected = {name: value.shape for name, value in MIRAGE(**model.config).state_dict().items()}
+    actual = {name: value.shape for name, value in model.state_dict().items()}
+    if expected != actual:
+        other = [name for name in {**actual, **expected} if actual.get(name) != expected.get(name)]
+        raise ValueError(
+            f"model: {len(other)} weights are not those of MIRAGE(**model.config), which from_checkpoint would build: "
+            f"{some(other)}. Remove parametrizations and pruning first, or save model.state_dict() with torch.save"
+        )
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    target = Path(os.path.realpath(path))  # a symbolic link stays one
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
+    """What a file holds, and the constructor arguments stored with it, if any."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {str(path)!r}")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else (read_torch_file(path), None)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}
+        config = json.loads(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+    if config is not None and not isinstance(config, dict):
+        raise CheckpointError(f"{path}: the arguments stored with the weights must be a mapping, got {config!r}")
+    return state, config
+
+
+def _network_state(content: Any, names: Collection[str], key: str | None, path: Path) -> dict[str, Tensor]:
+    """The state dict of the network with these names in a file's content, or of the only one; warns of averages."""
+    networks = find_networks(content, names)
+    if networks:
+        network, note = choose_network(networks, key, path)
+        state = network.state
+        if key is None:
+            note = note or unread_averages(content, networks, path)
+    else:
+        state, note = single_state_dict(content, key, path)
+    if note is not None:
+        warnings.warn(note, CheckpointWarning, stacklevel=3)
+    return state
+
+
+def _build_by_shapes(state: dict[str, Tensor], path: Path, overrides: dict[str, Any]) -> MIRAGE:
+    stem = state.get("patch_embed.proj.weight")
+    if stem is None or stem.ndim != 4:
+        raise CheckpointError(
+            f"{path}: expected 'patch_embed.proj.weight' of shape [dim, in_channels, 3, 3], "
+            f"got {'no such key' if stem is None else list(stem.shape)}; the keys are {some(state)}"
+        )
+    dim, in_channels = stem.shape[:2]
+    if dim not in BY_DIM:
+        raise CheckpointError(
+            f"{path}: dim {dim} belongs to neither MIRAGE-T (24) nor MIRAGE-S (30); "
+            "build the model yourself and call load_checkpoint(path, model)"
+        )
+    spd = any(key.startswith(("reduce_shallow.", "reduce_latent.", "spd_proj_")) for key in state)
+    return BY_DIM[dim](**{"in_channels": in_channels, "spd": spd, **overrides})
+
+
+def _load_into(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} (expected {list(own[key].shape)}, got {list(state[key].shape)})"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    problems = [
+        f"  {len(keys)} {what}: {some(keys)}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError("\n".join([f"{path} does not fit {type(model).__name__}:", *problems]))
+    model.load_state_dict(state, strict=True)
