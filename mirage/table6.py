@@ -1,8 +1,8 @@
 """The paper's Table 6 beside what this machine measures: ``mirage table6``.
 
-Published rows: Table 6 of arXiv 2505.18679 (ICLR 2026). A figure that could not be checked against a source is None and
-prints as a dash. Ours: the reference and the fast modules, MIRAGE-T and MIRAGE-S, on a photograph, in one process,
-their timed passes interleaved so that a slow moment of the machine meets them all.
+Published rows: Table 6 of arXiv 2505.18679 v2 (ICLR 2026). A figure that it does not report is None and prints as a
+dash. Ours: the reference and the fast modules, MIRAGE-T and MIRAGE-S, on a photograph, in one process, their timed
+passes interleaved so that a slow moment of the machine meets them all.
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ Bars = list[tuple[str, str, float | None]]
 @dataclass(frozen=True)
 class PaperRow:
     """A published row: PSNR in dB (mean over the three degradations), memory in MB as printed, parameters in millions,
-    multiply-adds in 1e9 for 1x3x224x224; None where no source confirmed the figure."""
+    multiply-adds in 1e9 for 1x3x224x224. PSNR is None where the paper does not report it."""
 
     method: str
     psnr: float | None
-    memory: float | None
-    params: float | None
-    gmacs: float | None
+    memory: float
+    params: float
+    gmacs: float
 
 
 PAPER = (
     PaperRow("AirNet", 31.20, 4829, 8.93, 238),
-    PaperRow("IDR", None, 4905, None, None),
     PaperRow("PromptIR", 32.06, 9830, 35.59, 132),
+    PaperRow("IDR", None, 4905, 15.34, 98),
+    PaperRow("AdaIR", None, 9740, 28.79, 124),
     PaperRow("MoCE-IR-S", 32.51, 4263, 11.48, 37),
     PaperRow("MoCE-IR", 32.73, 6654, 25.35, 75),
-    PaperRow("AdaIR", None, 9740, None, None),
     PaperRow("MIRAGE-T", 32.77, 3729, 6.21, 16),
     PaperRow("MIRAGE-S", 32.91, 4810, 9.68, 27),
 )
-"""Table 6 of arXiv 2505.18679. AirNet's figures as the complexity table of R2R (CVPR 2026) repeats them."""
+"""Table 6 of arXiv 2505.18679 v2, as printed and in its order."""
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,8 @@ def _notes(table: Table6) -> list[str]:
         "MACs: multiply-adds of one forward pass, which the paper calls FLOPs. Memory: peak over one forward pass in "
         "training mode with autograd on, parameters included; the paper prints its figures as M.",
         f"Forward: median of {c['runs']} passes in evaluation mode. Max diff: largest difference from the reference's "
-        "output, white being 1. PSNR: mean over three degradations. A dash: no source found for the figure.",
+        "output, white being 1. PSNR: mean over three degradations, as published; the paper reports none for "
+        + " and ".join(row.method for row in table.paper if row.psnr is None) + ".",
     ]
     uncounted = sorted({name for row in table.measured for name in row.uncounted})
     if uncounted:
