@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mirage_kernels._runtime import dispatch
 from mirage_kernels._runtime.library import accumulator
-from mirage_kernels.channel_attention.arguments import written
+from mirage_kernels.channel_attention.checks import written
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference_depthwise
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion
 

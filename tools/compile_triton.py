@@ -8,7 +8,7 @@ multiprocessor. That is its choice and no failure: such launches are counted apa
 --sass also disassembles NVIDIA's binaries: how many tensor-core instructions, and how many loads from global memory of
 each width (bytes a thread), there are. --summary prints one row for each kernel: the most of its binaries.
 
-How an operator takes part: its ``triton_kernels.py`` defines ``triton_cases()``, a generator of pairs
+How an operator takes part: its module or package ``triton`` defines ``triton_cases()``, a generator of pairs
 
     (label, call)    label: dtype and shape, for the table; call: a function without arguments
 
@@ -17,7 +17,7 @@ shapes and strides but no memory. ``mirage_kernels._triton.cases`` makes such te
 MIRAGE-S in each dtype, and tensors whose reach needs 64-bit offsets. Nothing is launched: the hook of
 ``mirage_kernels._triton.launch`` compiles what would have been, with the specialisation (alignment, integers equal
 to one) that Triton would choose for these arguments. Cases run under both float32 matmul precisions. What compiles to
-the same binary is compiled and listed once, so cases may overlap freely. An operator with a ``triton_kernels.py`` but
+the same binary is compiled and listed once, so cases may overlap freely. An operator with a ``triton`` but
 without ``triton_cases`` counts as a failure.
 """
 
@@ -187,7 +187,9 @@ def run_on_binary(binary: Any, tool: str, *options: str) -> str:
 
 
 def operators() -> list[str]:
-    return sorted(path.parent.name for path in (ROOT / "mirage_kernels").glob("*/triton_kernels.py"))
+    # A module triton.py or a package triton/, and no other file that a checkout may hold.
+    folders = (ROOT / "mirage_kernels").iterdir()
+    return sorted(f.name for f in folders if (f / "triton.py").exists() or (f / "triton/__init__.py").exists())
 
 
 def compile_operator(operator: str, target: str, sass: bool = False) -> list[Row]:
@@ -199,7 +201,7 @@ def compile_operator(operator: str, target: str, sass: bool = False) -> list[Row
     compiler = Compiler(target, operator, sass)
     launch.launch_hook = compiler
     try:
-        module = importlib.import_module(f"mirage_kernels.{operator}.triton_kernels")
+        module = importlib.import_module(f"mirage_kernels.{operator}.triton")
         for precision in ("highest", "high"):
             torch.set_float32_matmul_precision(precision)
             for compiler.case, call in module.triton_cases():

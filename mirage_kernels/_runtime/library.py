@@ -18,7 +18,7 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 
 
 class Implementations:
-    """The modules of an operator's implementations, imported when first needed."""
+    """The modules of an operator's implementations, ``<package>.<implementation>``, imported when first needed."""
 
     def __init__(self, package: str) -> None:
         self._package = package
@@ -26,10 +26,9 @@ class Implementations:
 
     def __getitem__(self, name: str) -> ModuleType:
         if name not in self._modules:
-            module = {"cpp": "native", "triton": "triton_kernels", "cuda": "cuda"}.get(name)
-            if module is None:
+            if name not in ("cpp", "triton", "cuda"):
                 raise ValueError(f"impl: expected 'cpp', 'triton' or 'cuda', got {name!r}")
-            self._modules[name] = import_module(f"{self._package}.{module}")
+            self._modules[name] = import_module(f"{self._package}.{name}")
         return self._modules[name]
 
 

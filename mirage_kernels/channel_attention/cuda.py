@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
 from mirage_kernels._runtime.library import dl, is_exact
-from mirage_kernels.channel_attention.arguments import small_matrices
+from mirage_kernels.channel_attention.matrices import small_matrices
 
 
 def forward(

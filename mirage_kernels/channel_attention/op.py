@@ -10,7 +10,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels._runtime import dispatch
 from mirage_kernels._runtime.library import Implementations, define
-from mirage_kernels.channel_attention.arguments import check_attention, products, small_matrices, written
+from mirage_kernels.channel_attention.checks import check_attention, written
+from mirage_kernels.channel_attention.matrices import products, small_matrices
 from mirage_kernels.channel_attention.reference import channel_attention as reference
 
 _implementations = Implementations(__package__)

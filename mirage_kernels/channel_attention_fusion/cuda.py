@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
 from mirage_kernels._runtime.library import dl, is_exact
-from mirage_kernels.channel_attention_fusion.tensors import for_backward, for_forward, gradients
+from mirage_kernels.channel_attention_fusion.pack import for_backward, for_forward, gradients
 
 
 def _call(direction: str, tensors: tuple[Tensor, ...], q: Tensor, num_heads: int) -> None:

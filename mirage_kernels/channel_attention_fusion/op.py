@@ -10,15 +10,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels._runtime import dispatch
 from mirage_kernels._runtime.library import Implementations, define
-from mirage_kernels.channel_attention.arguments import check_attention, products, small_matrices, written
+from mirage_kernels.channel_attention.checks import check_attention, written
+from mirage_kernels.channel_attention.matrices import products, small_matrices
 from mirage_kernels.channel_attention_fusion.reference import channel_attention_fusion as reference
-from mirage_kernels.tri_branch_fusion.arguments import (
-    check_branch,
-    check_scalars,
-    concatenated,
-    fusion_dtypes,
-    widest,
-)
+from mirage_kernels.tri_branch_fusion.checks import check_branch, check_scalars
+from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes, widest
 
 _implementations = Implementations(__package__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.library import Implementations, accumulator, define
 from mirage_kernels.channel_layer_norm.reference import channel_layer_norm as reference
-from mirage_kernels.tri_branch_fusion.arguments import widest
+from mirage_kernels.tri_branch_fusion.dtypes import widest
 
 _implementations = Implementations(__package__)
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.library import Implementations, define
-from mirage_kernels.feed_forward_stage import composite, native
+from mirage_kernels.feed_forward_stage import composite, cpp
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, shapes
 
@@ -89,7 +89,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         impl = _composite.instead_of_cuda(tensors[0])
     dispatch.record("feed_forward_stage", impl)
     if impl == "cpp":
-        return native.forward(*inputs)
+        return cpp.forward(*inputs)
     if impl == "triton" and not keep_hidden and _implementations["triton"].can_run(tensors[0]):
         return _implementations["triton"].forward(*tensors, eps), tensors[0].new_empty(0)
     return composite.forward(*inputs, impl)
@@ -110,7 +110,7 @@ def _backward(*arguments: Any) -> tuple[Tensor, ...]:
             return grads
         impl = _composite.instead_of_cuda(tensors[1])
     if impl == "cpp":
-        return native.backward(*inputs)
+        return cpp.backward(*inputs)
     if impl == "triton" and hidden.dim() != 4 and _implementations["triton"].can_run_backward(tensors[1]):
         return _implementations["triton"].backward(*tensors, eps)
     return composite.backward(*inputs, impl)

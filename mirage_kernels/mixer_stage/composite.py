@@ -11,18 +11,7 @@ from torch import Tensor
 from mirage_kernels import _composite
 from mirage_kernels._runtime.library import accumulator
 from mirage_kernels.mixer_stage import gated_branch
-from mirage_kernels.mixer_stage.gated_branch import BatchNorm
-from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights
-
-
-class Statistics(NamedTuple):
-    """The small tensors that backward needs, in the dtype of the accumulator. d is the number of channels of a head."""
-
-    attention: Tensor  # [B, heads, 2d + 2, d]: the softmax, q k^T, |q| and |k|
-    kernels: Tensor  # [B, c, 49]: generated
-    branch_mean: Tensor  # [B, c]: of each sample's input of the gated CNN
-    batch_mean: Tensor  # [c]: what its batch norm used
-    batch_var: Tensor  # [c]
+from mirage_kernels.mixer_stage.weights import LEARNED, BatchNorm, MixerWeights, Statistics, scale_of
 
 
 class _Attention(NamedTuple):
@@ -110,14 +99,6 @@ def backward(
 
 def _like(grad: Tensor, weight: Tensor) -> Tensor:
     return grad.reshape(weight.shape).to(weight.dtype).contiguous()
-
-
-def scale_of(x: Tensor, branch_scale: Tensor | None) -> Tensor:
-    """[B], contiguous, in the dtype of the accumulator."""
-    dtype = accumulator(x.dtype)
-    if branch_scale is None:
-        return x.new_ones(x.shape[:1], dtype=dtype)
-    return branch_scale.to(dtype).contiguous()
 
 
 def _project(x: Tensor, w: MixerWeights, impl: str) -> _Attention:

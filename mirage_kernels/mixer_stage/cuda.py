@@ -8,8 +8,7 @@ from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
 from mirage_kernels._runtime.library import dl, is_exact
-from mirage_kernels.mixer_stage.composite import Statistics, scale_of
-from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, statistics_shapes
+from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, Statistics, scale_of, statistics_shapes
 
 
 def forward(

@@ -10,20 +10,7 @@ from torch import Tensor
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime.library import accumulator
-from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights
-
-
-class BatchNorm(NamedTuple):
-    """The statistics of the branch's input x [B, c, H, W], in the dtype of the accumulator."""
-
-    branch_mean: Tensor  # [B, c]: of each sample
-    batch_mean: Tensor  # [c]: of the batch in training, running otherwise
-    batch_var: Tensor  # [c], biased
-
-    def normalise(self, values: Tensor, eps: float) -> Tensor:
-        """`values` [B, c, ...] less the mean, over the deviation."""
-        shape = (1, -1) + (1,) * (values.dim() - 2)
-        return (values - self.batch_mean.view(shape)) * (self.batch_var + eps).rsqrt().view(shape)
+from mirage_kernels.mixer_stage.weights import TAPS, BatchNorm, MixerWeights
 
 
 class Generator(NamedTuple):

@@ -12,11 +12,10 @@ from torch.utils.flop_counter import register_flop_formula
 from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.library import Implementations, accumulator, define
-from mirage_kernels.mixer_stage import composite, native
-from mirage_kernels.mixer_stage.composite import Statistics
+from mirage_kernels.mixer_stage import composite, cpp
 from mirage_kernels.mixer_stage.reference import MixerOutput
 from mirage_kernels.mixer_stage.reference import mixer_stage as reference
-from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights, shapes, statistics_shapes
+from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights, Statistics, shapes, statistics_shapes
 
 _implementations = Implementations(__package__)
 _COUNT = len(MixerWeights._fields)
@@ -40,7 +39,7 @@ def mixer_stage(
     on a third of the channels each. Autograd keeps `x`, the weights and small statistics (a few d x d matrices a head,
     the generated kernels, the moments of the batch norm): backward recomputes the rest. On the C++ library each
     direction is one call of a kernel that works on tiles. On Triton forward is four launches, in training some more
-    (see `mirage_kernels.mixer_stage.triton_kernels`), and backward nine and the operators'. In CUDA C++ forward is
+    (see `mirage_kernels.mixer_stage.triton.forward`), and backward nine and the operators'. In CUDA C++ forward is
     three launches (up to 240 channels) and backward ten (in float32 up to 192), which leave seven maps of C / 3
     channels to each other. With more channels than those hold, and on devices that have none of these, both are a
     chain of operators with the same formulas (`mirage_kernels._composite`). Under ``use("torch")`` it is the reference
@@ -108,7 +107,7 @@ def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         impl = _composite.instead_of_cuda(x)
     dispatch.record("mixer_stage", impl)
     if impl == "cpp":
-        y, statistics = native.forward(x, weights, *rest)
+        y, statistics = cpp.forward(x, weights, *rest)
     elif impl == "triton" and _implementations["triton"].can_run(x, weights.temperature.shape[0]):
         y, statistics = _implementations["triton"].forward(x, weights, *rest)
     else:
@@ -132,7 +131,7 @@ def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
             return found
         impl = _composite.instead_of_cuda(x)
     if impl == "cpp":
-        return native.backward(*inputs)
+        return cpp.backward(*inputs)
     if impl == "triton" and _implementations["triton"].can_run(x, weights.temperature.shape[0]):
         return _implementations["triton"].backward(*inputs)
     return composite.backward(*inputs, impl)

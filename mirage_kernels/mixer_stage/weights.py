@@ -1,10 +1,12 @@
-"""The weights of ``mixer_stage``: names, order and shapes, and the shapes of its statistics."""
+"""What the implementations of ``mixer_stage`` exchange: weights and statistics, with names, order and shapes."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+from mirage_kernels._runtime.library import accumulator
 
 TAPS = 49
 """Of a generated kernel, 7x7."""
@@ -75,3 +77,34 @@ def statistics_shapes(batch: int, channels: int, heads: int) -> tuple[tuple[int,
     branch = channels // 3
     depth = branch // heads
     return (batch, heads, 2 * depth + 2, depth), (batch, branch, TAPS), (batch, branch), (branch,), (branch,)
+
+
+class Statistics(NamedTuple):
+    """The small tensors that backward needs, in the dtype of the accumulator. d is the number of channels of a head."""
+
+    attention: Tensor  # [B, heads, 2d + 2, d]: the softmax, q k^T, |q| and |k|
+    kernels: Tensor  # [B, c, 49]: generated
+    branch_mean: Tensor  # [B, c]: of each sample's input of the gated CNN
+    batch_mean: Tensor  # [c]: what its batch norm used
+    batch_var: Tensor  # [c]
+
+
+class BatchNorm(NamedTuple):
+    """The statistics of the branch's input x [B, c, H, W], in the dtype of the accumulator."""
+
+    branch_mean: Tensor  # [B, c]: of each sample
+    batch_mean: Tensor  # [c]: of the batch in training, running otherwise
+    batch_var: Tensor  # [c], biased
+
+    def normalise(self, values: Tensor, eps: float) -> Tensor:
+        """`values` [B, c, ...] less the mean, over the deviation."""
+        shape = (1, -1) + (1,) * (values.dim() - 2)
+        return (values - self.batch_mean.view(shape)) * (self.batch_var + eps).rsqrt().view(shape)
+
+
+def scale_of(x: Tensor, branch_scale: Tensor | None) -> Tensor:
+    """[B], contiguous, in the dtype of the accumulator."""
+    dtype = accumulator(x.dtype)
+    if branch_scale is None:
+        return x.new_ones(x.shape[:1], dtype=dtype)
+    return branch_scale.to(dtype).contiguous()

@@ -17,7 +17,7 @@ from mirage_kernels.feed_forward_stage import op as feed_forward_op
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
 from mirage_kernels.mixer_stage import op as mixer_op
 from mirage_kernels.mixer_stage.weights import MixerWeights
-from mirage_kernels.transformer_blocks import native
+from mirage_kernels.transformer_blocks import cpp
 from mirage_kernels.transformer_blocks.weights import BlockWeights
 
 _implementations = Implementations(__package__)
@@ -104,7 +104,7 @@ def _check_tensors(x: Tensor, blocks: Sequence[BlockWeights]) -> None:
 def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
     if impl == "cpp":
         dispatch.record("transformer_blocks", impl)
-        return native.forward(x, weights, eps)
+        return cpp.forward(x, weights, eps)
     y = _implementations["cuda"].forward(x, weights, eps)
     if y is not None:
         dispatch.record("transformer_blocks", impl)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
 from mirage_kernels._runtime.library import dl
-from mirage_kernels.tri_branch_fusion.arguments import concatenated, fusion_dtypes
+from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes
 
 
 def forward(att: Tensor, conv: Tensor, mlp: Tensor, l_att: Tensor, l_conv: Tensor, l_mlp: Tensor) -> Tensor:

@@ -8,13 +8,8 @@ from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.library import Implementations, define
-from mirage_kernels.tri_branch_fusion.arguments import (
-    check_branch,
-    check_scalars,
-    concatenated,
-    fusion_dtypes,
-    widest,
-)
+from mirage_kernels.tri_branch_fusion.checks import check_branch, check_scalars
+from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes, widest
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion as reference
 
 _implementations = Implementations(__package__)

@@ -10,7 +10,7 @@ import torch
 
 import mirage_kernels
 from mirage_kernels._runtime import dispatch
-from mirage_kernels.channel_layer_norm import native
+from mirage_kernels.channel_layer_norm import cpp
 
 
 def norm(x):
@@ -57,8 +57,8 @@ def test_backward_runs_where_forward_ran(x, monkeypatch):
     if mirage_kernels.available()["cpp"] != "yes":
         pytest.skip(mirage_kernels.available()["cpp"])
     ran = []
-    backward = native.backward
-    monkeypatch.setattr(native, "backward", lambda *arguments: ran.append("cpp") or backward(*arguments))
+    backward = cpp.backward
+    monkeypatch.setattr(cpp, "backward", lambda *arguments: ran.append("cpp") or backward(*arguments))
     x.requires_grad_()
     with mirage_kernels.use("cpp"):
         y = norm(x)

@@ -22,8 +22,7 @@ from harness import (
 import mirage_kernels
 from mirage_kernels import MixerWeights
 from mirage_kernels.mixer_stage import composite as mixer_composite
-from mirage_kernels.mixer_stage.composite import Statistics
-from mirage_kernels.mixer_stage.weights import LEARNED
+from mirage_kernels.mixer_stage.weights import LEARNED, Statistics
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 DTYPES = dtypes_of("triton")
@@ -54,7 +53,7 @@ def _poisoned_allocations(monkeypatch):
 
 def kernels(stage):
     """The module, once it is known that Triton is there."""
-    return import_module(f"mirage_kernels.{stage}.triton_kernels")
+    return import_module(f"mirage_kernels.{stage}.triton")
 
 
 def tensors_of(make, shape, dtype):
@@ -375,7 +374,7 @@ class TestMixerGradient:
 
     def test_wide_maps(self):
         """Backward writes maps of more channels than x, 16 here: offsets are of 64 bits where those need them."""
-        plan_of = import_module("mirage_kernels.mixer_stage.triton_plan").plan_of
+        plan_of = import_module("mirage_kernels.mixer_stage.triton.plan").plan_of
         _, weights, _ = self.inputs((1, 12, 1, 1, 2), torch.float16)
         weights = MixerWeights(*(t.to("meta") for t in weights))
         limit = 2**31 - 1

@@ -39,7 +39,7 @@ def test_stages_of_a_block(output):
     assert [row["stage"] for row in found] == ["mixer", "ffn"]
     assert found[0]["shape"] == [1, 24, 128, 128] and found[0]["dtype"] == "float16"
     names = [[kernel["kernel"] for kernel in row["kernels"]] for row in found]
-    assert names[0] == ["prepare_kernel", "gram_kernel", "statistics_kernel", "_finish_kernel"]
+    assert names[0] == ["prepare_kernel", "gram_kernel", "statistics_kernel", "finish_kernel"]
     assert names[1] == ["_expand_kernel", "_contract_kernel"]
     for row in found:
         assert row["us"] == pytest.approx(sum(kernel["us"] for kernel in row["kernels"]))
@@ -55,5 +55,5 @@ def test_backward_is_without_forward(output):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     own = [row for row in rows if row[0] == "mixer 24x64x64"]
     launched = [row[2] for row in own]
-    assert "_finish_kernel" not in launched and len(launched) > 10 and launched[-1] == "**all**"
+    assert "finish_kernel" not in launched and len(launched) > 10 and launched[-1] == "**all**"
     assert float(own[-1][-1]) == pytest.approx(sum(float(row[-1]) for row in own[:-1]), abs=0.05 * len(own))

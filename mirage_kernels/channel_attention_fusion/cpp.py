@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mirage_kernels._runtime.library import dl, native
-from mirage_kernels.channel_attention_fusion.tensors import for_backward, for_forward, gradients
+from mirage_kernels.channel_attention_fusion.pack import for_backward, for_forward, gradients
 
 
 def forward(

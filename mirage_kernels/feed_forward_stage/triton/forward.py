@@ -1,16 +1,13 @@
-"""``feed_forward_stage`` in Triton: forward is two kernels, with only the activated hidden tensor between them.
+"""``feed_forward_stage`` forward in Triton: two kernels, with only the activated hidden tensor between them.
 
 The first normalises, mixes and activates: x is read, gelu(hidden) written. The second convolves, gates, mixes and adds
-x: of the tensors in between none is written. Backward starts with the first again (`triton_backward`). Images too small
-to fill a GPU with the second kernel's tiles are the composite.
+x: of the tensors in between none is written. Backward starts with the first again. Images too small to fill a GPU with
+the second kernel's tiles are the composite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,51 +16,10 @@ from torch import Tensor
 
 from mirage_kernels._runtime.library import is_exact
 from mirage_kernels._triton import tiles as triton_tiles
-from mirage_kernels._triton.cases import meta, stage_variants
-from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import (
-    gelu,
-    is_line,
-    launch,
-    needs_int64,
-    pixel_offsets,
-    plane_strides,
-    widened,
-)
-from mirage_kernels._triton.tiles import (
-    ImageTile,
-    depthwise,
-    filling_tile,
-    image_tile_of,
-    matrix,
-    moments,
-    normalised,
-    precision,
-)
-from mirage_kernels.feed_forward_stage import triton_backward
-from mirage_kernels.feed_forward_stage.triton_backward import Norm
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, shapes
-
-MOST_CHANNELS = 256
-"""Of x: a program holds the sums of all of them for its pixels."""
-
-
-@dataclass(frozen=True)
-class ExpandTile:
-    """A program of the first kernel: `block_n` pixels, `block_m` hidden channels at a time from `block_k` of x."""
-
-    block_c: int  # channels of x, as a power of two that `tl.dot` takes
-    block_k: int
-    block_m: int
-    block_n: int
-
-
-def expand_tile(channels: int, exact: bool) -> ExpandTile:
-    """`exact`: float32 products without tensor cores, whose operands lie in registers."""
-    block_c = max(16, next_power_of_2(channels))
-    if exact:
-        return ExpandTile(block_c, 16, 32, 64 if block_c <= 128 else 32)
-    return ExpandTile(block_c, min(64, block_c), 64, 64 if block_c <= 128 else 32)
+from mirage_kernels._triton.launch import gelu, is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix, moments, normalised, precision
+from mirage_kernels.feed_forward_stage.triton.plan import contract_tile, expand_tile
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
 
 
 @triton.jit
@@ -173,17 +129,11 @@ def _contract_kernel(
     tl.store(p_y + o_out, b_y.to(p_y.dtype.element_ty), mask=m)
 
 
-def can_run(x: Tensor) -> bool:
-    """Whether the kernels hold a pixel's channels, and have about a program of the second for each multiprocessor."""
-    return x.shape[1] <= MOST_CHANNELS and 2 * _contract_tile(x).programs(x) >= triton_tiles.FILL
+class Norm(NamedTuple):
+    """Of each pixel, [B, H, W] in float32."""
 
-
-def can_run_backward(x: Tensor) -> bool:
-    return can_run(x) and triton_backward.can_run(x)
-
-
-def _contract_tile(x: Tensor) -> ImageTile:
-    return filling_tile(x, 64 if x.shape[1] <= 128 else 32)
+    mean: Tensor
+    rstd: Tensor
 
 
 def forward(
@@ -196,10 +146,10 @@ def forward(
     eps: float,
 ) -> Tensor:
     w = FeedForwardWeights(*(t.contiguous() for t in (norm_weight, norm_bias, project_in, dwconv, project_out)))
-    activated, _ = _expand(x, w, eps)
+    activated, _ = expand(x, w, eps)
     channels, (doubled, height, width) = x.shape[1], activated.shape[1:]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    tile, image = expand_tile(channels, is_exact(x.dtype)), _contract_tile(x)
+    tile, image = expand_tile(channels, is_exact(x.dtype)), contract_tile(x)
     wide = needs_int64(x, activated)
     launch(
         _contract_kernel,
@@ -219,25 +169,7 @@ def forward(
     return y
 
 
-def backward(
-    grad_y: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_in: Tensor,
-    dwconv: Tensor,
-    project_out: Tensor,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """The gradients of x and of the five weights, each in its own dtype."""
-    weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
-    w = FeedForwardWeights(*(t.contiguous() for t in weights))
-    activated, norm = _expand(x, w, eps, keep_norm=True)
-    grad_x, grads = triton_backward.gradients(grad_y, x, w, activated, norm)
-    return grad_x, *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, weights, strict=True))
-
-
-def _expand(x: Tensor, w: FeedForwardWeights, eps: float, keep_norm: bool = False) -> tuple[Tensor, Norm]:
+def expand(x: Tensor, w: FeedForwardWeights, eps: float, keep_norm: bool = False) -> tuple[Tensor, Norm]:
     """gelu(project_in(norm(x))), and the norm's statistics, which are empty unless `keep_norm`."""
     batch, channels, height, width = x.shape
     doubled, pixels = w.dwconv.shape[0], height * width
@@ -267,17 +199,3 @@ def _expand(x: Tensor, w: FeedForwardWeights, eps: float, keep_norm: bool = Fals
         num_stages=2,
     )
     return activated, norm
-
-
-def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What tools/compile_triton.py compiles for GPUs that are not there."""
-    for label, (channels, side), dtype, wide in stage_variants():
-        weights = [meta(*shape, dtype=dtype) for shape in shapes(channels, 2 * channels).values()]
-        yield label, partial(_compile, meta(1, channels, side, side, dtype=dtype, wide=wide), *weights, 1e-5)
-
-
-def _compile(x: Tensor, *arguments: Any) -> None:
-    """Forward, and backward where it has kernels."""
-    forward(x, *arguments)
-    if can_run_backward(x):
-        backward(x, x, *arguments)

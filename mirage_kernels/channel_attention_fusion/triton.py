@@ -12,16 +12,12 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._triton.launch import launch, plane_strides, widened
-from mirage_kernels.channel_attention.triton_parts import (
-    attention_matrices,
-    attention_matrices_backward,
-    head_tile,
-    load_matrix,
-    store_matrix,
-    tile_offsets,
-)
-from mirage_kernels.tri_branch_fusion.arguments import concatenated, fusion_dtypes
-from mirage_kernels.tri_branch_fusion.triton_kernels import fuse, fuse_backward, scalar_gradients
+from mirage_kernels.channel_attention.triton.backward import attention_matrices_backward
+from mirage_kernels.channel_attention.triton.device import load_matrix, store_matrix, tile_offsets
+from mirage_kernels.channel_attention.triton.forward import attention_matrices
+from mirage_kernels.channel_attention.triton.plan import head_tile
+from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes
+from mirage_kernels.tri_branch_fusion.triton import fuse, fuse_backward, scalar_gradients
 
 
 @triton.jit
@@ -222,7 +218,7 @@ def backward(
 def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """What tools/compile_triton.py compiles for GPUs that are not there."""
     from mirage_kernels._triton.cases import meta
-    from mirage_kernels.channel_attention.triton_parts import attention_cases
+    from mirage_kernels.channel_attention.triton.plan import attention_cases
 
     for label, x, matrices, temperature in attention_cases():
         heads, weight = matrices.shape[1], meta(1)

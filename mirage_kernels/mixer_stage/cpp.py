@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime.library import accumulator, dl, native, result
-from mirage_kernels.mixer_stage.composite import Statistics, scale_of
-from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, statistics_shapes
+from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, Statistics, scale_of, statistics_shapes
 
 
 def forward(

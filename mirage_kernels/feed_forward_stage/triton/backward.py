@@ -12,19 +12,19 @@ of a weight's gradient. Parts are added up afterwards, in the same order every t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mirage_kernels._runtime.library import is_exact
 from mirage_kernels._triton import tiles as triton_tiles
 from mirage_kernels._triton.config import next_power_of_2
 from mirage_kernels._triton.launch import (
     gelu,
     gelu_slope,
-    is_exact,
     is_line,
     launch,
     needs_int64,
@@ -41,10 +41,9 @@ from mirage_kernels._triton.tiles import (
     precision,
     scaled,
 )
+from mirage_kernels.feed_forward_stage.triton.forward import Norm, expand
+from mirage_kernels.feed_forward_stage.triton.plan import most_pixels
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
-
-MOST_WITHOUT_TENSOR_CORES = 128
-"""Channels of x: of more, products whose operands are in registers spill."""
 
 
 @triton.jit
@@ -264,31 +263,32 @@ def norm_gradient_kernel(
     tl.store(p_partial + C, b_grad_b, mask=m_c)
 
 
-class Norm(NamedTuple):
-    """Of each pixel, [B, H, W] in float32."""
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    project_in: Tensor,
+    dwconv: Tensor,
+    project_out: Tensor,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """The gradients of x and of the five weights, each in its own dtype."""
+    weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
+    w = FeedForwardWeights(*(t.contiguous() for t in weights))
+    activated, norm = expand(x, w, eps, keep_norm=True)
+    grad_x, grads = _gradients(grad_y, x, w, activated, norm)
+    return grad_x, *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, weights, strict=True))
 
-    mean: Tensor
-    rstd: Tensor
 
-
-def can_run(x: Tensor) -> bool:
-    """Whether the kernels hold the channels of a pixel, of any number that forward does."""
-    return x.shape[1] <= MOST_WITHOUT_TENSOR_CORES or not is_exact(x.dtype)
-
-
-def _most_pixels(block_c: int, exact: bool) -> int:
-    """Of a program that holds so many channels of each; products without tensor cores have operands in registers."""
-    return 64 if block_c <= (64 if exact else 128) else 32
-
-
-def gradients(
+def _gradients(
     grad_y: Tensor, x: Tensor, w: FeedForwardWeights, activated: Tensor, norm: Norm
 ) -> tuple[Tensor, FeedForwardWeights]:
     """Of x and, in float32, of the contiguous weights. `activated`: gelu(project_in(normal)), [B, 2M, H, W]."""
     channels, doubled = x.shape[1], activated.shape[1]
     block_c = max(16, next_power_of_2(channels))
     exact = is_exact(x.dtype)
-    tile = filling_tile(x, _most_pixels(block_c, exact))
+    tile = filling_tile(x, most_pixels(block_c, exact))
     tiles = tile.programs(x)
     wide = needs_int64(x, grad_y, activated)
     options: dict[str, Any] = {
@@ -336,7 +336,7 @@ def _norm_gradient(
     batch, channels, height, width = x.shape
     pixels = height * width
     exact = is_exact(x.dtype)
-    block_n = filling_run(x, _most_pixels(block_c, exact))
+    block_n = filling_run(x, most_pixels(block_c, exact))
     blocks = triton.cdiv(pixels, block_n)
     per_program = max(1, batch * blocks // (8 * triton_tiles.FILL))
     programs = batch * triton.cdiv(blocks, per_program)

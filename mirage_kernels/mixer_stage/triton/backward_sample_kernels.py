@@ -1,23 +1,14 @@
-"""The gradients of the kernel generator and of the batch norm in Triton: vectors of a sample, and sums over samples.
-
-Small tensors all, of which PyTorch would take some forty launches.
-"""
+"""The kernels of ``mixer_stage``'s backward on vectors of a sample: the gradients of the kernel generator and of the
+batch norm. Small tensors all, of which PyTorch would take some forty launches."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import gelu, gelu_slope, launch
+from mirage_kernels._triton.launch import gelu, gelu_slope
 from mirage_kernels._triton.tiles import matrix
-from mirage_kernels.mixer_stage.gated_branch import BatchNorm
-from mirage_kernels.mixer_stage.triton_parts import batch_normalised, times
-from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights
+from mirage_kernels.mixer_stage.triton.device import batch_normalised, times
 
 
 @triton.jit
@@ -27,7 +18,7 @@ def _times_transposed(p, b_x, o_r, m_r, o_c, m_c, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _generator_kernel(
+def generator_kernel(
     p_branch_mean,  # [B, c]
     p_bn_mean,  # [c], like the next three
     p_bn_var,
@@ -70,7 +61,7 @@ def _generator_kernel(
 
 
 @triton.jit
-def _outer_products_kernel(
+def outer_products_kernel(
     p_vectors,  # [B, 6, c], as above
     p_grad_kernels,  # [B, 49 c]
     p_grads,  # [51 c, c]: of the three matrices, the last first
@@ -101,7 +92,7 @@ def _outer_products_kernel(
 
 
 @triton.jit
-def _batch_norm_kernel(
+def batch_norm_kernel(
     p_sums,  # [2, c]: of the gradient of the batch norm's output, and of it times the normalised input
     p_vectors,  # [B, 6, c], of which the last is the gradient of each sample's mean of that output
     p_branch_mean,  # [B, c]
@@ -144,43 +135,3 @@ def _batch_norm_kernel(
         tl.store(p, b_factor, mask=m_b)
         tl.store(p + BRANCH, b_of_input, mask=m_b)
         tl.store(p + 2 * BRANCH, b_added, mask=m_b)
-
-
-class GeneratorGradients(NamedTuple):
-    """In float32."""
-
-    vectors: Tensor  # [B, 6, c], for `batch_norm_gradients`
-    detail_rows: Tensor  # [c, c]: of gic1's last rows
-    first: Tensor  # [c, c]: of generator_in
-    second: Tensor  # [49c, c]: of generator_out
-
-
-def generator_gradients(grad_kernels: Tensor, w: MixerWeights, bn: BatchNorm, eps: float) -> GeneratorGradients:
-    """From the gradient of the generated kernels [B, c, 7, 7], contiguous."""
-    batch, branch = bn.branch_mean.shape
-    block_b = max(16, next_power_of_2(branch))
-    sizes = {"BRANCH": branch, "BLOCK_B": block_b, "BLOCK_R": max(16, 4096 // block_b)}
-    vectors = grad_kernels.new_empty(batch, 6, branch, dtype=torch.float32)
-    arguments = (bn.branch_mean, bn.batch_mean, bn.batch_var, w.bn_weight, w.bn_bias, w.gic1[-branch:])
-    arguments += (w.generator_in, w.generator_out, grad_kernels, vectors, eps)
-    launch(_generator_kernel, batch, vectors.device, *arguments, **sizes, num_warps=4)
-    rows = (TAPS + 2) * branch
-    grads = vectors.new_empty(rows, branch)
-    programs = triton.cdiv(rows, sizes["BLOCK_R"])
-    launch(_outer_products_kernel, programs, grads.device, vectors, grad_kernels, grads, batch, **sizes, num_warps=4)
-    second, first, detail_rows = grads.split((TAPS * branch, branch, branch))
-    return GeneratorGradients(vectors, detail_rows, first, second)
-
-
-def batch_norm_gradients(
-    sums: Tensor, vectors: Tensor, bn_weight: Tensor, bn: BatchNorm, eps: float, pixels: int, training: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of weight and bias, and what makes that of the output the one of the input: [B, 3, c], factors of
-    itself and of that input, and what is added. `sums` [2, c]: see the kernel."""
-    batch, branch = bn.branch_mean.shape
-    grads, coefficients = vectors.new_empty(2, branch), vectors.new_empty(batch, 3, branch)
-    arguments = (sums, vectors, bn.branch_mean, bn.batch_mean, bn.batch_var, bn_weight, grads, coefficients)
-    sizes = {"BRANCH": branch, "BLOCK_B": max(16, next_power_of_2(branch)), "TRAINING": training}
-    counts = (float(pixels), float(batch * pixels))
-    launch(_batch_norm_kernel, 1, grads.device, *arguments, eps, batch, *counts, **sizes, num_warps=1)
-    return *grads.unbind(0), coefficients

@@ -14,26 +14,30 @@ from torch import Tensor
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime.library import is_exact
+from mirage_kernels._triton.config import next_power_of_2
 from mirage_kernels._triton.launch import is_line, launch, plane_strides, precision_of_widened
 from mirage_kernels._triton.tiles import ImageTile, filling_tile
 from mirage_kernels._triton.weight_gradient import product_over_pixels
-from mirage_kernels.channel_attention.triton_parts import softmax_backward
-from mirage_kernels.channel_layer_norm import triton_kernels as channel_layer_norm
-from mirage_kernels.mixer_stage.composite import Statistics
-from mirage_kernels.mixer_stage.gated_branch import BatchNorm
-from mirage_kernels.mixer_stage.triton_generator import batch_norm_gradients, generator_gradients
-from mirage_kernels.mixer_stage.triton_gradients import (
-    fusion_gradient_kernel,
-    gated_gradient_kernel,
-    query_key_gradient_kernel,
-)
-from mirage_kernels.mixer_stage.triton_input_gradients import (
+from mirage_kernels.channel_attention.triton.backward import softmax_backward
+from mirage_kernels.channel_layer_norm import triton as channel_layer_norm
+from mirage_kernels.mixer_stage.triton.backward_pixel_kernels import (
     batch_norm_sums_kernel,
     input_gradient_kernel,
     mlp_gradient_kernel,
 )
-from mirage_kernels.mixer_stage.triton_plan import Plan, plan_of, prepare
-from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights
+from mirage_kernels.mixer_stage.triton.backward_sample_kernels import (
+    batch_norm_kernel,
+    generator_kernel,
+    outer_products_kernel,
+)
+from mirage_kernels.mixer_stage.triton.backward_tile_kernels import (
+    fusion_gradient_kernel,
+    gated_gradient_kernel,
+    query_key_gradient_kernel,
+)
+from mirage_kernels.mixer_stage.triton.forward import prepare
+from mirage_kernels.mixer_stage.triton.plan import Plan, plan_of
+from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, BatchNorm, MixerWeights, Statistics
 
 
 class _Problem(NamedTuple):
@@ -270,3 +274,43 @@ def _input(
         num_stages=1,
     )
     return grad_x, *sums.sum(0).unbind(0)
+
+
+class GeneratorGradients(NamedTuple):
+    """In float32."""
+
+    vectors: Tensor  # [B, 6, c], for `batch_norm_gradients`
+    detail_rows: Tensor  # [c, c]: of gic1's last rows
+    first: Tensor  # [c, c]: of generator_in
+    second: Tensor  # [49c, c]: of generator_out
+
+
+def generator_gradients(grad_kernels: Tensor, w: MixerWeights, bn: BatchNorm, eps: float) -> GeneratorGradients:
+    """From the gradient of the generated kernels [B, c, 7, 7], contiguous."""
+    batch, branch = bn.branch_mean.shape
+    block_b = max(16, next_power_of_2(branch))
+    sizes = {"BRANCH": branch, "BLOCK_B": block_b, "BLOCK_R": max(16, 4096 // block_b)}
+    vectors = grad_kernels.new_empty(batch, 6, branch, dtype=torch.float32)
+    arguments = (bn.branch_mean, bn.batch_mean, bn.batch_var, w.bn_weight, w.bn_bias, w.gic1[-branch:])
+    arguments += (w.generator_in, w.generator_out, grad_kernels, vectors, eps)
+    launch(generator_kernel, batch, vectors.device, *arguments, **sizes, num_warps=4)
+    rows = (TAPS + 2) * branch
+    grads = vectors.new_empty(rows, branch)
+    programs = triton.cdiv(rows, sizes["BLOCK_R"])
+    launch(outer_products_kernel, programs, grads.device, vectors, grad_kernels, grads, batch, **sizes, num_warps=4)
+    second, first, detail_rows = grads.split((TAPS * branch, branch, branch))
+    return GeneratorGradients(vectors, detail_rows, first, second)
+
+
+def batch_norm_gradients(
+    sums: Tensor, vectors: Tensor, bn_weight: Tensor, bn: BatchNorm, eps: float, pixels: int, training: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of weight and bias, and what makes that of the output the one of the input: [B, 3, c], factors of
+    itself and of that input, and what is added. `sums` [2, c]: see the kernel."""
+    batch, branch = bn.branch_mean.shape
+    grads, coefficients = vectors.new_empty(2, branch), vectors.new_empty(batch, 3, branch)
+    arguments = (sums, vectors, bn.branch_mean, bn.batch_mean, bn.batch_var, bn_weight, grads, coefficients)
+    sizes = {"BRANCH": branch, "BLOCK_B": max(16, next_power_of_2(branch)), "TRAINING": training}
+    counts = (float(pixels), float(batch * pixels))
+    launch(batch_norm_kernel, 1, grads.device, *arguments, eps, batch, *counts, **sizes, num_warps=1)
+    return *grads.unbind(0), coefficients

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime.library import dl, native
-from mirage_kernels.channel_attention.arguments import small_matrices
+from mirage_kernels.channel_attention.matrices import small_matrices
 
 
 def forward(

@@ -1,4 +1,4 @@
-"""What both fusing operators check, and the dtypes they compute in."""
+"""The dtypes in which both fusing operators compute, and the shape of their result."""
 
 from __future__ import annotations
 
@@ -6,22 +6,6 @@ from functools import reduce
 
 import torch
 from torch import Tensor
-
-from mirage_kernels._runtime import checks
-
-
-def check_branch(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
-    checks.check_tensor(name, value, ndim=4)
-    checks.check_shape(name, value, like.shape, f"like {like_name}")
-    checks.check_same_device(like_name, like, **{name: value})
-
-
-def check_scalars(like_name: str, like: Tensor, **scalars: Tensor) -> None:
-    for name, value in scalars.items():
-        checks.check_tensor(name, value)
-        if tuple(value.shape) not in ((1,), ()):
-            raise ValueError(f"{name}: expected shape [1] or [], got {list(value.shape)}")
-    checks.check_same_device(like_name, like, **scalars)
 
 
 def fusion_dtypes(*tensors: Tensor) -> tuple[torch.dtype, torch.dtype]:

@@ -1,8 +1,10 @@
-"""The Triton kernels of ``mixer_stage`` that come before its last: the branches' first products, the moments of the
-batch norm, the generated kernels and the attention's small matrices.
+"""The kernels of ``mixer_stage``'s forward, in the order in which they run: the moments of the batch norm (in
+training), the branches' first products, the generated kernels and the attention's small matrices, and the rest.
 
-Of a pixel of 3c channels they write 4c values: q, k and v before their depthwise convolution, and the detail channels
-before theirs. q and k after it exist in registers only.
+Of a pixel of 3c channels they write 4c values beside y: q, k and v before their depthwise convolution, and the detail
+channels before theirs. The last kernel holds a tile of the image: from its x, detail and v it computes the three
+branches, their fusion and the sum. q and k after their convolution, gate, identity, the MLP's hidden channels and the
+branches exist in registers only; what they are made of is read again.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import triton.language as tl
 
 from mirage_kernels._triton.launch import gelu, pixel_offsets, widened
 from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix, moments, normalised
-from mirage_kernels.channel_attention.triton_parts import softmax_of_head, store_matrix, sum_rows
-from mirage_kernels.mixer_stage.triton_parts import batch_normalised, times
+from mirage_kernels.channel_attention.triton.device import softmax_of_head, store_matrix, sum_rows
+from mirage_kernels.mixer_stage.triton.device import batch_normalised, gated_sum, head_matrices, pixel_mlp, times
+from mirage_kernels.tri_branch_fusion.triton import fuse
 
 
 @triton.jit
@@ -184,6 +187,57 @@ def prepare_kernel(
 
 
 @triton.jit
+def gram_kernel(
+    p_qkv,  # [B, 3 c, H, W], contiguous
+    p_taps,  # [3 c, 9]
+    p_partial,  # [B, heads, splits, d + 2, d]: q k^T, |q|^2, |k|^2
+    H,
+    W,
+    HEADS,
+    splits,
+    tiles_per_split,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    INT64: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The products of q and k after their depthwise convolution, which are not written."""
+    i_program = tl.program_id(0)
+    if INT64:
+        i_program = i_program.to(tl.int64)
+    i_head = i_program // splits
+    i_b = i_head // HEADS
+    tiles = tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
+    i_first = i_program % splits * tiles_per_split
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    o_q = i_head % HEADS * D + widened(o_d, INT64)
+    o_k = o_q + HEADS * D
+    p_qkv += i_b * 3 * HEADS * D * H * W
+    b_gram = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
+    b_qq = tl.zeros([BLOCK_D], tl.float32)
+    b_kk = tl.zeros([BLOCK_D], tl.float32)
+    for i_tile in range(i_first, tl.minimum(i_first + tiles_per_split, tiles)):
+        _, o_y, o_x = image_tile_of(i_tile, H, W, BLOCK_H, BLOCK_W)
+        m = m_d[:, None] & ((o_y < H) & (o_x < W))[None, :]
+        b_q = depthwise(p_qkv, p_taps, o_q, m_d, o_y, o_x, H, W, H * W, W, 1, 3)
+        b_k = depthwise(p_qkv, p_taps, o_k, m_d, o_y, o_x, H, W, H * W, W, 1, 3)
+        b_q = tl.where(m, b_q, 0.0).to(p_qkv.dtype.element_ty)
+        b_k = tl.where(m, b_k, 0.0).to(p_qkv.dtype.element_ty)
+        b_gram = tl.dot(b_q, tl.trans(b_k), b_gram, input_precision=PRECISION)
+        b_q = b_q.to(tl.float32)
+        b_k = b_k.to(tl.float32)
+        b_qq += tl.sum(b_q * b_q, 1)
+        b_kk += tl.sum(b_k * b_k, 1)
+    p_out = p_partial + i_program * (D + 2) * D
+    store_matrix(p_out, b_gram, o_d, D)
+    tl.store(p_out + D * D + o_d, b_qq, mask=m_d)
+    tl.store(p_out + D * D + D + o_d, b_kk, mask=m_d)
+
+
+@triton.jit
 def statistics_kernel(
     p_partial,  # [B, heads, splits, d + 2, d]: what gram_kernel wrote
     p_temperature,  # [heads]
@@ -244,51 +298,101 @@ def statistics_kernel(
 
 
 @triton.jit
-def gram_kernel(
-    p_qkv,  # [B, 3 c, H, W], contiguous
-    p_taps,  # [3 c, 9]
-    p_partial,  # [B, heads, splits, d + 2, d]: q k^T, |q|^2, |k|^2
+def finish_kernel(
+    p_x,  # [B, 3 c, H, W], any strides
+    p_norm_weight,  # [3 c], like the next
+    p_norm_bias,
+    p_qkv,  # [B, 3 c, H, W], contiguous, of which v is read
+    p_qkv_taps,  # [3 c, 9]
+    p_matrices,  # [B, heads, 2 d + 2, d], of which attn comes first
+    p_detail,  # [B, c, H, W], contiguous
+    p_kernels,  # [B, c, 49]
+    p_bn_mean,  # [c], like the next three
+    p_bn_var,
+    p_bn_weight,
+    p_bn_bias,
+    p_gic1,  # [2 h, c]
+    p_gate_temperature,  # [1]
+    p_gic2,  # [c, h]
+    p_branch_scale,  # [B]; only with SCALE
+    p_proj_out,  # [c, c]
+    p_mlp_in,  # [2 c, c]
+    p_mlp_out,  # [c, 2 c]
+    p_la,  # [1], like the next two
+    p_lg,
+    p_lm,
+    p_project_out,  # [3 c, 3 c]
+    p_y,  # [B, 3 c, H, W], contiguous
+    norm_eps,
+    bn_eps,
     H,
     W,
     HEADS,
-    splits,
-    tiles_per_split,
+    HIDDEN,  # h
+    s_b,
+    s_c,
+    s_row,
+    s_pixel,
+    BRANCH: tl.constexpr,  # c
     D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    SCALE: tl.constexpr,
     INT64: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The products of q and k after their depthwise convolution, which are not written."""
-    i_program = tl.program_id(0)
+    i_tile = tl.program_id(0)
     if INT64:
-        i_program = i_program.to(tl.int64)
-    i_head = i_program // splits
-    i_b = i_head // HEADS
-    tiles = tl.cdiv(H, BLOCK_H) * tl.cdiv(W, BLOCK_W)
-    i_first = i_program % splits * tiles_per_split
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    o_q = i_head % HEADS * D + widened(o_d, INT64)
-    o_k = o_q + HEADS * D
-    p_qkv += i_b * 3 * HEADS * D * H * W
-    b_gram = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
-    b_qq = tl.zeros([BLOCK_D], tl.float32)
-    b_kk = tl.zeros([BLOCK_D], tl.float32)
-    for i_tile in range(i_first, tl.minimum(i_first + tiles_per_split, tiles)):
-        _, o_y, o_x = image_tile_of(i_tile, H, W, BLOCK_H, BLOCK_W)
-        m = m_d[:, None] & ((o_y < H) & (o_x < W))[None, :]
-        b_q = depthwise(p_qkv, p_taps, o_q, m_d, o_y, o_x, H, W, H * W, W, 1, 3)
-        b_k = depthwise(p_qkv, p_taps, o_k, m_d, o_y, o_x, H, W, H * W, W, 1, 3)
-        b_q = tl.where(m, b_q, 0.0).to(p_qkv.dtype.element_ty)
-        b_k = tl.where(m, b_k, 0.0).to(p_qkv.dtype.element_ty)
-        b_gram = tl.dot(b_q, tl.trans(b_k), b_gram, input_precision=PRECISION)
-        b_q = b_q.to(tl.float32)
-        b_k = b_k.to(tl.float32)
-        b_qq += tl.sum(b_q * b_q, 1)
-        b_kk += tl.sum(b_k * b_k, 1)
-    p_out = p_partial + i_program * (D + 2) * D
-    store_matrix(p_out, b_gram, o_d, D)
-    tl.store(p_out + D * D + o_d, b_qq, mask=m_d)
-    tl.store(p_out + D * D + D + o_d, b_kk, mask=m_d)
+        i_tile = i_tile.to(tl.int64)
+    i_b, o_y, o_x = image_tile_of(i_tile, H, W, BLOCK_H, BLOCK_W)
+    m_n = (o_y < H) & (o_x < W)
+    o_n = o_y * s_row + o_x * s_pixel
+    dtype = p_y.dtype.element_ty
+    p_x += i_b * s_b
+    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    b_mean, b_rstd = moments(p_x, o_c, o_n, s_c, m_n, norm_eps, 3 * BRANCH)
+    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    m_b = o_b < BRANCH
+
+    b_g = normalised(p_x, p_norm_weight, p_norm_bias, BRANCH + o_b, m_b, o_n, s_c, m_n, b_mean, b_rstd)
+    b_in = batch_normalised(b_g, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps).to(dtype)
+    p_plane, p_taps = p_detail + i_b * BRANCH * H * W, p_kernels + i_b * BRANCH * 49
+    b_mixed = gated_sum(b_in, p_plane, p_taps, p_gic1, p_gate_temperature, p_gic2, o_b, m_b, o_y, o_x, H, W,
+                        HIDDEN, BRANCH, BLOCK_K, INT64, PRECISION)  # fmt: skip
+    if SCALE:
+        b_mixed *= tl.load(p_branch_scale + i_b).to(tl.float32)
+    b_proj = matrix(p_proj_out, o_b, m_b, o_b, m_b, BRANCH).to(dtype)
+    b_g = tl.dot(b_proj, (b_mixed + b_g).to(dtype), input_precision=PRECISION)
+
+    b_in = normalised(p_x, p_norm_weight, p_norm_bias, 2 * BRANCH + o_b, m_b, o_n, s_c, m_n, b_mean, b_rstd).to(dtype)
+    b_m = pixel_mlp(b_in, p_mlp_in, p_mlp_out, o_b, m_b, BRANCH, BLOCK_K, PRECISION)
+
+    # the attention: all heads as one matrix, zero where row and column are not of the same
+    b_a = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
+    p_plane = p_qkv + (i_b * 3 + 2) * BRANCH * H * W
+    for i_k in range(0, BRANCH, BLOCK_K):
+        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        m_k = o_k < BRANCH
+        b_v = depthwise(p_plane, p_qkv_taps + 2 * BRANCH * 9, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 3).to(dtype)
+        p_attn, m = head_matrices(p_matrices, i_b, o_b, m_b, o_k, m_k, HEADS, (2 * D + 2) * D, D)
+        b_a = tl.dot(tl.load(p_attn, mask=m, other=0.0).to(dtype), b_v, b_a, input_precision=PRECISION)
+
+    l_a, l_g, l_m = tl.load(p_la).to(tl.float32), tl.load(p_lg).to(tl.float32), tl.load(p_lm).to(tl.float32)
+    b_a, b_g, b_m = fuse(b_a, b_g, b_m, l_a, l_g, l_m)
+    b_a, b_g, b_m = b_a.to(dtype), b_g.to(dtype), b_m.to(dtype)
+    for i_k in range(0, 3 * BRANCH, BLOCK_K):
+        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        m_k = o_k < 3 * BRANCH
+        m = m_k[:, None] & m_n[None, :]
+        b_y = tl.load(p_x + o_k[:, None] * s_c + o_n[None, :], mask=m, other=0.0).to(tl.float32)
+        b_w = matrix(p_project_out, o_k, m_k, o_b, m_b, 3 * BRANCH).to(dtype)
+        b_y = tl.dot(b_w, b_a, b_y, input_precision=PRECISION)
+        b_w = matrix(p_project_out + BRANCH, o_k, m_k, o_b, m_b, 3 * BRANCH).to(dtype)
+        b_y = tl.dot(b_w, b_g, b_y, input_precision=PRECISION)
+        b_w = matrix(p_project_out + 2 * BRANCH, o_k, m_k, o_b, m_b, 3 * BRANCH).to(dtype)
+        b_y = tl.dot(b_w, b_m, b_y, input_precision=PRECISION)
+        o_out = (i_b * 3 * BRANCH + o_k[:, None]) * H * W + (o_y * W + o_x)[None, :]
+        tl.store(p_y + o_out, b_y.to(dtype), mask=m)

@@ -1,19 +1,16 @@
-"""Sizes of ``mixer_stage``'s Triton launches, and the launch with which forward and backward begin."""
+"""Sizes of ``mixer_stage``'s Triton launches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import triton
 from torch import Tensor
 
 from mirage_kernels._runtime.library import is_exact
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import is_line, launch, needs_int64, plane_strides
+from mirage_kernels._triton.launch import is_line, needs_int64
 from mirage_kernels._triton.tiles import filling_run, precision
-from mirage_kernels.mixer_stage.triton_branches import prepare_kernel
 from mirage_kernels.mixer_stage.weights import MixerWeights
 
 MOST_CHANNELS, MOST_WITHOUT_TENSOR_CORES, MOST_OF_A_HEAD = 384, 96, 32
@@ -60,35 +57,3 @@ def can_run(x: Tensor, heads: int) -> bool:
     branch = x.shape[1] // 3
     most = MOST_WITHOUT_TENSOR_CORES if is_exact(x.dtype) else MOST_CHANNELS
     return 0 < x.numel() and branch * 3 <= most and branch // heads <= MOST_OF_A_HEAD
-
-
-def prepare(
-    x: Tensor,
-    w: MixerWeights,
-    sums: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    norm_eps: float,
-    bn_eps: float,
-    plan: Plan,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v before their convolution, the detail before its own, and parts of each sample's sums [B, parts, c]."""
-    batch, channels, height, width = x.shape
-    pixels = height * width
-    blocks = triton.cdiv(pixels, plan.block_n)
-    qkv, detail = (x.new_empty(batch, count, height, width) for count in (channels, plan.branch))
-    parts = sums if sums is not None else torch.empty(batch, blocks, plan.branch, dtype=torch.float32, device=x.device)
-    launch(
-        prepare_kernel,
-        batch * blocks,
-        x.device,
-        *(x, w.norm_weight, w.norm_bias, w.qkv, w.gic1[-plan.branch :], mean, var, w.bn_weight, w.bn_bias),
-        *(qkv, detail, parts, norm_eps, bn_eps, pixels, width, *plane_strides(x)),
-        **plan.rows(x),
-        BLOCK_M=32,
-        SUMS=sums is None,
-        PRECISION=plan.precision,
-        num_warps=4 if plan.block_c <= 128 else 8,
-        num_stages=1,
-    )
-    return qkv, detail, parts

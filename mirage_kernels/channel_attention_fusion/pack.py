@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels.channel_attention.arguments import small_matrices
-from mirage_kernels.tri_branch_fusion.arguments import concatenated, fusion_dtypes
+from mirage_kernels.channel_attention.matrices import small_matrices
+from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes
 
 
 def for_forward(

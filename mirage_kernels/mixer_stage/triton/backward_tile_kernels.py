@@ -11,9 +11,9 @@ import triton.language as tl
 
 from mirage_kernels._triton.launch import gelu, gelu_slope, widened
 from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix
-from mirage_kernels.channel_attention.triton_parts import load_matrix
-from mirage_kernels.mixer_stage.triton_parts import batch_normalised, gated_sum, head_matrices, pixel_mlp
-from mirage_kernels.tri_branch_fusion.triton_kernels import fuse, fuse_backward
+from mirage_kernels.channel_attention.triton.device import load_matrix
+from mirage_kernels.mixer_stage.triton.device import batch_normalised, gated_sum, head_matrices, pixel_mlp
+from mirage_kernels.tri_branch_fusion.triton import fuse, fuse_backward
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
-from mirage_kernels.tri_branch_fusion.arguments import concatenated, fusion_dtypes
+from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes
 
 BLOCK_N = 1024
 BACKWARD_BLOCK_N = 512

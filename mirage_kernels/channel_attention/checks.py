@@ -1,12 +1,10 @@
-"""What both attention operators check, allocate and count."""
+"""What both attention operators check."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
-from mirage_kernels._runtime.library import accumulator
 
 CUDA_CHANNELS = 64
 """Of a head, up to which there are kernels in CUDA C++."""
@@ -32,16 +30,3 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_he
         raise ValueError(f"temperature: expected shape {expected}, got {list(temperature.shape)}")
     checks.check_same_device("q", q, k=k, v=v, temperature=temperature)
     checks.check_same_dtype("q", q, k=k, v=v)
-
-
-def small_matrices(q: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-    """What forward keeps for backward, uninitialised: [B, heads, 2 d + 2, d], per head d rows of attn (the softmax),
-    d rows of q k^T, |q| and |k|, for sums over elements of `dtype`."""
-    d = q.shape[1] // num_heads
-    return q.new_empty((q.shape[0], num_heads, 2 * d + 2, d), dtype=accumulator(dtype))
-
-
-def products(q_shape: torch.Size, num_heads: int) -> int:
-    """FLOPs of one product of d x d and d x N matrices over all heads, 2 per multiply-add."""
-    batch, channels, height, width = q_shape
-    return 2 * batch * channels * (channels // num_heads) * height * width

@@ -1,0 +1,53 @@
+"""Sizes of ``feed_forward_stage``'s Triton launches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mirage_kernels._runtime.library import is_exact
+from mirage_kernels._triton import tiles as triton_tiles
+from mirage_kernels._triton.config import next_power_of_2
+from mirage_kernels._triton.tiles import ImageTile, filling_tile
+
+MOST_CHANNELS = 256
+"""Of x: a program holds the sums of all of them for its pixels."""
+MOST_WITHOUT_TENSOR_CORES = 128
+"""Channels of x: of more, in backward, products whose operands are in registers spill."""
+
+
+@dataclass(frozen=True)
+class ExpandTile:
+    """A program of the first kernel: `block_n` pixels, `block_m` hidden channels at a time from `block_k` of x."""
+
+    block_c: int  # channels of x, as a power of two that `tl.dot` takes
+    block_k: int
+    block_m: int
+    block_n: int
+
+
+def expand_tile(channels: int, exact: bool) -> ExpandTile:
+    """`exact`: float32 products without tensor cores, whose operands lie in registers."""
+    block_c = max(16, next_power_of_2(channels))
+    if exact:
+        return ExpandTile(block_c, 16, 32, 64 if block_c <= 128 else 32)
+    return ExpandTile(block_c, min(64, block_c), 64, 64 if block_c <= 128 else 32)
+
+
+def contract_tile(x: Tensor) -> ImageTile:
+    return filling_tile(x, 64 if x.shape[1] <= 128 else 32)
+
+
+def most_pixels(block_c: int, exact: bool) -> int:
+    """Of a program that holds so many channels of each; products without tensor cores have operands in registers."""
+    return 64 if block_c <= (64 if exact else 128) else 32
+
+
+def can_run(x: Tensor) -> bool:
+    """Whether the kernels hold a pixel's channels, and have about a program of the second for each multiprocessor."""
+    return x.shape[1] <= MOST_CHANNELS and 2 * contract_tile(x).programs(x) >= triton_tiles.FILL
+
+
+def can_run_backward(x: Tensor) -> bool:
+    return can_run(x) and (x.shape[1] <= MOST_WITHOUT_TENSOR_CORES or not is_exact(x.dtype))
