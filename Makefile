@@ -72,19 +72,8 @@ ctest: setup  ## the C++ tests, on the kernels that the installation has compile
 triton: setup  ## compile every Triton kernel for sm_80, sm_90 and gfx942 without a GPU
 	$(BIN)/python tools/compile_triton.py --target $(TRITON_TARGETS)
 
-# An A100 has not the shared memory of those, of many channels: other kernels run there. Of a kind of product, each
-# name:channels in sixteens:lines of a tile as the tool writes it.
-comma := ,
-in_kind = $(foreach kernel,$(2),'sm_80:$(word 1,$(subst :, ,$(kernel)))_kernel<$(1)$(comma) $(word 2,$(subst :, ,$(kernel)))$(comma) $(word 3,$(subst :, ,$(kernel)))>')
-REFUSED_IN_FLOAT := feed_forward:16:4 feed_forward_backward:3:8 feed_forward_backward:6:4 mixer_fuse:4:4 mixer_fuse:5:4 \
-  mixer_fusion_backward:3:4 mixer_fusion_backward:4:4 mixer_detail_backward:4:4 mixer_query_backward:4:4
-REFUSED_IN_16_BITS := feed_forward_backward:6:8 feed_forward_backward:12:4 feed_forward_backward:15:4 \
-  mixer_fusion_backward:4:8 mixer_fusion_backward:5:8 mixer_query_backward:5:8
-REFUSED := $(foreach kind,ExactFloat TensorCoresTf32,$(call in_kind,$(kind),$(REFUSED_IN_FLOAT))) \
-  $(foreach half,f16 bf16,$(call in_kind,TensorCores16<$(half)>,$(REFUSED_IN_16_BITS)))
-
 cuda: setup  ## the kernels that nvcc has compiled for sm_80 and sm_90: registers, spills, shared memory, occupancy
-	$(BIN)/python tools/cuda_resources.py --sass --refused $(REFUSED)
+	$(BIN)/python tools/cuda_resources.py --sass
 
 wheel: setup  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

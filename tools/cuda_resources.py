@@ -1,6 +1,6 @@
 """What nvcc has made of the kernels in CUDA C++: registers, spills, shared memory, occupancy, and instructions.
 
-    python tools/cuda_resources.py [--sass] [--summary | --json] [FILE ...] [--refused ARCH:KERNEL ...]
+    python tools/cuda_resources.py [--sass] [--summary | --json] [FILE ...]
 
 FILE: an extension module or an object file; without any, the mirage_kernels/_cuda*.so that the build has left. There is
 a row for each kernel and architecture. Threads and dynamic shared memory are not written in a binary: they are what the
@@ -8,9 +8,9 @@ library says it launches (csrc/common/cuda/registry.h, the modules' ``kernels()`
 multiprocessor runs at once, by registers, shared memory and threads, and the part of its 64 warps that they are.
 
 Exit status 1 if a kernel spills (local memory or stack), wants more shared memory than the GPU has, or is not listed by
-``kernels()``, and if there is no kernel. --refused names a kernel that the library does not launch on GPUs of ARCH, for
-want of shared memory: no failure, not even if it spills, unless it would fit. --sass also disassembles, and counts
-instructions.
+``kernels()``, and if there is no kernel. ``kernels()`` also says on which GPU at the oldest the library launches a kernel:
+on older ones, whose shared memory it exceeds, it may spill, and it is a failure if it would fit. --sass also disassembles,
+and counts instructions.
 
 No GPU is needed. cuobjdump is that of Triton's wheel, or the one in PATH.
 """
@@ -66,7 +66,7 @@ class Row:
     code: Code
     threads: int | None = None
     dynamic_shared: int | None = None
-    refused: bool = False  # by the library, where it wants too much shared memory
+    refused: bool = False  # the library does not launch it on this GPU, which has too little shared memory
 
     @property
     def gpu(self) -> str:
@@ -101,7 +101,7 @@ class Row:
             shared = self.code.static_shared + (self.dynamic_shared or 0)
             found.append(f"wants {shared} bytes of shared memory, the GPU has {SHARED[self.gpu][0]}")
         if self.refused and not self.too_large:
-            found.append("named by --refused, but the GPU has its shared memory")
+            found.append("listed for newer GPUs alone, but this one has its shared memory")
         if self.blocks == 0 and not self.too_large:
             found.append("a multiprocessor has not the registers or threads of one block")
         return "; ".join(found)
@@ -258,8 +258,8 @@ def built(name: str) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
-def registry() -> dict[str, tuple[int, int]]:
-    """Threads and dynamic shared memory by kernel. Imports the module alone: neither PyTorch nor a GPU is needed."""
+def registry() -> dict[str, tuple[int, int, int]]:
+    """Threads, dynamic shared memory and the oldest GPU (80 for sm_80) by kernel. Imports the module alone: neither PyTorch nor a GPU is needed."""
     reasons = []
     for name in ("_cuda", "_cuda_emulated"):
         file = built(name)
@@ -270,19 +270,18 @@ def registry() -> dict[str, tuple[int, int]]:
         try:
             module = importlib.util.module_from_spec(specification)
             specification.loader.exec_module(module)
-            return {kernel: (threads, shared) for kernel, threads, shared in module.kernels()}
+            return {kernel: tuple(launch) for kernel, *launch in module.kernels()}
         except (ImportError, AttributeError) as error:
             reasons.append(f"{file}: {error}")
     raise RuntimeError("no module says how kernels are launched: " + "; ".join(reasons))
 
 
-def rows_of(codes: Iterable[Code], launches: dict[str, tuple[int, int]], refused: Collection[str] = ()) -> list[Row]:
-    """`refused`: ARCH:KERNEL."""
+def rows_of(codes: Iterable[Code], launches: dict[str, tuple[int, int, int]]) -> list[Row]:
     rows = []
     for code in codes:
         kernel = short_name(code.symbol)
-        named = f"{gpu_of(code.arch)}:{kernel}" in refused
-        rows.append(Row(kernel, code, *launches.get(kernel, (None, None)), named))
+        threads, shared, oldest = launches.get(kernel, (None, None, 0))
+        rows.append(Row(kernel, code, threads, shared, int(gpu_of(code.arch).removeprefix("sm_")) < oldest))
     return sorted(rows, key=lambda row: (natural(row.kernel), row.code.arch))
 
 
@@ -342,8 +341,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true",
                         help="the table of docs/cuda-kernels.md: of sm_90, float16 and float32")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--refused", nargs="+", default=[], metavar="ARCH:KERNEL",
-                        help="the library launches no such kernel on this GPU, for want of shared memory")  # fmt: skip
     options = parser.parse_args(argv)
     files = options.files or [file for file in [built("_cuda")] if file]
     if not files:
@@ -363,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:  # the rows say what this costs
         print(f"cuda_resources: {error}", file=sys.stderr)
         launches = {}
-    rows = rows_of(codes, launches, options.refused)
+    rows = rows_of(codes, launches)
     failures = sum(bool(row.problem) for row in rows)
     if options.json:
         print(json.dumps([row.facts() for row in rows], indent=1))

@@ -26,7 +26,7 @@ void check_name(const std::string& name, const char* expected) {
 MIRAGE_KERNELS(list) {
   list.add<plain>(64, 100);
   list.add<plain>(32, 200);
-  list.add<of_types<ExactFloat, 3, true>>(256, 0);
+  list.add<of_types<ExactFloat, 3, true>>(256, 0, Gpu::sm_90);
 }
 
 }  // namespace
@@ -41,5 +41,7 @@ int main() {
   CHECK(all.size() == 2 && all.count("of_types<ExactFloat, 3, true>") == 1, "%zu kernels", all.size());
   const KernelLaunch launch = all.at("plain");
   CHECK(launch.threads == 64 && launch.shared_bytes == 200, "%d, %d", launch.threads, int(launch.shared_bytes));
+  CHECK(launch.oldest == Gpu::sm_80, "sm_%d", int(launch.oldest));
+  CHECK(all.at("of_types<ExactFloat, 3, true>").oldest == Gpu::sm_90, "of every GPU");
   return mirage::test::finish();
 }

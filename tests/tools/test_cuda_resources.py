@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "cuda_resources.py"
 HALF = "_ZN6mirage4cuda19feed_forward_kernelINS0_13TensorCores16INS0_3f16EEES3_Li3ELi8EEEvNS0_20FeedForwardArgumentsE"
 SUM = "_ZN6mirage4cuda23feed_forward_sum_kernelINS0_4bf16EEEvNS0_20FeedForwardArgumentsE"
 HALF_NAME, SUM_NAME = "feed_forward_kernel<TensorCores16<f16>, f16, 3, 8>", "feed_forward_sum_kernel<bf16>"
-LAUNCHES = {HALF_NAME: (256, 53760), SUM_NAME: (256, 0)}
+LAUNCHES = {HALF_NAME: (256, 53760, 80), SUM_NAME: (256, 0, 80)}
 
 # of nvcc 13.0's binaries, with numbers changed: first a file without kernels; SHARED of sm_90 has the system's KiB
 USAGE = f"""
@@ -224,11 +224,11 @@ def test_spills_are_a_failure(on_snippets, capsys):
 
 
 def test_an_unlisted_kernel_is_a_failure(on_snippets, capsys):
-    assert on_snippets(_sound(), {SUM_NAME: (256, 0)}, "--json") == 1
+    assert on_snippets(_sound(), {SUM_NAME: (256, 0, 80)}, "--json") == 1
     problems = _problems(capsys)
     assert set(problems) == {(HALF_NAME, "sm_80"), (HALF_NAME, "sm_90a")}
     assert all("not listed" in problem for problem in problems.values())
-    assert on_snippets(_sound(), {SUM_NAME: (256, 0)}) == 1
+    assert on_snippets(_sound(), {SUM_NAME: (256, 0, 80)}) == 1
     assert f"{HALF_NAME} sm_80: not listed" in capsys.readouterr().out
     assert on_snippets(_sound(), None) == 1
     assert "no module" in capsys.readouterr().err
@@ -236,14 +236,14 @@ def test_an_unlisted_kernel_is_a_failure(on_snippets, capsys):
 
 def test_too_much_shared_memory_is_a_failure(on_snippets, capsys):
     """Where the library does not refuse that kernel on that GPU; and so is such a refusal without reason."""
-    large = LAUNCHES | {HALF_NAME: (256, 200 * 1024)}
+    large = LAUNCHES | {HALF_NAME: (256, 200 * 1024, 80)}
     assert on_snippets(_sound(), large, "--json") == 1
     (problem,) = _problems(capsys).items()
     assert problem == ((HALF_NAME, "sm_80"), "wants 204900 bytes of shared memory, the GPU has 166912")
-    assert on_snippets(_sound(), large, "--refused", f"sm_80:{HALF_NAME}") == 0
+    assert on_snippets(_sound(), LAUNCHES | {HALF_NAME: (256, 200 * 1024, 90)}) == 0
     assert f"{HALF_NAME} sm_80: refused by the library" in capsys.readouterr().out
-    assert on_snippets(_sound(), LAUNCHES, "--refused", f"sm_80:{HALF_NAME}") == 1
-    assert "but the GPU has its shared memory" in capsys.readouterr().out
+    assert on_snippets(_sound(), LAUNCHES | {HALF_NAME: (256, 53760, 90)}) == 1
+    assert "but this one has its shared memory" in capsys.readouterr().out
 
 
 def test_an_unknown_architecture_is_a_failure(on_snippets, capsys):
@@ -273,5 +273,7 @@ def test_the_library_lists_its_kernels(tool):
     launches = tool.registry()
     feed_forward = "feed_forward_kernel<ExactFloat, 2, 8>"
     assert {feed_forward, "mixer_fuse_kernel<ExactFloat, 1, 8>", SUM_NAME} <= set(launches)
-    assert all(threads % 32 == 0 and 0 < threads <= 1024 for threads, _ in launches.values())
-    assert launches[SUM_NAME] == (256, 0) and 48 << 10 < launches[feed_forward][1] <= 227 << 10
+    assert all(threads % 32 == 0 and 0 < threads <= 1024 for threads, _, _ in launches.values())
+    assert launches[SUM_NAME] == (256, 0, 80) and 48 << 10 < launches[feed_forward][1] <= 227 << 10
+    too_large = {kernel for kernel, (_, shared, _) in launches.items() if shared > tool.SHARED["sm_80"][0]}
+    assert too_large == {kernel for kernel, (_, _, oldest) in launches.items() if oldest == 90} != set()

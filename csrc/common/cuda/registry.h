@@ -37,18 +37,23 @@ std::string kernel_name() {
   return name.substr(begin, end - begin);
 }
 
-// By name: threads of a block and bytes of its dynamic shared memory, at most.
+// GPUs by the shared memory that a thread block may have: 163 KiB on an A100 (sm_80), 227 KiB on an H100 (sm_90).
+enum class Gpu { sm_80 = 80, sm_90 = 90 };
+
+// How a kernel is launched: threads and bytes of dynamic shared memory of a thread block, at most, and the oldest GPU on
+// which the library launches it; older ones have too little shared memory, and run another kernel or none.
 struct KernelLaunch {
   int threads = 0;
   int64_t shared_bytes = 0;
+  Gpu oldest = Gpu::sm_90;
 };
 
 class KernelList {
  public:
   template <auto kernel>
-  void add(int threads, int64_t shared_bytes) {
+  void add(int threads, int64_t shared_bytes, Gpu oldest = Gpu::sm_80) {
     KernelLaunch& most = all[kernel_name<kernel>()];
-    most = {std::max(most.threads, threads), std::max(most.shared_bytes, shared_bytes)};
+    most = {std::max(most.threads, threads), std::max(most.shared_bytes, shared_bytes), std::min(most.oldest, oldest)};
   }
 
   std::map<std::string, KernelLaunch> all;

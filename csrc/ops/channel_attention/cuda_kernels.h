@@ -2,10 +2,9 @@
 // head, for 128 pixels at a time, as float in shared memory.
 #pragma once
 
-#include "common/cuda/any_vector.h"
-#include "common/cuda/pixel_maps.h"
 #include "common/cuda/products.h"
 #include "common/cuda/sums.h"
+#include "common/cuda/tensor_views.h"
 #include "cuda_softmax.h"
 
 namespace mirage::cuda {

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "checks.h"
-#include "common/cuda/maps_launch.h"
+#include "common/cuda/tensor_views.h"
 #include "cuda_kernels.h"
 
 namespace mirage::cuda {

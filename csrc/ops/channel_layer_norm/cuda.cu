@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "checks.h"
-#include "common/cuda/maps_launch.h"
 #include "common/cuda/registry.h"
+#include "common/cuda/tensor_views.h"
 #include "cuda_kernels.h"
 
 namespace mirage::cuda {

@@ -3,10 +3,9 @@
 // over channels meet in shared memory. More channels than a block can hold are read again.
 #pragma once
 
-#include "common/cuda/any_vector.h"
 #include "common/cuda/device.h"
-#include "common/cuda/planes.h"
 #include "common/cuda/sums.h"
+#include "common/cuda/tensor_views.h"
 
 namespace mirage::cuda {
 

@@ -10,9 +10,9 @@
 #pragma once
 
 #include "common/cuda/device.h"
-#include "common/cuda/planes.h"
 #include "common/cuda/products.h"
 #include "common/cuda/sums.h"
+#include "common/cuda/tensor_views.h"
 
 namespace mirage::cuda {
 

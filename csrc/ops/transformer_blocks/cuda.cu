@@ -10,7 +10,7 @@
 #include "mirage/cuda/feed_forward_stage.h"
 #include "mirage/cuda/mixer_stage.h"
 #include "ops/feed_forward_stage/checks.h"
-#include "ops/feed_forward_stage/cuda/packed.h"
+#include "ops/feed_forward_stage/cuda/pack.h"
 #include "ops/mixer_stage/checks.h"
 
 namespace mirage::cuda {

@@ -1,10 +1,9 @@
 // The fusion of three branches, pixel by pixel, and the kernels of tri_branch_fusion.
 #pragma once
 
-#include "common/cuda/any_vector.h"
 #include "common/cuda/elementary.h"
-#include "common/cuda/pixel_maps.h"
 #include "common/cuda/sums.h"
+#include "common/cuda/tensor_views.h"
 
 namespace mirage::cuda {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "checks.h"
-#include "common/cuda/maps_launch.h"
+#include "common/cuda/tensor_views.h"
 #include "cuda_kernels.h"
 
 namespace mirage::cuda {

@@ -14,10 +14,10 @@ PYBIND11_MODULE(MIRAGE_MODULE, m) {
   m.def("kernels", [] {
     pybind11::list all;
     for (const auto& [name, launch] : mirage::cuda::kernels().all) {
-      all.append(pybind11::make_tuple(name, launch.threads, launch.shared_bytes));
+      all.append(pybind11::make_tuple(name, launch.threads, launch.shared_bytes, int(launch.oldest)));
     }
     return all;
-  }, "(name, threads of a block, bytes of dynamic shared memory) of every kernel.");
+  }, "(name, threads of a block, bytes of dynamic shared memory, oldest GPU: 80 for sm_80) of every kernel.");
 #if defined(MIRAGE_EMULATED)
   m.def("set_order", [](const std::string& order) {
     using mirage::cuda::emulation::Order;

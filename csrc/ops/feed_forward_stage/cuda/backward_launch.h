@@ -1,14 +1,13 @@
-// From a number of channels to the kernels of backward for so many; each kind of product is a source file of its own,
-// which instantiates this.
+// Selects the kernel instantiations of feed_forward_stage's backward for a channel count. CMake compiles this once per
+// MIRAGE_KIND, in a source file of its own, which holds the kernels; everybody else sees the declarations only.
 #pragma once
 
 #include <algorithm>
 
 #include "backward_tile.h"
 #include "common/cuda/registry.h"
-#include "pack_launch.h"
 
-#if defined(MIRAGE_INSTANTIATE)
+#if defined(MIRAGE_KIND)
 #include "backward.h"
 #include "norm_gradient.h"
 #endif
@@ -38,7 +37,7 @@ struct FeedForwardBackwardRunner {
 // those that need no more shared memory than `limit`; where none does, the one that needs least.
 template <class Kind> FeedForwardBackwardRunner feed_forward_backward_runner(int channels, int64_t limit);
 
-#if defined(MIRAGE_INSTANTIATE)
+#if defined(MIRAGE_KIND)
 
 namespace {
 
@@ -47,6 +46,8 @@ struct FeedForwardBackwardVariant {
   using Tile = FeedForwardBackwardTile<Kind, kBlocks, kRows>;
   using Panels = FeedForwardBackwardPanels<Kind, kBlocks>;
   using T = typename Tile::T;
+  static constexpr bool kLarge = kIsHalf<T> ? kBlocks >= (kRows == 8 ? 6 : 12) : kBlocks >= (kRows == 8 ? 3 : 6);
+  static constexpr Gpu kOldest = kLarge ? Gpu::sm_90 : Gpu::sm_80;
 
   static FeedForwardBackwardPlan plan(const FeedForwardArguments& p) {
     const int64_t across = (p.width + 15) / 16, down = (p.height + kRows - 1) / kRows;
@@ -77,7 +78,7 @@ struct FeedForwardBackwardVariant {
 
   static void list(KernelList& list) {
     list.add<feed_forward_pack_kernel<Panels>>(256, 0);
-    list.add<feed_forward_backward_kernel<Kind, kBlocks, kRows>>(Tile::kThreads, sizeof(Tile));
+    list.add<feed_forward_backward_kernel<Kind, kBlocks, kRows>>(Tile::kThreads, sizeof(Tile), kOldest);
     list.add<feed_forward_norm_kernel<T, kBlocks>>(256, 4096);
   }
 
@@ -113,6 +114,8 @@ FeedForwardBackwardRunner feed_forward_backward_runner(int channels, int64_t lim
     throw std::logic_error("no kernel takes " + std::to_string(channels) + " channels");
   }
 }
+
+template FeedForwardBackwardRunner feed_forward_backward_runner<MIRAGE_KIND>(int channels, int64_t limit);
 
 #endif
 

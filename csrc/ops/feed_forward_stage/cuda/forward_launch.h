@@ -1,10 +1,9 @@
-// From a number of channels to the kernel for so many; each kind of product is a source file of its own, which
-// instantiates this.
+// Selects the kernel instantiation of feed_forward_stage for a channel count. CMake compiles this once per MIRAGE_KIND, in
+// a source file of its own, which holds the kernels; everybody else sees the declarations only.
 #pragma once
 
 #include "common/cuda/registry.h"
 #include "forward.h"
-#include "pack_launch.h"
 
 namespace mirage::cuda {
 
@@ -31,7 +30,7 @@ struct FeedForwardRunner {
 // For a number of channels up to kFeedForwardMostChannels.
 template <class Kind> FeedForwardRunner feed_forward_runner(int channels);
 
-#if defined(MIRAGE_INSTANTIATE)
+#if defined(MIRAGE_KIND)
 
 namespace {
 
@@ -40,6 +39,8 @@ struct FeedForwardVariant {
   static constexpr int kRows = kFeedForwardRows<Kind, kBlocks>;
   using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
   using Panels = FeedForwardPanels<Kind, kBlocks>;
+  static constexpr bool kHalf = kIsHalf<typename Kind::Element>;
+  static constexpr Gpu kOldest = !kHalf && kBlocks > 12 ? Gpu::sm_90 : Gpu::sm_80;
 
   static FeedForwardPlan plan(const FeedForwardArguments& p) {
     const int64_t across = (p.width + 15) / 16, down = (p.height + kRows - 1) / kRows;
@@ -62,7 +63,7 @@ struct FeedForwardVariant {
 
   static void list(KernelList& list) {
     list.add<feed_forward_pack_kernel<Panels>>(256, 0);
-    list.add<feed_forward_kernel<Kind, kBlocks, kRows>>(kTileThreads, sizeof(Tile));
+    list.add<feed_forward_kernel<Kind, kBlocks, kRows>>(kTileThreads, sizeof(Tile), kOldest);
     list.add<feed_forward_sum_kernel<typename Tile::T>>(256, 0);
   }
 };
@@ -81,6 +82,8 @@ FeedForwardRunner runner_from(int channels) {
 
 template <class Kind>
 FeedForwardRunner feed_forward_runner(int channels) { return runner_from<Kind>(channels); }
+
+template FeedForwardRunner feed_forward_runner<MIRAGE_KIND>(int channels);
 
 #endif
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "backward_tile.h"
-#include "common/cuda/norm_backward.h"
+#include "common/cuda/norm.h"
 
 namespace mirage::cuda {
 

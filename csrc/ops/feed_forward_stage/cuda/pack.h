@@ -3,7 +3,12 @@
 // while they are loaded was a fifth of the instructions.
 #pragma once
 
+#include <algorithm>
+
+#include "common/cuda/launch.h"
 #include "common/cuda/products.h"
+#include "mirage/cuda/stream.h"
+#include "mirage/transformer_blocks.h"
 
 namespace mirage::cuda {
 
@@ -141,5 +146,69 @@ MIRAGE_KERNEL(256) feed_forward_pack_kernel(const FeedForwardPackArguments all) 
   }
   if (chunk * kFeedForwardPairs < p.pairs) packed.chunks[chunk].pack(p, chunk);
 }
+
+// ---- on the host ----------------------------------------------------------------------------------------------------
+
+// Sizes alone.
+inline FeedForwardArguments feed_forward_sizes(const Tensor& x, int64_t pairs) {
+  FeedForwardArguments p{};
+  p.batch = int(x.size[0]), p.channels = int(x.size[1]), p.height = int(x.size[2]), p.width = int(x.size[3]);
+  p.pairs = int(pairs);
+  return p;
+}
+
+// And the weights. Throws std::invalid_argument where they have not one dtype, that of x or f32.
+inline FeedForwardArguments feed_forward_weights(const Tensor& x, const FeedForwardWeights& w) {
+  const DType dtype = w.norm_weight.dtype;
+  if (dtype != x.dtype) check_dtype("norm_weight", w.norm_weight, DType::f32);
+  const auto data = [&](const char* argument, const Tensor& t) {
+    check_dtype(argument, t, dtype);
+    return t.data;
+  };
+  FeedForwardArguments p = feed_forward_sizes(x, w.project_out.size[1]);
+  p.wide = dtype == DType::f32;
+  p.norm_weight = data("norm_weight", w.norm_weight), p.norm_bias = data("norm_bias", w.norm_bias);
+  p.project_in = data("project_in", w.project_in), p.dwconv = data("dwconv", w.dwconv);
+  p.project_out = data("project_out", w.project_out);
+  return p;
+}
+
+// Of `count` stages on as many channels, each to its `packed`.
+template <class Panels>
+void launch_pack(const FeedForwardArguments* stages, int64_t count, void* stream) {
+  for (int64_t first = 0; first < count; first += kFeedForwardTogether) {
+    FeedForwardPackArguments all{};
+    const int together = int(std::min<int64_t>(count - first, kFeedForwardTogether));
+    for (int i = 0; i < together; ++i) {
+      all.stages[i] = stages[first + i];
+      all.blocks = std::max({all.blocks, 1, (stages[first + i].pairs + kFeedForwardPairs - 1) / kFeedForwardPairs});
+    }
+    launch("feed_forward_pack_kernel", feed_forward_pack_kernel<Panels>, {int64_t(together) * all.blocks, 256, 0}, stream,
+           all);
+  }
+}
+
+// ---- the stage in two steps -----------------------------------------------------------------------------------------
+
+// For those who pack the weights of several stages in one launch. Arguments have been checked (ops/feed_forward_stage/checks.h),
+// and feed_forward_stage_problem has found nothing.
+
+// Of the packed weights of a stage with M pairs, in steps that suit every type.
+int64_t feed_forward_packed_bytes(const Tensor& x, int64_t pairs, const Options& options);
+
+// Of the scratch memory that feed_forward_stage_packed needs.
+int64_t feed_forward_packed_workspace(const Tensor& x, int64_t pairs, const Options& options);
+
+// The weights of one stage and where they go: memory aligned to 256 bytes.
+struct FeedForwardToPack {
+  FeedForwardWeights weights;
+  void* packed;
+};
+
+// Throws std::invalid_argument where a stage's weights have not one dtype, that of x or f32. The stages may differ in M.
+void pack_feed_forward(const Tensor& x, const FeedForwardToPack* stages, int64_t count, const Options& options);
+
+void feed_forward_stage_packed(const Tensor& x, double eps, int64_t pairs, const void* packed, const Tensor& y,
+                               const Options& options);
 
 }  // namespace mirage::cuda

@@ -3,11 +3,9 @@
 
 #include <vector>
 
-#include "arguments.h"
 #include "common/cuda/call_checks.h"
 #include "forward_launch.h"
 #include "ops/feed_forward_stage/checks.h"
-#include "packed.h"
 
 namespace mirage::cuda {
 

@@ -1,5 +1,4 @@
 // feed_forward_stage_backward on a GPU: argument checks, and the choice of a kernel.
-#include "arguments.h"
 #include "backward_launch.h"
 #include "common/cuda/call_checks.h"
 #include "mirage/cuda/feed_forward_stage.h"

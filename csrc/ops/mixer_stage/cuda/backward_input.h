@@ -2,7 +2,7 @@
 #pragma once
 
 #include "backward.h"
-#include "common/cuda/norm_backward.h"
+#include "common/cuda/norm.h"
 
 namespace mirage::cuda {
 

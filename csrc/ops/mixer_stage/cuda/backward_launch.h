@@ -1,5 +1,5 @@
-// From a number of channels to the kernels of backward for so many; each kind of product is a source file of its own, which
-// instantiates this.
+// Selects the kernel instantiations of mixer_stage's backward for a channel count. CMake compiles this once per MIRAGE_KIND,
+// in a source file of its own, which holds the kernels; everybody else sees the declarations only.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 #include "common/cuda/launch.h"
 #include "common/cuda/registry.h"
 
-#if defined(MIRAGE_INSTANTIATE)
+#if defined(MIRAGE_KIND)
 #include "backward_detail.h"
 #include "backward_fusion.h"
 #include "backward_gate.h"
@@ -40,7 +40,7 @@ struct MixerBackwardRunner {
 // that need no more shared memory than `limit`; where none do, those that need least.
 template <class Kind> MixerBackwardRunner mixer_backward_runner(int branch, int64_t limit);
 
-#if defined(MIRAGE_INSTANTIATE)
+#if defined(MIRAGE_KIND)
 
 namespace {
 
@@ -53,6 +53,9 @@ struct MixerBackwardVariant {
   static constexpr int64_t kQueryBytes = sizeof(MixerQueryBackwardTile<Kind, kBlocks, kRows>);
   static constexpr int64_t kMostBytes = std::max({kFusionBytes, kGateBytes, kDetailBytes, kQueryBytes});
   static constexpr int64_t kNormBytes = 4096;
+  static constexpr bool kHalf = kIsHalf<T>;
+
+  static constexpr Gpu only_sm_90(bool large) { return large ? Gpu::sm_90 : Gpu::sm_80; }
 
   static int64_t attention_bytes(const MixerArguments& p) { return attention_backward_floats(p) * int64_t(sizeof(float)); }
   static int64_t generator_bytes(const MixerArguments& p) { return generator_floats(p) * int64_t(sizeof(float)); }
@@ -115,10 +118,10 @@ struct MixerBackwardVariant {
   static void list(KernelList& list) {
     list_with<float>(list);
     list_with<T>(list);
-    list.add<mixer_fusion_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kFusionBytes);
+    list.add<mixer_fusion_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kFusionBytes, only_sm_90(kHalf ? kRows == 8 && kBlocks >= 4 : kBlocks >= 3));
     list.add<mixer_gate_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kGateBytes);
-    list.add<mixer_detail_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kDetailBytes);
-    list.add<mixer_query_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kQueryBytes);
+    list.add<mixer_detail_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kDetailBytes, only_sm_90(!kHalf && kBlocks >= 4));
+    list.add<mixer_query_backward_kernel<Kind, kBlocks, kRows>>(kTileThreads, kQueryBytes, only_sm_90(kHalf ? kRows == 8 && kBlocks >= 5 : kBlocks >= 4));
     list.add<mixer_input_backward_kernel<T, kBlocks>>(kTileThreads, kNormBytes);
   }
 
@@ -159,6 +162,8 @@ template <class Kind>
 MixerBackwardRunner mixer_backward_runner(int branch, int64_t limit) {
   return mixer_backward_runner_from<Kind>(branch, limit);
 }
+
+template MixerBackwardRunner mixer_backward_runner<MIRAGE_KIND>(int branch, int64_t limit);
 
 #endif
 

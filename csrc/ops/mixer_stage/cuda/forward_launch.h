@@ -1,5 +1,5 @@
-// From a number of channels to the kernels for so many; each kind of product is a source file of its own, which
-// instantiates this.
+// Selects the kernel instantiations of mixer_stage for a channel count. CMake compiles this once per MIRAGE_KIND, in a
+// source file of its own, which holds the kernels; everybody else sees the declarations only.
 #pragma once
 
 #include "common/cuda/launch.h"
@@ -29,7 +29,7 @@ struct MixerRunner {
 // For a number of channels of a branch up to kMixerMostBranch.
 template <class Kind> MixerRunner mixer_runner(int branch);
 
-#if defined(MIRAGE_INSTANTIATE)
+#if defined(MIRAGE_KIND)
 
 namespace {
 
@@ -40,6 +40,7 @@ struct MixerVariant {
   static constexpr int kRows = kIsHalf<T> || kBlocks == 1 ? 8 : 4;
   static constexpr int64_t kReduceBytes = sizeof(MixerReduceTile<Kind, kBlocks, kRows>);
   static constexpr int64_t kFuseBytes = sizeof(MixerFuseTile<Kind, kBlocks, kRows>);
+  static constexpr Gpu kOldestOfFuse = !kIsHalf<T> && kBlocks >= 4 ? Gpu::sm_90 : Gpu::sm_80;
 
   static int64_t finalise_bytes(const MixerArguments& p) { return finalise_floats(p) * int64_t(sizeof(float)); }
 
@@ -81,7 +82,7 @@ struct MixerVariant {
   static void list_with(KernelList& list) {
     list.add<mixer_reduce_kernel<Kind, W, kBlocks, kRows>>(kTileThreads, kReduceBytes);
     list.add<mixer_finalise_kernel<Kind, W>>(kTileThreads, most_finalise_bytes());
-    list.add<mixer_fuse_kernel<Kind, kBlocks, kRows>>(kTileThreads, kFuseBytes);
+    list.add<mixer_fuse_kernel<Kind, kBlocks, kRows>>(kTileThreads, kFuseBytes, kOldestOfFuse);
   }
 
   static void list(KernelList& list) {
@@ -104,6 +105,8 @@ MixerRunner mixer_runner_from(int branch) {
 
 template <class Kind>
 MixerRunner mixer_runner(int branch) { return mixer_runner_from<Kind>(branch); }
+
+template MixerRunner mixer_runner<MIRAGE_KIND>(int branch);
 
 #endif
 

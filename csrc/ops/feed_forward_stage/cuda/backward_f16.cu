@@ -1,8 +1,0 @@
-#define MIRAGE_INSTANTIATE
-#include "backward_launch.h"
-
-namespace mirage::cuda {
-
-template FeedForwardBackwardRunner feed_forward_backward_runner<TensorCores16<f16>>(int channels, int64_t limit);
-
-}  // namespace mirage::cuda

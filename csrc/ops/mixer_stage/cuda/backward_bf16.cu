@@ -1,8 +1,0 @@
-#define MIRAGE_INSTANTIATE
-#include "backward_launch.h"
-
-namespace mirage::cuda {
-
-template MixerBackwardRunner mixer_backward_runner<TensorCores16<bf16>>(int branch, int64_t limit);
-
-}  // namespace mirage::cuda
