@@ -8,9 +8,9 @@ library says it launches (csrc/common/cuda/registry.h, the modules' ``kernels()`
 multiprocessor runs at once, by registers, shared memory and threads, and the part of its 64 warps that they are.
 
 Exit status 1 if a kernel spills (local memory or stack), wants more shared memory than the GPU has, or is not listed by
-``kernels()``, and if there is no kernel. ``kernels()`` also says on which GPU at the oldest the library launches a kernel:
-on older ones, whose shared memory it exceeds, it may spill, and it is a failure if it would fit. --sass also disassembles,
-and counts instructions.
+``kernels()``, and if there is no kernel. ``kernels()`` also names the oldest GPU on which the library launches a kernel.
+On GPUs older than that it may spill, and is a failure if it would fit into their shared memory. --sass also
+disassembles, and counts instructions.
 
 No GPU is needed. cuobjdump is that of Triton's wheel, or the one in PATH.
 """
@@ -259,7 +259,8 @@ def built(name: str) -> Path | None:
 
 
 def registry() -> dict[str, tuple[int, int, int]]:
-    """Threads, dynamic shared memory and the oldest GPU (80 for sm_80) by kernel. Imports the module alone: neither PyTorch nor a GPU is needed."""
+    """Threads, dynamic shared memory and the oldest GPU (80 for sm_80) by kernel. Imports the module alone: neither
+    PyTorch nor a GPU is needed."""
     reasons = []
     for name in ("_cuda", "_cuda_emulated"):
         file = built(name)
