@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -98,15 +99,24 @@ def table6(image, size, runs, device, threads, seed, variants, implementations, 
     help="Format of the results; 'same' keeps each file's own, PNG bit depth included.",
 )
 @click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="Of JPEG results.")
+@click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger images.  [default: 178956970]")
+@click.option(
+    "--check-memory/--no-check-memory",
+    default=True,
+    show_default=True,
+    help="Refuse an image that needs more memory than there is, before it takes it.",
+)
 @click.option("--fast/--reference", default=True, show_default=True, help="The fast modules, or plain PyTorch.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: its own choice]")
-def restore(inputs, weights, key, out_dir, format_, quality, fast, device, threads):
+def restore(inputs, weights, key, out_dir, format_, quality, max_pixels, check_memory, fast, device, threads):
     """Restore image files, or all PNG and JPEG files in folders, into a folder.
 
-    Any size; 8- and 16-bit PNG, grey or RGB, and JPEG. Alpha is copied through, grey stays grey, a JPEG's EXIF
-    orientation is applied. Results keep the names of their inputs and replace earlier results, never an input. A file
-    that fails is reported and the others are still done; the exit status is then 1.
+    8- and 16-bit PNG, grey or RGB, and JPEG. Alpha is copied through, grey files stay grey (a file with three equal
+    channels counts as colour and may come back tinted). EXIF's orientation is applied; EXIF, XMP, colour profile and
+    density are carried over. Results keep the names of their inputs and replace earlier results, never an input. A file
+    that fails is reported and the others are still done; the exit status is then 1. Pictures in other formats, sidecars
+    of macOS (._a.jpg) and links to nothing are skipped in folders, and named.
     """
     import torch
 
@@ -115,16 +125,29 @@ def restore(inputs, weights, key, out_dir, format_, quality, fast, device, threa
 
     if threads:
         torch.set_num_threads(threads)
-    jobs = restoring.collect_jobs(inputs, out_dir, format_)
+    skipped: list[tuple[Path, str]] = []
+    jobs = restoring.collect_jobs(inputs, out_dir, format_, on_skip=lambda *file: skipped.append(file))
     with _reading_weights():
         model = restoring.load_model(weights, fast=fast, device=_device(device), key=key)
-    failed = _restore_with_progress(restoring, model, jobs, format_, quality)
+    options = {"format": format_, "quality": quality, "check_memory": check_memory}
+    failed = _restore_with_progress(
+        restoring, model, jobs, {**options, **({"max_pixels": max_pixels} if max_pixels else {})}
+    )
+    if skipped:
+        click.echo(_describe_skipped(skipped), err=True)
     click.echo(f"restored {len(jobs) - failed} of {len(jobs)} into {out_dir}")
     sys.exit(1 if failed else 0)
 
 
-def _restore_with_progress(restoring, model, jobs, format_: str, quality: int) -> int:
-    """Restore the jobs under a progress bar on stderr; print each failure; return their number."""
+def _describe_skipped(skipped: list[tuple[Path, str]], listed: int = 5) -> str:
+    """One line on the files of folders that were left out."""
+    names = [f"{path} ({reason})" for path, reason in skipped[:listed]]
+    more = [f"and {len(skipped) - listed} more"] if len(skipped) > listed else []
+    return f"skipped {len(skipped)} in folders: " + ", ".join([*names, *more])
+
+
+def _restore_with_progress(restoring, model, jobs, options: dict[str, Any]) -> int:
+    """Restore the jobs under a progress bar on stderr; print notes and failures; return the number of these."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -134,11 +157,13 @@ def _restore_with_progress(restoring, model, jobs, format_: str, quality: int) -
         task = progress.add_task("restoring", total=len(jobs))
 
         def on_done(outcome) -> None:
+            for note in outcome.notes:
+                console.print(f"note: {outcome.source}: {note}", style="yellow", markup=False, soft_wrap=True)
             if outcome.error is not None:
                 console.print(f"failed: {outcome.source}: {outcome.error}", style="red", markup=False, soft_wrap=True)
             progress.advance(task)
 
-        outcomes = restoring.restore_files(model, jobs, format=format_, quality=quality, on_done=on_done)
+        outcomes = restoring.restore_files(model, jobs, **options, on_done=on_done)
     return sum(outcome.error is not None for outcome in outcomes)
 
 

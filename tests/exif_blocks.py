@@ -94,7 +94,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 def png(pixels: np.ndarray, *chunks: bytes, late: bool = False) -> bytes:
     """libpng's file of these pixels, 8 or 16 bits, with chunks behind IHDR; ``late``: behind IDAT."""
-    plain = bytes(imagecodecs.png_encode(pixels))
+    plain = bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
     at = len(plain) - 12 if late else 33
     return plain[:at] + b"".join(chunks) + plain[at:]
 

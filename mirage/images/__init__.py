@@ -32,11 +32,14 @@ from mirage.images.types import (
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "SIDECAR",
     "SUFFIXES",
     "ImageError",
     "ImageFile",
     "ImageHeader",
     "ImageTooLarge",
+    "begins_as_image",
+    "check_size",
     "decode_image",
     "encode_image",
     "read_bytes",
@@ -45,6 +48,7 @@ __all__ = [
     "write_image",
 ]
 
+JPEG_SIGNATURE = b"\xff\xd8\xff"
 SIDECAR = bytes.fromhex("00051607")
 """How an AppleDouble file begins: what macOS keeps of ``a.jpg`` in ``._a.jpg`` on other file systems."""
 
@@ -89,14 +93,19 @@ def read_header(data: bytes) -> ImageHeader:
     return header
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
-    """What :func:`read_image` makes of the content of a file."""
-    header = read_header(data)
+def check_size(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise ImageTooLarge for an image with more than ``max_pixels`` pixels."""
     if header.pixels > max_pixels:
         raise ImageTooLarge(
             f"too large: {header.width}x{header.height} are {header.pixels:,} pixels, the limit is {max_pixels:,} "
             "(raised by max_pixels, or --max-pixels on the command line)"
         )
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
+    """What :func:`read_image` makes of the content of a file."""
+    header = read_header(data)
+    check_size(header, max_pixels)
     try:
         return decode_png(data) if header.format == "png" else decode_jpeg(data)
     except (ImageError, MemoryError):
@@ -145,11 +154,14 @@ def encode_image(image: ImageFile, format: str | None = None, *, quality: int = 
     return encode_png(image) if format == "png" else encode_jpeg(image, quality)
 
 
+def begins_as_image(data: bytes) -> bool:
+    """Whether the first 8 bytes of a file are those of a PNG or a JPEG."""
+    return data.startswith((SIGNATURE, JPEG_SIGNATURE))
+
+
 def _format(data: bytes) -> str:
-    if data.startswith(SIGNATURE):
-        return "png"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
+    if begins_as_image(data):
+        return "png" if data.startswith(SIGNATURE) else "jpeg"
     if data.startswith(SIDECAR):
         raise ImageError("expected PNG or JPEG, got an AppleDouble sidecar, which has no picture")
     what = "an empty file" if not data else f"a file that begins with {data[:8].hex(' ')}"

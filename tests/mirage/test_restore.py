@@ -16,7 +16,7 @@ from torch import nn
 
 import mirage
 from mirage.images import ImageError, ImageFile, read_image, write_image
-from mirage.restore import collect_jobs, load_model, pad_to_multiple, restore_array, restore_files
+from mirage.restore import collect_jobs, fill_hidden, load_model, pad_to_multiple, restore_array, restore_files
 
 SIZES = [(1, 1), (7, 9), (8, 8), (33, 50), (1, 40), (40, 1)]
 
@@ -77,8 +77,44 @@ def test_all_16_bit_values_survive():
 def test_the_result_is_the_model_s_and_alpha_is_not():
     pixels = noise((9, 10, 4))
     restored = restore_array(Invert(), pixels)
-    assert np.array_equal(restored[..., :3], 255 - pixels[..., :3])
+    visible = pixels[..., 3] > 0
+    assert np.array_equal(restored[visible][:, :3], 255 - pixels[visible][:, :3])
     assert np.array_equal(restored[..., 3], pixels[..., 3])
+    assert (~visible).any() and np.array_equal(restored[~visible], pixels[~visible])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_hidden_colours_change_no_visible_pixel(colours, dtype):
+    class Blur(nn.Module):
+        def forward(self, x):
+            self.seen = x
+            return nn.functional.avg_pool2d(x, 9, 1, 4, count_include_pad=False)
+
+    most = np.iinfo(dtype).max
+    plain = np.full((24, 40, colours + 1), most // 5 * 4, dtype)
+    plain[..., -1] = most
+    plain[8:16, 3:17, -1] = plain[20:, 30:, -1] = 0
+    hidden = plain[..., -1] == 0
+    pixels = plain.copy()
+    pixels[hidden, :colours] = noise((hidden.sum(), colours), dtype)
+    model = Blur()
+    restored = restore_array(model, pixels)
+    assert np.array_equal(restored[~hidden], plain[~hidden])  # a plain area stays plain up to its edge
+    assert np.array_equal(restored[hidden], pixels[hidden])
+    assert model.seen.max() - model.seen.min() < 1e-6
+    assert np.array_equal(restore_array(model, plain[..., :colours]), plain[..., :colours])
+
+
+def test_hidden_pixels_are_filled_from_the_nearest_visible_ones():
+    x = torch.arange(16.0).view(1, 1, 1, 16).expand(1, 1, 16, 16).clone()
+    hidden = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    hidden[..., 4:6, 4:6] = hidden[..., 8:, 8:] = True
+    filled = fill_hidden(torch.where(hidden, torch.tensor(1e6), x), hidden)
+    assert torch.equal(filled[~hidden], x[~hidden])
+    assert (filled[0, 0, 4:6, 4:6] - 4.5).abs().max() < 2 and 0 <= filled.min() and filled.max() <= 15
+    everything = np.zeros((8, 8, 4), np.uint8)  # nothing is visible: nothing to fill from
+    assert np.array_equal(restore_array(Copy(), everything), everything)
 
 
 def test_grey_goes_in_as_three_channels_and_comes_back_as_their_mean():
