@@ -32,6 +32,9 @@ UNREAD = 4  # so many tensors named as an average are one
 AVERAGES = {"ema", "swa", "avg", "average", "averaged", "shadow"}
 """Words that name averaged weights: ``params_ema``, ``state_dict_ema``, ``emaModel``, ``shadow_params``."""
 
+LIGHTNING_AVERAGING = {"state_dict", "current_model_state", "averaging_state"}
+"""Keys by which Lightning's WeightAveraging is known, which puts the average under ``state_dict``."""
+
 
 @dataclass(frozen=True)
 class Network:
@@ -41,7 +44,8 @@ class Network:
         path: keys of the mappings that lead to its mapping of tensors.
         prefix: what stands before the network's own names there, with its dot; ``""`` if nothing.
         state: the tensors under their own names.
-        averaged: whether a word of :data:`AVERAGES` names it, or it is what an ``AveragedModel`` wraps.
+        averaged: whether a word of :data:`AVERAGES` names it, or it is what an ``AveragedModel`` wraps, or what
+            Lightning's WeightAveraging puts under ``state_dict``.
     """
 
     path: tuple[str, ...]
@@ -64,6 +68,7 @@ def find_networks(content: Any, names: Collection[str] = MIRAGE_NAMES, tensor: t
         tensor: the type that counts as a tensor.
     """
     names = frozenset(names)
+    by_lightning = isinstance(content, Mapping) and content.keys() >= LIGHTNING_AVERAGING
     found = []
     for path, tensors in _mappings(content, tensor):
         counts = Counter(prefix for key in tensors for prefix in _prefixes(key, names))
@@ -75,7 +80,8 @@ def find_networks(content: Any, names: Collection[str] = MIRAGE_NAMES, tensor: t
                 for key, value in tensors.items()
                 if key.startswith(prefix) and not (inner and key.startswith(inner))
             }
-            found.append(Network(path, prefix, state, _is_average((*path, prefix), tensors, prefix)))
+            averaged = _is_average((*path, prefix), tensors, prefix) or (by_lightning and path == ("state_dict",))
+            found.append(Network(path, prefix, state, averaged))
     return found
 
 

@@ -11,13 +11,19 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import mirage
+import mirage.checkpoint
 from mirage import CheckpointError, CheckpointWarning, from_checkpoint, load_checkpoint, save_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def mini_is_told_by_its_shapes(monkeypatch) -> None:
+    """A smaller network for the names of MIRAGE-T and MIRAGE-S, which are the same."""
+    monkeypatch.setitem(mirage.checkpoint.BY_DIM, 12, mirage_mini)
 
 
 @pytest.fixture(scope="module")
 def model() -> mirage.MIRAGE:
-    torch.manual_seed(0)
-    return mirage.mirage_tiny()
+    return load_golden_weights(mirage_mini())
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def test_one_candidate_loads(layout, raw, tmp_path) -> None:
     path = saved(layout(raw), tmp_path)
     assert_same(from_checkpoint(path).state_dict(), raw)
     assert_same(load_checkpoint(path), raw)
-    assert_same(load_checkpoint(path, mirage.mirage_tiny()), raw)
+    assert_same(load_checkpoint(path, mirage_mini()), raw)
 
 
 WITH_AVERAGE = {
@@ -84,6 +90,15 @@ WITH_AVERAGE = {
         lambda s, e: {"model": s, "swag": {"n_averaged": torch.tensor(9), **behind("module.", e)}},
         "model",
         "swag",
+    ),
+    "Lightning": (
+        lambda s, e: {
+            "state_dict": behind("net.", e),
+            "current_model_state": behind("net.", s),
+            "averaging_state": {"n_averaged": torch.tensor(9)},
+        },
+        "current_model_state.net",
+        "state_dict.net",
     ),
     "ema-pytorch": (
         lambda s, e: {"step": torch.tensor(1), **behind("online_model.", s), **behind("ema_model.", e)},
@@ -100,7 +115,7 @@ def test_averaged_weights_are_preferred_and_said(layout, first, second, raw, ave
         assert_same(from_checkpoint(path).state_dict(), average)
     assert caught[0].filename == __file__
     with pytest.warns(CheckpointWarning):
-        assert_same(load_checkpoint(path, mirage.mirage_tiny()), average)
+        assert_same(load_checkpoint(path, mirage_mini()), average)
     call = re.search(r"from_checkpoint\(.*\)$", str(caught[0].message)).group(0)  # as printed, it reads the others
     assert_same(eval(call).state_dict(), raw)
     assert_same(from_checkpoint(path, key=first).state_dict(), raw)
@@ -259,7 +274,7 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path) -> None:
 
 def test_a_foreign_network_in_a_training_module(tmp_path) -> None:
     """The authors' own class is no `mirage.MIRAGE`; its weights have the same names."""
-    source = mirage.mirage_tiny()
+    source = mirage_mini()
     foreign = nn.Module()
     for name, child in source.named_children():
         foreign.add_module(name, child)
