@@ -16,14 +16,7 @@ from mirage_kernels.mixer_stage import MixerOutput, MixerWeights, mixer_stage
 from mirage_kernels.spd_covariance import spd_covariance
 from mirage_kernels.transformer_blocks import BlockWeights, transformer_blocks
 from mirage_kernels.tri_branch_fusion import tri_branch_fusion
-from mirage_kernels.workspace import (
-    add,
-    concatenate,
-    limit_workspace,
-    pixel_shuffle,
-    pixel_unshuffle,
-    release_workspace,
-)
+from mirage_kernels.workspace import limit_workspace, release_workspace
 
 __version__ = "0.1.0"
 
@@ -33,12 +26,10 @@ __all__ = [
     "FeedForwardWeights",
     "MixerOutput",
     "MixerWeights",
-    "add",
     "available",
     "channel_attention",
     "channel_attention_fusion",
     "channel_layer_norm",
-    "concatenate",
     "dense_conv2d",
     "dynamic_depthwise_conv2d",
     "feed_forward_stage",
@@ -46,8 +37,6 @@ __all__ = [
     "last_used",
     "limit_workspace",
     "mixer_stage",
-    "pixel_shuffle",
-    "pixel_unshuffle",
     "release_workspace",
     "spd_covariance",
     "transformer_blocks",

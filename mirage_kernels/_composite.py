@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime import dispatch, transforms
 from mirage_kernels._runtime.library import accumulator
 from mirage_kernels.channel_attention.checks import written
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference_depthwise
@@ -30,10 +30,13 @@ _Three = tuple[Tensor, Tensor, Tensor]
 def choose(operator: str, x: Tensor, written: tuple[str, ...] = dispatch.EVERYWHERE) -> str:
     """The implementation for a call of a stage: as `dispatch.choose`, and "composite" where it falls back on "torch".
 
-    A forced "torch" stays what it is everywhere: the reference expression with PyTorch's own autograd.
+    A forced "torch" stays what it is everywhere: the reference expression with PyTorch's own autograd. So does that of
+    a transform, which has no rules for the operators of a composite either.
     """
     chosen = dispatch.choose(operator, x, written)
-    return "composite" if chosen == "torch" and dispatch._forced != "torch" else chosen
+    if chosen != "torch" or dispatch._forced == "torch":
+        return chosen
+    return chosen if transforms.problem() else "composite"
 
 
 def instead_of_cuda(x: Tensor) -> str:
@@ -54,7 +57,12 @@ def without_autocast() -> Iterator[None]:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of x are innermost in memory, and x is not also what ``contiguous()`` means."""
+    """Whether the channels of x are innermost in memory, and x is not also what ``contiguous()`` means.
+
+    Under transforms of `torch.func` the layout is nobody's: `vmap` does not tell it.
+    """
+    if transforms.problem():
+        return False
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -1,11 +1,15 @@
-"""Memory that the C++ kernels keep between calls, and copies whose results are taken from it."""
+"""Memory that the C++ kernels keep between calls, and four functions of PyTorch whose large results are taken from it.
+
+The four are what their namesakes in PyTorch are, with gradients, in traces and under transforms: only where nobody
+could see the difference does their memory come from elsewhere.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime import dispatch, library
+from mirage_kernels._runtime import dispatch, library, transforms
 
 
 def release_workspace() -> int:
@@ -47,45 +51,43 @@ def limit_workspace(limit: int) -> int:
 
 
 def concatenate(first: Tensor, second: Tensor) -> Tensor:
-    """``torch.cat((first, second), 1)`` without a gradient; on CPUs a large result takes its memory from the workspace.
+    """``torch.cat((first, second), 1)``; on CPUs a large result takes its memory from the workspace.
 
     Args:
         first, second: [B, C, H, W] and [B, D, H, W], any dtype.
 
     Returns:
-        [B, C + D, H, W], contiguous where it is taken from the workspace.
+        [B, C + D, H, W], contiguous where it is taken from the workspace: where no gradient is wanted.
 
     Raises:
         RuntimeError: a shape or device does not fit (from ``torch.cat``).
     """
-    tensors = [first.detach(), second.detach()]
-    if not _is_plain(first) or not _is_plain(second) or first.dtype != second.dtype:
-        return torch.cat(tensors, 1)
+    if not _takes(first, second) or first.dtype != second.dtype:
+        return torch.cat((first, second), 1)
     batch, channels, *size = first.shape
     joined = library.result((batch, channels + second.shape[1], *size), first.dtype)
-    return torch.cat(tensors, 1, out=joined)
+    return torch.cat((first, second), 1, out=joined)
 
 
 def add(first: Tensor, second: Tensor) -> Tensor:
-    """``first + second`` without a gradient; on CPUs a large result takes its memory from the workspace.
+    """``first + second``; on CPUs a large result takes its memory from the workspace.
 
     Args:
         first, second: [B, C, H, W], any dtype.
 
     Returns:
-        [B, C, H, W], contiguous where it is taken from the workspace.
+        [B, C, H, W], contiguous where it is taken from the workspace: where no gradient is wanted.
 
     Raises:
         RuntimeError: a shape or device does not fit (from ``torch.add``).
     """
-    first, second = first.detach(), second.detach()
-    if not _is_plain(first) or not _is_plain(second) or first.dtype != second.dtype or first.shape != second.shape:
+    if not _takes(first, second) or first.dtype != second.dtype or first.shape != second.shape:
         return first + second
     return torch.add(first, second, out=library.result(first.shape, first.dtype))
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
-    """``F.pixel_shuffle`` without a gradient; on CPUs a large result takes its memory from the workspace.
+    """``F.pixel_shuffle``; on CPUs a large result takes its memory from the workspace where no gradient is wanted.
 
     Args:
         x: [B, C * factor^2, H, W], any dtype.
@@ -97,8 +99,7 @@ def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
     Raises:
         RuntimeError: the channels do not divide (from ``F.pixel_shuffle``).
     """
-    x = x.detach()
-    if not _is_plain(x) or not x.is_contiguous() or factor < 1 or x.shape[1] % factor**2:
+    if not _takes(x) or not x.is_contiguous() or factor < 1 or x.shape[1] % factor**2:
         return torch.nn.functional.pixel_shuffle(x, factor)
     batch, channels, height, width = x.shape[0], x.shape[1] // factor**2, *x.shape[2:]
     blocks = (batch, channels, factor, factor, height, width)
@@ -106,7 +107,7 @@ def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
 
 
 def pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
-    """``F.pixel_unshuffle`` without a gradient; on CPUs a large result takes its memory from the workspace.
+    """``F.pixel_unshuffle``; on CPUs a large result takes its memory from the workspace where no gradient is wanted.
 
     Args:
         x: [B, C, H * factor, W * factor], any dtype.
@@ -118,8 +119,7 @@ def pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
     Raises:
         RuntimeError: height or width do not divide (from ``F.pixel_unshuffle``).
     """
-    x = x.detach()
-    if not _is_plain(x) or not x.is_contiguous() or factor < 1 or x.shape[2] % factor or x.shape[3] % factor:
+    if not _takes(x) or not x.is_contiguous() or factor < 1 or x.shape[2] % factor or x.shape[3] % factor:
         return torch.nn.functional.pixel_unshuffle(x, factor)
     batch, channels, height, width = x.shape[0], x.shape[1], x.shape[2] // factor, x.shape[3] // factor
     blocks = (batch, channels, height, factor, width, factor)
@@ -134,6 +134,14 @@ def _reordered(blocks: Tensor, dims: tuple[int, ...], shape: tuple[int, ...]) ->
     return y
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether x is what the C++ kernels could have made."""
-    return type(x) is Tensor and x.device.type == "cpu" and x.dim() == 4 and dispatch.native is not None
+def _takes(*tensors: Tensor) -> bool:
+    """Whether a result may be written past the dispatcher, into memory that the C++ library made: no gradient is
+    wanted, and nobody records or transforms the call. Small ones gain nothing; of empty ones PyTorch 2.13's
+    ``pixel_unshuffle`` leaves the shape as it was."""
+    if torch.compiler.is_compiling() or not all(type(t) in transforms.PLAIN_TYPES for t in tensors):
+        return False
+    if 0 < sum(t.nbytes for t in tensors) < library.KEPT_FROM or not dispatch.may_run("cpp"):
+        return False
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return False
+    return all(t.dim() == 4 for t in tensors) and transforms.nobody_watches(*tensors)

@@ -19,6 +19,7 @@ import mirage_kernels
 from mirage import blocks, model
 from mirage.fast import plain
 from mirage.fast.plain import is_bare
+from mirage_kernels import workspace
 
 __all__ = [
     "MIRAGE",
@@ -38,14 +39,10 @@ class MIRAGE(model.MIRAGE):
     wanted."""
 
     def concatenate(self, upsampled: Tensor, skip: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().concatenate(upsampled, skip)
-        return mirage_kernels.concatenate(upsampled, skip)
+        return workspace.concatenate(upsampled, skip)
 
     def add_image(self, correction: Tensor, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().add_image(correction, x)
-        return mirage_kernels.add(correction, x)
+        return workspace.add(correction, x)
 
 
 class Conv2d(nn.Conv2d):
@@ -61,18 +58,14 @@ class PixelShuffle(nn.PixelShuffle):
     """`torch.nn.PixelShuffle` whose large results take their memory from the workspace where no gradient is wanted."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
-        return mirage_kernels.pixel_shuffle(x, self.upscale_factor)
+        return workspace.pixel_shuffle(x, self.upscale_factor)
 
 
 class PixelUnshuffle(nn.PixelUnshuffle):
     """`torch.nn.PixelUnshuffle`, as `PixelShuffle`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
-        return mirage_kernels.pixel_unshuffle(x, self.downscale_factor)
+        return workspace.pixel_unshuffle(x, self.downscale_factor)
 
 
 class LayerNorm(blocks.LayerNorm):

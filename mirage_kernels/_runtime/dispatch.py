@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mirage_kernels._runtime import tuning
+from mirage_kernels._runtime import transforms, tuning
 
 IMPLEMENTATIONS = ("torch", "cpp", "triton", "cuda")
 EVERYWHERE = ("torch", "cpp", "triton")
@@ -170,6 +170,11 @@ def record(operator: str, implementation: str) -> None:
     _last_used[operator] = implementation
 
 
+def may_run(implementation: str) -> bool:
+    """Whether `implementation` is there and no other is forced."""
+    return _forced in (None, implementation) and not _problem(implementation, "cpu")
+
+
 def choose(
     operator: str,
     x: torch.Tensor,
@@ -183,11 +188,12 @@ def choose(
     Raises:
         RuntimeError: if :func:`use` or ``MIRAGE_KERNELS`` forces one that cannot run, with the reason.
     """
-    if _forced is not None:
-        problem = _problem(_forced, x.device.type, x.dtype)
+    within = transforms.problem()
+    if _forced is not None and _forced != "torch":
+        problem = within or _problem(_forced, x.device.type, x.dtype)
         if problem:
             raise RuntimeError(f"{operator}: the implementation {_forced!r} was asked for but cannot run: {problem}")
-    chosen = _forced
+    chosen = "torch" if within else _forced
     if chosen is None or (chosen == "cuda" and "cuda" not in written):
         chosen = automatic(x, written if unforced is None else unforced, operator)
     if chosen not in written:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from mirage_kernels._runtime import dispatch, tuning
@@ -65,6 +66,7 @@ def define(
     for key in ("CPU", "CUDA"):
         _library.impl(name, kernel, key)
     torch.library.register_fake(qualified, fake, lib=_library)
+    _register_transforms(name)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     if without_gradient is not None:
         _register_refusal(name, operator, without_gradient)
@@ -100,7 +102,11 @@ def _register_autograd(
             return (*found, None) if isinstance(found, tuple) else (found, None)
 
     def with_autograd(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            if torch._C._functorch.maybe_current_level() is not None:
+                raise NotImplementedError(_no_rule(name, "transforms of torch.func such as grad and vmap"))
             return Differentiable.apply(*args, keyset)
         return _below_autograd(operator, keyset, args)
 
@@ -112,13 +118,41 @@ def _register_refusal(name: str, operator: torch._ops.OpOverload, instead: str) 
     """For an operator without a gradient: an error where one is wanted, of any tensor or list of tensors."""
 
     def with_autograd(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(name, args)
         if torch.is_grad_enabled():
-            tensors = [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor)]
-            if any(t.requires_grad for t in tensors):
+            if any(t.requires_grad for t in _tensors(args)):
                 raise NotImplementedError(f"{NAMESPACE}::{name} has no gradient; where one is wanted, use {instead}")
         return _below_autograd(operator, keyset, args)
 
     _library.impl(name, with_autograd, "Autograd", with_keyset=True)
+
+
+def _register_transforms(name: str) -> None:
+    """The public functions take the reference expression under transforms; who calls the operator itself is told."""
+
+    def batched(*args: Any) -> Any:
+        raise NotImplementedError(_no_rule(name, "torch.func.vmap"))
+
+    _library.impl(name, batched, "FuncTorchBatched")
+
+
+def _no_rule(name: str, what: str) -> str:
+    return (
+        f"{NAMESPACE}::{name} has no rule for {what}: call the public function (mirage_kernels.*) there, or record "
+        'the program under mirage_kernels.use("torch"), or of the network after mirage.fast.revert'
+    )
+
+
+def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
+    """Below autograd a dual tensor would lose its tangent without a word."""
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in _tensors(args)):
+        raise NotImplementedError(_no_rule(name, "forward-mode derivatives"))
+
+
+def _tensors(args: Sequence[Any]) -> list[Tensor]:
+    """Those among the arguments and in lists of them."""
+    return [t for a in args for t in (a if isinstance(a, (list, tuple)) else (a,)) if isinstance(t, Tensor)]
 
 
 def _below_autograd(operator: torch._ops.OpOverload, keyset: Any, args: Sequence[Any]) -> Any:

@@ -10,6 +10,7 @@ import torch
 
 import mirage.fast
 import mirage_kernels
+from mirage_kernels import workspace
 
 LIMIT = min(2 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8)
 needs_cpp = pytest.mark.skipif(mirage_kernels.available()["cpp"] != "yes", reason="the C++ library is not there")
@@ -147,10 +148,11 @@ def test_limits_that_are_none():
 def test_concatenate(shapes, dtype):
     first, second = ((100 * torch.rand(shape)).to(dtype) for shape in shapes)
     expected = torch.cat((first, second), 1)
-    joined = mirage_kernels.concatenate(first.requires_grad_(dtype.is_floating_point), second)
-    assert torch.equal(joined, expected) and joined.dtype == dtype and not joined.requires_grad
+    joined = workspace.concatenate(first.requires_grad_(dtype.is_floating_point), second)
+    assert torch.equal(joined, expected) and joined.dtype == dtype
+    assert joined.requires_grad == dtype.is_floating_point
     with torch.inference_mode():
-        assert torch.equal(mirage_kernels.concatenate(first, second), expected)
+        assert torch.equal(workspace.concatenate(first, second), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32], ids=str)
@@ -158,24 +160,25 @@ def test_concatenate(shapes, dtype):
 def test_add(shape, dtype):
     first, second = ((100 * torch.rand(shape)).to(dtype) for _ in range(2))
     expected = first + second
-    total = mirage_kernels.add(first.requires_grad_(dtype.is_floating_point), second)
-    assert torch.equal(total, expected) and total.dtype == dtype and not total.requires_grad
+    total = workspace.add(first.requires_grad_(dtype.is_floating_point), second)
+    assert torch.equal(total, expected) and total.dtype == dtype
+    assert total.requires_grad == dtype.is_floating_point
     with torch.inference_mode():
-        assert torch.equal(mirage_kernels.add(first, second.transpose(2, 3).clone().transpose(2, 3)), expected)
+        assert torch.equal(workspace.add(first, second.transpose(2, 3).clone().transpose(2, 3)), expected)
 
 
 def test_add_is_what_torch_makes_of_other_operands():
     image = torch.rand(1, 3, 256, 256)
-    half = mirage_kernels.add(image.bfloat16(), image)
+    half = workspace.add(image.bfloat16(), image)
     assert half.dtype == torch.float32 and torch.equal(half, image.bfloat16() + image)
-    assert torch.equal(mirage_kernels.add(image, torch.ones(1, 3, 1, 1)), image + 1)
+    assert torch.equal(workspace.add(image, torch.ones(1, 3, 1, 1)), image + 1)
     with pytest.raises(RuntimeError, match="must match the size"):
-        mirage_kernels.add(image, image[..., :-1])
+        workspace.add(image, image[..., :-1])
 
 
 def test_concatenate_is_as_strict_as_torch():
     with pytest.raises(RuntimeError, match="Sizes of tensors must match except in dimension 1"):
-        mirage_kernels.concatenate(torch.rand(1, 8, 512, 512), torch.rand(1, 8, 512, 511))
+        workspace.concatenate(torch.rand(1, 8, 512, 512), torch.rand(1, 8, 512, 511))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int32], ids=str)
@@ -186,35 +189,35 @@ def test_pixel_shuffles(shape, dtype, layout):
     expected = torch.nn.functional.pixel_shuffle(x, 2)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            y = mirage_kernels.pixel_shuffle(x, 2)
-            back = mirage_kernels.pixel_unshuffle(y, 2)
+            y = workspace.pixel_shuffle(x, 2)
+            back = workspace.pixel_unshuffle(y, 2)
         for found, right in ((y, expected), (back, x)):
             assert torch.equal(found, right) and found.dtype == dtype and not found.requires_grad
         assert y.stride() == expected.stride()
-    y = mirage_kernels.pixel_shuffle(x.requires_grad_(dtype.is_floating_point), 2)
-    assert not y.requires_grad
+    y = workspace.pixel_shuffle(x.requires_grad_(dtype.is_floating_point), 2)
+    assert y.requires_grad == dtype.is_floating_point
 
 
 def test_pixel_shuffles_by_three_and_of_images_without_a_batch():
     x = torch.rand(3, 18, 4, 5)
-    assert torch.equal(mirage_kernels.pixel_shuffle(x, 3), torch.nn.functional.pixel_shuffle(x, 3))
-    assert torch.equal(mirage_kernels.pixel_shuffle(x[0], 3), torch.nn.functional.pixel_shuffle(x[0], 3))
+    assert torch.equal(workspace.pixel_shuffle(x, 3), torch.nn.functional.pixel_shuffle(x, 3))
+    assert torch.equal(workspace.pixel_shuffle(x[0], 3), torch.nn.functional.pixel_shuffle(x[0], 3))
     x = torch.rand(3, 2, 6, 9)
-    assert torch.equal(mirage_kernels.pixel_unshuffle(x, 3), torch.nn.functional.pixel_unshuffle(x, 3))
-    assert torch.equal(mirage_kernels.pixel_unshuffle(x[0], 3), torch.nn.functional.pixel_unshuffle(x[0], 3))
+    assert torch.equal(workspace.pixel_unshuffle(x, 3), torch.nn.functional.pixel_unshuffle(x, 3))
+    assert torch.equal(workspace.pixel_unshuffle(x[0], 3), torch.nn.functional.pixel_unshuffle(x[0], 3))
 
 
 def test_pixel_shuffles_are_as_strict_as_torch():
     with pytest.raises(RuntimeError, match="divisible by"):
-        mirage_kernels.pixel_shuffle(torch.rand(1, 6, 4, 4), 2)
+        workspace.pixel_shuffle(torch.rand(1, 6, 4, 4), 2)
     with pytest.raises(RuntimeError, match="divisible by"):
-        mirage_kernels.pixel_unshuffle(torch.rand(1, 6, 4, 5), 2)
+        workspace.pixel_unshuffle(torch.rand(1, 6, 4, 5), 2)
     with pytest.raises(RuntimeError, match="positive"):
-        mirage_kernels.pixel_shuffle(torch.rand(1, 6, 4, 4), 0)
+        workspace.pixel_shuffle(torch.rand(1, 6, 4, 4), 0)
 
 
 @needs_cpp
-@pytest.mark.parametrize("shuffle", [mirage_kernels.pixel_shuffle, mirage_kernels.pixel_unshuffle])
+@pytest.mark.parametrize("shuffle", [workspace.pixel_shuffle, workspace.pixel_unshuffle])
 def test_pixel_shuffles_come_from_the_workspace(shuffle):
     mirage_kernels.release_workspace()
     y = shuffle(torch.rand(1, 16, 64, 64), 2)
