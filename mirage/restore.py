@@ -50,12 +50,15 @@ MULTIPLE = 8
 """The sides of the network's input are multiples of this."""
 
 # What an image takes at its peak, in bytes: the most that was measured at 512x512 and 1024x1024 pixels, dims 12 to 30,
-# by the rise of resident memory (VmHWM) around `restore_array`, and a tenth to a quarter more.
+# by the rise of resident memory (VmHWM) around `restore_array`, and up to a tenth more.
 BYTES_PER_PIXEL = 84  # float32 in, float64 out, and their clipping
 BYTES_PER_SAMPLE_BYTE = 8  # the file, its decoding, turning, writing
 BYTES_PER_HIDDEN_PIXEL = 64  # `fill_hidden`, of images with alpha
-FAST_BYTES_PER_CHANNEL = 40  # of the network's `dim`, per pixel; 36 measured (MIRAGE-S)
-REFERENCE_BYTES_PER_CHANNEL = 200  # 186 measured
+# The network's, per pixel and channel of its `dim`. PyTorch's own operators leave holes in the heap, of some hundred
+# MiB at most, which weigh more in small images.
+FAST_BYTES_PER_CHANNEL = 40  # 36 measured (MIRAGE-S)
+REFERENCE_BYTES_PER_CHANNEL = 200  # 186 measured at 512x512
+REFERENCE_BYTES_PER_CHANNEL_LARGE, REFERENCE_HEAP = 145, 256 << 20  # 133 and 249 MiB measured (MIRAGE-T)
 
 
 @dataclass(frozen=True)
@@ -185,14 +188,19 @@ def needed_memory(model: nn.Module, header: ImageHeader) -> int:
     per_pixel = BYTES_PER_PIXEL + header.channels * header.depth // 8 * BYTES_PER_SAMPLE_BYTE
     if header.channels in (2, 4):
         per_pixel += BYTES_PER_HIDDEN_PIXEL
+    needed = header.pixels * per_pixel
     network = next((module for module in model.modules() if isinstance(module, MIRAGE)), None)
     if network is not None and network.output.weight.device.type == "cpu":
         from mirage import fast
 
-        per_channel = FAST_BYTES_PER_CHANNEL if isinstance(network, fast.MIRAGE) else REFERENCE_BYTES_PER_CHANNEL
         wider = max(1, network.output.weight.element_size() // 4)  # float64
-        per_pixel += network.config["dim"] * per_channel * wider
-    return header.pixels * per_pixel
+        units = header.pixels * network.config["dim"] * wider
+        if isinstance(network, fast.MIRAGE):
+            needed += units * FAST_BYTES_PER_CHANNEL
+        else:
+            large = units * REFERENCE_BYTES_PER_CHANNEL_LARGE + REFERENCE_HEAP
+            needed += min(units * REFERENCE_BYTES_PER_CHANNEL, large)
+    return needed
 
 
 def collect_jobs(
