@@ -74,8 +74,9 @@ class PeakMemory:
         self.files = max(0, status_bytes("RssFile") - self._files) if self._linux else 0
 
 
-def measure(peer: str, problem: Any) -> dict[str, Any]:
-    """Build the peer here and run one pass; the row described above."""
+def measure(peer: str, problem: Any, tracked: bool = True) -> dict[str, Any]:
+    """Build the peer here and run one pass; the row described above. Without `tracked` there is no second pass for
+    `tracker_mib`, which is then null."""
     import torch
     from peers import peers_of
 
@@ -89,15 +90,15 @@ def measure(peer: str, problem: Any) -> dict[str, Any]:
         result = runner.run()
         seconds = time.perf_counter() - start
     del result
-    tracked = None
-    if runner.tensors:
+    tracker_mib = None
+    if tracked and runner.tensors:
         for tensor in runner.tensors:
             tensor.grad = None
         tracker = MemoryTracker()
         tracker.add(runner.tensors)
         with tracker:
             runner.run()
-        tracked = tracker.peak / MIB
+        tracker_mib = tracker.peak / MIB
     return {
         "peer": peer,
         "mode": problem.mode,
@@ -105,19 +106,19 @@ def measure(peer: str, problem: Any) -> dict[str, Any]:
         "shape": list(problem.shape),
         "rss_mib": memory.risen / MIB,
         "code_mib": memory.files / MIB,
-        "tracker_mib": tracked,
+        "tracker_mib": tracker_mib,
         "built_mib": building.kept / MIB,
         "seconds": seconds,
     }
 
 
-def measure_fresh(peer: str, problem: Any) -> dict[str, Any]:
+def measure_fresh(peer: str, problem: Any, tracked: bool = True) -> dict[str, Any]:
     """`measure` in a new process.
 
     Raises:
         WorkerError: that process failed.
     """
-    request = json.dumps({"peer": peer, "problem": asdict(problem)})
+    request = json.dumps({"peer": peer, "problem": asdict(problem), "tracked": tracked})
     command = [sys.executable, str(Path(__file__).resolve()), "--request", request]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(problem.threads), check=False)
     if done.returncode:
@@ -138,11 +139,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.request:
         request = json.loads(arguments.request)
-        peer, fields = request["peer"], request["problem"]
+        peer, fields, tracked = request["peer"], request["problem"], request["tracked"]
     else:
+        tracked = True
         peer, fields = arguments.peer, {k: getattr(arguments, k) for k in ("mode", "variant", "shape", "threads")}
     problem = Problem(**{**fields, "shape": tuple(fields["shape"])})
-    print(json.dumps(measure(peer, problem)))
+    print(json.dumps(measure(peer, problem, tracked)))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers_goals import NAMES
-from benchmarks.report import Row
+from benchmarks.report import NAMES, Row
 
 OURS, THEIRS = "#3b6ea5", "#b8bcc4"
 TITLES = {"inference": "inference", "forward": "forward with autograd", "step": "training step"}

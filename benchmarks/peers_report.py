@@ -1,4 +1,4 @@
-"""The JSON of the CPU peers and stages as docs/cpu-peers.md and its plots.
+"""The JSON of the CPU peers and stages as out/cpu-peers.md and its plots.
 
     pytest benchmarks/test_cpu_peers.py benchmarks/test_stages.py --benchmark-only --benchmark-json=out/cpu-peers.json
     python -m benchmarks.peers_report out/cpu-peers.json
@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import peers_plots
-from benchmarks.peers_goals import NAMES, goals
-from benchmarks.report import DOCS, Row, load, milliseconds, table
+from benchmarks.report import NAMES, OUT, Row, load, milliseconds, table
 
 OURS = {"float32": "fast", "bfloat16": "fast-bf16"}
 MODES = {
@@ -58,11 +57,6 @@ def share(row: Row, whole: Row | None, key: str) -> str:
 
 def mebibytes(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
-
-
-def goals_section(rows: list[Row]) -> Lines:
-    body = [goal.cells() for goal in goals(rows)]
-    return ["## Goals", "", *table(("model", "goal", "asked", "measured", "reached"), body, left=2), ""] if body else []
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------
@@ -265,23 +259,23 @@ def load_all(sources: Sequence[Path]) -> tuple[Row, list[Row]]:
     return facts, rows
 
 
-def write(sources: Sequence[Path], docs: Path = DOCS) -> list[Path]:
-    """Write docs/cpu-peers.md and its plots; the paths of all that was written.
+def write(sources: Sequence[Path], folder: Path = OUT) -> list[Path]:
+    """Write cpu-peers.md and its plots to `folder`; the paths of all that was written.
 
     Raises:
         ValueError: the runs are not of one commit on one machine.
     """
     facts, rows = load_all(sources)
-    docs.mkdir(parents=True, exist_ok=True)
-    times = peers_plots.plot_times(rows, docs / "cpu-peers-time.png")
-    memory = peers_plots.plot_memory(rows, docs / "cpu-peers-memory.png")
+    folder.mkdir(parents=True, exist_ok=True)
+    times = peers_plots.plot_times(rows, folder / "cpu-peers-time.png")
+    memory = peers_plots.plot_memory(rows, folder / "cpu-peers-memory.png")
     lines = heading(facts, rows)
     lines += ["![time of every peer](cpu-peers-time.png)", ""] if times else []
     lines += ["![memory of every peer](cpu-peers-memory.png)", ""] if memory else []
-    for section in (goals_section, inference_section, step_section, memory_section, scaling_section):
+    for section in (inference_section, step_section, memory_section, scaling_section):
         lines += section(rows)
     lines += stage_section(facts, rows) + step_profile_section(facts, rows)
-    target = docs / "cpu-peers.md"
+    target = folder / "cpu-peers.md"
     target.write_text("\n".join(lines).rstrip() + "\n")
     return [path for path in (target, times, memory) if path]
 
@@ -289,10 +283,10 @@ def write(sources: Sequence[Path], docs: Path = DOCS) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, nargs="+", help="what --benchmark-json wrote, in one run or in parts")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to (default docs/)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write to (default out/)")
     arguments = parser.parse_args()
     try:
-        written = write(arguments.json, arguments.docs)
+        written = write(arguments.json, arguments.out)
     except ValueError as error:
         parser.error(str(error))
     for path in written:

@@ -1,4 +1,4 @@
-"""The JSON of a benchmark run as the tables and plots of docs/: ``python -m benchmarks.report out/benchmarks.json``.
+"""The JSON of a benchmark run as tables and plots in out/: ``python -m benchmarks.report out/benchmarks.json``.
 
 Every number comes from the file; nothing is measured here.
 """
@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+OUT = Path(__file__).resolve().parent.parent / "out"
+NAMES = {"tiny": "MIRAGE-T", "small": "MIRAGE-S"}
 Row = dict[str, Any]
 
 
@@ -154,10 +155,10 @@ def plot_operators(found: list[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def write(source: Path, docs: Path = DOCS) -> Path:
-    """Write docs/benchmarks.md and its plot; return the path of the former."""
+def write(source: Path, folder: Path = OUT) -> Path:
+    """Write benchmarks.md and its plot to `folder`; return the path of the former."""
     facts, rows = load(source)
-    docs.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     found = operator_rows(facts, rows)
     geometric = math.exp(sum(math.log(r["speedup"]) for r in found) / len(found)) if found else float("nan")
     lines = [
@@ -178,18 +179,18 @@ def write(source: Path, docs: Path = DOCS) -> Path:
         "![speed-up of every operator](benchmarks.png)",
         "",
     ]
-    target = docs / "benchmarks.md"
+    target = folder / "benchmarks.md"
     target.write_text("\n".join(lines))
-    plot_operators(found, docs / "benchmarks.png")
+    plot_operators(found, folder / "benchmarks.png")
     return target
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, help="what --benchmark-json wrote")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write to (default docs/)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write to (default out/)")
     arguments = parser.parse_args()
-    print(write(arguments.json, arguments.docs))
+    print(write(arguments.json, arguments.out))
 
 
 if __name__ == "__main__":
