@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.mirage-kernels$(subst /,-,$(CURDIR))-$(subst /,-,$(subst =,-,$(TORCH)))
 BUILT := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help setup bench test benchmarks peers bench-gpu lint ctest triton cuda wheel clean
+.PHONY: help setup bench test benchmarks measured docs peers bench-gpu lint ctest triton cuda wheel clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,12 +40,16 @@ bench: setup  ## the main job: the paper's Table 6 with our modules beside it
 test: setup  ## the whole test suite, on all cores
 	OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto
 
-benchmarks: setup  ## operators, network and Table 6, and docs/benchmarks.md
+benchmarks: setup  ## operators, network and Table 6, and out/benchmarks.md
 	$(BIN)/pytest benchmarks/test_operators.py benchmarks/test_model.py benchmarks/test_table6.py --benchmark-only \
 	  --benchmark-json=out/benchmarks.json
 	$(BIN)/python -m benchmarks.report out/benchmarks.json
 
-peers: setup  ## the CPU path beside ONNX Runtime, OpenVINO and others, stages beside their floors, and docs/cpu-peers.md
+measured: setup  ## the figures of docs/measured.md and the README: five minutes on a quiet machine
+	$(BIN)/python -m pip install --quiet --editable ".[peers]"
+	$(BIN)/python benchmarks/measured.py
+
+peers: setup  ## the CPU path beside ONNX Runtime, OpenVINO and others, stages beside their floors, and out/cpu-peers.md
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
 	$(BIN)/pytest benchmarks/test_cpu_peers.py benchmarks/test_stages.py --benchmark-only --peers $(PEERS) \
 	  --benchmark-json=out/cpu-peers.json
@@ -60,8 +64,15 @@ bench-gpu:  ## on a CUDA machine, in the active environment: GPU tests, benchmar
 	  --device cuda --peers $(GPU_PEERS) --benchmark-json=out/gpu.json
 	$(PYTHON) -m benchmarks.gpu_report out/gpu.json
 
-lint: setup  ## ruff over everything
+lint: setup  ## ruff, mypy, and whether the generated pages are of the present code
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python benchmarks/measured_page.py
+
+# The reference is read from the sources, so the package itself need not be built.
+docs: | $(BIN)/python  ## the manual, in out/site; a warning is an error
+	$(BIN)/python -m pip install --quiet $(shell sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
 
 ctest: setup  ## the C++ tests, on the kernels that the installation has compiled
 	build=build/cmake-$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)') && \
