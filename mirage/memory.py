@@ -83,9 +83,9 @@ def _group_folders(root: Path) -> Iterator[tuple[Path, int]]:
         version = 2 if kind[0] == "cgroup2" else 1
         if version == 1 and "memory" not in kind[2].split(","):
             continue
-        place = places.get(version)
-        if place is None:
+        if version not in places:
             continue
+        place = places[version]
         top = root / mounted[4].lstrip("/")
         shown = mounted[3].rstrip("/")  # in a container the mount may begin at the container's own group
         below = place[len(shown) :].strip("/") if place == shown or place.startswith(shown + "/") else ""

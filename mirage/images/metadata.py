@@ -36,7 +36,8 @@ class Metadata:
 
     def settle(self) -> int:
         """The orientation, 1 to 8, to be applied to the pixels."""
-        orientation, entries = None, []
+        orientation: int | None = None
+        entries: list[tuple[int, str]] = []
         if self.exif and _order(self.exif) is None:
             self.notes.append(f"EXIF left out: no TIFF header, but {self.exif[:8]!r}")
             self.exif = None

@@ -168,8 +168,8 @@ def _take(found: _Chunks, kind: bytes, body: bytes) -> None:
 
 def _take_raw_profile(metadata: Metadata, name: bytes, kind: bytes, body: bytes) -> None:
     """EXIF or XMP as ImageMagick has it: name, length, and hexadecimal digits in lines."""
-    text = body.partition(b"\0")[2]
-    text = _inflated(text[1:]) if kind == b"zTXt" else text
+    stored = body.partition(b"\0")[2]
+    text = _inflated(stored[1:]) if kind == b"zTXt" else stored
     match = re.fullmatch(rb"\s*\S+\s+\d+\s+([0-9A-Fa-f\s]*)", text or b"")
     digits = re.sub(rb"\s", b"", match[1]) if match else b""
     block = bytes.fromhex(digits.decode()) if len(digits) % 2 == 0 else b""
@@ -181,9 +181,9 @@ def _take_raw_profile(metadata: Metadata, name: bytes, kind: bytes, body: bytes)
 
 def _international_text(body: bytes) -> bytes | None:
     """The text of an iTXt chunk, UTF-8."""
-    flags, _, rest = body.partition(b"\0")[2][:2], None, body.partition(b"\0")[2][2:]
-    text = rest.partition(b"\0")[2].partition(b"\0")[2]
-    return _inflated(text) if flags[:1] == b"\1" else text
+    rest = body.partition(b"\0")[2]  # whether it is compressed, how, language, translated keyword, text
+    text = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    return _inflated(text) if rest[:1] == b"\1" else text
 
 
 def _inflated(data: bytes) -> bytes | None:
