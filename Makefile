@@ -81,7 +81,7 @@ ctest: setup  ## the C++ tests, on the kernels that the installation has compile
 	$(BIN)/cmake --build $$build && $(BIN)/ctest --test-dir $$build --output-on-failure
 
 triton: setup  ## compile every Triton kernel for sm_80, sm_90 and gfx942 without a GPU
-	$(BIN)/python tools/compile_triton.py --target $(TRITON_TARGETS)
+	$(BIN)/python -m tools.compile_triton --target $(TRITON_TARGETS)
 
 cuda: setup  ## the kernels that nvcc has compiled for sm_80 and sm_90: registers, spills, shared memory, occupancy
 	$(BIN)/python tools/cuda_resources.py --sass

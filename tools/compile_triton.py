@@ -1,6 +1,6 @@
 """Compile every Triton launch of mirage_kernels for GPUs that are not there, and report registers and spills.
 
-    python tools/compile_triton.py --target sm_80 sm_90 gfx942 [--operator NAME ...] [--sass] [--json | --summary]
+    python -m tools.compile_triton --target sm_80 sm_90 gfx942 [--operator NAME ...] [--sass] [--json | --summary]
 
 Exit status 1 if a launch fails to compile, spills registers to memory, or wants more shared memory than the GPU has.
 NVIDIA's compiler spills up to 16 bytes a thread also where there are registers left, so that one more program fits on a
@@ -8,23 +8,17 @@ multiprocessor. That is its choice and no failure: such launches are counted apa
 --sass also disassembles NVIDIA's binaries: how many tensor-core instructions, and how many loads from global memory of
 each width (bytes a thread), there are. --summary prints one row for each kernel: the most of its binaries.
 
-How an operator takes part: its module or package ``triton`` defines ``triton_cases()``, a generator of pairs
-
-    (label, call)    label: dtype and shape, for the table; call: a function without arguments
-
-where ``call`` runs the operator's ``forward`` or ``backward`` (or both) on tensors of the meta device, which have
-shapes and strides but no memory. ``mirage_kernels._triton.cases`` makes such tensors at the shapes of MIRAGE-T and
-MIRAGE-S in each dtype, and tensors whose reach needs 64-bit offsets. Nothing is launched: the hook of
-``mirage_kernels._triton.launch`` compiles what would have been, with the specialisation (alignment, integers equal
-to one) that Triton would choose for these arguments. Cases run under both float32 matmul precisions. What compiles to
-the same binary is compiled and listed once, so cases may overlap freely. An operator with a ``triton`` but
-without ``triton_cases`` counts as a failure.
+Every operator takes part that has an implementation in Triton (`implementations` in its ``cases.py``): forward and
+backward run on tensors without memory, at the shapes of MIRAGE-T and MIRAGE-S and at those that the case adds, in each
+dtype, and once with strides that need 64-bit offsets. Nothing is launched: `launch_hook` of
+``mirage_kernels._triton.launch`` compiles what would have been, with the specialisation (alignment, integers equal to
+one) that Triton would choose for these arguments. Cases run under both float32 matmul precisions. What compiles to the
+same binary is compiled and listed once. An operator that launches nothing counts as a failure.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import multiprocessing
 import os
@@ -36,15 +30,19 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: interpreted kernels cannot be compiled
+
+import torch  # noqa: E402
+
+from mirage_kernels._runtime import cases  # noqa: E402
+from tools.cuda_resources import SHARED, blocks_of  # noqa: E402
+from tools.meta_device import Operators, launching  # noqa: E402
+
 TARGETS = ("sm_80", "sm_90", "gfx942")
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from cuda_resources import SHARED, blocks_of  # noqa: E402
-
+DTYPES = ("float32", "float16", "bfloat16")
+IMAGE = 224  # the side, in pixels
 TRADED = 16  # bytes of a thread that the compiler gives up for one more program of a multiprocessor, at most
 MOST_REGISTERS = 255  # of a thread
 SHARED_LIMIT = {"gfx942": 64 * 1024} | {gpu: of_a_block for gpu, (of_a_block, _) in SHARED.items()}  # bytes
@@ -108,8 +106,6 @@ class AbsentDriver:
         return 0
 
     def get_active_torch_device(self) -> Any:
-        import torch
-
         return torch.device("meta")
 
     def compile(self, kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -187,31 +183,42 @@ def run_on_binary(binary: Any, tool: str, *options: str) -> str:
 
 
 def operators() -> list[str]:
-    # A module triton.py or a package triton/, and no other file that a checkout may hold.
-    folders = (ROOT / "mirage_kernels").iterdir()
-    return sorted(f.name for f in folders if (f / "triton.py").exists() or (f / "triton/__init__.py").exists())
+    """Those with kernels in Triton of their own."""
+    return list(dict.fromkeys(op.name for op in cases.operators() if "triton" in op.implementations and op.gradients))
 
 
-def compile_operator(operator: str, target: str, sass: bool = False) -> list[Row]:
+def variants(operator: cases.Operator) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    """(label, arguments): every width of both networks in float32, the widest of each and what the case adds in all
+    dtypes, of stages all in all dtypes; and one with 64-bit offsets. Of a mode of an operator what its case adds."""
+    networks = [] if operator.mode else [operator.in_network(dim, IMAGE) for dim in cases.DIMS.values()]
+    shapes = dict.fromkeys((*(shape for network in networks for shape in network), *operator.compiled))
+    widest = {max(network, key=lambda shape: shape[1]) for network in networks}
+    in_all = shapes.keys() if operator.is_stage else widest | set(operator.compiled)
+    chosen = [(shape, dtype, False) for dtype in DTYPES for shape in shapes if dtype == "float32" or shape in in_all]
+    if networks:  # of stages one that is not so wide that registers spill anyway
+        chosen.append((networks[0][3] if operator.is_stage else max(widest), "float32", True))
+    for shape, dtype, far in chosen:
+        _, channels, height, width, *rest = shape
+        words = [dtype, f"C={channels}", f"{height}x{width}", *map(str, rest), operator.mode, "int64" if far else ""]
+        yield " ".join(filter(None, words)), operator.without_memory(shape, getattr(torch, dtype), far)
+
+
+def compile_operator(name: str, target: str, sass: bool = False) -> list[Row]:
     """All launches of one operator's cases."""
-    import torch
-
-    from mirage_kernels._triton import launch
-
-    compiler = Compiler(target, operator, sass)
-    launch.launch_hook = compiler
+    compiler = Compiler(target, name, sass)
     try:
-        module = importlib.import_module(f"mirage_kernels.{operator}.triton")
-        for precision in ("highest", "high"):
-            torch.set_float32_matmul_precision(precision)
-            for compiler.case, call in module.triton_cases():
-                call()
+        with launching(compiler), Operators():
+            for operator in cases.operators([name]):
+                for compiler.case, tensors in variants(operator):
+                    for precision in ("highest", "high"):
+                        torch.set_float32_matmul_precision(precision)
+                        output = operator.public(*(t.requires_grad_() for t in tensors))
+                        torch.autograd.grad(output, tensors, torch.empty_like(output))
         if not compiler.rows:
-            raise RuntimeError("triton_cases() launched no kernel")
+            raise RuntimeError("its cases launched no kernel")
     except Exception as error:  # one operator's mistake must not hide the others' rows
         compiler.fail("-", error)
     finally:
-        launch.launch_hook = None
         torch.set_float32_matmul_precision("highest")
     return compiler.rows
 
@@ -319,10 +326,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{len(rows)} kernels, {failures} with problems, {traded} with registers traded, {seconds:.0f} s")
     return 1 if failures else 0
 
-
-# Before Triton is imported, in this process and in the workers: interpreted kernels cannot be compiled.
-os.environ.pop("TRITON_INTERPRET", None)
-sys.path.insert(0, str(ROOT))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The small matrices of a head that forward keeps for backward, and what products with them cost."""
+"""The small matrices of a head that forward keeps for backward."""
 
 from __future__ import annotations
 
@@ -13,9 +13,3 @@ def small_matrices(q: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
     d rows of q k^T, |q| and |k|, for sums over elements of `dtype`."""
     d = q.shape[1] // num_heads
     return q.new_empty((q.shape[0], num_heads, 2 * d + 2, d), dtype=accumulator(dtype))
-
-
-def products(q_shape: torch.Size, num_heads: int) -> int:
-    """FLOPs of one product of d x d and d x N matrices over all heads, 2 per multiply-add."""
-    batch, channels, height, width = q_shape
-    return 2 * batch * channels * (channels // num_heads) * height * width

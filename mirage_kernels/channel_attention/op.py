@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
+from mirage_kernels.channel_attention.cases import flops
 from mirage_kernels.channel_attention.checks import check_attention, written
-from mirage_kernels.channel_attention.matrices import products, small_matrices
+from mirage_kernels.channel_attention.matrices import small_matrices
 from mirage_kernels.channel_attention.reference import channel_attention as reference
 
 _implementations = Implementations(__package__)
@@ -111,13 +111,4 @@ _forward_op = define(
     setup_context=_setup_context,
     autocast=(0, 1, 2),
 )
-
-
-@register_flop_formula(torch.ops.mirage_kernels.channel_attention)
-def _flops(q: Any, k: Any, v: Any, temperature: Any, num_heads: int, *_: Any, **__: Any) -> int:
-    return 2 * products(q, num_heads)  # q k^T, attn v
-
-
-@register_flop_formula(torch.ops.mirage_kernels.channel_attention_backward)
-def _backward_flops(grad: Any, q: Any, k: Any, v: Any, t: Any, matrices: Any, *_: Any, **__: Any) -> int:
-    return 4 * products(q, matrices[1])  # both factors of both products
+register_flops("channel_attention", flops)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.channel_attention.checks import check_attention, written
-from mirage_kernels.channel_attention.matrices import products, small_matrices
+from mirage_kernels.channel_attention.matrices import small_matrices
+from mirage_kernels.channel_attention_fusion.cases import flops
 from mirage_kernels.channel_attention_fusion.reference import channel_attention_fusion as reference
 from mirage_kernels.tri_branch_fusion.checks import check_branch, check_scalars
 from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes, widest
@@ -115,14 +115,4 @@ _forward_op = define(
     setup_context=_setup_context,
     autocast=(0, 1, 2),
 )
-
-
-@register_flop_formula(torch.ops.mirage_kernels.channel_attention_fusion)
-def _flops(q: Any, k: Any, v: Any, temperature: Any, num_heads: int, *_: Any, **__: Any) -> int:
-    return 2 * products(q, num_heads)
-
-
-@register_flop_formula(torch.ops.mirage_kernels.channel_attention_fusion_backward)
-def _backward_flops(grad: Any, q: Any, *rest: Any, **__: Any) -> int:
-    matrices = rest[8]
-    return 4 * products(q, matrices[1])
+register_flops("channel_attention_fusion", flops)

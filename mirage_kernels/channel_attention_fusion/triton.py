@@ -3,9 +3,6 @@ over q and k are those of ``channel_attention``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -213,16 +210,3 @@ def backward(
     launch(_backward_kernel, tile.programs, device, *arguments, *tile.sizes(), *strides, **options)
     grad_q, grad_k, grad_temperature = attention_matrices_backward(sums, tile, q, k, temperature, matrices)
     return grad_q, grad_k, grad_v, grad_temperature, grad_conv, grad_mlp, *scalar_gradients(sums_l, scalars)
-
-
-def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What tools/compile_triton.py compiles for GPUs that are not there."""
-    from mirage_kernels._triton.cases import meta
-    from mirage_kernels.channel_attention.triton.plan import attention_cases
-
-    for label, x, matrices, temperature in attention_cases():
-        heads, weight = matrices.shape[1], meta(1)
-        grad = meta(*concatenated(x), dtype=x.dtype)
-        rest = (x, x, weight, weight, weight)
-        yield label, partial(forward, x, x, x, temperature, heads, *rest)
-        yield label, partial(backward, grad, x, x, x, temperature, *rest, matrices)

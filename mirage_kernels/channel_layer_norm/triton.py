@@ -1,14 +1,11 @@
 """``channel_layer_norm`` in Triton: a program holds all channels of a block of pixels in registers."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton import cases
 from mirage_kernels._triton.config import channel_tile
 from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
 
@@ -175,13 +172,3 @@ def backward(
     )
     grad_weight, grad_bias = (sums[:, i].sum(0).to(weight.dtype) for i in range(2))
     return grad_x, grad_weight, grad_bias
-
-
-def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What tools/compile_triton.py compiles."""
-    for label, (channels, side), dtype, wide in cases.variants():
-        x, grad_y = (cases.meta(1, channels, side, side, dtype=dtype, wide=wide) for _ in range(2))
-        weight, bias = (cases.meta(channels, dtype=dtype) for _ in range(2))
-        mean, rstd = (cases.meta(1, side, side) for _ in range(2))
-        yield label, partial(forward, x, weight, bias, 1e-5)
-        yield label, partial(backward, grad_y, x, weight, mean, rstd)

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
+from mirage_kernels.dynamic_depthwise_conv2d.cases import flops
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference
 
 KERNEL_SIZES = (3, 5, 7, 9, 11)
@@ -107,16 +108,4 @@ _forward_op = define(
     setup_context=_setup_context,
     autocast=(0, 1),
 )
-
-
-@register_flop_formula(torch.ops.mirage_kernels.dynamic_depthwise_conv2d)
-def _forward_flops(x_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    batch, channels, height, width = x_shape
-    return 2 * batch * channels * height * width * weight_shape[2] * weight_shape[3]
-
-
-@register_flop_formula(torch.ops.mirage_kernels.dynamic_depthwise_conv2d_backward)
-def _backward_flops(
-    grad_shape: Any, x_shape: Any, weight_shape: Any, want_x: bool, want_weight: bool, *args: Any, **kwargs: Any
-) -> int:
-    return (int(want_x) + int(want_weight)) * _forward_flops(x_shape, weight_shape)
+register_flops("dynamic_depthwise_conv2d", flops, gradients=lambda grad_y, x, weight, *want: sum(want[:2]))

@@ -6,7 +6,6 @@ output rows of its group, so that an output takes K (K + 3) / 4 loads instead of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -266,21 +265,3 @@ def backward(
     grad_x = _convolve(grad_y, weight, turned=True) if want_x else x.new_empty(0)
     grad_weight = _correlate(grad_y, x, weight) if want_weight else weight.new_empty(0)
     return grad_x, grad_weight
-
-
-def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """For tools/compile_triton.py: every kernel size, dtype and tile, heights that groups of four divide and not."""
-    from mirage_kernels._triton.cases import DTYPES, meta
-
-    def case(kernel: int, side: int, dtype: torch.dtype, wide: bool = False) -> tuple[str, Callable[[], object]]:
-        x, weight = meta(2, 8, side, side, dtype=dtype, wide=wide), meta(2, 8, kernel, kernel, dtype=dtype)
-        label = f"{str(dtype).removeprefix('torch.')} K={kernel} {side}x{side}" + (" int64" if wide else "")
-        return label, lambda: (forward(x, weight), backward(x, x, weight, True, True))
-
-    for dtype in DTYPES:
-        yield from (case(7, side, dtype) for side in (224, 28))
-        yield case(3, 224, dtype)
-    yield from (case(kernel, side, torch.float32) for kernel in (3, 7) for side in (16, 27))
-    yield from (case(kernel, 224, torch.float32) for kernel in (5, 9, 11))
-    yield case(7, 28, torch.float32, wide=True)
-    yield case(11, 13, torch.bfloat16, wide=True)

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.feed_forward_stage import composite, cpp
+from mirage_kernels.feed_forward_stage.cases import flops
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, shapes
 
@@ -149,16 +150,4 @@ _forward_op = define(
     setup_context=_setup_context,
     autocast=(0,),
 )
-
-
-@register_flop_formula(torch.ops.mirage_kernels.feed_forward_stage)
-def flops(x: Any, norm_weight: Any, norm_bias: Any, project_in: Any, *rest: Any, **kwargs: Any) -> int:
-    batch, channels, height, width = x
-    doubled = project_in[0]  # 2M
-    return 2 * batch * height * width * (doubled * channels + 9 * doubled + channels * doubled // 2)
-
-
-@register_flop_formula(torch.ops.mirage_kernels.feed_forward_stage_backward)
-def _backward_flops(grad: Any, *arguments: Any, **kwargs: Any) -> int:
-    """The gradients of both factors of each product; what is recomputed is not counted."""
-    return 2 * flops(*arguments)
+register_flops("feed_forward_stage", flops)

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
+from mirage_kernels.gated_depthwise_ffn.cases import flops
 from mirage_kernels.gated_depthwise_ffn.reference import gated_depthwise_ffn as reference
 
 _implementations = Implementations(__package__)
@@ -97,16 +98,4 @@ _forward_op = define(
     setup_context=_setup_context,
     autocast=(0, 1),
 )
-
-
-@register_flop_formula(torch.ops.mirage_kernels.gated_depthwise_ffn)
-def _forward_flops(h_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    """The depthwise convolution: nine multiply-adds for each element of h."""
-    batch, channels, height, width = h_shape
-    return 2 * 9 * batch * channels * height * width
-
-
-@register_flop_formula(torch.ops.mirage_kernels.gated_depthwise_ffn_backward)
-def _backward_flops(grad_shape: Any, h_shape: Any, weight_shape: Any, *args: Any, **kwargs: Any) -> int:
-    """The convolution's two gradients, as in eager; what is recomputed is not counted."""
-    return 2 * _forward_flops(h_shape, weight_shape)
+register_flops("gated_depthwise_ffn", flops)

@@ -7,16 +7,13 @@ sums per program, added up in a second pass: two runs give the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton.cases import meta, variants
 from mirage_kernels._triton.config import next_power_of_2
 from mirage_kernels._triton.launch import gelu, gelu_slope, launch, needs_int64, widened
 
@@ -274,12 +271,3 @@ def backward(grad_y: Tensor, h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
         num_warps=tile.num_warps,
     )
     return grad_h, sums.sum(0).to(h.dtype).view(weight.shape)
-
-
-def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What tools/compile_triton.py compiles for GPUs that are not there."""
-    for label, (channels, side), dtype, wide in variants():
-        h = meta(1, 4 * channels, side, side, dtype=dtype, wide=wide)
-        weight, grad_y = meta(4 * channels, 1, 3, 3, dtype=dtype), meta(1, 2 * channels, side, side, dtype=dtype)
-        yield label, partial(forward, h, weight)
-        yield label, partial(backward, grad_y, h, weight)

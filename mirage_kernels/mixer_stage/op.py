@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, accumulator, define
 from mirage_kernels.mixer_stage import composite, cpp
+from mirage_kernels.mixer_stage.cases import flops
 from mirage_kernels.mixer_stage.reference import MixerOutput
 from mirage_kernels.mixer_stage.reference import mixer_stage as reference
-from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights, Statistics, shapes, statistics_shapes
+from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, Statistics, shapes, statistics_shapes
 
 _implementations = Implementations(__package__)
 _COUNT = len(MixerWeights._fields)
@@ -181,21 +180,4 @@ _forward_op = define(
     setup_context=_setup_context,
     autocast=(0,),
 )
-
-
-@register_flop_formula(torch.ops.mirage_kernels.mixer_stage)
-def flops(x: Any, *arguments: Any, **kwargs: Any) -> int:
-    """The products of the reference: matrices on every pixel, the generator's on every sample."""
-    weights, (batch, channels, height, width) = MixerWeights(*arguments[:_COUNT]), x
-    branch, heads = channels // 3, weights.temperature[0]
-    matrices = (weights.qkv, weights.qkv_dwconv, weights.gic1, weights.gic2, weights.proj_out)
-    matrices += (weights.mlp_in, weights.mlp_out, weights.project_out)
-    of_pixel = sum(math.prod(shape) for shape in matrices) + TAPS * branch + 2 * branch * (branch // heads)
-    of_sample = math.prod(weights.generator_in) + math.prod(weights.generator_out)
-    return 2 * batch * (height * width * of_pixel + of_sample)
-
-
-@register_flop_formula(torch.ops.mirage_kernels.mixer_stage_backward)
-def _backward_flops(grad: Any, *arguments: Any, **kwargs: Any) -> int:
-    """The gradients of both factors of each product; what is recomputed is not counted."""
-    return 2 * flops(*arguments)
+register_flops("mixer_stage", lambda x, *arguments: flops(x, MixerWeights(*arguments[:_COUNT])))

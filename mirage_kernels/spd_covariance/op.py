@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, accumulator, define
+from mirage_kernels.spd_covariance.cases import flops
 from mirage_kernels.spd_covariance.reference import spd_covariance as reference
 
 _implementations = Implementations(__package__)
@@ -92,13 +93,4 @@ _forward_op = define(
     backward=_autograd,
     setup_context=_setup_context,
 )
-
-
-@register_flop_formula(torch.ops.mirage_kernels.spd_covariance)
-def _forward_flops(x: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * prod(x) * x[1]
-
-
-@register_flop_formula(torch.ops.mirage_kernels.spd_covariance_backward)
-def _backward_flops(grad_y: Any, x: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 4 * prod(x) * x[1]  # the reference's product has two factors, each with a gradient
+register_flops("spd_covariance", flops)

@@ -1,14 +1,11 @@
 """``spd_covariance`` in Triton: programs centre and square blocks of pixels, a second kernel merges their sums."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton import cases
 from mirage_kernels._triton.config import next_power_of_2
 from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
 
@@ -268,15 +265,3 @@ def backward(grad_y: Tensor, x: Tensor, mean: Tensor) -> Tensor:
         num_stages=1,
     )
     return grad_x
-
-
-def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What tools/compile_triton.py compiles: the SPD head's two covariances, and as many channels as fit."""
-    shapes = [(shape, dtype, False) for shape in ((12, 224), (24, 28)) for dtype in cases.DTYPES]
-    for (channels, side), dtype, wide in [*shapes, ((24, 28), torch.float32, True), ((128, 28), torch.float32, False)]:
-        x = cases.meta(1, channels, side, side, dtype=dtype, wide=wide)
-        grad_y = cases.meta(1, channels, channels, dtype=dtype)
-        mean = cases.meta(1, 2, channels)
-        label = f"{str(dtype).removeprefix('torch.')} C={channels} {side}x{side}{' int64' if wide else ''}"
-        yield label, partial(forward, x, 1e-5)
-        yield label, partial(backward, grad_y, x, mean)

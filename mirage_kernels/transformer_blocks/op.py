@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils.flop_counter import register_flop_formula
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
+from mirage_kernels.feed_forward_stage import cases as feed_forward_cases
 from mirage_kernels.feed_forward_stage import op as feed_forward_op
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.mixer_stage import cases as mixer_cases
 from mirage_kernels.mixer_stage import op as mixer_op
 from mirage_kernels.mixer_stage.weights import MixerWeights
 from mirage_kernels.transformer_blocks import cpp
@@ -140,11 +142,13 @@ _forward_op = define(
 )
 
 
-@register_flop_formula(torch.ops.mirage_kernels.transformer_blocks)
-def _flops(x: Any, weights: Any, *args: Any, **kwargs: Any) -> int:
+def _flops(x: Any, weights: Any, *_: Any) -> int:
     """Of both stages of each."""
     total = 0
     for i in range(len(weights) // _WEIGHTS):
         mixer, feed_forward = _halves(weights, i)
-        total += mixer_op.flops(x, *mixer) + feed_forward_op.flops(x, *feed_forward)
+        total += mixer_cases.flops(x, MixerWeights(*mixer)) + feed_forward_cases.flops(x, *feed_forward)
     return total
+
+
+register_flops("transformer_blocks", _flops)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -201,15 +198,3 @@ def backward(
         num_warps=4,
     )
     return *grads, *scalar_gradients(sums, scalars)
-
-
-def triton_cases() -> Iterator[tuple[str, Callable[[], object]]]:
-    """What tools/compile_triton.py compiles for GPUs that are not there."""
-    from mirage_kernels._triton.cases import meta, variants
-
-    for label, (channels, side), dtype, wide in variants():
-        branch = meta(1, channels // 3, side, side, dtype=dtype, wide=wide)
-        grad = meta(1, channels // 3 * 3, side, side, dtype=dtype)
-        weight = meta(1)
-        yield label, partial(forward, branch, branch, branch, weight, weight, weight)
-        yield label, partial(backward, grad, branch, branch, branch, weight, weight, weight)

@@ -1,25 +1,32 @@
-"""What every operator has to show, written once: subclass :class:`OperatorTests` and name the operator.
-
-Truth is the reference in float64. A float32 result may be at most twice as far from it as eager PyTorch in float32; a
-16-bit result no further than eager in the same dtype. A result as good as rounding the truth always passes.
-"""
+"""What every operator has to show, written once: subclass :class:`OperatorTests` and name the operator of its
+``cases.py``. How far from the truth a result may be: :mod:`mirage_kernels._runtime.accuracy`."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
-from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime import accuracy, dispatch
+from mirage_kernels._runtime.accuracy import (
+    ROUNDING_NOISE,
+    allowed,
+    cancellation,
+    in_float64,
+    random_like,
+    relative_error,
+    unavoidable,
+)
+from mirage_kernels._runtime.cases import Operator
 
 HALF = (torch.float16, torch.bfloat16)
 ON_GPU = torch.cuda.is_available()
@@ -28,47 +35,6 @@ ON_GPUS = ("triton", "cuda", "cuda_alone")
 
 ALONE = {"composite": "torch", "cuda_alone": "cuda"}
 """Of :func:`forced`: what runs by itself."""
-
-# How far from the truth a result may be, in errors of eager at the same dtype: (operator, dtype, tensor) overrides
-# dtype. Tensors are "output" or "grad_<argument>".
-TOLERANCE: dict[Any, float] = {torch.float32: 2.0, torch.float16: 1.0, torch.bfloat16: 1.0}
-# In float64 eager is the truth itself; this relative error leaves room for another order of summation only.
-FLOAT64 = 1e-14
-# Two correctly summed results of a 16-bit tensor round a few elements differently; this much is not an error.
-ROUNDING_NOISE = 1.05
-
-
-@dataclass(frozen=True)
-class Operator:
-    """An operator under test.
-
-    `make(shape, generator)` returns its tensor arguments in float64, in order; `arguments` names them; `shapes` are
-    keys for `make`, the first being small and typical; `alias` names two arguments of which one tensor may serve both.
-    `terms(inputs, grad_output)` gives, for results ("grad_<argument>") that are one sum over everything, its terms:
-    such a sum may cancel, and then the rounding of its terms is no error of the implementation. After a long chain of
-    roundings the error of a few numbers is a matter of luck: where one run is past eager's, the errors are taken from
-    `roundings` equivalent inputs (perturbed in their last bit), eager's as the largest, the operator's as the median;
-    in Triton's interpreter, where a run may take half a minute, as that of the first. `keeps_layout`: the result is in
-    channels_last where the first argument is.
-    """
-
-    name: str
-    public: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
-    make: Callable[[Any, torch.Generator], tuple[Tensor, ...]]
-    arguments: tuple[str, ...]
-    shapes: tuple[Any, ...]
-    empty: Any
-    large: Any
-    alias: tuple[str, str] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    terms: Callable[[list[Tensor], Tensor], dict[str, Tensor]] | None = None
-    roundings: int = 1
-    keeps_layout: bool = False
-
-    def inputs(self, shape: Any, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        return [t.to(dtype=dtype, device=device).requires_grad_() for t in self.make(shape, generator)]
 
 
 def device_of(impl: str) -> str:
@@ -123,76 +89,25 @@ def forced(impl: str) -> Iterator[None]:
         dispatch._default = defaults
 
 
-def random_like(output: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(99)
-    return torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output)
-
-
 def evaluate(
     function: Callable[..., Tensor], tensors: list[Tensor], grad_output: Tensor | None = None, **options: Any
 ) -> list[Tensor]:
     """[output, gradient of every tensor]; the gradient of the output is a fixed random tensor unless given."""
-    output = function(*tensors, **options)
-    if grad_output is None:
-        grad_output = random_like(output)
-    return [output, *torch.autograd.grad(output, tensors, grad_output)]
-
-
-def relative_error(value: Tensor, truth: Tensor) -> float:
-    """The norm of the difference over the norm of the truth (over 1 where the truth is zero)."""
-    value, truth = value.detach().double().cpu(), truth.detach().double().cpu()
-    norm = truth.norm().item()
-    return ((value - truth).norm() / (norm or 1.0)).item()
-
-
-def unavoidable(truth: Tensor, dtype: torch.dtype) -> float:
-    """The error of rounding the truth; in float32, where eager may be lucky on a handful of sums, one epsilon."""
-    rounded = ROUNDING_NOISE * relative_error(truth.to(dtype), truth)
-    return max(rounded, torch.finfo(dtype).eps) if dtype == torch.float32 else rounded
-
-
-def cancellation(terms: Tensor | None, exact: Tensor) -> float:
-    """How much larger the terms of a sum are than the sum, at least 1."""
-    return 1.0 if terms is None else max(1.0, (terms.norm() / exact.norm()).item())
+    return accuracy.evaluate(partial(function, **options), tensors, grad_output)
 
 
 def assert_as_good_as_eager(
-    operator: Operator,
-    dtype: torch.dtype,
-    results: list[Tensor],
-    eager: list[Tensor],
-    truth: list[Tensor],
-    terms: dict[str, Tensor] | None = None,
-    errors: list[float] | None = None,
-    eager_errors: list[float] | None = None,
+    dtype: torch.dtype, results: list[Tensor], eager: list[Tensor], truth: list[Tensor]
 ) -> None:
-    names = ["output", *(f"grad_{name}" for name in operator.arguments)]
-    terms = terms or {}
-    errors = errors or list(map(relative_error, results, truth))
-    eager_errors = eager_errors or list(map(relative_error, eager, truth))
-    rows = zip(names, results, eager, truth, errors, eager_errors, strict=True)
-    for name, value, peer, exact, error, peer_error in rows:
-        assert value.shape == exact.shape, f"{name}: shape {list(value.shape)} instead of {list(exact.shape)}"
-        assert value.dtype == peer.dtype, f"{name}: {value.dtype} where the reference gives {peer.dtype}"
-        # Independent roundings of the terms add up to the root of the sum of their squares: eager's expected error.
-        cancels = cancellation(terms.get(name), exact)
-        if dtype == torch.float64:
-            allowed = FLOAT64 * cancels
-        else:
-            factor = TOLERANCE.get((operator.name, dtype, name), TOLERANCE[dtype])
-            floor = unavoidable(exact, value.dtype)
-            if name in terms and dtype == torch.float32:
-                floor *= factor * cancels
-            allowed = max(factor * ROUNDING_NOISE * peer_error, floor)
-        assert error <= allowed, f"{operator.name} {name}: relative error {error:.3e}, allowed {allowed:.3e}"
+    """Of the output and gradients of inputs of `dtype`."""
+    for i, (value, peer, exact) in enumerate(zip(results, eager, truth, strict=True)):
+        assert value.shape == exact.shape and value.dtype == peer.dtype
+        limit = allowed(dtype, value.dtype, exact, relative_error(peer, exact))
+        assert relative_error(value, exact) <= limit, f"result {i}: {relative_error(value, exact)}, allowed {limit}"
 
 
 def detached(tensors: list[Tensor]) -> list[Tensor]:
     return [t.detach().requires_grad_() for t in tensors]
-
-
-def in_float64(tensors: list[Tensor]) -> list[Tensor]:
-    return [t.detach().double().cpu().requires_grad_() for t in tensors]
 
 
 # ---- layouts: the same values, other strides -----------------------------------------------------------------------
@@ -255,14 +170,36 @@ def operators(function: Callable[[], Any]) -> list[str]:
 
 
 class OperatorTests:
-    """Subclass with `operator = Operator(...)`; every test then runs for each implementation."""
+    """Subclass with `operator`; every test then runs for each implementation.
+
+    `alias` names two arguments of which one tensor may serve both. `terms(inputs, grad_output)` gives, for results
+    ("grad_<argument>") that are one sum over everything, its terms. `roundings`: of `accuracy.compare`. `keeps_layout`:
+    the result is in channels_last where the first argument is.
+    """
 
     operator: Operator
-    implementations: tuple[str, ...] = ("cpp", "triton")
+    alias: tuple[str, str] | None = None
+    terms: Callable[[list[Tensor], Tensor], dict[str, Tensor]] | None = None
+    roundings = 1
+    keeps_layout = False
+
+    @cached_property
+    def implementations(self) -> tuple[str, ...]:
+        return self.operator.implementations
+
+    @cached_property
+    def reference(self) -> Callable[..., Tensor]:
+        """What results are compared with."""
+        return self.operator.reference
 
     def extremes_floor(self, x: Tensor) -> float:
         """Error in epsilons that passes whatever eager's is, on planes so regular that eager may round nothing."""
         return 2
+
+    def terms_of(self, inputs: list[Tensor], grad_output: Tensor) -> dict[str, Tensor]:
+        """By name, in float64."""
+        terms = type(self).terms
+        return terms(in_float64(inputs), grad_output.double().cpu()) if terms else {}
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "impl" in metafunc.fixturenames:
@@ -291,49 +228,24 @@ class OperatorTests:
         yield
         torch.use_deterministic_algorithms(False)
 
-    def run(self, function: Callable[..., Tensor], tensors: list[Tensor], **more: Any) -> list[Tensor]:
-        return evaluate(function, tensors, **more, **self.operator.options)
-
     def compare(self, inputs: list[Tensor], impl: str, grad_output: Tensor | None = None) -> None:
-        op, dtype = self.operator, inputs[0].dtype
+        op = self.operator
         if grad_output is None:
             with torch.no_grad():
-                grad_output = random_like(op.reference(*inputs, **op.options))
-        results = self.run(op.public, inputs, grad_output=grad_output)
-        eager = self.run(op.reference, inputs, grad_output=grad_output)
-        truth = self.run(op.reference, in_float64(inputs), grad_output=grad_output.double().cpu())
+                grad_output = random_like(self.reference(*inputs))
+        found = accuracy.compare(
+            op.public,
+            self.reference,
+            inputs,
+            grad_output,
+            ["output", *(f"grad_{name}" for name in op.arguments)],
+            terms=self.terms_of(inputs, grad_output),
+            roundings=self.roundings,
+            once=impl == "triton" and slowly(impl),  # a run may take half a minute
+        )
         assert mirage_kernels.last_used(op.name) == named(impl)
-        terms = op.terms(in_float64(inputs), grad_output.double().cpu()) if op.terms else None
-        errors = [list(map(relative_error, results, truth))], [list(map(relative_error, eager, truth))]
-        try:
-            assert_as_good_as_eager(op, dtype, results, eager, truth, terms, *(e[0] for e in errors))
-        except AssertionError:
-            if op.roundings == 1:
-                raise
-        else:
-            return
-        self.add_equivalents(inputs, grad_output, *errors, interpreted=impl == "triton" and slowly(impl))
-        own, peers = (list(zip(*of_inputs, strict=True)) for of_inputs in errors)
-        typical = [min(e[0], statistics.median(e)) for e in own]
-        assert_as_good_as_eager(op, dtype, results, eager, truth, terms, typical, [max(e) for e in peers])
-
-    def add_equivalents(
-        self,
-        inputs: list[Tensor],
-        grad_output: Tensor,
-        own: list[list[float]],
-        peers: list[list[float]],
-        interpreted: bool,
-    ) -> None:
-        """Append the errors on inputs perturbed in their last bit, of eager and, unless `interpreted`, the operator."""
-        op, generator = self.operator, torch.Generator().manual_seed(17)
-        for _ in range(op.roundings - 1 if inputs[0].numel() < 1e5 else 2):
-            noise = [torch.randn(t.shape, generator=generator).to(t) * torch.finfo(t.dtype).eps for t in inputs]
-            other = [(t.detach() * (1 + n)).requires_grad_() for t, n in zip(inputs, noise, strict=True)]
-            truth = self.run(op.reference, in_float64(other), grad_output=grad_output.double().cpu())
-            for function, errors in ((op.public, own), (op.reference, peers))[interpreted:]:
-                results = self.run(function, other, grad_output=grad_output)
-                errors.append(list(map(relative_error, results, truth)))
+        for result in found:
+            assert result.passed, f"{op.name} {result}"
 
     def test_truth(self, impl: str, shape: Any) -> None:
         for dtype in dtypes_of(impl):
@@ -349,12 +261,12 @@ class OperatorTests:
         op = self.operator
         with mirage_kernels.use("cpp"):
             inputs = op.inputs(op.shapes[0], torch.float64)
-            assert torch.autograd.gradcheck(lambda *t: op.public(*t, **op.options), inputs, fast_mode=True)
+            assert torch.autograd.gradcheck(op.public, inputs, fast_mode=True)
 
     def test_second_derivative_is_refused(self, impl: str) -> None:
         op = self.operator
         inputs = op.inputs(op.shapes[0], torch.float32, device_of(impl))
-        output = op.public(*inputs, **op.options)
+        output = op.public(*inputs)
         (grad,) = torch.autograd.grad(output.square().sum(), inputs[:1], create_graph=True)
         with pytest.raises(NotImplementedError, match="second derivatives"):
             grad.sum().backward()
@@ -365,21 +277,21 @@ class OperatorTests:
         for dtype in dtypes_of(impl)[:1] + ((torch.bfloat16,) if impl != "triton" else ()):
             inputs = op.inputs(op.shapes[0], dtype, device_of(impl))
             with torch.no_grad():
-                plain = op.public(*inputs, **op.options)
+                plain = op.public(*inputs)
                 grad = torch.randn(plain.shape, generator=torch.Generator().manual_seed(5)).to(plain)
-            expected = self.run(op.public, inputs, grad_output=grad)
+            expected = evaluate(op.public, inputs, grad_output=grad)
             moved = [
                 (LAYOUTS[layout](t.detach()) if t.dim() == 4 else t.detach()).requires_grad_() for t in inputs
             ]
             moved_grad = LAYOUTS[layout](grad) if grad.dim() == 4 else grad
-            results = self.run(op.public, moved, grad_output=moved_grad)
-            terms = op.terms(in_float64(inputs), grad.double().cpu()) if op.terms else {}
+            results = evaluate(op.public, moved, grad_output=moved_grad)
+            terms = self.terms_of(inputs, grad)
             for name, value, peer in zip(("output", *op.arguments), results, expected, strict=True):
                 cancels = cancellation(terms.get(f"grad_{name}"), peer.double().cpu())
                 bound = 4 * torch.finfo(dtype).eps * cancels
                 assert relative_error(value, peer) <= bound, f"{name} changes in layout {layout}"
                 assert not value.isnan().any(), name
-            keeps = op.keeps_layout and moved[0].is_contiguous(memory_format=torch.channels_last)
+            keeps = self.keeps_layout and moved[0].is_contiguous(memory_format=torch.channels_last)
             assert results[0].is_contiguous(memory_format=torch.channels_last if keeps else torch.contiguous_format)
 
     def test_expanded(self, impl: str) -> None:
@@ -389,17 +301,17 @@ class OperatorTests:
             (t[:1].detach().expand(t.shape) if t.dim() == 4 else t.detach()).requires_grad_()
             for t in op.inputs(op.shapes[0], torch.float32, device_of(impl))
         ]
-        grad = inputs[0].new_ones(1).expand(op.public(*inputs, **op.options).shape)
+        grad = inputs[0].new_ones(1).expand(op.public(*inputs).shape)
         self.compare(inputs, impl, grad_output=grad)
 
     def test_inputs_unchanged(self, impl: str) -> None:
         op = self.operator
         inputs = op.inputs(op.shapes[0], torch.float32, device_of(impl))
-        output = op.public(*inputs, **op.options)
+        output = op.public(*inputs)
         grad = torch.randn_like(output)
         everything = [*inputs, grad]
         copies, versions = [t.detach().clone() for t in everything], [t._version for t in everything]
-        op_output = op.public(*inputs, **op.options)
+        op_output = op.public(*inputs)
         results = [op_output, *torch.autograd.grad(op_output, inputs, grad)]
         for tensor, copy, version in zip(everything, copies, versions, strict=True):
             assert torch.equal(tensor, copy) and tensor._version == version
@@ -411,10 +323,10 @@ class OperatorTests:
         op = self.operator
         inputs = op.inputs(op.shapes[-1], torch.float32, device_of(impl))
         threads = torch.get_num_threads()
-        first = self.run(op.public, inputs)
+        first = evaluate(op.public, inputs)
         try:
             torch.set_num_threads(1 if threads > 1 else 2)
-            second = self.run(op.public, inputs)
+            second = evaluate(op.public, inputs)
         finally:
             torch.set_num_threads(threads)
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -427,10 +339,10 @@ class OperatorTests:
                 base = op.inputs(op.shapes[0], dtype, device_of(impl))
                 inputs = [change(base[0].detach()).requires_grad_(), *base[1:]]
                 with torch.no_grad():
-                    grad = random_like(op.reference(*inputs, **op.options))
-                results = self.run(op.public, inputs, grad_output=grad)
-                eager = self.run(op.reference, inputs, grad_output=grad)
-                truth = self.run(op.reference, in_float64(inputs), grad_output=grad.double().cpu())
+                    grad = random_like(self.reference(*inputs))
+                results = evaluate(op.public, inputs, grad_output=grad)
+                eager = evaluate(self.reference, inputs, grad_output=grad)
+                truth = evaluate(self.reference, in_float64(inputs), grad_output=grad.double().cpu())
                 for value, peer, exact in zip(results, eager, truth, strict=True):
                     scale = max(exact.double().norm().item(), 1.0)
                     error, peers = ((v.double().cpu() - exact).norm().item() / scale for v in (value, peer))
@@ -444,7 +356,7 @@ class OperatorTests:
         inputs = [t.detach() for t in op.inputs(op.shapes[0], torch.float32, device_of(impl))]
         inputs[0].view(-1)[inputs[0].numel() // 2] = poison
         with torch.no_grad():
-            value, peer = op.public(*inputs, **op.options), op.reference(*inputs, **op.options)
+            value, peer = op.public(*inputs), self.reference(*inputs)
         assert torch.equal(value.isnan(), peer.isnan())
         assert torch.equal(value.isinf(), peer.isinf())
         healthy = peer.isfinite()
@@ -453,7 +365,7 @@ class OperatorTests:
     def test_empty_batch(self, impl: str) -> None:
         op = self.operator
         inputs = op.inputs(op.empty, torch.float32, device_of(impl))
-        results, expected = self.run(op.public, inputs), self.run(op.reference, inputs)
+        results, expected = evaluate(op.public, inputs), evaluate(self.reference, inputs)
         for value, peer in zip(results, expected, strict=True):
             assert value.shape == peer.shape
             assert torch.equal(value, torch.zeros_like(value)), "gradients summed over nothing are zero"
@@ -464,7 +376,7 @@ class OperatorTests:
         op = self.operator
         inputs = op.inputs(op.shapes[0], torch.float32, device_of(impl))
         with _Recorder() as recorder:
-            self.run(op.public, inputs)
+            evaluate(op.public, inputs)
         assert len(recorder.calls) >= 2
         for func, args in recorder.calls:
             leaves = tuple(
@@ -476,19 +388,33 @@ class OperatorTests:
                 checks += ["test_autograd_registration", "test_aot_dispatch_dynamic"]
             torch.library.opcheck(func, leaves, test_utils=checks)
 
+    def test_flops(self, impl: str) -> None:
+        """Forward: as many as PyTorch counts in the reference, also by `cases.py`. Backward: both factors of each
+        product (PyTorch counts the weights' gradients of a grouped convolution once for each group)."""
+        op = self.operator
+        inputs = op.inputs(op.shapes[0], torch.float32, device_of(impl))
+        with FlopCounterMode(display=False) as counter:
+            op.reference(*inputs)
+        expected = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            output = op.public(*inputs)
+            assert counter.get_total_flops() == expected == 2 * op.macs(op.shapes[0])
+            output.sum().backward()
+        assert counter.get_total_flops() == 3 * expected == 2 * op.macs(op.shapes[0], both=True)
+
     def test_compile(self, impl: str) -> None:
         """torch.compile(fullgraph=True) reaches the kernels and gives their gradients, aliased arguments included."""
         torch.use_deterministic_algorithms(False)
         op = self.operator
         inputs = op.inputs(op.shapes[0], torch.float32, device_of(impl))
-        if op.alias is not None:
-            first, second = (op.arguments.index(name) for name in op.alias)
+        if self.alias is not None:
+            first, second = (op.arguments.index(name) for name in self.alias)
             inputs[second] = inputs[first]
         distinct = list(dict.fromkeys(inputs))
         positions = [next(i for i, d in enumerate(distinct) if d is t) for t in inputs]
 
         def function(*tensors: Tensor) -> Tensor:
-            return op.public(*(tensors[i] for i in positions), **op.options) * 2
+            return op.public(*(tensors[i] for i in positions)) * 2
 
         expected = evaluate(function, distinct)
         torch._dynamo.reset()
@@ -504,12 +430,47 @@ class OperatorTests:
         inputs = op.inputs(op.shapes[0], torch.float32)
         with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
             with mirage_kernels.use("cpp"):
-                value = op.public(*inputs, **op.options)
-            peer = op.reference(*inputs, **op.options)
-        exact = op.reference(*in_float64(inputs), **op.options)
+                value = op.public(*inputs)
+            peer = self.reference(*inputs)
+        exact = self.reference(*in_float64(inputs))
         assert value.dtype == peer.dtype
         allowed = max(ROUNDING_NOISE * relative_error(peer, exact), unavoidable(exact, value.dtype))
         assert relative_error(value, exact) <= allowed
         with torch.autocast("cpu", torch.bfloat16), mirage_kernels.use("cpp"):
-            gradients = torch.autograd.grad(op.public(*inputs, **op.options).float().sum(), inputs)
+            gradients = torch.autograd.grad(op.public(*inputs).float().sum(), inputs)
         assert all(g.dtype == t.dtype for g, t in zip(gradients, inputs, strict=True))
+
+
+class StageTests(OperatorTests):
+    """Of a whole stage. Triton's kernels are tested in test_triton_stages: they take minutes in the interpreter."""
+
+    implementations = ("cpp", "composite", "cuda_alone", *(("triton",) if ON_GPU else ()))
+    roundings = 9
+    keeps_layout = True
+
+    def test_deterministic(self, impl: str) -> None:
+        """The same bits every time; on the C++ library also on any number of threads, unlike PyTorch's convolutions."""
+        if impl == "cpp":
+            return super().test_deterministic(impl)
+        inputs = self.operator.inputs(self.operator.shapes[-1], torch.float32, device_of(impl))
+        runs = [evaluate(self.operator.public, inputs) for _ in range(2)]
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    def test_autocast(self) -> None:
+        """The residual stream has the dtype of autocast; weights keep their own, and so do their gradients."""
+        require("cpp")
+        op = self.operator
+        x, *weights = op.inputs(op.shapes[0], torch.float32)
+        tensors = [x.detach().to(torch.bfloat16).requires_grad_(), *weights]
+        grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+        truth = evaluate(self.reference, in_float64(tensors), grad_output=grad.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            eager = evaluate(self.reference, tensors, grad_output=grad)
+        for impl in ("cpp", "composite"):
+            with forced(impl), torch.autocast("cpu", torch.bfloat16):
+                values = evaluate(op.public, tensors, grad_output=grad)
+                assert op.public(x, *weights).dtype == torch.bfloat16
+            for name, value, peer, expected in zip(("output", *op.arguments), values, eager, truth, strict=True):
+                assert value.dtype == peer.dtype
+                limit = max(ROUNDING_NOISE * relative_error(peer, expected), unavoidable(expected, value.dtype))
+                assert relative_error(value, expected) <= limit, name

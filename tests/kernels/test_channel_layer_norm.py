@@ -3,7 +3,6 @@ import torch
 from harness import (
     LAYOUTS,
     ON_GPUS,
-    Operator,
     OperatorTests,
     assert_as_good_as_eager,
     device_of,
@@ -16,42 +15,18 @@ from harness import (
 
 import mirage_kernels
 from mirage_kernels import channel_layer_norm
-from mirage_kernels.channel_layer_norm import reference
+from mirage_kernels.channel_layer_norm import cases, reference
 
 IMPLEMENTATIONS = ("cpp", "triton", "cuda")
 
 
-def make(shape, generator):
-    x = torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 0.5
-    weight, bias = (torch.randn(shape[1], generator=generator, dtype=torch.float64) for _ in range(2))
-    return x, weight + 1, bias
-
-
 class TestChannelLayerNorm(OperatorTests):
-    implementations = IMPLEMENTATIONS
-    operator = Operator(
-        name="channel_layer_norm",
-        public=channel_layer_norm,
-        reference=reference,
-        make=make,
-        arguments=("x", "weight", "bias"),
-        shapes=(
-            (2, 6, 5, 7),
-            (1, 5, 1, 1),
-            (1, 3, 1, 13),
-            (2, 24, 11, 1),
-            (1, 30, 16, 17),
-            (3, 97, 3, 3),
-            (1, 24, 33, 47),
-        ),
-        empty=(0, 6, 5, 7),
-        large=(1, 6, 1024, 1024),
-        alias=("weight", "bias"),
-    )
+    (operator,) = cases.CASES
+    alias = ("weight", "bias")
 
 
 def inputs_of(*shape, dtype=torch.float32, device="cpu"):
-    tensors = make(shape, torch.Generator().manual_seed(0))
+    tensors = cases.make(shape, torch.Generator().manual_seed(0))
     return [t.to(dtype=dtype, device=device).requires_grad_() for t in tensors]
 
 
@@ -137,7 +112,7 @@ def test_pairs_of_pixels(layout, wide, width):
         results = evaluate(channel_layer_norm, inputs, moved_grad)
     eager = evaluate(reference, inputs, grad)
     truth = evaluate(reference, in_float64(inputs), grad.double().cpu())
-    assert_as_good_as_eager(TestChannelLayerNorm.operator, torch.float16, results, eager, truth)
+    assert_as_good_as_eager(torch.float16, results, eager, truth)
 
 
 def test_errors_name_the_argument():

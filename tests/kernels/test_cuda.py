@@ -4,24 +4,18 @@ That they compute the right thing is tested with the other implementations, oper
 """
 
 import pytest
-import test_channel_attention
-import test_channel_attention_fusion
-import test_channel_layer_norm
-import test_dynamic_depthwise_conv2d
-import test_gated_depthwise_ffn
-import test_spd_covariance
-import test_tri_branch_fusion
 import torch
 from harness import ON_GPU, device_of, evaluate, random_like, relative_error, require
 from test_mixer_stage import arguments as mixer_arguments
-from test_mixer_stage import flat
 from test_transformer_blocks import SMALL, halves, several
 
 import mirage_kernels
 from mirage_kernels import BlockWeights, feed_forward_stage, mixer_stage, transformer_blocks
 from mirage_kernels._runtime import cuda_runtime
+from mirage_kernels._runtime.cases import operators
 from mirage_kernels._runtime.library import dl
 from mirage_kernels.feed_forward_stage.weights import shapes
+from mirage_kernels.mixer_stage.cases import call as flat
 from mirage_kernels.mixer_stage.weights import statistics_shapes
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
@@ -69,22 +63,14 @@ def test_threads_may_run_in_any_order(shape, dtype):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-OPERATORS = [
-    test_channel_attention.TestChannelAttention.operator,
-    test_channel_attention_fusion.TestChannelAttentionFusion.operator,
-    test_channel_layer_norm.TestChannelLayerNorm.operator,
-    test_dynamic_depthwise_conv2d.TestDynamicDepthwiseConv2d.operator,
-    test_gated_depthwise_ffn.TestGatedDepthwiseFfn.operator,
-    test_spd_covariance.TestSpdCovariance.operator,
-    test_tri_branch_fusion.TestTriBranchFusion.operator,
-]
+OPERATORS = [op for op in operators() if "cuda" in op.implementations and not op.is_stage]
 
 
 @pytest.mark.skipif(ON_GPU, reason="a GPU runs them in its own order")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_threads_of_operators_may_run_in_any_order(operator, dtype):
-    check_orders(operator.public, *operator.inputs(operator.shapes[-1], dtype), **operator.options)
+    check_orders(operator.public, *operator.inputs(operator.shapes[-1], dtype))
     assert mirage_kernels.last_used(operator.name) == "cuda"
 
 
@@ -130,10 +116,10 @@ def large_gpu():
 @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
 def test_operators_in_many_parts(operator, large_gpu):
     inputs = operator.inputs(operator.shapes[-1], torch.float32)
-    results = evaluate(operator.public, inputs, **operator.options)
+    results = evaluate(operator.public, inputs)
     with mirage_kernels.use("torch"):
         exact = [t.detach().double().requires_grad_() for t in inputs]
-        truth = evaluate(operator.reference, exact, random_like(results[0]).double(), **operator.options)
+        truth = evaluate(operator.reference, exact, random_like(results[0]).double())
     for name, value, peer in zip(("output", *operator.arguments), results, truth, strict=True):
         assert relative_error(value, peer) < 1e-5, name
 

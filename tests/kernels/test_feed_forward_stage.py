@@ -9,8 +9,7 @@ from harness import (
     ON_GPU,
     ON_GPUS,
     ROUNDING_NOISE,
-    Operator,
-    OperatorTests,
+    StageTests,
     device_of,
     evaluate,
     forced,
@@ -19,36 +18,20 @@ from harness import (
     require,
     unavoidable,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
 from mirage_kernels import feed_forward_stage
 from mirage_kernels.channel_layer_norm import reference as channel_layer_norm
-from mirage_kernels.feed_forward_stage import reference
+from mirage_kernels.feed_forward_stage import cases, reference
 from mirage_kernels.gated_depthwise_ffn import reference as gated_depthwise_ffn
 
-NAMES = ("norm_weight", "norm_bias", "project_in", "dwconv", "project_out")
-IMPLEMENTATIONS = ("cpp", "composite", "cuda_alone", *(("triton",) if ON_GPU else ()))  # minutes in the interpreter
-
-
-def make(shape, generator, ratio=2):
-    def randn(*size):
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    channels = shape[1]
-    hidden = ratio * channels
-    return (
-        randn(*shape) * 2 + 0.5,
-        1 + 0.1 * randn(channels),
-        0.3 * randn(channels),
-        randn(2 * hidden, channels, 1, 1) / channels**0.5,
-        randn(2 * hidden, 1, 3, 3) / 3,
-        randn(channels, hidden, 1, 1) / hidden**0.5,
-    )
+(OPERATOR,) = cases.CASES
+_, *NAMES = OPERATOR.arguments
+IMPLEMENTATIONS = StageTests.implementations
 
 
 def arguments(shape, dtype=torch.float32, device="cpu", ratio=2):
-    tensors = make(shape, torch.Generator().manual_seed(0), ratio)
+    tensors = cases.make(shape, torch.Generator().manual_seed(0), ratio)
     return [t.to(device, dtype).requires_grad_() for t in tensors]
 
 
@@ -63,21 +46,9 @@ def terms(inputs, grad_output):
     return {"grad_norm_weight": grad * normal, "grad_norm_bias": grad}
 
 
-class TestFeedForwardStage(OperatorTests):
-    implementations = IMPLEMENTATIONS
-    operator = Operator(
-        name="feed_forward_stage",
-        public=feed_forward_stage,
-        reference=reference,
-        make=make,
-        arguments=("x", *NAMES),
-        shapes=((2, 6, 5, 7), (1, 3, 1, 1), (1, 5, 1, 17), (2, 4, 17, 1), (1, 6, 13, 16)),
-        empty=(0, 6, 5, 7),
-        large=(1, 2, 1024, 1024),
-        terms=terms,
-        roundings=9,
-        keeps_layout=True,
-    )
+class TestFeedForwardStage(StageTests):
+    operator = OPERATOR
+    terms = terms
 
     @pytest.mark.parametrize("wide", [(1, 24, 33, 47), (3, 30, 8, 8), (1, 50, 13, 90)], ids=str)
     @pytest.mark.parametrize("name", ["cpp", "composite", "cuda_alone"])
@@ -86,36 +57,6 @@ class TestFeedForwardStage(OperatorTests):
         with forced(name):
             for dtype in (torch.float32, torch.bfloat16):
                 self.compare(self.operator.inputs(wide, dtype), name)
-
-    def test_deterministic(self, impl):
-        """The same bits every time; on the C++ library also on any number of threads, unlike PyTorch's convolutions."""
-        if impl == "cpp":
-            return super().test_deterministic(impl)
-        inputs = self.operator.inputs(self.operator.shapes[-1], torch.float32, device_of(impl))
-        runs = [self.run(self.operator.public, inputs) for _ in range(2)]
-        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-
-    def test_autocast(self):
-        """The residual stream has the dtype of autocast; weights keep their own, and so do their gradients."""
-        require("cpp")
-        x, *weights = arguments((2, 6, 9, 11))
-        x16 = x.detach().to(torch.bfloat16).requires_grad_()
-        exact = evaluate(reference, in_float64([x16, *weights]))
-        with torch.autocast("cpu", torch.bfloat16):
-            peer = reference(x16, *weights)
-        peers = [peer, *torch.autograd.grad(peer, [x16, *weights], exact[0].to(peer))]
-        truth = in_float64([x16, *weights])
-        output = reference(*truth)
-        truth = [output, *torch.autograd.grad(output, truth, exact[0])]
-        for impl in ("cpp", "composite"):
-            with forced(impl), torch.autocast("cpu", torch.bfloat16):
-                value = feed_forward_stage(x16, *weights)
-                assert feed_forward_stage(x, *weights).dtype == torch.bfloat16
-                values = [value, *torch.autograd.grad(value, [x16, *weights], exact[0].to(value))]
-            for result, eager, expected in zip(values, peers, truth, strict=True):
-                assert result.dtype == eager.dtype
-                allowed = max(ROUNDING_NOISE * relative_error(eager, expected), unavoidable(expected, result.dtype))
-                assert relative_error(result, expected) <= allowed
 
 
 @pytest.mark.skipif(ON_GPU, reason="all tests run Triton on this GPU")
@@ -239,22 +180,6 @@ def test_what_is_not_finite_stays_near(poison):
     untouched = torch.ones(40, 56, dtype=torch.bool)
     untouched[19:22, 27:30] = False
     assert torch.equal(value[..., untouched], clean[..., untouched])
-
-
-def test_flops_are_those_of_the_reference(impl):
-    """Forward as counted; backward the gradients of both factors of each product."""
-    tensors = arguments((2, 6, 9, 11), device=device_of(impl))
-    counts = []
-    for function in (feed_forward_stage, reference):
-        with FlopCounterMode(display=False) as counter:
-            output = function(*tensors)
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] > 0
-    output = feed_forward_stage(*tensors)
-    with FlopCounterMode(display=False) as counter:
-        torch.autograd.grad(output.sum(), tensors)
-    assert counter.get_total_flops() == 2 * counts[0]
-
 
 def test_errors_name_the_argument():
     tensors = dict(zip(("x", *NAMES), arguments((1, 6, 9, 11)), strict=True))

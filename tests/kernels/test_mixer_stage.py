@@ -1,6 +1,5 @@
 """mixer_stage on C++, as a composite of operators (Triton) and as a composite of plain PyTorch."""
 
-import math
 from functools import partial
 from importlib import import_module
 from unittest import mock
@@ -10,66 +9,28 @@ import torch
 import torch.nn.functional as F
 from harness import (
     ON_GPU,
-    ROUNDING_NOISE,
-    Operator,
-    OperatorTests,
+    StageTests,
     device_of,
     evaluate,
     forced,
     in_float64,
     relative_error,
     require,
-    unavoidable,
 )
-from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
 from mirage_kernels import MixerWeights, mixer_stage
 from mirage_kernels.channel_layer_norm import reference as channel_layer_norm
-from mirage_kernels.mixer_stage import reference
-from mirage_kernels.mixer_stage.weights import LEARNED, shapes
+from mirage_kernels.mixer_stage import cases, reference
+from mirage_kernels.mixer_stage.cases import call as flat
+from mirage_kernels.mixer_stage.weights import LEARNED
 
-IMPLEMENTATIONS = ("cpp", "composite", "cuda_alone", *(("triton",) if ON_GPU else ()))  # minutes in the interpreter
+IMPLEMENTATIONS = StageTests.implementations
 SMALL = (2, 12, 5, 7, 2)
 
 
-def make(shape, generator):
-    """x and the weights that have gradients, for a shape (B, C, H, W, heads)."""
-    *size, heads = shape
-    branch = size[1] // 3
-
-    def randn(*size):
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    tensors = [randn(*size) * 2 + 0.5]
-    for name, of_weight in shapes(size[1], heads, int(8 / 3 * branch)).items():
-        if name not in LEARNED:
-            continue
-        noise = randn(*of_weight)
-        if name == "temperature":
-            tensors.append(2 + noise.abs())
-        elif len(of_weight) == 1:
-            tensors.append((0.3 if name.endswith("bias") else 1) + 0.2 * noise)
-        else:
-            tensors.append(noise / math.prod(of_weight[1:]) ** 0.5)
-    return tuple(tensors)
-
-
-def with_statistics(learned):
-    """All weights from those that have gradients; the running statistics are a function of the shape."""
-    branch = learned[0].shape[0] // 3
-    mean, var = (torch.linspace(*ends, branch).to(learned[0]) for ends in ((-0.3, 0.4), (0.5, 2)))
-    return MixerWeights(**dict(zip(LEARNED, learned, strict=True)), bn_mean=mean, bn_var=var)
-
-
-def flat(function, x, *learned, training=False, drop=False):
-    """A stage as a function of x and the learned weights; the rest is a function of the shape."""
-    scale = torch.tensor([1.25, 0.0, 1.25])[: x.shape[0]].to(x) if drop else None
-    return function(x, with_statistics(learned), scale, training).y
-
-
 def arguments(shape, dtype=torch.float32, device="cpu"):
-    return [t.to(device, dtype).requires_grad_() for t in make(shape, torch.Generator().manual_seed(0))]
+    return [t.to(device, dtype).requires_grad_() for t in cases.make(shape, torch.Generator().manual_seed(0))]
 
 
 def terms(inputs, grad_output, **options):
@@ -104,72 +65,20 @@ def terms(inputs, grad_output, **options):
 F_BATCH_NORM = F.batch_norm
 
 
-class StageTests(OperatorTests):
-    implementations = IMPLEMENTATIONS
-
+class MixerTests(StageTests):
     def extremes_floor(self, x):
         """About as many roundings follow each other; the batch norm of a constant plane magnifies them."""
         return 40
 
-    def test_deterministic(self, impl):
-        """The same bits every time; on the C++ library also on any number of threads, unlike PyTorch's convolutions."""
-        if impl == "cpp":
-            return super().test_deterministic(impl)
-        inputs = self.operator.inputs(self.operator.shapes[-1], torch.float32, device_of(impl))
-        runs = [self.run(self.operator.public, inputs) for _ in range(2)]
-        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
-    def test_autocast(self):
-        """The residual stream has the dtype of autocast; weights keep their own, and so do their gradients."""
-        require("cpp")
-        op = self.operator
-        x, *weights = op.inputs(op.shapes[0], torch.float32)
-        tensors = [x.detach().to(torch.bfloat16).requires_grad_(), *weights]
-        grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
-        truth = self.run(op.reference, in_float64(tensors), grad_output=grad.double())
-        with torch.autocast("cpu", torch.bfloat16):
-            eager = self.run(op.reference, tensors, grad_output=grad)
-        for impl in ("cpp", "composite"):
-            with forced(impl), torch.autocast("cpu", torch.bfloat16):
-                values = self.run(op.public, tensors, grad_output=grad)
-                assert op.public(x, *weights, **op.options).dtype == torch.bfloat16
-            for name, value, peer, expected in zip(("y", "x", *LEARNED), values, eager, truth, strict=True):
-                assert value.dtype == peer.dtype
-                allowed = max(ROUNDING_NOISE * relative_error(peer, expected), unavoidable(expected, value.dtype))
-                assert relative_error(value, expected) <= allowed, name
+class TestEval(MixerTests):
+    operator = cases.EVAL
+    terms = terms
 
 
-class TestEval(StageTests):
-    operator = Operator(
-        name="mixer_stage",
-        public=partial(flat, mixer_stage),
-        reference=partial(flat, reference),
-        make=make,
-        arguments=("x", *LEARNED),
-        shapes=(SMALL, (1, 9, 1, 1, 3), (1, 6, 1, 13, 1), (2, 6, 11, 1, 2), (1, 12, 9, 10, 1)),
-        empty=(0, 12, 5, 7, 2),
-        large=(1, 6, 512, 1024, 1),
-        terms=terms,
-        roundings=9,
-        keeps_layout=True,
-    )
-
-
-class TestTraining(StageTests):
-    operator = Operator(
-        name="mixer_stage",
-        public=partial(flat, mixer_stage),
-        reference=partial(flat, reference),
-        make=make,
-        arguments=("x", *LEARNED),
-        shapes=(SMALL, (3, 9, 1, 1, 3), (1, 6, 1, 13, 1), (2, 6, 11, 1, 2), (1, 12, 9, 10, 1)),
-        empty=(0, 12, 5, 7, 2),
-        large=(1, 6, 512, 1024, 1),
-        options={"training": True, "drop": True},
-        terms=partial(terms, training=True, drop=True),
-        roundings=9,
-        keeps_layout=True,
-    )
+class TestTraining(MixerTests):
+    operator = cases.TRAINING
+    terms = partial(terms, training=True, drop=True)
 
     @pytest.mark.parametrize("wide", [(1, 24, 33, 47, 1), (3, 30, 8, 8, 2), (1, 96, 13, 30, 4)], ids=str)
     @pytest.mark.parametrize("name", ["cpp", "composite", "cuda_alone"])
@@ -288,22 +197,6 @@ def test_second_derivatives_of_the_reference():
         (grad,) = torch.autograd.grad(flat(mixer_stage, *tensors).square().sum(), tensors[:1], create_graph=True)
         grad.square().sum().backward()
     assert tensors[3].grad.norm() > 0
-
-
-def test_flops_are_those_of_the_reference(impl):
-    """Forward as counted; backward the gradients of both factors of each product."""
-    tensors = arguments(SMALL, device=device_of(impl))
-    counts = []
-    for function in (mixer_stage, reference):
-        with FlopCounterMode(display=False) as counter:
-            flat(function, *tensors)
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] > 0
-    output = flat(mixer_stage, *tensors)
-    with FlopCounterMode(display=False) as counter:
-        torch.autograd.grad(output.sum(), tensors)
-    assert counter.get_total_flops() == 2 * counts[0]
-
 
 def test_errors_name_the_argument():
     tensors = arguments(SMALL)

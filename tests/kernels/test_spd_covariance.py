@@ -1,7 +1,6 @@
 import pytest
 import torch
 from harness import (
-    Operator,
     OperatorTests,
     device_of,
     evaluate,
@@ -14,36 +13,13 @@ from harness import (
 
 import mirage_kernels
 from mirage_kernels import spd_covariance
-from mirage_kernels.spd_covariance import reference
+from mirage_kernels.spd_covariance import cases, reference
 
 IMPLEMENTATIONS = ("cpp", "triton", "cuda")
 
 
-def make(shape, generator):
-    return (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 + 0.5,)
-
-
 class TestSpdCovariance(OperatorTests):
-    implementations = IMPLEMENTATIONS
-    operator = Operator(
-        name="spd_covariance",
-        public=spd_covariance,
-        reference=reference,
-        make=make,
-        arguments=("x",),
-        shapes=(
-            (2, 6, 5, 7),
-            (1, 5, 1, 2),
-            (1, 1, 2, 1),
-            (2, 12, 1, 13),
-            (3, 24, 16, 16),
-            (1, 37, 11, 3),
-            (9, 3, 25, 31),
-            (1, 12, 47, 61),
-        ),
-        empty=(0, 6, 5, 7),
-        large=(1, 12, 1024, 1024),
-    )
+    (operator,) = cases.CASES
 
 
 @pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
@@ -111,19 +87,6 @@ def test_first_pixel_is_an_outlier(impl, channels):
         results = evaluate(spd_covariance, [x])
     truth = evaluate(reference, in_float64([x]))
     assert all(relative_error(a, b) < 5e-7 for a, b in zip(results, truth, strict=True))
-
-
-def test_flops_are_those_of_the_reference():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    x = torch.randn(2, 6, 5, 7, requires_grad=True)
-    counts = []
-    for implementation in ("cpp", "torch"):
-        with FlopCounterMode(display=False) as counter, mirage_kernels.use(implementation):
-            spd_covariance(x).sum().backward()
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] == 3 * 2 * 2 * 6 * 6 * 35
-
 
 def test_half_precision_under_the_other_autocast():
     """The reference's bfloat16 product plus its float16 identity is float32."""

@@ -3,9 +3,6 @@
 import pytest
 import torch
 from harness import device_of, forced, in_float64, relative_error, require, unavoidable
-from test_feed_forward_stage import make as make_feed_forward
-from test_mixer_stage import make as make_mixer
-from test_mixer_stage import with_statistics
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
@@ -17,6 +14,9 @@ from mirage_kernels import (
     mixer_stage,
     transformer_blocks,
 )
+from mirage_kernels.feed_forward_stage.cases import make as make_feed_forward
+from mirage_kernels.mixer_stage.cases import make as make_mixer
+from mirage_kernels.mixer_stage.cases import with_statistics
 from mirage_kernels.mixer_stage.weights import LEARNED
 from mirage_kernels.transformer_blocks import reference
 

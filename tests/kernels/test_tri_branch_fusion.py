@@ -1,31 +1,25 @@
-import attention_cases as cases
+import attention_terms
 import pytest
 import torch
-from harness import Operator, OperatorTests, device_of, implementations, relative_error, require
+from harness import OperatorTests, device_of, implementations, relative_error, require
 
 import mirage_kernels
 from mirage_kernels import tri_branch_fusion
-from mirage_kernels.tri_branch_fusion import reference
+from mirage_kernels.tri_branch_fusion import cases, reference
+
+
+def _terms(inputs, grad_output):
+    return attention_terms.of_fusion(inputs[:3], grad_output)
 
 
 class TestTriBranchFusion(OperatorTests):
-    implementations = ("cpp", "triton", "cuda")
-    operator = Operator(
-        name="tri_branch_fusion",
-        public=tri_branch_fusion,
-        reference=reference,
-        make=cases.branches,
-        arguments=("att", "conv", "mlp", "l_att", "l_conv", "l_mlp"),
-        shapes=((2, 8, 5, 7), (1, 5, 1, 1), (1, 3, 1, 13), (2, 24, 11, 1), (1, 7, 33, 47)),
-        empty=(0, 8, 5, 7),
-        large=(1, 4, 1024, 1024),
-        alias=("conv", "mlp"),
-        terms=lambda inputs, grad: cases.fusion_terms(inputs[:3], grad),
-    )
+    (operator,) = cases.CASES
+    alias = ("conv", "mlp")
+    terms = _terms
 
 
 def _inputs(dtype):
-    return [t.to(dtype) for t in cases.branches((2, 4, 5, 7), torch.Generator().manual_seed(3))]
+    return [t.to(dtype) for t in cases.make((2, 4, 5, 7), torch.Generator().manual_seed(3))]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ The memory in between is never touched, so that it costs addresses only; on a GP
 
 import pytest
 import torch
-from harness import ON_GPU, device_of, evaluate, require
+from harness import ON_GPU, device_of, evaluate, random_like, require
 
 import mirage_kernels
+from mirage_kernels._runtime.cases import operators
 
 pytestmark = [pytest.mark.gpu] if ON_GPU else []
 APART = 2**30
@@ -20,54 +21,31 @@ def far(t):
     return memory.as_strided(t.shape, (APART * channels, APART, width, 1)).copy_(t)
 
 
-def randn(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float16)
+OPERATORS = [op for op in operators() if "triton" in op.implementations and not op.is_stage]
 
 
-OPERATORS = {
-    "channel_layer_norm": (randn(1, 3, 4, 5), randn(3), randn(3)),
-    "gated_depthwise_ffn": (randn(1, 4, 4, 5), randn(4, 1, 3, 3)),
-    "dynamic_depthwise_conv2d": (randn(1, 3, 4, 5), randn(1, 3, 3, 3)),
-    "tri_branch_fusion": (*(randn(1, 3, 4, 5) for _ in range(3)), *(randn(1) for _ in range(3))),
-    "spd_covariance": (randn(1, 3, 4, 5),),
-}
+def few_channels(operator):
+    """Of its shapes of one sample and some pixels, the one with the fewest channels of which the last is far."""
+    single = [shape for shape in operator.shapes if shape[0] == 1 and shape[1] >= 3 and 10 < shape[2] * shape[3] < 100]
+    return min(single, key=lambda shape: shape[1])
 
 
 @pytest.mark.parametrize("far_gradient", [False, True])
-@pytest.mark.parametrize("name", OPERATORS)
-def test_channels_far_apart(name, far_gradient):
-    """Bit for bit the results of the same values without gaps."""
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.name)
+def test_channels_far_apart(operator, far_gradient):
+    """Bit for bit the results of the same values without gaps: every second map, or the gradient of the output."""
     require("triton")
-    device, operator = device_of("triton"), getattr(mirage_kernels, name)
-    x, *rest = (t.to(device) for t in OPERATORS[name])
+    inputs = operator.inputs(few_channels(operator), torch.float16, device_of("triton"))
+    maps = [i for i, t in enumerate(inputs) if t.shape == inputs[0].shape]
     with mirage_kernels.use("triton"):
-        inputs = [t.requires_grad_() for t in (x, *rest)]
-        expected = evaluate(operator, inputs)
-        grad_output = torch.ones_like(expected[0])
-        if expected[0].dim() == 4 and far_gradient:
-            grad_output = far(grad_output[:, :3]) if expected[0].shape[1] == 3 else far(grad_output)
-        expected = evaluate(operator, inputs, grad_output.contiguous())
-        spread = inputs if far_gradient else [far(x.detach()).requires_grad_(), *inputs[1:]]
-        results = evaluate(operator, spread, grad_output)
-    for value, peer in zip(results, expected, strict=True):
-        assert torch.equal(value, peer)
-
-
-def test_attention_and_fusion():
-    require("triton")
-    device = device_of("triton")
-    maps = [randn(1, 2, 4, 5).to(device) for _ in range(5)]
-    q, k, v, conv, mlp = (t.requires_grad_() for t in maps)
-    temperature = torch.ones(1, 1, 1, device=device, dtype=torch.float16)
-    scalars = [randn(1).to(device) for _ in range(3)]
-
-    def run(q, k, v, conv, mlp):
-        return mirage_kernels.channel_attention_fusion(q, k, v, temperature, 1, conv, mlp, *scalars)
-
-    with mirage_kernels.use("triton"):
-        grad_output = randn(1, 6, 4, 5).to(device)
-        expected = evaluate(run, [q, k, v, conv, mlp], grad_output)
-        spread = [far(q.detach()).requires_grad_(), k, far(v.detach()).requires_grad_(), conv, mlp]
-        results = evaluate(run, spread, far(grad_output))
+        grad_output = random_like(operator.public(*inputs))
+        expected = evaluate(operator.public, inputs, grad_output)
+        spread = [t.detach() for t in inputs]
+        if not far_gradient:
+            for i in maps[::2]:
+                spread[i] = far(spread[i])
+        elif grad_output.dim() == 4:
+            grad_output = far(grad_output)
+        results = evaluate(operator.public, [t.requires_grad_() for t in spread], grad_output)
     for value, peer in zip(results, expected, strict=True):
         assert torch.equal(value, peer)

@@ -10,7 +10,6 @@ import torch
 from harness import (
     ON_GPU,
     ROUNDING_NOISE,
-    OperatorTests,
     device_of,
     dtypes_of,
     random_like,
@@ -99,19 +98,19 @@ class TestFeedForward:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("image", IMAGES, ids=str)
     def test_truth(self, image, dtype):
-        x, *weights = tensors_of(ffn.make, (2, 6, *image), dtype)
+        x, *weights = tensors_of(ffn.cases.make, (2, 6, *image), dtype)
         self.check(x, weights)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("channels", [1, 17, 48, 130])
     def test_channels(self, channels, dtype):
         """One channel, no multiple of a block, one block of many, more than a program normalises at a time."""
-        x, *weights = tensors_of(partial(ffn.make, ratio=1), (1, channels, 4, 5), dtype)
+        x, *weights = tensors_of(partial(ffn.cases.make, ratio=1), (1, channels, 4, 5), dtype)
         self.check(x, weights)
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_layout(self, layout):
-        x, *weights = tensors_of(ffn.make, (2, 6, 7, 9), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, (2, 6, 7, 9), torch.float32)
         strided = LAYOUTS[layout](x)
         before = strided.clone()
         y = self.check(strided, weights)
@@ -120,13 +119,13 @@ class TestFeedForward:
 
     def test_weights_of_another_dtype(self):
         """As under autocast: the products are of the dtype of x."""
-        x, *weights = tensors_of(ffn.make, (1, 6, 5, 7), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, (1, 6, 5, 7), torch.float32)
         y = self.check(x.to(torch.float16), weights)
         assert y.dtype == torch.float16
 
     def test_not_finite(self):
         """A pixel reaches its own 3x3 neighbourhood and no further."""
-        x, *weights = tensors_of(ffn.make, (1, 6, 9, 20), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, (1, 6, 9, 20), torch.float32)
         clean = self.check(x, weights)
         for poison in (float("nan"), float("inf")):
             x[0, 2, 4, 15] = poison
@@ -139,7 +138,7 @@ class TestFeedForward:
         """The operator runs the kernels from as many tiles on as fill a GPU, and composites for smaller images."""
         module = kernels("feed_forward_stage")
         assert module.can_run(torch.empty(1, 6, 64, 64))
-        tensors = [t.requires_grad_() for t in tensors_of(ffn.make, (1, 3, 3, 4), torch.float32)]
+        tensors = [t.requires_grad_() for t in tensors_of(ffn.cases.make, (1, 3, 3, 4), torch.float32)]
         assert not module.can_run(tensors[0])
         results = []
         for fill in (256, 1):
@@ -154,12 +153,12 @@ class TestFeedForward:
         assert not module.can_run_backward(torch.empty(1, 129, 512, 512, device="meta"))
 
     def test_deterministic(self):
-        x, *weights = tensors_of(ffn.make, (2, 6, 9, 11), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, (2, 6, 9, 11), torch.float32)
         assert torch.equal(self.check(x, weights), self.check(x, weights))
 
     def test_offsets_past_32_bits(self):
         """Channels 2^30 elements apart: each stride fits 32 bits, their multiples do not."""
-        x, *weights = tensors_of(ffn.make, (1, 3, 4, 5), torch.float16)
+        x, *weights = tensors_of(ffn.cases.make, (1, 3, 4, 5), torch.float16)
         assert torch.equal(self.check(far_apart(x), weights), self.check(x, weights))
 
 
@@ -171,11 +170,10 @@ class TestFeedForwardGradient:
         """What every operator has to show of one problem, whatever its number of tiles."""
         for name in ("can_run", "can_run_backward"):
             monkeypatch.setattr(kernels("feed_forward_stage"), name, lambda x: True)
-        tests = OperatorTests()
-        tests.operator = ffn.TestFeedForwardStage.operator
+        tests = ffn.TestFeedForwardStage()
 
         def compare(shape, dtype, **options):
-            inputs = tensors_of(partial(ffn.make, **options), shape, dtype)
+            inputs = tensors_of(partial(ffn.cases.make, **options), shape, dtype)
             with mirage_kernels.use("triton"):
                 tests.compare([t.requires_grad_() for t in inputs], "triton")
 
@@ -198,7 +196,7 @@ class TestFeedForwardGradient:
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_layout(self, layout):
-        x, *weights = tensors_of(ffn.make, (2, 6, 7, 9), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, (2, 6, 7, 9), torch.float32)
         strided, grad_y = LAYOUTS[layout](x), LAYOUTS[layout](random_like(x))
         before = grad_y.clone()
         results = self.gradients(strided, weights, grad_y)
@@ -207,7 +205,7 @@ class TestFeedForwardGradient:
 
     def test_parts(self, monkeypatch):
         """Weights' gradients in parts, or all tiles in one program: the same sums."""
-        x, *weights = tensors_of(ffn.make, (2, 6, 9, 20), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, (2, 6, 9, 20), torch.float32)
         many = self.gradients(x, weights, random_like(x))
         monkeypatch.setattr("mirage_kernels._triton.tiles.FILL", 1)
         one = self.gradients(x, weights, random_like(x))
@@ -215,14 +213,14 @@ class TestFeedForwardGradient:
 
     def test_weights_of_another_dtype(self):
         """As under autocast: gradients in the dtype of each weight."""
-        x, *weights = tensors_of(ffn.make, (1, 6, 5, 7), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, (1, 6, 5, 7), torch.float32)
         grad_y = random_like(x)
         mixed = self.gradients(x.to(torch.float16), weights, grad_y.to(torch.float16))
         assert all(relative_error(a, b) < 4e-3 for a, b in zip(mixed, self.gradients(x, weights, grad_y), strict=True))
 
     def test_not_finite(self):
         """A gradient that is not finite reaches the 3x3 neighbourhood of its pixel, and every weight."""
-        x, *weights = tensors_of(ffn.make, (1, 6, 9, 20), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, (1, 6, 9, 20), torch.float32)
         grad_y = random_like(x)
         clean = self.gradients(x, weights, grad_y)[0]
         grad_y[0, 2, 4, 15] = float("nan")
@@ -233,12 +231,12 @@ class TestFeedForwardGradient:
         assert not any(g.isfinite().all() for g in grads)
 
     def test_deterministic(self):
-        x, *weights = tensors_of(ffn.make, (2, 6, 9, 11), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, (2, 6, 9, 11), torch.float32)
         first, second = (self.gradients(x, weights, random_like(x)) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
     def test_offsets_past_32_bits(self):
-        x, *weights = tensors_of(ffn.make, (1, 3, 4, 5), torch.float16)
+        x, *weights = tensors_of(ffn.cases.make, (1, 3, 4, 5), torch.float16)
         grad_y = random_like(x)
         results = self.gradients(far_apart(x), weights, far_apart(grad_y))
         plain = self.gradients(x, weights, grad_y)
@@ -261,8 +259,8 @@ class TestMixer:
         return y, statistics
 
     def inputs(self, shape, dtype=torch.float32):
-        x, *learned = tensors_of(mixer.make, shape, dtype)
-        return x, mixer.with_statistics(learned)
+        x, *learned = tensors_of(mixer.cases.make, shape, dtype)
+        return x, mixer.cases.with_statistics(learned)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("training", [False, True])
@@ -325,9 +323,8 @@ class TestMixerGradient:
     """Of x and of the weights that have gradients."""
 
     def check(self, shape, dtype, training=False):
-        tests = OperatorTests()
-        tests.operator = mixer.TestTraining.operator if training else mixer.TestEval.operator
-        inputs = [t.requires_grad_() for t in tensors_of(mixer.make, shape, dtype)]
+        tests = mixer.TestTraining() if training else mixer.TestEval()
+        inputs = [t.requires_grad_() for t in tensors_of(mixer.cases.make, shape, dtype)]
         with mirage_kernels.use("triton"):
             tests.compare(inputs, "triton")
 
@@ -342,8 +339,8 @@ class TestMixerGradient:
         return results
 
     def inputs(self, shape=(2, 6, 3, 7, 2), dtype=torch.float32):
-        x, *learned = tensors_of(mixer.make, shape, dtype)
-        return x, mixer.with_statistics(learned), random_like(x)
+        x, *learned = tensors_of(mixer.cases.make, shape, dtype)
+        return x, mixer.cases.with_statistics(learned), random_like(x)
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("training", [False, True])

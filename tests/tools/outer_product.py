@@ -1,21 +1,15 @@
 """Run by test_compile_triton.py in a process of its own, where Triton does not interpret: prints the rows for a kernel
 that fits in registers, one that does not, and one that does not compile."""
 
-import importlib.util
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
-script, target = Path(sys.argv[1]), sys.argv[2]
-specification = importlib.util.spec_from_file_location("compile_triton", script)
-tool = importlib.util.module_from_spec(specification)
-sys.modules["compile_triton"] = tool  # dataclasses look their module up
-specification.loader.exec_module(tool)
+import torch
+import triton
+import triton.language as tl
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
+from tools import compile_triton as tool  # before Triton is imported: it turns the interpreter off
 
 
 @triton.jit
@@ -29,7 +23,7 @@ def outer_product(p_x, p_y, N: tl.constexpr, BROKEN: tl.constexpr):
     tl.store(p_y + o[:, None] * N + o[None, :], b)
 
 
-compiler = tool.Compiler(target, "outer_product")
+compiler = tool.Compiler(sys.argv[1], "outer_product")
 x, y = (torch.empty(256 * 256, device="meta") for _ in range(2))
 for size, broken in ((16, False), (16, False), (256, False), (16, True)):
     compiler(outer_product, 7, (x, y), {"N": size, "BROKEN": broken, "num_warps": 4})

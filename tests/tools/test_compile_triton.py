@@ -11,12 +11,13 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "tools" / "compile_triton.py"
+MODULE = ("-m", "tools.compile_triton")
 
 
 def _output(cache: Path, *arguments: object) -> str:
     environment = dict(os.environ, TRITON_CACHE_DIR=str(cache))
     environment.pop("TRITON_INTERPRET", None)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,7 +30,7 @@ def _run(cache: Path, *arguments: object) -> list[dict]:
 
 @pytest.mark.parametrize("target", ["sm_80", "gfx942"])
 def test_spills_and_errors_are_problems(target, tmp_path):
-    rows = _run(tmp_path, Path(__file__).with_name("outer_product.py"), SCRIPT, target)
+    rows = _run(tmp_path, Path(__file__).with_name("outer_product.py"), target)
     small, large, broken = rows  # the second launch is the first again
     assert small["problem"] == "" and small["spills"] == 0 and 0 < small["registers"] < 128
     assert (small["warps"], small["blocks"], small["kernel"]) == (4, 7, "outer_product")
@@ -49,23 +50,23 @@ def test_registers_traded_for_a_program(tmp_path):
         ("sm_90", 64, 0, 8, False),
     )
     code = (
-        "import json, sys; sys.path.insert(0, sys.argv[1]); from compile_triton import Row\n"
-        "rows = [Row(*case[:1], '', '', '', *case[1:3], warps=case[3]) for case in json.loads(sys.argv[2])]\n"
+        "import json, sys; from tools.compile_triton import Row\n"
+        "rows = [Row(*case[:1], '', '', '', *case[1:3], warps=case[3]) for case in json.loads(sys.argv[1])]\n"
         "print(json.dumps([[row.traded, row.problem] for row in rows]))"
     )
-    found = _run(tmp_path, "-c", code, SCRIPT.parent, json.dumps(cases))
+    found = _run(tmp_path, "-c", code, json.dumps(cases))
     for (*_, spills, _, traded), row in zip(cases, found, strict=True):
         assert row == [traded, "" if traded or not spills else f"spills {spills} bytes per thread"]
 
 
 def test_command_lists_each_kernel_of_an_operator(tmp_path):
-    rows = _run(tmp_path, SCRIPT, "--target", "sm_90", "--operator", "channel_layer_norm", "--json")
+    rows = _run(tmp_path, *MODULE, "--target", "sm_90", "--operator", "channel_layer_norm", "--json")
     assert {row["kernel"] for row in rows} == {"_forward_kernel", "_backward_kernel"}
     assert all(row["registers"] > 0 and row["spills"] == 0 and row["problem"] == "" for row in rows)
     assert {row["case"].split()[0] for row in rows} == {"float32", "float16", "bfloat16"}
     assert any("int64" in row["case"] for row in rows)
     assert len({tuple(sorted(row.items())) for row in rows}) == len(rows)
-    text = _output(tmp_path, SCRIPT, "--target", "sm_90", "--operator", "channel_layer_norm", "--summary")
+    text = _output(tmp_path, *MODULE, "--target", "sm_90", "--operator", "channel_layer_norm", "--summary")
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert table[0] == ["operator", "kernel", "binaries", "sm_90: registers", "spilled B", "shared KiB"]
     for name, line in zip(("_forward_kernel", "_backward_kernel"), table[2:], strict=True):
@@ -77,7 +78,7 @@ def test_command_lists_each_kernel_of_an_operator(tmp_path):
 def test_disassembly(tmp_path):
     """Products of float32 are tensor-core instructions where TF32 is allowed, and only there; planes are read 16 bytes
     at a time."""
-    rows = _run(tmp_path, SCRIPT, "--target", "sm_90", "--operator", "spd_covariance", "--sass", "--json")
+    rows = _run(tmp_path, *MODULE, "--target", "sm_90", "--operator", "spd_covariance", "--sass", "--json")
     moments = [row for row in rows if row["kernel"] == "_moments_kernel" and row["case"].startswith("float32 C=24")]
     assert {row["tensor_cores"] > 0 for row in moments} == {True, False}
     assert all(sum(row["loads"].values()) > 0 and set(row["loads"]) <= {"1", "2", "4", "8", "16"} for row in rows)
@@ -87,14 +88,14 @@ def test_disassembly(tmp_path):
 def test_summary(tmp_path):
     """The most of a target's binaries, and what was disassembled of sm_90's; a launch that did not compile is none."""
     code = (
-        "import json, runpy, sys; tool = runpy.run_path(sys.argv[1]); Row = tool['Row']\n"
+        "import json; from tools.compile_triton import Row, summary\n"
         "rows = [Row('sm_80', 'a', 'k', '', 40, 8, 512),"
         " Row('sm_90', 'a', 'k', '', 50, 0, 2048, 4, 1, 3, {2: 1, 16: 5}),"
         " Row('sm_90', 'a', 'k', '', 30, 4, 0, 4, 1, 0, {2: 7}), Row('sm_90', 'a', 'k', '', error='no'),"
         " Row('sm_80', 'b', 'k', '', 20)]\n"
-        "print(json.dumps([tool['summary'](some, ['sm_80', 'sm_90']) for some in (rows, rows[:1])]))"
+        "print(json.dumps([summary(some, ['sm_80', 'sm_90']) for some in (rows, rows[:1])]))"
     )
-    both, alone = _run(tmp_path, "-c", code, SCRIPT)
+    both, alone = _run(tmp_path, "-c", code)
     assert both == [
         ["a", "k", 3, 40, 8, "0.5", 50, 4, "2.0", "1 of 2", "2:8 16:5"],
         ["b", "k", 1, 20, 0, "0.0", "-", "-", "-", "0 of 0", ""],
@@ -103,12 +104,10 @@ def test_summary(tmp_path):
 
 
 def test_a_problem_makes_the_exit_status_1(tmp_path):
-    """Asked of Python, as no shipped operator has a problem: an operator whose cases raise."""
+    """Asked of Python, as no shipped operator has a problem: an operator that is not there."""
     code = (
-        f"import sys; sys.argv = ['compile_triton.py', '--target', 'sm_80', '--jobs', '1', '--json']\n"
-        f"import runpy; tool = runpy.run_path({str(SCRIPT)!r})\n"
-        "tool['main'].__globals__['operators'] = lambda: ['absent']\n"
-        "print(tool['main']())"
+        "import sys; from tools import compile_triton as tool; tool.operators = lambda: ['absent']\n"
+        "print(tool.main(['--target', 'sm_80', '--jobs', '1', '--json']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "ModuleNotFoundError" in done.stdout and done.stdout.rstrip().endswith("1")
+    text = _output(tmp_path, "-c", code)
+    assert "ModuleNotFoundError" in text and text.rstrip().endswith("1")

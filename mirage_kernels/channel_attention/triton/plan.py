@@ -6,17 +6,14 @@ every time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
 from mirage_kernels._triton.config import next_power_of_2
 from mirage_kernels._triton.launch import is_line, needs_int64, precision_of_widened
-from mirage_kernels.channel_attention.matrices import small_matrices
 
 NORM_EPS = 1e-12  # of torch.nn.functional.normalize
 
@@ -73,17 +70,3 @@ def small_options(block_d: int, d: int) -> dict[str, Any]:
     """Of a program that works on the d x d matrices of a head."""
     block_s = max(1, min(16, 4096 // block_d**2))
     return {"EPS": NORM_EPS, "D": d, "BLOCK_D": block_d, "BLOCK_S": block_s, "num_warps": 4}
-
-
-def attention_cases() -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """(label, x, matrices, temperature) on the meta device, for tools/compile_triton.py: the heads of the networks'
-    stages (d = 8 or 10, but 16 or 20 in one head on the last decoder level), and a head of 64 channels."""
-    from mirage_kernels._triton.cases import HEADS, MIRAGE_S, MIRAGE_T, meta, variants
-
-    cases = list(variants())
-    cases += [(f"float32 C={s[4][0]} {s[4][1]}x{s[4][1]}", s[4], torch.float32, False) for s in (MIRAGE_T, MIRAGE_S)]
-    cases.append(("float32 d=64", (192, 224), torch.float32, False))
-    for label, (channels, side), dtype, wide in cases:
-        x = meta(1, channels // 3, side, side, dtype=dtype, wide=wide)
-        heads = HEADS.get((channels, side), 1)
-        yield label, x, small_matrices(x, heads, torch.float32), meta(heads, 1, 1)

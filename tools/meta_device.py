@@ -1,0 +1,43 @@
+"""The registered operators in Triton on tensors without memory: nothing is launched, a hook is told what would be."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mirage_kernels._runtime import dispatch
+from mirage_kernels._triton import launch
+
+
+class Operators(TorchDispatchMode):
+    """Runs what a registered operator runs on a GPU. By itself PyTorch would run its fake on the meta device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "mirage_kernels":
+            with self:
+                return kernels_of(func._schema.name.split("::")[1])(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def kernels_of(name: str) -> Callable[..., Any]:
+    """What the operator `name` runs, without its registration."""
+    backward = name.endswith("_backward")
+    module = import_module(f"mirage_kernels.{name.removesuffix('_backward')}.op")
+    return module._backward if backward else module._forward
+
+
+@contextlib.contextmanager
+def launching(hook: Callable[..., None]) -> Iterator[None]:
+    """Triton is what runs on the meta device, and `hook` is called instead of launching: see `launch.launch_hook`."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(dispatch._default, meta="triton"))
+        stack.enter_context(mock.patch.object(launch, "launch_hook", hook))
+        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda *device: False))  # meta has none
+        stack.enter_context(mock.patch.object(torch, "autocast", lambda *device, **enabled: contextlib.nullcontext()))
+        yield
