@@ -52,7 +52,7 @@ native, _native_problem = _load(
 cuda, _cuda_problem = (
     _load("_cuda_emulated", "the package was installed without MIRAGE_CUDA_EMULATED=1")
     if _emulated
-    else _load("_cuda", "the package was installed without nvcc or with MIRAGE_SKIP_CUDA=1")
+    else _load("_cuda", "the package was installed where no nvcc and GPU were, or with MIRAGE_CUDA=off")
 )
 
 
