@@ -14,7 +14,7 @@ from mirage_kernels.feed_forward_stage import FeedForwardWeights, feed_forward_s
 from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
 from mirage_kernels.mixer_stage import MixerOutput, MixerWeights, mixer_stage
 from mirage_kernels.spd_covariance import spd_covariance
-from mirage_kernels.transformer_blocks import BlockWeights, transformer_blocks
+from mirage_kernels.transformer_blocks import BlockWeights, PackedBlocks, transformer_blocks
 from mirage_kernels.tri_branch_fusion import tri_branch_fusion
 from mirage_kernels.workspace import limit_workspace, release_workspace
 
@@ -26,6 +26,7 @@ __all__ = [
     "FeedForwardWeights",
     "MixerOutput",
     "MixerWeights",
+    "PackedBlocks",
     "available",
     "channel_attention",
     "channel_attention_fusion",

@@ -12,13 +12,15 @@ instance of another class becomes, does.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 import mirage_kernels
 from mirage import blocks, model
-from mirage.fast import plain
-from mirage.fast.plain import is_bare
+from mirage.fast.recognise.parts import DEPTHWISE_3X3, GELU, is_dense_convolution
+from mirage.fast.recognise.pattern import is_bypassable
 from mirage_kernels import workspace
 
 __all__ = [
@@ -49,7 +51,7 @@ class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d`, by `mirage_kernels.dense_conv2d` where it is bias-free, 3x3 or 1x1, and keeps the size."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or not plain.is_dense_convolution(self):
+        if x.dim() != 4 or not is_dense_convolution(self):
             return super().forward(x)
         return mirage_kernels.dense_conv2d(x, self.weight)
 
@@ -73,7 +75,7 @@ class LayerNorm(blocks.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         body = self.body
-        if not is_bare(body):
+        if not is_bypassable(body):
             return super().forward(x)
         eps = getattr(body, "eps", blocks.NORM_EPS)
         return mirage_kernels.channel_layer_norm(x, body.weight, body.bias, eps)
@@ -112,8 +114,8 @@ class Attention(blocks.Attention):
         return self.project_out(fused)
 
 
-def _depthwise(conv: nn.Module, x: Tensor) -> Tensor:
-    if not plain.is_convolution(conv, size=3, groups=x.shape[1]):
+def _depthwise(conv: Any, x: Tensor) -> Tensor:
+    if not DEPTHWISE_3X3.fits(conv):
         return conv(x)
     weight = conv.weight.transpose(0, 1).expand(x.shape[0], -1, -1, -1)
     return mirage_kernels.dynamic_depthwise_conv2d(x, weight)
@@ -127,7 +129,7 @@ class FeedForward(blocks.FeedForward):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.project_in(x)
-        if plain.is_convolution(self.dwconv, size=3, groups=hidden.shape[1]) and plain.is_gelu(self.act):
+        if DEPTHWISE_3X3.fits(self.dwconv) and GELU.fits(self.act):
             return self.project_out(mirage_kernels.gated_depthwise_ffn(hidden, self.dwconv.weight))
         first, second = self.dwconv(self.act(hidden)).chunk(2, dim=1)
         return self.project_out(nn.functional.gelu(first) * second)

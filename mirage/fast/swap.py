@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import nn
 
 from mirage.fast.block import TransformerBlock
-from mirage.fast.recognise import KINDS, Kind, candidates, problem
+from mirage.fast.recognise.kinds import KINDS, Kind, candidates, problem
 
 _ORIGINAL = "_mirage_original_class"
 _MEMORY = "_mirage_memory"
@@ -31,19 +31,27 @@ class Summary:
         replaced: path of each module that runs fast, with the name of its fast class.
         kept: path of each module that looks like one of those but was left alone, with the reason.
         others: class names of the remaining modules without children, with their number; these run as they are.
+        called: path of each fast block that calls its modules one by one, where an operator would run in their place,
+            with the reason: a hook, a parametrization, a module that was replaced or set up otherwise. Every forward
+            asks again.
     """
 
     replaced: dict[str, str]
     kept: dict[str, str]
     others: dict[str, int]
+    called: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         counts = Counter(self.replaced.values())
         lines = [f"{len(self.replaced)} modules run on mirage_kernels:"]
         lines += [f"  {count:4d}  {name}" for name, count in sorted(counts.items())]
-        if self.kept:
-            lines.append(f"{len(self.kept)} modules were left as they are:")
-            lines += [f"  {path or '(the model itself)'}: {reason}" for path, reason in self.kept.items()]
+        for title, reasons in (
+            ("modules were left as they are", self.kept),
+            ("blocks call some of their modules one by one", self.called),
+        ):
+            if reasons:
+                lines.append(f"{len(reasons)} {title}:")
+                lines += [f"  {path or '(the model itself)'}: {reason}" for path, reason in reasons.items()]
         if self.others:
             names = ", ".join(f"{count} {name}" for name, count in sorted(self.others.items()))
             lines.append(f"without a fast counterpart, and run by PyTorch: {names}")
@@ -113,12 +121,19 @@ def revert(model: Model) -> Model:
 
 def summary(model: nn.Module) -> Summary:
     """Which modules of `model` run fast, which could not be replaced and why, and which have no counterpart."""
-    replaced, kept, others = {}, {}, Counter[str]()
+    replaced: dict[str, str] = {}
+    kept: dict[str, str] = {}
+    called: dict[str, str] = {}
+    others: Counter[str] = Counter()
     for path, module, kind in candidates(model):
         if isinstance(module, _REPLACEMENTS):
             replaced[path] = type(module).__name__
+            stages = getattr(type(module), "stages", ())  # not the instance's, which may be anything
+            reasons = [f"{stage.operator}: {reason}" for stage in stages if (reason := stage.problem(module))]
+            if reasons:
+                called[path] = "; ".join(reasons)
         elif kind is not None:
             kept[path] = problem(module, kind) or "accelerate was not called"
         elif next(module.children(), None) is None:
             others[type(module).__name__] += 1
-    return Summary(replaced, kept, dict(others))
+    return Summary(replaced, kept, dict(others), called)

@@ -2,6 +2,6 @@
 
 from mirage_kernels.transformer_blocks.op import transformer_blocks
 from mirage_kernels.transformer_blocks.reference import transformer_blocks as reference
-from mirage_kernels.transformer_blocks.weights import BlockWeights
+from mirage_kernels.transformer_blocks.weights import BlockWeights, PackedBlocks
 
-__all__ = ["BlockWeights", "reference", "transformer_blocks"]
+__all__ = ["BlockWeights", "PackedBlocks", "reference", "transformer_blocks"]

@@ -20,11 +20,9 @@ from mirage_kernels.mixer_stage import cases as mixer_cases
 from mirage_kernels.mixer_stage import op as mixer_op
 from mirage_kernels.mixer_stage.weights import MixerWeights
 from mirage_kernels.transformer_blocks import cpp
-from mirage_kernels.transformer_blocks.weights import BlockWeights
+from mirage_kernels.transformer_blocks.weights import EPS, WEIGHTS, BlockWeights, PackedBlocks, halves
 
 _implementations = Implementations(__package__)
-_MIXER = len(MixerWeights._fields)
-_WEIGHTS = _MIXER + len(FeedForwardWeights._fields)
 
 
 def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
@@ -41,7 +39,8 @@ def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     Args:
         x: [B, C, H, W], float32, float64, float16 or bfloat16, any strides. Under autocast it is rounded to its dtype.
         blocks: Of C channels each, at least one. See :class:`mirage_kernels.BlockWeights`; weights are floating point,
-            of any dtype, and the batch norm uses the running statistics among them.
+            of any dtype, and the batch norm uses the running statistics among them. As
+            :class:`mirage_kernels.PackedBlocks` they are put in order faster.
 
     Returns:
         [B, C, H, W] of the dtype of `x` (of autocast's under autocast); in channels_last where `x` is, which costs a
@@ -64,21 +63,31 @@ def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
 
 
 def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
-    weights, eps = [], []
-    for mixer, feed_forward, *of_block in blocks:
-        weights += mixer
-        weights += feed_forward
-        eps += of_block
+    weights, eps = _packed(blocks)
     impl = _composite.choose("transformer_blocks", x, dispatch.IMPLEMENTATIONS)
     if impl in ("cpp", "cuda") and not _wants_gradient(x, weights):
         return _composite.laid_out_like(_forward_op(x, weights, eps, impl), x)
     if not torch.compiler.is_compiling():
         dispatch.record("transformer_blocks", impl)
     y = x.contiguous() if impl != "torch" and _composite.is_channels_last(x) else x
-    for block in blocks:
-        y = mixer_op.mixer_stage(y, block.mixer, None, False, block.norm1_eps, block.bn_eps).y
-        y = feed_forward_op.feed_forward_stage(y, *block.feed_forward, block.norm2_eps)
+    for i in range(len(eps) // EPS):
+        mixer, feed_forward = halves(weights, i)
+        norm1_eps, bn_eps, norm2_eps = eps[EPS * i : EPS * (i + 1)]
+        y = mixer_op.mixer_stage(y, MixerWeights(*mixer), None, False, norm1_eps, bn_eps).y
+        y = feed_forward_op.feed_forward_stage(y, *feed_forward, norm2_eps)
     return _composite.laid_out_like(y, x)
+
+
+def _packed(blocks: Sequence[BlockWeights]) -> tuple[list[Tensor], list[float]]:
+    if isinstance(blocks, PackedBlocks):
+        return blocks.weights, blocks.eps
+    weights: list[Tensor] = []
+    eps: list[float] = []
+    for mixer, feed_forward, *of_block in blocks:
+        weights += mixer
+        weights += feed_forward
+        eps += of_block
+    return weights, eps
 
 
 def _wants_gradient(x: Tensor, weights: Sequence[Tensor]) -> bool:
@@ -88,6 +97,8 @@ def _wants_gradient(x: Tensor, weights: Sequence[Tensor]) -> bool:
 def _check_blocks(blocks: Sequence[BlockWeights]) -> None:
     if len(blocks) == 0:
         raise ValueError("blocks: expected at least one, got none")
+    if isinstance(blocks, PackedBlocks):
+        return
     for block in blocks:
         if not isinstance(block, BlockWeights):
             raise TypeError(f"blocks: expected BlockWeights, got {type(block).__name__}")
@@ -98,9 +109,11 @@ def _check_blocks(blocks: Sequence[BlockWeights]) -> None:
 
 
 def _check_tensors(x: Tensor, blocks: Sequence[BlockWeights]) -> None:
-    for block in blocks:
-        mixer_op.check(x, block.mixer)
-        feed_forward_op.check(x, block.feed_forward)
+    weights, _ = _packed(blocks)
+    for i in range(len(weights) // WEIGHTS):
+        mixer, feed_forward = halves(weights, i)
+        mixer_op.check(x, MixerWeights(*mixer))
+        feed_forward_op.check(x, FeedForwardWeights(*feed_forward))
 
 
 def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
@@ -112,18 +125,12 @@ def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: s
         dispatch.record("transformer_blocks", impl)
         return y
     y = x
-    for i in range(len(eps) // 3):
-        mixer, feed_forward = _halves(weights, i)
+    for i in range(len(eps) // EPS):
+        mixer, feed_forward = halves(weights, i)
         y = mixer_op._forward(y, *mixer, None, False, eps[3 * i], eps[3 * i + 1], impl)[0]
         y = feed_forward_op._forward(y, *feed_forward, eps[3 * i + 2], False, impl)[0]
     dispatch.record("transformer_blocks", _composite.instead_of_cuda(x))
     return y
-
-
-def _halves(weights: Sequence[Any], i: int) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Of block i."""
-    first = i * _WEIGHTS
-    return weights[first : first + _MIXER], weights[first + _MIXER : first + _WEIGHTS]
 
 
 def _forward_fake(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
@@ -145,8 +152,8 @@ _forward_op = define(
 def _flops(x: Any, weights: Any, *_: Any) -> int:
     """Of both stages of each."""
     total = 0
-    for i in range(len(weights) // _WEIGHTS):
-        mixer, feed_forward = _halves(weights, i)
+    for i in range(len(weights) // WEIGHTS):
+        mixer, feed_forward = halves(weights, i)
         total += mixer_cases.flops(x, MixerWeights(*mixer)) + feed_forward_cases.flops(x, *feed_forward)
     return total
 

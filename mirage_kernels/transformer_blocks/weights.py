@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
 from mirage_kernels.mixer_stage.weights import MixerWeights
@@ -16,3 +19,45 @@ class BlockWeights(NamedTuple):
     norm1_eps: float = 1e-5
     bn_eps: float = 1e-5
     norm2_eps: float = 1e-5
+
+
+_MIXER = len(MixerWeights._fields)
+WEIGHTS = _MIXER + len(FeedForwardWeights._fields)
+"""How many tensors a block has."""
+EPS = 3
+
+
+def halves(weights: Sequence[Any], i: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Those of block i, of its mixer and of its feed-forward network."""
+    first = i * WEIGHTS
+    return weights[first : first + _MIXER], weights[first + _MIXER : first + WEIGHTS]
+
+
+class PackedBlocks(Sequence[BlockWeights]):
+    """The weights of blocks one after the other, as the operator takes them: in a loop over small images it takes time
+    to put each block's into tuples and out again.
+
+    Attributes:
+        weights: tensors of each block in the order of the fields of `MixerWeights` and `FeedForwardWeights`.
+        eps: of each block `norm1_eps`, `bn_eps` and `norm2_eps`.
+    """
+
+    def __init__(self, weights: list[Tensor], eps: list[float]) -> None:
+        if len(eps) % EPS or len(weights) != len(eps) // EPS * WEIGHTS:
+            raise ValueError(
+                f"weights, eps: expected {WEIGHTS} tensors and {EPS} numbers for each block, "
+                f"got {len(weights)} and {len(eps)}"
+            )
+        self.weights, self.eps = weights, eps
+
+    def __len__(self) -> int:
+        return len(self.eps) // EPS
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"block {i} of {len(self)}")
+        i %= len(self)
+        mixer, feed_forward = halves(self.weights, i)
+        return BlockWeights(MixerWeights(*mixer), FeedForwardWeights(*feed_forward), *self.eps[EPS * i : EPS * (i + 1)])

@@ -362,6 +362,39 @@ def test_reasons(change, path, reason):
     assert re.search(reason, summary.kept[path]), summary.kept[path]
 
 
+CALLED = {
+    "hook": (lambda b: b.attn.qkv.register_forward_hook(lambda *_: None), "mixer_stage: attn.qkv has hooks"),
+    "forward": (lambda b: setattr(b.norm2.body, "forward", lambda x: x), "norm2.body has a forward of its own"),
+    "class": (lambda b: setattr(b.ffn, "act", nn.ReLU()), "feed_forward_stage: ffn.act is ReLU, not GELU"),
+    "subclass": (lambda b: setattr(b, "norm1", blocks.LayerNorm(24)), "norm1 is LayerNorm, not mirage.fast.LayerNorm"),
+    "setting": (
+        lambda b: setattr(b.ffn, "dwconv", nn.Conv2d(96, 96, 3, padding=1, groups=48, bias=False)),
+        "feed_forward_stage: ffn.dwconv has groups 48 and out_channels 96, which should be equal",
+    ),
+    "bias": (lambda b: setattr(b.ffn.project_in, "bias", nn.Parameter(torch.zeros(96))), "ffn.project_in has a bias"),
+    "statistics": (lambda b: setattr(b.attn.gatedcnn.norm, "momentum", None), "attn.gatedcnn.norm has no momentum"),
+    "drop path": (lambda b: setattr(b.attn.gatedcnn, "drop_path", nn.Dropout()), "Dropout, not Identity or DropPath"),
+    "sequence": (lambda b: b.attn.mlp.append(nn.Identity()), "attn.mlp has 4 modules, not 3"),
+    "parametrization": (lambda b: nn.utils.parametrizations.weight_norm(b.attn.qkv), "attn.qkv is ParametrizedConv2d"),
+}
+
+
+@pytest.mark.parametrize("change", CALLED)
+def test_the_summary_says_which_modules_are_called(change):
+    """As the next forward finds it; both ask the same."""
+    block = mirage.fast.accelerate(blocks.TransformerBlock(24, 1)).eval()
+    assert not mirage.fast.summary(block).called
+    alter, reason = CALLED[change]
+    alter(block)
+    summary = mirage.fast.summary(block)
+    assert list(summary.called) == [""] and reason in summary.called[""]
+    assert "1 blocks call some of their modules one by one" in str(summary)
+    if mirage_kernels.available()["cpp"] == "yes":
+        with torch.no_grad():
+            seen = operators(lambda: block(torch.rand(1, 24, 8, 8)))
+        assert "transformer_blocks" not in seen and ("mixer_stage" in seen) == ("mixer_stage" not in summary.called[""])
+
+
 def test_nothing_to_accelerate():
     with pytest.warns(UserWarning, match="nothing in Sequential was recognised"):
         mirage.fast.accelerate(nn.Sequential(nn.Conv2d(3, 3, 1)))

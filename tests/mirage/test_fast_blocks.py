@@ -15,7 +15,10 @@ import mirage.fast
 import mirage_kernels
 from mirage import blocks
 from mirage.complexity import MemoryTracker
-from mirage.fast import block as fast_block
+from mirage.fast.block import BLOCKS
+from mirage.fast.recognise.mirage_block import STAGES
+from mirage.fast.recognise.pattern import Pattern
+from mirage_kernels._runtime import dispatch
 
 IMPLEMENTATIONS = ("cpp", "composite")
 
@@ -64,12 +67,12 @@ def assert_alike(block, fast, x, rtol=1e-9):
 
 
 def runs_stages(block):
-    """Which halves run as operators, by the questions asked in Python; those asked in C++ may not be kinder."""
-    mixer = fast_block._is_plain_mixer(block.norm1, block.attn)
-    feed_forward = fast_block._is_plain_feed_forward(block.norm2, block.ffn)
-    found = fast_block.mixer_of(block) is not None, fast_block.feed_forward_of(block) is not None
-    assert found == (mixer, feed_forward)
-    return found
+    """Which halves run as operators, asked in Python; the C++ library has to give the same answers."""
+    asked = tuple(not stage.problem(block) for stage in STAGES)
+    assert tuple(stage.match(block) is not None for stage in STAGES) == asked
+    steady = not any(m.training for m in (block.attn.gatedcnn.norm, block.attn.gatedcnn.drop_path))
+    assert (BLOCKS.match(block) is not None) == (all(asked) and steady)
+    return asked
 
 
 def assert_infers_alike(block, fast, x, rtol=1e-9):
@@ -438,17 +441,21 @@ def test_a_bias_and_a_forward_of_its_own_are_seen():
     assert runs_stages(fast) == (True, True)
 
 
-def test_one_call_tells_what_a_block_is():
+def test_one_call_tells_what_a_block_is(monkeypatch):
     """Not only by the questions asked in Python, which take several times as long; with the same weights in order."""
     require("cpp")
-    _, fast = pair(drop_path=0.2)
-    assert fast_block._match_mixer(fast) is not None and fast_block._match_feed_forward(fast) is not None
-    quick = fast_block.mixer_of(fast), fast_block.feed_forward_of(fast)
-    with mock.patch.multiple(fast_block, _match_mixer=lambda b: None, _match_feed_forward=lambda b: None):
-        asked = fast_block.mixer_of(fast), fast_block.feed_forward_of(fast)
-    for a, b in zip(quick, asked, strict=True):
-        assert all(x is y for x, y in zip(a.weights, b.weights, strict=True))
-        assert a[1:] == b[1:]
+    level = nn.Sequential(*(pair(drop_path=0.2, training=False)[1] for _ in range(3)))
+    with mock.patch.object(Pattern, "call_problem", side_effect=AssertionError("asked in Python")):
+        quick = [stage.match(level[0]) for stage in STAGES], *BLOCKS.match_run(list(level), 1)
+    monkeypatch.setattr(dispatch, "native", None)
+    asked = [stage.match(level[0]) for stage in STAGES], *BLOCKS.match_run(list(level), 1)
+    for a, b in zip(quick[0], asked[0], strict=True):
+        assert all(x is y for x, y in zip(a, b, strict=True))
+    assert quick[1] == asked[1] == 2 and quick[3] == asked[3] == [1e-5] * 6
+    last = level[1], level[2]
+    expected = [t for block in last for stage in STAGES for t in stage.match(block)[: len(stage.weights)]]
+    for found in (quick[2], asked[2]):
+        assert len(found) == len(expected) and all(x is y for x, y in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.4])

@@ -11,7 +11,7 @@ from torch import nn
 import mirage
 import mirage.fast
 from mirage import blocks
-from mirage.fast.recognise import KINDS
+from mirage.fast.recognise.kinds import KINDS
 
 DIM, HEADS = 12, 2
 FOREIGN = {
@@ -29,7 +29,7 @@ def own_names(cls):
 
 
 def test_every_class_that_foreign_modules_become_is_tried():
-    assert set(FOREIGN) == {kind.replacement for kind in KINDS if kind.attributes}
+    assert set(FOREIGN) == {kind.replacement for kind in KINDS if kind.pattern is not None}
     assert "dynamic_conv" in own_names(mirage.fast.GatedCNNBlock), "the names below must be those of methods"
 
 
@@ -74,12 +74,13 @@ def test_attributes_with_the_names_of_methods_do_not_matter(replacement, hidden)
             torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-10)
     with torch.no_grad():
         torch.testing.assert_close(crowded(x), plain(x), rtol=1e-8, atol=1e-10)
+    assert not mirage.fast.summary(crowded).called, "and as whole operators"
 
 
 def test_classes_of_common_modules_add_no_method():
     """Instances of PyTorch's own classes keep their attributes as well: a new method could be hidden by one."""
     for kind in KINDS:
-        if not kind.attributes:
+        if kind.pattern is None:
             assert set(own_names(kind.replacement)) <= set(own_names(kind.reference)), kind.replacement
 
 
@@ -106,8 +107,7 @@ def test_one_learned_depthwise_kernel_is_named_and_the_rest_runs_fast():
     fast = mirage.fast.accelerate(copy.deepcopy(level))
     summary = mirage.fast.summary(fast)
     assert summary.kept == {
-        "0.attn.gatedcnn": "its depthwise convolution has one learned kernel (dynamic_conv=False), "
-        "none generated for each sample"
+        "0.attn.gatedcnn": "it has one learned depthwise kernel for all samples (dynamic_conv=False)"
     }
     assert sorted(summary.replaced.values()) == [
         *("Attention", "BlockSequence", "FeedForward", "LayerNorm", "LayerNorm", "TransformerBlock")
@@ -116,6 +116,8 @@ def test_one_learned_depthwise_kernel_is_named_and_the_rest_runs_fast():
     for value, expected in zip(step(fast, x), step(level, x), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-10)
     assert operators(lambda: fast(x))[-1] == "feed_forward_stage"
+    called = {"0": "mixer_stage: attn.gatedcnn is Gated, not mirage.fast.GatedCNNBlock"}
+    assert mirage.fast.summary(fast).called == called
 
 
 def test_every_block_of_the_lookalike_runs_whole():

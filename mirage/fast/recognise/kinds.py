@@ -1,0 +1,164 @@
+"""Which modules of a model have a fast counterpart: told by their attributes and shapes, never by their class.
+
+A module is recognised in two steps. `candidates` looks for the names that give a kind of module away; `problem` then
+says why such a module cannot be replaced after all, by the pattern of its kind, or that it can. A module of another
+class than the reference's has to pass a third: it must compute what its fast counterpart computes on a small random
+input.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mirage import blocks, model
+from mirage.fast import modules as fast
+from mirage.fast.block import BlockSequence, TransformerBlock
+from mirage.fast.recognise import mirage_block
+from mirage.fast.recognise.parts import is_dense_convolution
+from mirage.fast.recognise.pattern import HOOKS, Pattern
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of module: what gives it away, what it must be like, and what replaces it.
+
+    Modules of the class `reference` are of this kind where `applies` holds, modules of other classes where they have
+    the children and tensors of the `pattern` (or the attributes `known_by`). What is `common` is found in any network:
+    it is of its kind only outside modules of other kinds, and does not make a model one of MIRAGE's. A kind that does
+    not `enclose` leaves what is in its modules to be found as if it were not there. `channels`: of the image on which
+    two classes are compared.
+    """
+
+    reference: type[nn.Module]
+    replacement: type[nn.Module]
+    channels: Callable[[Any], int]
+    pattern: Pattern | None = None
+    known_by: tuple[str, ...] = ()
+    applies: Callable[[Any], bool] = lambda m: True
+    common: bool = False
+    enclose: bool = True
+
+    def gives_itself_away(self, module: nn.Module) -> bool:
+        """Whether a module of any class has the names of this kind."""
+        if self.pattern is None:
+            return False
+        if self.known_by:
+            return all(_has(module, name) for name in self.known_by)
+        children = (any(hasattr(module, n) for n in self.pattern.names_of(child)) for child in self.pattern.children)
+        return all(hasattr(module, name) for name in self.pattern.tensors) and all(children)
+
+
+def _has(module: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not hasattr(module, name):
+            return False
+        module = getattr(module, name)
+    return True
+
+
+def _block_channels(m: Any) -> int:
+    return next(m.norm1.parameters()).shape[0]
+
+
+def _is_of_blocks(m: nn.Sequential) -> bool:
+    kinds = [kind_of(child) for child in m]
+    return bool(kinds) and all(kind is not None and kind.replacement is TransformerBlock for kind in kinds)
+
+
+KINDS = (
+    Kind(blocks.TransformerBlock, TransformerBlock, _block_channels, mirage_block.BLOCK),
+    # Down- and upsampling keep their layers in a `body` too, which has no weight.
+    Kind(
+        blocks.LayerNorm,
+        fast.LayerNorm,
+        lambda m: m.body.weight.shape[0],
+        mirage_block.NORM,
+        known_by=("body.weight",),
+    ),
+    Kind(blocks.GatedCNNBlock, fast.GatedCNNBlock, lambda m: m.norm.num_features, mirage_block.GATED_CNN),
+    Kind(blocks.Attention, fast.Attention, lambda m: m.project_out.in_channels, mirage_block.ATTENTION),
+    Kind(blocks.FeedForward, fast.FeedForward, lambda m: m.project_in.in_channels, mirage_block.FEED_FORWARD),
+    # Nothing gives these away: only the reference's own class counts.
+    Kind(blocks.SPDCovariance, fast.SPDCovariance, lambda m: 0),
+    Kind(model.MIRAGE, fast.MIRAGE, lambda m: m.config["in_channels"], enclose=False),
+    Kind(nn.Sequential, BlockSequence, lambda m: 0, applies=lambda m: _is_of_blocks(m), enclose=False),
+    Kind(nn.Conv2d, fast.Conv2d, lambda m: m.in_channels, applies=is_dense_convolution, common=True),
+    Kind(nn.PixelShuffle, fast.PixelShuffle, lambda m: m.upscale_factor**2, common=True),
+    Kind(nn.PixelUnshuffle, fast.PixelUnshuffle, lambda m: 1, common=True),
+)
+
+
+def candidates(root: nn.Module) -> Iterator[tuple[str, nn.Module, Kind | None]]:
+    """Every module of `root` with its path and the kind it looks like."""
+    inside: set[nn.Module] = set()
+    for path, module in root.named_modules():
+        kind = kind_of(module)
+        if kind is not None and kind.common and module in inside:
+            kind = None
+        if kind is not None and not kind.common and kind.enclose:
+            inside.update(module.modules())
+        yield path, module, kind
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """The kind that a module is of, already replaced or not, or that it looks like."""
+    for kind in KINDS:
+        if isinstance(module, kind.replacement) or (type(module) is kind.reference and kind.applies(module)):
+            return kind
+        if kind.gives_itself_away(module):
+            return kind
+    return None
+
+
+def problem(module: nn.Module, kind: Kind) -> str:
+    """Why a module of this kind is not replaced; empty when it can be."""
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a TorchScript module"
+    found = "" if kind.pattern is None else kind.pattern.structure_problem(module, {})
+    if found or (type(module) is kind.reference and not _hides_a_method(module)):
+        return found
+    return _behaviour_problem(module, kind)
+
+
+def _hides_a_method(module: nn.Module) -> bool:
+    """Whether an attribute of the instance has the name of a method of its class, which may call that."""
+    return any(callable(getattr(type(module), name, None)) for name in vars(module))
+
+
+def _behaviour_problem(module: nn.Module, kind: Kind) -> str:
+    """Whether a module of an unknown class computes, in eval mode, what its replacement does."""
+    parameter = next(module.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    if device.type == "meta":
+        return "its weights are on the meta device, so what it computes cannot be compared"
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            original = _without_hooks(copy.deepcopy(module)).float().eval()
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(2, kind.channels(module), 8, 8, generator=generator).to(device)
+            expected = original(x)
+            original.__class__ = kind.replacement
+            value = original(x)
+        except Exception as raised:  # whatever a foreign forward raises
+            return f"comparing it with {kind.replacement.__name__} failed: {raised}"
+    if not isinstance(expected, Tensor) or expected.shape != value.shape:
+        return f"it does not return what {kind.replacement.__name__} returns"
+    error = ((value - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+    if not error < 1e-4:
+        return f"it computes something else than {kind.replacement.__name__} (relative difference {error:.1e})"
+    return ""
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    for child in module.modules():
+        for name in HOOKS:
+            getattr(child, name).clear()
+    return module

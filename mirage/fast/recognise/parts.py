@@ -1,0 +1,90 @@
+"""Modules of PyTorch as blocks have them: convolutions, activations, norms and sequences."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mirage import blocks
+from mirage.fast.recognise.pattern import Held, Pattern, Setting, Size
+
+
+def convolution(
+    field: str, inputs: Size, outputs: Size, *, size: int = 1, kind: type[nn.Module] = nn.Conv2d
+) -> Pattern:
+    """The bias-free, stride-1, zero-padded convolution of all channels that keeps the size of the image."""
+    return Pattern(
+        kind,
+        sizes={"in_channels": inputs, "out_channels": outputs},
+        settings={"groups": (1,), **_same_size(size, 1 if kind is nn.Conv1d else 2)},
+        tensors={"weight": Held(field)},
+        absent=("bias",),
+    )
+
+
+def depthwise(field: str, channels: Size, *, size: int = 3) -> Pattern:
+    """As `convolution`, of each channel for itself."""
+    return Pattern(
+        nn.Conv2d,
+        sizes={"in_channels": channels, "out_channels": channels, "groups": channels},
+        settings=_same_size(size, 2),
+        same=("groups", "out_channels"),
+        tensors={"weight": Held(field)},
+        absent=("bias",),
+    )
+
+
+def _same_size(size: int, dims: int) -> dict[str, tuple[object, ...]]:
+    ones = (1,) * dims
+    return {
+        "kernel_size": ((size,) * dims,),
+        "padding": ((size // 2,) * dims,),
+        "stride": (ones,),
+        "dilation": (ones,),
+        "padding_mode": ("zeros",),
+    }
+
+
+def sequence(*modules: Pattern) -> Pattern:
+    return Pattern(nn.Sequential, children={str(i): m for i, m in enumerate(modules)}, only=True)
+
+
+def batch_norm(prefix: str, channels: Size, itself: str) -> Pattern:
+    """A batch norm with weight, bias and running statistics that average exponentially: `prefix` with _weight, _bias,
+    _mean, _var and _eps; and the module, whose statistics change in training."""
+    return Pattern(
+        nn.BatchNorm2d,
+        sizes={"num_features": channels},
+        changeable={"affine": (True,), "track_running_stats": (True,)},
+        tensors={
+            "weight": Held(f"{prefix}_weight"),
+            "bias": Held(f"{prefix}_bias"),
+            "running_mean": Held(f"{prefix}_mean", buffer=True),
+            "running_var": Held(f"{prefix}_var", buffer=True),
+        },
+        takes={"eps": Setting(f"{prefix}_eps"), "momentum": Setting(f"{prefix}_momentum")},
+        itself=itself,
+        by_mode=True,
+    )
+
+
+GELU = Pattern(nn.GELU, settings={"approximate": ("none",)}, says={"approximate": "is an approximate GELU"})
+GLOBAL_AVERAGE = Pattern(nn.AdaptiveAvgPool2d, settings={"output_size": (1, (1, 1))})
+
+
+def drop_path(itself: str) -> Pattern:
+    """None, or stochastic depth by a factor per sample: `mirage.blocks.DropPath` and that of timm."""
+    kinds = (
+        Pattern(nn.Identity),
+        Pattern(blocks.DropPath, by_mode=True),
+        Pattern(named=("DropPath", ("drop_prob",)), by_mode=True),
+    )
+    return Pattern(one_of=kinds, itself=itself)
+
+
+DEPTHWISE_3X3 = depthwise("weight", "channels")
+_DENSE = convolution("weight", "inputs", "outputs"), convolution("weight", "inputs", "outputs", size=3)
+
+
+def is_dense_convolution(conv: nn.Conv2d) -> bool:
+    """True for a convolution that is what `mirage_kernels.dense_conv2d` computes of its weight."""
+    return any(pattern.settings_fit(conv) for pattern in _DENSE)
