@@ -10,6 +10,7 @@ from mirage_kernels import (
     BlockWeights,
     FeedForwardWeights,
     MixerWeights,
+    PackedBlocks,
     feed_forward_stage,
     mixer_stage,
     transformer_blocks,
@@ -130,6 +131,30 @@ def test_gradients_are_those_of_the_stages(impl):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     with torch.no_grad():
         assert not transformer_blocks(x, [block]).requires_grad
+
+
+def test_packed_blocks(impl):
+    """The same blocks as two lists: for the operator, its gradients and whoever goes through them."""
+    x, blocks = several(SMALL, 3)
+    weights = [t for block in blocks for half in block[:2] for t in half]
+    packed = PackedBlocks(weights, [e for block in blocks for e in block[2:]])
+    with torch.no_grad():
+        assert torch.equal(transformer_blocks(x, packed), transformer_blocks(x, blocks))
+    x.requires_grad_()
+    results = [torch.autograd.grad(transformer_blocks(x, b).sum(), x)[0] for b in (packed, blocks)]
+    assert torch.equal(*results)
+    assert len(packed) == 3 and isinstance(packed[0].feed_forward, FeedForwardWeights)
+    for found, block in ((packed[-1], blocks[2]), (packed[1:2][0], blocks[1]), *zip(packed, blocks, strict=True)):
+        assert found[2:] == block[2:] and isinstance(found.mixer, MixerWeights)
+        assert all(a is b for i in (0, 1) for a, b in zip(found[i], block[i], strict=True))
+    with pytest.raises(IndexError):
+        packed[3]
+    with pytest.raises(ValueError, match="expected 26 tensors and 3 numbers for each block, got 77 and 9"):
+        PackedBlocks(weights[1:], packed.eps)
+    with pytest.raises(ValueError, match="dwconv: expected"):
+        transformer_blocks(x, PackedBlocks([*weights[:24], x, *weights[25:]], packed.eps))
+    with pytest.raises(ValueError, match="blocks: expected at least one"):
+        transformer_blocks(x, PackedBlocks([], []))
 
 
 @pytest.mark.parametrize("which", ["x", "weights"])
