@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mirage.blocks import Downsample, PatchEmbed, SPDCovariance, TransformerBlock, Upsample, check_divisible
+from mirage.blocks import (
+    Downsample,
+    PatchEmbed,
+    SPDCovariance,
+    TransformerBlock,
+    Upsample,
+    check_divisible,
+    l2_normalize,
+)
 
 __all__ = ["MIRAGE", "mirage_small", "mirage_tiny"]
 
@@ -145,7 +152,7 @@ class MIRAGE(nn.Module):
         sphere: two tensors ``[B, spd_features]``."""
         z_s = self.spd_proj_shallow(self.spd_covariance(self.reduce_shallow(shallow)).flatten(1))
         z_l = self.spd_proj_latent(self.spd_covariance(self.reduce_latent(latent)).flatten(1))
-        return F.normalize(z_s, dim=-1), F.normalize(z_l, dim=-1)
+        return l2_normalize(z_s), l2_normalize(z_l)
 
     def _check_input(self, x: Tensor, return_spd: bool) -> None:
         channels = self.config["in_channels"]

@@ -19,6 +19,7 @@ from torch import Tensor
 from mirage_kernels._runtime import dispatch, transforms
 from mirage_kernels._runtime.library import accumulator
 from mirage_kernels.channel_attention.checks import written
+from mirage_kernels.channel_attention.reference import NORM_EPS
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference_depthwise
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion
 
@@ -213,8 +214,6 @@ def depthwise_backward(grad_y: Tensor, x: Tensor, kernels: Tensor, impl: str) ->
 
 # ---- attention and fusion ------------------------------------------------------------------------------------------
 
-NORM_EPS = 1e-12  # of F.normalize
-
 
 class Fusion(NamedTuple):
     """What the fusion of the branches reads: three parts of the attention [B, c, H, W], its temperature [heads], the
@@ -237,7 +236,7 @@ def fuse(f: Fusion, impl: str) -> _Two:
         return run(f.q, f.k, f.v, f.temperature, heads, f.conv, f.mlp, *f.alphas, impl)
     q, k, v = _by_head(f)
     sums = q.to(f.temperature.dtype), k.to(f.temperature.dtype)
-    gram, norms = sums[0] @ sums[1].mT, [t.norm(dim=-1) for t in sums]
+    gram, norms = sums[0] @ sums[1].mT, [t.square().sum(-1).sqrt() for t in sums]
     attn = (_cosines(gram, *norms) * f.temperature.view(-1, 1, 1)).softmax(-1)
     matrices = torch.cat((attn, gram, *(n.unsqueeze(2) for n in norms)), 2)
     att = (attn.to(v.dtype) @ v).reshape(f.v.shape)

@@ -14,7 +14,7 @@ from harness import (
 )
 
 import mirage_kernels
-from mirage_kernels import channel_attention
+from mirage_kernels import _composite, channel_attention
 from mirage_kernels.channel_attention import cases, reference
 
 public, plain = (partial(cases.call, function) for function in (channel_attention, reference))
@@ -127,6 +127,55 @@ def test_pixels_of_zero_norm(impl):
     truth = torch.autograd.grad(plain(*exact), exact, grad.double())
     for value, peer in zip(ours, truth, strict=True):
         assert relative_error(value, peer) < 1e-6
+
+
+def _of_all(function, inputs, grad):
+    """The result and the gradients of q, k, v and the temperature, in float64."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    out = function(*leaves)
+    return [t.double() for t in (out.detach(), *torch.autograd.grad(out, leaves, grad.to(out)))]
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [0, 1e-4, 500])
+def test_planes_whose_squares_float16_has_not(size, dtype, impl):
+    """Zero, tiny and large: as far from float64 as ordinary values are."""
+    require(impl)
+    errors = []
+    for scale in (1, size):
+        q, k, v, temperature = _inputs((1, 8, 24, 40, 2), torch.float32)
+        inputs = [(q * scale).to(dtype), (k * scale).to(dtype), v.to(dtype), temperature.to(dtype)]
+        grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        with mirage_kernels.use(impl):
+            results = _of_all(public, inputs, grad)
+        truth = _of_all(plain, [t.double() for t in inputs], grad)
+        assert all(value.isfinite().all() for value in results)
+        errors.append([relative_error(results[i], truth[i]) for i in (0, 3)])  # y and the gradient of v
+    assert all(e <= max(2 * usual, 1.5 * torch.finfo(dtype).eps) for e, usual in zip(*errors[::-1], strict=True))
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("side", [512, 2048])
+def test_large_plain_planes(side, impl):
+    """Cosines of 1 and -1, whose softmax a norm's error reaches undiminished: with PyTorch's norm 1e-4 and 1e-3."""
+    require(impl)
+    signs = torch.tensor([1.0, -1.0, 1.0, 1.0]).view(1, 4, 1, 1)
+    q, k = signs * torch.full((1, 4, side, side), 0.7), -signs * torch.full((1, 4, side, side), 0.3)
+    v, temperature = torch.arange(1.0, 5.0).view(1, 4, 1, 1).expand_as(q), torch.full((1,), 2.0)
+    with mirage_kernels.use(impl):
+        out = public(q, k, v, temperature)
+    assert relative_error(out, plain(*(t.double() for t in (q, k, v, temperature)))) < 1e-6
+
+
+@pytest.mark.parametrize("side", [512, 2048])
+def test_norms_of_large_plain_planes_in_the_composite(side):
+    q, k, nothing = torch.full((1, 2, side, side), 0.7), torch.full((1, 2, side, side), 0.3), torch.zeros(())
+    fusion = _composite.Fusion(q, k, k, torch.ones(1), q, k, (nothing, nothing, nothing))
+    _, matrices = _composite.fuse(fusion, "composite")  # [1, 1, 2 d + 2, d], |q| and |k| last
+    exact = torch.stack([t.double().flatten(2).norm(dim=-1) for t in (q, k)], 1)
+    assert relative_error(matrices[0, 0, -2:], exact[0]) < 5e-7
+
 
 def test_errors_name_the_argument():
     q, temperature = torch.zeros(1, 6, 2, 2), torch.ones(2, 1, 1)

@@ -1,13 +1,15 @@
 """The reference network's own behaviour: arguments, errors, stochastic depth, the SPD head, and each block's maths."""
 
+import copy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from golden import load_golden_weights, mirage_mini
-from torch import nn
+from torch import Tensor, nn
 
 from mirage import MIRAGE, mirage_small, mirage_tiny
 from mirage.blocks import (
@@ -20,6 +22,7 @@ from mirage.blocks import (
     SPDCovariance,
     TransformerBlock,
     Upsample,
+    l2_normalize,
 )
 
 
@@ -270,6 +273,93 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert actual.dtype == dtype
     # Measured over four images: 1.2e-2 to 1.6e-2 (bf16) and 1.4e-3 to 1.8e-3 (fp16), that is up to 2 eps.
     assert float((actual - expected).norm() / expected.norm()) < 4 * torch.finfo(dtype).eps
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _off(value: Tensor, truth: Tensor) -> float:
+    """Relative error."""
+    return float((value.double() - truth.double()).norm() / truth.double().norm())
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("side", [512, 2048])
+def test_normalisation_of_large_planes(side: int, strided: bool) -> None:
+    """No fewer digits than of a small plane: `F.normalize` is off by 2e-4 and 2e-3 here (constant planes)."""
+    planes = torch.stack((torch.full((side * side,), 0.7), torch.rand(side * side, generator=_generator())))
+    planes = (planes.mT.contiguous().mT if strided else planes).requires_grad_()
+    truth = planes.detach().double().requires_grad_()
+    weight = torch.randn(planes.shape, generator=_generator())
+    for x in (planes, truth):
+        (l2_normalize(x) * weight.to(x.dtype)).sum().backward()
+    assert _off(l2_normalize(planes).detach(), F.normalize(truth, dim=-1).detach()) < 2e-7
+    assert _off(planes.grad, truth.grad) < 5e-7
+
+
+@pytest.mark.parametrize("side", [512, 2048])
+def test_attention_of_a_large_plain_image(side: int) -> None:
+    """Cosines of 1 and -1, whose softmax a norm's error reaches undiminished: 3e-5 and 2e-5 with `F.normalize`."""
+    torch.manual_seed(0)
+    attention = Attention(12, num_heads=1)
+    with torch.no_grad():
+        attention.temperature.fill_(2)
+        attention.qkv_dwconv.weight.zero_()[..., 1, 1] = 1  # no edges: q, k and v are plain as well
+        x = torch.full((1, 4, side, side), 0.7)
+        truth = copy.deepcopy(attention).double().channel_attention(x.double())
+        assert _off(attention.channel_attention(x), truth) < 1e-6
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-13, 1e-11, 3.0])
+def test_normalisation_is_that_of_pytorch(size: float) -> None:
+    """Also where the norm is below 1e-12: the division is then by a constant, in the gradient too."""
+    x = torch.full((2, 4), size, dtype=torch.float64)
+    x[:, 1] *= -2
+    results = []
+    for function in (l2_normalize, partial(F.normalize, dim=-1)):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        (y * torch.arange(1.0, 9.0).view(2, 4)).sum().backward()
+        results.append((y.detach(), leaf.grad))
+    (ours, our_grad), (theirs, their_grad) = results
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    torch.testing.assert_close(our_grad, their_grad, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_normalisation_in_16_bit(dtype: torch.dtype) -> None:
+    """Zero, and values whose squares float16 has not."""
+    x = torch.stack((torch.zeros(4096), torch.full((4096,), 1e-4), torch.full((4096,), 300.0))).to(dtype)
+    expected = torch.stack((torch.zeros(4096), *torch.full((2, 4096), 1 / 64)))
+    torch.testing.assert_close(l2_normalize(x), expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def _fit(model: MIRAGE, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The restored image and all gradients in one vector, in float64."""
+    restored = model(x)
+    (restored.double() - target).square().mean().backward()
+    grads = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
+    return restored.detach().double(), torch.cat(grads)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_black_image_in_float16(autocast: bool) -> None:
+    """All activations are zero: what is divided by a norm has none. Result and gradients are as close as those of
+    another image."""
+    torch.manual_seed(1)
+    model = MIRAGE(dim=12, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 2, 2), drop_path=0.0)
+    target = torch.rand(1, 3, 32, 32, generator=_generator()).double()
+    grad_errors = []
+    for x in (torch.rand(1, 3, 32, 32, generator=_generator()), torch.zeros(1, 3, 32, 32)):
+        truth, true_grads = _fit(copy.deepcopy(model).double(), x.double(), target)
+        narrow = copy.deepcopy(model) if autocast else copy.deepcopy(model).half()
+        with torch.autocast("cpu", torch.float16, enabled=autocast):
+            restored, grads = _fit(narrow, x if autocast else x.half(), target)
+        assert restored.isfinite().all() and grads.isfinite().all()
+        assert (restored - truth).norm() <= 2e-3 * max(truth.norm(), 1)
+        grad_errors.append(_off(grads, true_grads))
+    assert grad_errors[1] <= 2 * grad_errors[0] < 4e-3
 
 
 def test_import_needs_no_kernels() -> None:

@@ -93,7 +93,7 @@ def _softmax_backward_kernel(
     b_cosine = b_gram * b_iq[:, None] * b_ik[None, :]
     b_product = b_grad_s * b_cosine
     b_grad_gram = b_grad_s * b_iq[:, None] * b_ik[None, :] * t
-    # Below eps F.normalize divides by a constant, and the norm has no gradient.
+    # Below eps the division is by a constant, and the norm has no gradient.
     b_scale_q = tl.where(b_q < EPS, 0.0, -t * tl.sum(b_product, 1) * b_iq * b_iq)
     b_scale_k = tl.where(b_k < EPS, 0.0, -t * tl.sum(b_product, 0) * b_ik * b_ik)
     p_out = p_small + i_head * (D + 2) * D

@@ -1,4 +1,4 @@
-"""Sizes of the launches of both attention operators, and what tools/compile_triton.py compiles.
+"""Sizes of the launches of both attention operators.
 
 Sums over the pixels are cut into `splits` per (sample, head), added up in a second kernel: no atomics, the same bits
 every time.
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from mirage_kernels._triton.config import next_power_of_2
 from mirage_kernels._triton.launch import is_line, needs_int64, precision_of_widened
-
-NORM_EPS = 1e-12  # of torch.nn.functional.normalize
+from mirage_kernels.channel_attention.reference import NORM_EPS
 
 
 @dataclass(frozen=True)
