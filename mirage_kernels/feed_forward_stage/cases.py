@@ -7,30 +7,22 @@ from typing import Any
 from torch import Generator, Tensor
 
 from mirage_kernels._runtime.cases import LARGER, Level, Operator, Shape, at_levels, pixels, randn
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.feed_forward_stage.weights import DESCRIPTION, FeedForwardWeights
 
 
 def make(shape: Shape, generator: Generator, ratio: int = 2) -> tuple[Tensor, ...]:
     """`ratio`: pairs of hidden channels for each channel."""
-    channels = shape[1]
-    hidden = ratio * channels
-    return (
-        randn(*shape, generator=generator) * 2 + 0.5,
-        1 + 0.1 * randn(channels, generator=generator),
-        0.3 * randn(channels, generator=generator),
-        randn(2 * hidden, channels, 1, 1, generator=generator) / channels**0.5,
-        randn(2 * hidden, 1, 3, 3, generator=generator) / 3,
-        randn(channels, hidden, 1, 1, generator=generator) / hidden**0.5,
-    )
+    x = randn(*shape, generator=generator) * 2 + 0.5
+    return x, *DESCRIPTION.ordinary(generator, C=shape[1], M=ratio * shape[1]).values()
 
 
 def shape_at(level: Level) -> Shape:
     return 1, level.channels, level.height, level.width
 
 
-def flops(x: Shape, norm_weight: Shape, norm_bias: Shape, project_in: Shape, *_: Any) -> int:
-    channels, doubled = x[1], project_in[0]
-    return 2 * pixels(x) * (doubled * channels + 9 * doubled + channels * doubled // 2)
+def flops(x: Shape, *arguments: Any) -> int:
+    weights = arguments[: len(FeedForwardWeights._fields)]
+    return 2 * pixels(x) * DESCRIPTION.multiply_adds(weights, "pixel")
 
 
 CASES = (

@@ -14,7 +14,7 @@ from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.feed_forward_stage import composite, cpp
 from mirage_kernels.feed_forward_stage.cases import flops
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, shapes
+from mirage_kernels.feed_forward_stage.weights import DESCRIPTION, FeedForwardWeights, shapes
 
 _implementations = Implementations(__package__)
 
@@ -133,11 +133,11 @@ def _autograd(ctx: Any, grad_y: Tensor | None, unused: None) -> tuple[Any, ...]:
     return *_backward_op(grad_y, *ctx.saved_tensors, ctx.eps, ctx.impl), None, None, None
 
 
-_WEIGHTS = "Tensor norm_weight, Tensor norm_bias, Tensor project_in, Tensor dwconv, Tensor project_out"
+_WEIGHTS = DESCRIPTION.schema
 _backward_op = define(
     "feed_forward_stage_backward",
     f"(Tensor grad_y, Tensor x, {_WEIGHTS}, Tensor hidden, float eps, str impl) -> "
-    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({', '.join(['Tensor'] * (1 + len(FeedForwardWeights._fields)))})",
     _backward,
     _backward_fake,
 )

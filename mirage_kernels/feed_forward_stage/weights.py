@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
+
+from mirage_kernels._runtime.weights import Description, Weight, sizes
+
+C, M = sizes("C M")
 
 
 class FeedForwardWeights(NamedTuple):
     """Parameters of the second half of a block with C channels, in the shapes that `mirage.blocks` holds them; M is
     the number of pairs of hidden channels."""
 
-    norm_weight: Tensor  # [C], of norm2
-    norm_bias: Tensor  # [C]
-    project_in: Tensor  # [2M, C, 1, 1]
-    dwconv: Tensor  # [2M, 1, 3, 3]
-    project_out: Tensor  # [C, M, 1, 1]
+    norm_weight: Annotated[Tensor, Weight(C, around=1)]  # of norm2
+    norm_bias: Annotated[Tensor, Weight(C)]
+    project_in: Annotated[Tensor, Weight(2 * M, C, 1, 1, per="pixel")]
+    dwconv: Annotated[Tensor, Weight(2 * M, 1, 3, 3, per="pixel")]
+    project_out: Annotated[Tensor, Weight(C, M, 1, 1, per="pixel")]
+
+
+DESCRIPTION = Description(FeedForwardWeights)
 
 
 def shapes(channels: int, pairs: int) -> dict[str, tuple[int, ...]]:
     """The shape of each weight, for `channels` of x and `pairs` of hidden channels."""
-    return {
-        "norm_weight": (channels,),
-        "norm_bias": (channels,),
-        "project_in": (2 * pairs, channels, 1, 1),
-        "dwconv": (2 * pairs, 1, 3, 3),
-        "project_out": (channels, pairs, 1, 1),
-    }
+    return DESCRIPTION.shapes(C=channels, M=pairs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,23 +11,16 @@ import torch
 from torch import Generator, Tensor
 
 from mirage_kernels._runtime.cases import LARGER, Level, Operator, Shape, at_levels, pixels, randn
-from mirage_kernels.mixer_stage.weights import LEARNED, TAPS, MixerWeights, shapes
+from mirage_kernels.mixer_stage.weights import DESCRIPTION, LEARNED, TAPS, MixerWeights
 
 
 def make(shape: Shape, generator: Generator) -> tuple[Tensor, ...]:
     """x and the weights that have gradients."""
     *of_x, heads = shape
-    tensors = [randn(*of_x, generator=generator) * 2 + 0.5]
-    of_weights = shapes(of_x[1], heads, int(8 / 3 * (of_x[1] // 3)))
-    for name in LEARNED:
-        noise = randn(*of_weights[name], generator=generator)
-        if name == "temperature":
-            tensors.append(2 + noise.abs())
-        elif noise.dim() == 1:
-            tensors.append((0.3 if name.endswith("bias") else 1) + 0.2 * noise)
-        else:
-            tensors.append(noise / math.prod(noise.shape[1:]) ** 0.5)
-    return tuple(tensors)
+    x = randn(*of_x, generator=generator) * 2 + 0.5
+    channels, branch = of_x[1], of_x[1] // 3
+    weights = DESCRIPTION.ordinary(generator, C=channels, c=branch, h=int(8 / 3 * branch), heads=heads)
+    return x, *weights.values()
 
 
 def with_statistics(learned: Sequence[Tensor]) -> MixerWeights:
@@ -54,11 +46,8 @@ def flops(x: Shape, weights: MixerWeights) -> int:
     """Matrices and depthwise convolutions on every pixel, the generator of kernels on every sample. `weights`: their
     shapes."""
     branch, heads = x[1] // 3, weights.temperature[0]
-    matrices = (weights.qkv, weights.qkv_dwconv, weights.gic1, weights.gic2, weights.proj_out)
-    matrices += (weights.mlp_in, weights.mlp_out, weights.project_out)
-    of_pixel = sum(map(math.prod, matrices)) + TAPS * branch + 2 * branch * (branch // heads)
-    of_sample = math.prod(weights.generator_in) + math.prod(weights.generator_out)
-    return 2 * (pixels(x) * of_pixel + x[0] * of_sample)
+    of_pixel = DESCRIPTION.multiply_adds(weights, "pixel") + TAPS * branch + 2 * branch * (branch // heads)
+    return 2 * (pixels(x) * of_pixel + x[0] * DESCRIPTION.multiply_adds(weights, "sample"))
 
 
 def _flops_of_learned(x: Shape, *learned: Shape) -> int:

@@ -14,7 +14,7 @@ from mirage_kernels.mixer_stage import composite, cpp
 from mirage_kernels.mixer_stage.cases import flops
 from mirage_kernels.mixer_stage.reference import MixerOutput
 from mirage_kernels.mixer_stage.reference import mixer_stage as reference
-from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, Statistics, shapes, statistics_shapes
+from mirage_kernels.mixer_stage.weights import DESCRIPTION, LEARNED, MixerWeights, Statistics, shapes, statistics_shapes
 
 _implementations = Implementations(__package__)
 _COUNT = len(MixerWeights._fields)
@@ -161,7 +161,7 @@ def _autograd(ctx: Any, grad_y: Tensor | None, *unused: None) -> tuple[Any, ...]
     return grad_x, *(by_name.get(name) for name in MixerWeights._fields), *(None,) * 5
 
 
-_WEIGHTS = ", ".join(f"Tensor {name}" for name in MixerWeights._fields)
+_WEIGHTS = DESCRIPTION.schema
 _OPTIONS = "bool training, float norm_eps, float bn_eps, str impl"
 _backward_op = define(
     "mixer_stage_backward",

@@ -2,74 +2,54 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from torch import Tensor
 
 from mirage_kernels._runtime.library import accumulator
+from mirage_kernels._runtime.weights import Description, Weight, sizes
 
 TAPS = 49
 """Of a generated kernel, 7x7."""
+
+C, c, h, heads = sizes("C c h heads")
 
 
 class MixerWeights(NamedTuple):
     """Parameters and running statistics of the first half of a block with C = 3c channels, in the shapes that
     `mirage.blocks` holds them; h is the number of gated channels (``int(8 / 3 * c)`` in MIRAGE)."""
 
-    norm_weight: Tensor  # [C], of norm1
-    norm_bias: Tensor  # [C]
-    qkv: Tensor  # [3c, c, 1, 1]
-    qkv_dwconv: Tensor  # [3c, 1, 3, 3]
-    temperature: Tensor  # [heads, 1, 1]
-    bn_weight: Tensor  # [c], of the gated CNN's batch norm
-    bn_bias: Tensor  # [c]
-    bn_mean: Tensor  # [c], running mean: no gradient, and not read in training
-    bn_var: Tensor  # [c], running variance: as the mean
-    gic1: Tensor  # [2h, c, 1, 1]: rows of the gate (h), the identity (h - c) and the detail (c)
-    generator_in: Tensor  # [c, c, 1, 1]
-    generator_out: Tensor  # [49c, c, 1, 1]
-    gate_temperature: Tensor  # [1]
-    gic2: Tensor  # [c, h, 1, 1]
-    proj_out: Tensor  # [c, c, 1, 1]
-    mlp_in: Tensor  # [2c, c, 1]
-    mlp_out: Tensor  # [c, 2c, 1]
-    alpha_att: Tensor  # [1]
-    alpha_conv: Tensor  # [1]
-    alpha_mlp: Tensor  # [1]
-    project_out: Tensor  # [C, C, 1, 1]
+    norm_weight: Annotated[Tensor, Weight(C, around=1)]  # of norm1
+    norm_bias: Annotated[Tensor, Weight(C, around=0.3)]
+    qkv: Annotated[Tensor, Weight(3 * c, c, 1, 1, per="pixel")]
+    qkv_dwconv: Annotated[Tensor, Weight(3 * c, 1, 3, 3, per="pixel")]
+    temperature: Annotated[Tensor, Weight(heads, 1, 1, around=2)]
+    bn_weight: Annotated[Tensor, Weight(c, around=1)]  # of the gated CNN's batch norm
+    bn_bias: Annotated[Tensor, Weight(c, around=0.3)]
+    bn_mean: Annotated[Tensor, Weight(c, learned=False)]  # running, and not read in training
+    bn_var: Annotated[Tensor, Weight(c, learned=False)]
+    gic1: Annotated[Tensor, Weight(2 * h, c, 1, 1, per="pixel")]  # rows of gate (h), identity (h - c) and detail (c)
+    generator_in: Annotated[Tensor, Weight(c, c, 1, 1, per="sample")]
+    generator_out: Annotated[Tensor, Weight(TAPS * c, c, 1, 1, per="sample")]
+    gate_temperature: Annotated[Tensor, Weight(1, around=1)]
+    gic2: Annotated[Tensor, Weight(c, h, 1, 1, per="pixel")]
+    proj_out: Annotated[Tensor, Weight(c, c, 1, 1, per="pixel")]
+    mlp_in: Annotated[Tensor, Weight(2 * c, c, 1, per="pixel")]
+    mlp_out: Annotated[Tensor, Weight(c, 2 * c, 1, per="pixel")]
+    alpha_att: Annotated[Tensor, Weight(1, around=1)]
+    alpha_conv: Annotated[Tensor, Weight(1, around=1)]
+    alpha_mlp: Annotated[Tensor, Weight(1, around=1)]
+    project_out: Annotated[Tensor, Weight(C, C, 1, 1, per="pixel")]
 
 
-BUFFERS = ("bn_mean", "bn_var")
-LEARNED = tuple(name for name in MixerWeights._fields if name not in BUFFERS)
+DESCRIPTION = Description(MixerWeights)
+LEARNED = DESCRIPTION.learned
 """The weights that have gradients, in order."""
 
 
 def shapes(channels: int, heads: int, hidden: int) -> dict[str, tuple[int, ...]]:
     """The shape of each weight, for `channels` of x and `hidden` gated channels."""
-    branch = channels // 3
-    return {
-        "norm_weight": (channels,),
-        "norm_bias": (channels,),
-        "qkv": (3 * branch, branch, 1, 1),
-        "qkv_dwconv": (3 * branch, 1, 3, 3),
-        "temperature": (heads, 1, 1),
-        "bn_weight": (branch,),
-        "bn_bias": (branch,),
-        "bn_mean": (branch,),
-        "bn_var": (branch,),
-        "gic1": (2 * hidden, branch, 1, 1),
-        "generator_in": (branch, branch, 1, 1),
-        "generator_out": (TAPS * branch, branch, 1, 1),
-        "gate_temperature": (1,),
-        "gic2": (branch, hidden, 1, 1),
-        "proj_out": (branch, branch, 1, 1),
-        "mlp_in": (2 * branch, branch, 1),
-        "mlp_out": (branch, 2 * branch, 1),
-        "alpha_att": (1,),
-        "alpha_conv": (1,),
-        "alpha_mlp": (1,),
-        "project_out": (channels, channels, 1, 1),
-    }
+    return DESCRIPTION.shapes(C=channels, c=channels // 3, h=hidden, heads=heads)
 
 
 def statistics_shapes(batch: int, channels: int, heads: int) -> tuple[tuple[int, ...], ...]:

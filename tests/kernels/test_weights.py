@@ -1,0 +1,58 @@
+"""Descriptions of stages' weights: what follows from them."""
+
+from typing import Annotated, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mirage_kernels import MixerWeights
+from mirage_kernels._runtime.weights import Description, Weight, sizes
+from mirage_kernels.feed_forward_stage import weights as feed_forward
+from mirage_kernels.mixer_stage import weights as mixer
+
+n, m = sizes("n m")
+
+
+class Example(NamedTuple):
+    scale: Annotated[Tensor, Weight(n, around=3)]
+    expand: Annotated[Tensor, Weight(2 * m, n, 1, 1, per="pixel")]
+    small: Annotated[Tensor, Weight(m, 2 * n, per="sample")]
+    running: Annotated[Tensor, Weight(n, learned=False)]
+
+
+def test_what_follows_from_a_description():
+    description = Description(Example)
+    shapes = description.shapes(n=3, m=5)
+    assert shapes == {"scale": (3,), "expand": (10, 3, 1, 1), "small": (5, 6), "running": (3,)}
+    assert description.learned == ("scale", "expand", "small")
+    assert description.schema == "Tensor scale, Tensor expand, Tensor small, Tensor running"
+    assert description.multiply_adds(tuple(shapes.values()), "pixel") == 30
+    assert description.multiply_adds(tuple(shapes.values()), "sample") == 30
+    values = description.ordinary(torch.Generator().manual_seed(0), n=300, m=200)
+    assert list(values) == ["scale", "expand", "small"]
+    assert (values["scale"] - 3).abs().mean() < 0.3
+    x = torch.randn(300, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert 0.9 < (values["expand"].flatten(1) @ x).std() < 1.1
+
+
+def test_the_shapes_of_the_stages():
+    """Those of a block of MIRAGE-T with 48 channels."""
+    from mirage.blocks import TransformerBlock
+
+    block = TransformerBlock(48, 2)
+    attn, gated = block.attn, block.attn.gatedcnn
+    found = mixer.shapes(48, 2, int(8 / 3 * 16))
+    parameters = {
+        "norm_weight": block.norm1.body.weight, "qkv": attn.qkv.weight, "qkv_dwconv": attn.qkv_dwconv.weight,
+        "temperature": attn.temperature, "bn_mean": gated.norm.running_mean, "gic1": gated.gic1.weight,
+        "generator_out": gated.kernel_generator[3].weight, "gic2": gated.gic2.weight, "mlp_in": attn.mlp[0].weight,
+        "mlp_out": attn.mlp[2].weight, "alpha_mlp": attn.alpha_mlp, "project_out": attn.project_out.weight,
+    }  # fmt: skip
+    assert {name: found[name] for name in parameters} == {name: tuple(p.shape) for name, p in parameters.items()}
+    assert mixer.LEARNED == tuple(name for name in MixerWeights._fields if name not in ("bn_mean", "bn_var"))
+    found = feed_forward.shapes(48, 96)
+    ffn = block.ffn
+    parameters = (block.norm2.body.weight, ffn.project_in.weight, ffn.dwconv.weight, ffn.project_out.weight)
+    assert [found[name] for name in ("norm_bias", "project_in", "dwconv", "project_out")] == [
+        tuple(p.shape) for p in parameters
+    ]
