@@ -8,6 +8,7 @@ same expression in float64. An implementation may be twice as far from that trut
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -117,7 +118,9 @@ class Check:
     @property
     def passed(self) -> bool:
         """Whether every tensor was within its limit."""
-        return self.problem is None and self.error is not None and self.error <= self.limit
+        if self.problem is not None or self.error is None or self.limit is None:
+            return False
+        return self.error <= self.limit
 
 
 @dataclass(frozen=True)
@@ -304,12 +307,14 @@ def _check(
         return check(None, "", None, f"{type(error).__name__}: {error}")
     if ran != implementation:
         return check(None, "", None, f"{ran} ran in its place")
-    worst = None
-    for where, limit in limits[device].items():
-        error = _relative_error(results[where], truth[where])
-        if worst is None or not error / limit <= worst.error / worst.limit:  # NaN counts as worst
-            worst = check(error, where, limit, milliseconds=milliseconds)
-    return worst
+    errors = {where: _relative_error(results[where], truth[where]) for where in limits[device]}
+    where = _worst(errors, limits[device])
+    return check(errors[where], where, limits[device][where], milliseconds=milliseconds)
+
+
+def _worst(errors: dict[str, float], limits: dict[str, float]) -> str:
+    """Where the error is farthest from its limit; NaN is farther than any number."""
+    return max(errors, key=lambda where: math.inf if math.isnan(errors[where]) else errors[where] / limits[where])
 
 
 def _limits(

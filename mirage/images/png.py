@@ -169,8 +169,8 @@ def _take(found: _Chunks, kind: bytes, body: bytes) -> None:
 def _take_raw_profile(metadata: Metadata, name: bytes, kind: bytes, body: bytes) -> None:
     """EXIF or XMP as ImageMagick has it: name, length, and hexadecimal digits in lines."""
     stored = body.partition(b"\0")[2]
-    text = _inflated(stored[1:]) if kind == b"zTXt" else stored
-    match = re.fullmatch(rb"\s*\S+\s+\d+\s+([0-9A-Fa-f\s]*)", text or b"")
+    text = (_inflated(stored[1:]) or b"") if kind == b"zTXt" else stored
+    match = re.fullmatch(rb"\s*\S+\s+\d+\s+([0-9A-Fa-f\s]*)", text)
     digits = re.sub(rb"\s", b"", match[1]) if match else b""
     block = bytes.fromhex(digits.decode()) if len(digits) % 2 == 0 else b""
     if name in (b"exif", b"APP1") and block.startswith((EXIF, b"II*\0", b"MM\0*")):

@@ -1,0 +1,30 @@
+"""What `mirage doctor` makes of errors; the command itself is tested in test_cli.py."""
+
+import math
+
+import pytest
+
+from mirage import doctor
+
+LIMITS = {"output": 1e-6, "grad 0": 1e-3, "grad 1": 1e-5}
+
+
+@pytest.mark.parametrize(
+    ("errors", "worst", "passed"),
+    [
+        ((5e-7, 5e-4, 9e-6), "grad 1", True),
+        ((5e-7, 2e-3, 9e-6), "grad 0", False),
+        ((math.nan, 5e-4, 9e-6), "output", False),  # and not forgotten for the numbers after it
+        ((5e-7, 5e-4, math.nan), "grad 1", False),
+        ((5e-7, math.inf, 9e-6), "grad 0", False),
+    ],
+)
+def test_the_worst_error_decides(errors, worst, passed):
+    found = dict(zip(LIMITS, errors, strict=True))
+    assert doctor._worst(found, LIMITS) == worst
+    check = doctor.Check("some", "cpp", "cpu", "float32", found[worst], worst, LIMITS[worst])
+    assert check.passed is passed
+
+
+def test_a_check_that_ended_in_an_error_has_not_passed():
+    assert not doctor.Check("some", "cpp", "cpu", "float32", None, "", None, "RuntimeError: no").passed
