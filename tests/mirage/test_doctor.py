@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from mirage import doctor
 
@@ -28,3 +29,15 @@ def test_the_worst_error_decides(errors, worst, passed):
 
 def test_a_check_that_ended_in_an_error_has_not_passed():
     assert not doctor.Check("some", "cpp", "cpu", "float32", None, "", None, "RuntimeError: no").passed
+
+
+@pytest.mark.parametrize(
+    ("result", "expected", "error"),
+    [((3.0, 4.0), (3.0, 0.0), 4 / 3), ((0.0, 0.0), (0.0, 0.0), 0.0), ((1e-9, 0.0), (0.0, 0.0), math.inf)],
+)
+def test_errors_are_relative_to_the_truth(result, expected, error):
+    assert doctor._relative_error(torch.tensor(result), torch.tensor(expected)) == pytest.approx(error)
+
+
+def test_nan_is_an_error_of_nan():
+    assert math.isnan(doctor._relative_error(torch.tensor([math.nan, 0.0]), torch.zeros(2)))
