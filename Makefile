@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.mirage-kernels$(subst /,-,$(CURDIR))-$(subst /,-,$(subst =,-,$(TORCH)))
 BUILT := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: help setup bench test benchmarks measured docs peers bench-gpu lint ctest triton cuda wheel clean
+.PHONY: help setup bench test benchmarks measured docs peers bench-gpu lint lab-test ctest triton cuda wheel clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,7 +47,7 @@ benchmarks: setup  ## operators, network and Table 6, and out/benchmarks.md
 
 measured: setup  ## the figures of docs/measured.md and the README: five minutes on a quiet machine
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
-	$(BIN)/python benchmarks/measured.py
+	$(BIN)/python -m benchmarks.measured
 
 peers: setup  ## the CPU path beside ONNX Runtime, OpenVINO and others, stages beside their floors, and out/cpu-peers.md
 	$(BIN)/python -m pip install --quiet --editable ".[peers]"
@@ -64,10 +64,13 @@ bench-gpu:  ## on a CUDA machine, in the active environment: GPU tests, benchmar
 	  --device cuda --peers $(GPU_PEERS) --benchmark-json=out/gpu.json
 	$(PYTHON) -m benchmarks.gpu_report out/gpu.json
 
+lab-test: setup  ## the tests of lab/, which make test leaves out
+	$(BIN)/pytest lab/tests
+
 lint: setup  ## ruff, mypy, and whether the generated pages are of the present code
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python benchmarks/measured_page.py
+	$(BIN)/python -m benchmarks.measured_page
 
 # The reference is read from the sources, so the package itself need not be built.
 docs: | $(BIN)/python  ## the manual, in out/site; a warning is an error

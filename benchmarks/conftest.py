@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 import torch
 
 import mirage_kernels
+
+if str(ROOT := Path(__file__).resolve().parent.parent) not in sys.path:
+    sys.path.append(str(ROOT))  # for benchmarks.*; an installed mirage goes before the one here
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,7 +1,7 @@
 """The JSON of benchmarks/test_gpu.py as a results file and a table: ``python -m benchmarks.gpu_report out/gpu.json``.
 
 Writes benchmarks/results/<gpu>-<date>.json: the machine, versions and commit, and a row per benchmark. Prints them in
-Markdown, with what the package is meant to reach. Every number comes from the file; nothing is measured here.
+Markdown. Every number comes from the file; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -14,11 +14,6 @@ from pathlib import Path
 from benchmarks.report import Row, load, milliseconds, table
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# faster than the first, by the second, at least so many times
-INFERENCE_GOALS = (("eager", "fast", 5.0), ("compile", "fast", 2.0))
-STEP_GOALS = (("eager", "graph-low", 3.0), ("eager", "fast-low", 3.0), ("compile", "fast-low", 1.7))
-CACHED = 50e6  # bytes that may still be in a cache from the call before
-STEP_MEMORY_GOAL, BANDWIDTH_GOAL, GRAPH_GOAL_MS = 1 / 5, 0.8, 1.0
 
 
 def name_of(facts: Row) -> str:
@@ -63,33 +58,6 @@ def stage_lines(facts: Row, rows: list[Row]) -> list[str]:
     return table(header, lines) if lines else []
 
 
-def goals(facts: Row, rows: list[Row]) -> list[tuple[str, str, str, str]]:
-    """(what, asked, measured, reached) of every goal that has rows."""
-    found = []
-
-    def add(what: str, asked: str, measured: str, reached: bool) -> None:
-        found.append((what, asked, measured, "yes" if reached else "no"))
-
-    for test, wanted in (("test_inference", INFERENCE_GOALS), ("test_step", STEP_GOALS)):
-        for group, peers in groups(rows, test).items():
-            for other, ours, bound in wanted:
-                if {other, ours} <= peers.keys():
-                    ratio = peers[other]["median"] / peers[ours]["median"]
-                    add(f"{group}: {ours} faster than {other}", f"{bound:.1f}x", f"{ratio:.2f}x", ratio >= bound)
-            peaks = [peers[p].get("peak_mib") for p in ("eager", "fast-low") if p in peers]
-            if test == "test_step" and len(peaks) == 2 and None not in peaks:
-                share = peaks[1] / peaks[0]
-                add(f"{group}: peak over eager's", f"{STEP_MEMORY_GOAL:.2f}", f"{share:.2f}", share <= STEP_MEMORY_GOAL)
-            if "graph" in peers and peers["graph"]["shape"] == [1, 3, 224, 224]:
-                ms = peers["graph"]["median"] * 1e3
-                add(f"{group}: with a graph", f"under {GRAPH_GOAL_MS:.1f} ms", f"{ms:.2f} ms", ms < GRAPH_GOAL_MS)
-    for group, peers in groups(rows, "test_stage").items():
-        if "fast" in peers and peers["fast"]["bytes"] > CACHED:
-            share = peers["fast"]["bytes"] / peers["fast"]["median"] / facts["copy_bytes_per_s"]
-            add(f"{group}: of the copy bandwidth", f"{BANDWIDTH_GOAL:.0%}", f"{share:.0%}", share >= BANDWIDTH_GOAL)
-    return found
-
-
 def write(facts: Row, rows: list[Row], folder: Path) -> Path:
     """The results file; an older one of the same GPU and day is replaced when the new one is complete."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +77,6 @@ def main(argv: list[str] | None = None) -> int:
     machine = f"{facts['device']}, torch {facts['torch']}, commit {facts['commit']}, {facts['date']}"
     copy = f"copy {facts['copy_bytes_per_s'] / 1e12:.2f} TB/s"
     sections = {
-        "Goals": table(("goal", "asked", "measured", "reached"), goals(facts, rows)),
         "Inference": network_lines(rows, "test_inference"),
         "Training step": network_lines(rows, "test_step"),
         "Stages": stage_lines(facts, rows),

@@ -19,12 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import peak_memory
 import torch
 from measured_page import RESULTS, ROOT, fingerprint, write
-from peers import Problem, errors, farthest, peers_of, versions
-from worker import Worker
 
+from benchmarks import peak_memory
+from benchmarks.peers import Problem, errors, farthest, peers_of, versions
+from benchmarks.worker import Worker
 from mirage import table6
 from mirage.doctor import cpu_name
 

@@ -1,4 +1,4 @@
-"""Peak memory of one pass in this process, as JSON: ``python benchmarks/peak_memory.py --peer fast-low --mode step``.
+"""Peak memory of one pass in this process, as JSON: ``python -m benchmarks.peak_memory --peer fast-low --mode step``.
 
 Meant for a fresh process per measurement. The process imports and builds everything, then the peak of its resident
 memory is reset and one pass runs. ``rss_mib`` is how far the peak rose above the memory resident before: it counts
@@ -28,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from worker import WorkerError, environment
+from benchmarks.worker import WorkerError, environment
 
 MIB = 1 << 20
 STATUS = Path("/proc/self/status")
@@ -78,8 +78,8 @@ def measure(peer: str, problem: Any, tracked: bool = True) -> dict[str, Any]:
     """Build the peer here and run one pass; the row described above. Without `tracked` there is no second pass for
     `tracker_mib`, which is then null."""
     import torch
-    from peers import peers_of
 
+    from benchmarks.peers import peers_of
     from mirage.complexity import MemoryTracker
 
     torch.set_num_threads(problem.threads)
@@ -119,7 +119,7 @@ def measure_fresh(peer: str, problem: Any, tracked: bool = True) -> dict[str, An
         WorkerError: that process failed.
     """
     request = json.dumps({"peer": peer, "problem": asdict(problem), "tracked": tracked})
-    command = [sys.executable, str(Path(__file__).resolve()), "--request", request]
+    command = [sys.executable, "-m", "benchmarks.peak_memory", "--request", request]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(problem.threads), check=False)
     if done.returncode:
         raise WorkerError(f"exit status {done.returncode}: {done.stderr[-2000:]}")
@@ -127,7 +127,7 @@ def measure_fresh(peer: str, problem: Any, tracked: bool = True) -> dict[str, An
 
 
 def main() -> None:
-    from peers import INFERENCE, TRAINING, Problem
+    from benchmarks.peers import INFERENCE, TRAINING, Problem
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", default="eager", choices=sorted({*INFERENCE, *TRAINING}))

@@ -24,12 +24,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import peak_memory
-import peers
 import pytest
 import torch
-from replay import CLOCK, replay
-from worker import Worker, WorkerError
+
+from benchmarks import peak_memory, peers
+from benchmarks.replay import CLOCK, replay
+from benchmarks.worker import Worker, WorkerError
 
 PAUSE_SECONDS = 0.02
 TURN_SECONDS, SCALING_TURN_SECONDS = 2.0, 8.0

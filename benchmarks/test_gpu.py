@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-import gpu
 import pytest
 import torch
-from replay import CLOCK, replay
-from stages import HALVES, block_kinds, make_half
 
 import mirage_kernels
+from benchmarks import gpu
+from benchmarks.replay import CLOCK, replay
+from benchmarks.stages import HALVES, block_kinds, make_half
 
 SHAPES = ((1, 3, 224, 224), (1, 3, 512, 512), (1, 3, 1080, 1920), (16, 3, 256, 256))
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

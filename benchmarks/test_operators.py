@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from workloads import Workload, operator_workloads
 
 import mirage_kernels
+from benchmarks.workloads import Workload, operator_workloads
 
-WORKLOADS = {f"{size}-{w.operator}-{w.name}": w for size in (224, 128) for w in operator_workloads(size)}
+WORKLOADS = {f"{size}-{w.operator.name}-{w.name}": w for size in (224, 128) for w in operator_workloads(size)}
 
 pytestmark = pytest.mark.benchmark(max_time=0.4, min_rounds=5, warmup=True, warmup_iterations=2)
 
@@ -17,13 +17,7 @@ pytestmark = pytest.mark.benchmark(max_time=0.4, min_rounds=5, warmup=True, warm
 def workload(request: pytest.FixtureRequest, benchmark) -> Workload:
     found = WORKLOADS[request.param]
     benchmark.group = request.param
-    benchmark.extra_info.update(
-        operator=found.operator,
-        shape=list(found.shape),
-        bytes_forward=found.bytes_forward,
-        bytes_both=found.bytes_both,
-        macs_forward=found.macs_forward,
-    )
+    benchmark.extra_info.update(found.facts())
     return found
 
 
@@ -34,11 +28,11 @@ def function(request: pytest.FixtureRequest, workload: Workload, device: str, be
         return workload.expression
     if request.param != ("triton" if device == "cuda" else "cpp"):
         pytest.skip(f"{request.param} does not run on {device}")
-    if request.param not in workload.implementations:
-        pytest.skip(f"{workload.operator} has no kernel of its own for {request.param}")
+    if request.param not in workload.operator.implementations:
+        pytest.skip(f"{workload.operator.name} has no kernel of its own for {request.param}")
     if mirage_kernels.available()[request.param] != "yes":
         pytest.skip(f"{request.param}: {mirage_kernels.available()[request.param]}")
-    return workload.public
+    return workload.operator.public
 
 
 def test_forward(workload, function, timed, device, benchmark):

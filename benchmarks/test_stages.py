@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peers import make_images, make_model
-from stages import HALVES, STEPS, WHOLE, Step, block_kinds, make_half, network_steps
 
 import mirage.fast
+from benchmarks.peers import make_images, make_model
+from benchmarks.stages import HALVES, STEPS, WHOLE, Step, block_kinds, make_half, network_steps
 
 SIZE = 224
 KINDS = [(variant, *kind) for variant in ("tiny", "small") for kind in block_kinds(variant, SIZE, SIZE)]

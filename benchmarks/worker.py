@@ -1,6 +1,6 @@
 """A process of its own for one peer and one problem, and the other end of its pipe.
 
-`Worker(...)` starts ``python benchmarks/worker.py``, which builds the peer, runs it once and keeps what came out; each
+`Worker(...)` starts ``python -m benchmarks.worker``, which builds the peer, runs it once and keeps what came out; each
 `seconds()` then is a turn of timed passes. Between turns the process waits on its pipe, so its thread pool is quiet
 while another worker runs. Messages are lines of JSON.
 """
@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-SCRIPT = Path(__file__).resolve()
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class WorkerError(RuntimeError):
@@ -26,8 +26,9 @@ class WorkerError(RuntimeError):
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What every measured process runs under: no GPU, and the same number of threads in every pool."""
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
+    """What every measured process runs under: no GPU, the same number of threads in every pool, and this package."""
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
 
 
 class Worker:
@@ -46,7 +47,7 @@ class Worker:
         self._log = open(output.with_suffix(".log"), "w+")  # noqa: SIM115
         request = json.dumps({"peer": peer, "problem": asdict(problem), "output": str(output)})
         self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), request],
+            [sys.executable, "-m", "benchmarks.worker", request],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -93,7 +94,8 @@ def turn(run: Callable[[], object], at_least: float) -> float:
 
 def main() -> None:
     import torch
-    from peers import Problem, peer_of
+
+    from benchmarks.peers import Problem, peer_of
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever an engine prints must not end up among the answers

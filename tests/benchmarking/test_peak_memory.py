@@ -3,13 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
-import peak_memory
-import peers
 import pytest
 
+from benchmarks import peak_memory, peers, worker
 from mirage.complexity import ALLOCATION_QUANTUM, measure
 
 MIB = peak_memory.MIB
@@ -43,9 +41,9 @@ def test_a_fresh_process_is_measured():
 
 
 def test_the_command_prints_json():
-    script = Path(peak_memory.__file__)
     arguments = ["--peer", "fast", "--shape", *map(str, SHAPE), "--threads", "1"]
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.peak_memory", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=worker.environment(1))
     row = json.loads(done.stdout)
     assert (row["peer"], row["mode"]) == ("fast", "inference") and row["tracker_mib"] > 23
 

@@ -1,9 +1,10 @@
 """benchmarks/peers.py and worker.py: every PyTorch peer computes what the reference does, here and in a worker."""
 
-import peers
 import pytest
 import torch
-from worker import Worker, WorkerError
+
+from benchmarks import peers
+from benchmarks.worker import Worker, WorkerError
 
 SHAPE = (1, 3, 16, 16)
 

@@ -1,12 +1,12 @@
 """benchmarks/test_cpu_peers.py: peers are timed in turn, after what they compute was compared with the reference."""
 
-import peers
 import pytest
-import test_cpu_peers as suite
 import torch
-import worker
-from replay import Clock
-from worker import WorkerError
+
+from benchmarks import peers, worker
+from benchmarks import test_cpu_peers as suite
+from benchmarks.replay import Clock
+from benchmarks.worker import WorkerError
 
 SHAPE = (1, 3, 16, 16)
 

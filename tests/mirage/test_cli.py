@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 import mirage
 import mirage_kernels
-from mirage import doctor
+from mirage import doctor, self_check
 from mirage.cli import main
 from mirage.images import ImageFile, read_image, write_image
+from mirage_kernels._runtime.cases import operators
 
 
 def call(*arguments):
@@ -188,7 +189,8 @@ def test_doctor_checks_every_operator():
     assert report["implementations"] == mirage_kernels.available()
     ran = {(c["operator"], c["implementation"]) for c in report["checks"]}
     usable = {name for name, state in mirage_kernels.available().items() if state == "yes"}
-    assert ran == {(case.name, name) for case in doctor.cases() for name in usable if name in case.implementations}
+    every = [(f"{op.name} {op.mode}".strip(), ("torch", *op.implementations)) for op in operators()]
+    assert ran == {(name, impl) for name, written in every for impl in usable if impl in written}
     for check in report["checks"]:
         assert 0 <= check["error"] <= check["limit"] < 1e-4
 
@@ -261,23 +263,17 @@ def test_export_writes_what_loads_again(tmp_path):
 
 def test_doctor_checks_large_images_in_16_bit_and_times_them(monkeypatch):
     """What --gpu asks for, of two operators, on the CPU."""
-    monkeypatch.setattr(doctor, "SECONDS", 0.001)
+    monkeypatch.setattr(self_check, "SECONDS", 0.001)
+    monkeypatch.setattr(self_check, "LARGE", 48)
     states = mirage_kernels.available() | {"triton": "minutes in the interpreter"}
     monkeypatch.setattr(mirage_kernels, "available", lambda: states)
-    chosen = [c for c in doctor.cases((1, 12, 40, 50)) if c.name in ("feed_forward_stage", "mixer_stage")]
-    checks = doctor.check_operators(chosen, "cpu", (torch.float32, torch.bfloat16), timed=True)
+    chosen = operators(["feed_forward_stage", "mixer_stage"])
+    checks = doctor.check_operators(chosen, "cpu", (torch.float32, torch.bfloat16), timed=True, large=True)
     runnable = {name for name, state in states.items() if state == "yes"}
-    assert len(checks) == 2 * sum(len(runnable & set(case.implementations)) for case in chosen) > 0
+    assert len(checks) == 2 * sum(len(runnable & {"torch", *op.implementations}) for op in chosen) > 0
     for check in checks:
         assert check.passed and check.milliseconds > 0 and check.device == "cpu", check
         assert (check.limit > 4e-3) == (check.dtype == "bfloat16")
-
-
-def test_doctor_knows_every_public_operator():
-    helpers = {"available", "last_used", "limit_workspace", "release_workspace", "use"}
-    public = {name: getattr(mirage_kernels, name) for name in mirage_kernels.__all__ if name not in helpers}
-    functions = {name for name, value in public.items() if callable(value) and not isinstance(value, type)}
-    assert {case.name for case in doctor.cases()} == functions
 
 
 def test_doctor_prints_tables():
@@ -295,8 +291,7 @@ def test_doctor_finds_a_wrong_operator(monkeypatch):
         return y * (1 + 1e-5) if x.dtype == torch.float32 and mirage_kernels._runtime.dispatch._forced == "cpp" else y
 
     monkeypatch.setattr(mirage_kernels, "channel_layer_norm", wrong)
-    case = next(case for case in doctor.cases() if case.name == "channel_layer_norm")
-    checks = {check.implementation: check for check in doctor.check_operators([case])}
+    checks = {check.implementation: check for check in doctor.check_operators(operators(["channel_layer_norm"]))}
     assert checks["torch"].passed
     if "cpp" not in checks:
         pytest.skip("the C++ library is not built: " + mirage_kernels.available()["cpp"])
@@ -308,16 +303,12 @@ def test_doctor_reports_faults(monkeypatch, fault):
     right = mirage_kernels.channel_layer_norm
 
     def wrong(x, *rest):
-        if x.dtype == torch.float64:
-            return right(x, *rest)
-        if fault == "raise" and calls.append(1) is None and len(calls) > 1:
+        if fault == "raise":
             raise RuntimeError("kernel fault")
         return right(x, *rest) * (float("nan") if fault == "nan" else 1)
 
-    calls: list[int] = []
     monkeypatch.setattr(mirage_kernels, "channel_layer_norm", None if fault == "absent" else wrong)
-    case = next(case for case in doctor.cases() if case.name == "channel_layer_norm")
-    checks = doctor.check_operators([case])
+    checks = doctor.check_operators(operators(["channel_layer_norm"]))
     assert not checks[0].passed
     report = doctor.Report({}, [], {}, checks)
     assert not report.healthy and report.as_dict()["healthy"] is False

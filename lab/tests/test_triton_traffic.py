@@ -1,25 +1,18 @@
-"""tools/triton_traffic.py: what it counts, on the meta device."""
+"""lab/triton_traffic.py: what it counts, on the meta device."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
+from importlib import import_module
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "triton_traffic.py"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    specification = importlib.util.spec_from_file_location("triton_traffic", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["triton_traffic"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
+    return import_module("lab.triton_traffic")
 
 
 def test_operations_are_counted_by_their_tensors(tool):

@@ -1,12 +1,11 @@
-"""tools/triton_launches.py: products counted from the kernels' code, bytes as in triton_traffic.py, and their sums."""
+"""lab/triton_launches.py: products counted from the kernels' code, bytes as in triton_traffic.py, and their sums."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
+from importlib import import_module
 from unittest import mock
 
 import pytest
@@ -15,16 +14,11 @@ import torch
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="counts in Triton's interpreter")
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    specification = importlib.util.spec_from_file_location("triton_launches", TOOLS / "triton_launches.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["triton_launches"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
+    return import_module("lab.triton_launches")
 
 
 def _block(tool, channels, heads, step=False):
@@ -108,7 +102,7 @@ def test_bytes_and_launches_are_those_of_triton_traffic(tool):
     """Which runs in a process of its own, where nothing is interpreted: the launches are those of a GPU."""
     shape = (2, 48, 64, 64)
     code = (
-        f"import sys, torch; sys.path.insert(0, {str(TOOLS)!r}); import triton_traffic as tool\n"
+        f"import torch; from lab import triton_traffic as tool\n"
         "for step in (False, True):\n"
         "    block = tool.mirage.blocks.TransformerBlock(48, 2, drop_path=0.1).train(step).to('meta', torch.float16)\n"
         f"    x = torch.empty({shape}, dtype=torch.float16, device='meta', requires_grad=step)\n"

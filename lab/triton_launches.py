@@ -1,6 +1,6 @@
 """What each Triton kernel of a block has to move and to multiply, on a GPU that is not there.
 
-    python tools/triton_launches.py [--variant tiny] [--size 224x224] [--batch 1] [--dtype float16] [--step]
+    python -m lab.triton_launches [--variant tiny] [--size 224x224] [--batch 1] [--dtype float16] [--step]
                                     [--level level1 ...] [--tf32] [--json]
 
 For one block of each level, a row for each kernel with all its launches, in the order of the first ones. Bytes are
@@ -27,20 +27,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "1"  # read where Triton's kernels are defined
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import triton.language as tl  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle, _get_np_dtype  # noqa: E402
-from triton_traffic import MODELS, Traffic, measure, mirage, pair, tensors_in  # noqa: E402
 
+from lab.triton_traffic import MODELS, Traffic, measure, mirage, pair, tensors_in  # noqa: E402
 from mirage_kernels._triton import tiles as triton_tiles  # noqa: E402
 from mirage_kernels._triton.launch import is_exact  # noqa: E402
 

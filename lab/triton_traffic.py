@@ -1,6 +1,6 @@
 """Launches, bytes and memory of a pass on a GPU that is not there: mirage.fast on Triton beside eager PyTorch.
 
-    python tools/triton_traffic.py [--variant tiny small] [--size 224x224 ...] [--batch 1] [--dtype float16] [--step]
+    python -m lab.triton_traffic [--variant tiny small] [--size 224x224 ...] [--batch 1] [--dtype float16] [--step]
 
 Nothing is computed: the networks run on the meta device. A launch is a Triton kernel, or a PyTorch operation that is
 no view. Its bytes are those of the tensors it is given and makes, each whole and once: about the least that it moves
@@ -13,31 +13,22 @@ training step: forward, loss and backward, all in the one dtype.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
-from torch.utils.weak import WeakIdKeyDictionary  # noqa: E402
-
-import mirage  # noqa: E402
-import mirage.fast  # noqa: E402
-from mirage.losses import MirageLoss  # noqa: E402
-from mirage_kernels._runtime import dispatch  # noqa: E402
-from mirage_kernels._triton import launch  # noqa: E402
+import mirage
+import mirage.fast
+from mirage.losses import MirageLoss
+from tools.meta_device import Operators, launching
 
 MODELS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
 ALLOCATIONS = ("aten::empty", "aten::new_empty", "aten::detach", "aten::alias", "aten::lift_fresh")
@@ -71,7 +62,7 @@ def tensors_in(*values: Any) -> list[Tensor]:
     return [t for t in tree_leaves(values) if isinstance(t, Tensor)]
 
 
-class Operations(TorchDispatchMode):
+class Operations(Operators):
     """Counts PyTorch's own operations, and the memory that their results take while they live."""
 
     def __init__(self, traffic: Traffic) -> None:
@@ -81,16 +72,14 @@ class Operations(TorchDispatchMode):
         self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         if func.namespace == "mirage_kernels":
-            with self:
-                return kernels_of(func._schema.name.split("::")[1])(*args)
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        tensors = tensors_in(args, kwargs, result)
+            return result
+        tensors = tensors_in(args, kwargs or {}, result)
         for tensor in tensors:
             self._hold(tensor.untyped_storage())
         if tensors and not func.is_view and not func._schema.name.startswith(ALLOCATIONS):
-            self._traffic.operated(func, args, kwargs, result)
+            self._traffic.operated(func, args, kwargs or {}, result)
         return result
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
@@ -104,28 +93,10 @@ class Operations(TorchDispatchMode):
         self._live -= size
 
 
-def kernels_of(name: str) -> Callable[..., Any]:
-    """What the operator `name` runs, without its registration: on the meta device that would run its fake."""
-    backward = name.endswith("_backward")
-    module = import_module(f"mirage_kernels.{name.removesuffix('_backward')}.op")
-    return module._backward if backward else module._forward
-
-
-@contextlib.contextmanager
-def on_meta(traffic: Traffic) -> Iterator[None]:
-    """Triton is what runs on the meta device, and its launches are counted instead of made."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(dispatch._default, meta="triton"))
-        stack.enter_context(mock.patch.object(launch, "launch_hook", traffic.launched))
-        stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda *device: False))  # meta has none
-        stack.enter_context(mock.patch.object(torch, "autocast", lambda *device, **enabled: contextlib.nullcontext()))
-        yield
-
-
 def measure(call: Callable[[], object], traffic: Traffic | None = None) -> Traffic:
     """What `call` does, added to `traffic`."""
     traffic = Traffic() if traffic is None else traffic
-    with on_meta(traffic), Operations(traffic):
+    with launching(traffic.launched), Operations(traffic):
         call()
     return traffic
 

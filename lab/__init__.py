@@ -1,0 +1,1 @@
+"""Predictions of GPUs that are not there: see README.md."""
