@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measured_page import RESULTS, ROOT, fingerprint, write
 
 from benchmarks import peak_memory
+from benchmarks.measured_page import RESULTS, ROOT, fingerprint, write
 from benchmarks.peers import Problem, errors, farthest, peers_of, versions
 from benchmarks.worker import Worker
 from mirage import table6

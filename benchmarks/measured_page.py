@@ -1,7 +1,7 @@
 """docs/measured.md and the README's table, made of one file of results, and the check that both are of this code.
 
-    python benchmarks/measured_page.py           # fails where a page is not what the results say, or the code changed
-    python benchmarks/measured_page.py --write RESULTS.json
+    python -m benchmarks.measured_page           # fails where a page is not what the results say, or the code changed
+    python -m benchmarks.measured_page --write RESULTS.json
 
 `make measured` measures and writes them; `make lint` checks. A results file carries a hash over the contents of every
 file that decides what was measured (`fingerprint`), so a commit that changes none of them leaves the page valid.
@@ -220,10 +220,10 @@ def stale(root: Path = ROOT) -> Iterator[str]:
         return
     results = json.loads((root / named[1]).read_text())
     if text != page(results, named[1]):
-        yield f"{PAGE} is not what {named[1]} says: run python benchmarks/measured_page.py --write {named[1]}"
+        yield f"{PAGE} is not what {named[1]} says: run python -m benchmarks.measured_page --write {named[1]}"
     readme = (root / README).read_text(encoding="utf-8")
     if readme != fill(readme, readme_block(results)):
-        yield f"{README}: not the table of {named[1]}: run python benchmarks/measured_page.py --write {named[1]}"
+        yield f"{README}: not the table of {named[1]}: run python -m benchmarks.measured_page --write {named[1]}"
     if results["conditions"]["sources"] != fingerprint(root):
         yield (
             f"{PAGE} was measured on other sources ({results['conditions']['sources']}; now {fingerprint(root)}): "

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mirage.fast
 import mirage_kernels
 from mirage.losses import MirageLoss
+from mirage_kernels import MixerWeights
 from mirage_kernels._runtime.tuning import IMPLEMENTATIONS, Tuning, choice_key, launch_key
 
 __all__ = ["Chooser", "Tuner", "tune"]
@@ -75,7 +76,8 @@ class Tuner:
 
 
 class Chooser(TorchDispatchMode):
-    """Times each call of an operator on both implementations for GPUs, the first time that one of its kind comes by.
+    """Times each call of an operator on both implementations for GPUs, the first time that one of its kind comes by. A
+    level of a network as one call, which exists in CUDA C++ alone, is timed beside its stages as they were chosen.
 
     Attributes:
         choices: the faster one, where that is not Triton.
@@ -92,7 +94,9 @@ class Chooser(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "mirage_kernels" and args and args[-1] in IMPLEMENTATIONS:
             name = func._schema.name.split("::")[1]
-            if name != "transformer_blocks":
+            if name == "transformer_blocks":
+                self.compare(name, args[0], partial(self._by_stages, *args[:-1]), partial(func, *args))
+            else:
                 x = args[name.endswith("_backward")]  # which comes after the gradient of the output
                 self.compare(name, x, *(partial(func, *args[:-1], impl) for impl in IMPLEMENTATIONS))
         return func(*args, **(kwargs or {}))
@@ -106,39 +110,22 @@ class Chooser(TorchDispatchMode):
         if self.times[key][1] < BETTER * self.times[key][0]:
             self.choices[key] = "cuda"
 
+    def _by_stages(self, x: torch.Tensor, weights: Sequence[torch.Tensor], eps: Sequence[float]) -> torch.Tensor:
+        """The arguments of the operator ``transformer_blocks``, on the stages."""
+        mixer_size, each = len(MixerWeights._fields), len(weights) * 3 // len(eps)
+        for i in range(len(eps) // 3):
+            of_block = weights[i * each : (i + 1) * each]
+            mixer, feed_forward = MixerWeights(*of_block[:mixer_size]), of_block[mixer_size:]
+            norm1_eps, bn_eps, norm2_eps = eps[3 * i : 3 * i + 3]
+            with self._on_chosen("mixer_stage", x):
+                x = mirage_kernels.mixer_stage(x, mixer, None, False, norm1_eps, bn_eps).y
+            with self._on_chosen("feed_forward_stage", x):
+                x = mirage_kernels.feed_forward_stage(x, *feed_forward, norm2_eps)
+        return x
 
-    def on_chosen(self, name: str, x: torch.Tensor) -> AbstractContextManager[None]:
+    def _on_chosen(self, name: str, x: torch.Tensor) -> AbstractContextManager[None]:
         """Inside, an operator runs on such an `x` as was chosen."""
         return mirage_kernels.use(self.choices.get(choice_key(name, x), "triton"))
-
-
-@contextmanager
-def _comparing_levels(chooser: Chooser) -> Iterator[None]:
-    """Inside, levels of a network are timed as one call in CUDA C++, beside their stages as `chooser` has chosen."""
-
-    def compare(x: torch.Tensor, blocks: Sequence[mirage_kernels.BlockWeights]) -> torch.Tensor:
-        def by_stages() -> torch.Tensor:
-            y = x
-            for block in blocks:
-                with chooser.on_chosen("mixer_stage", y):
-                    y = mirage_kernels.mixer_stage(y, block.mixer, None, False, block.norm1_eps, block.bn_eps).y
-                with chooser.on_chosen("feed_forward_stage", y):
-                    y = mirage_kernels.feed_forward_stage(y, *block.feed_forward, block.norm2_eps)
-            return y
-
-        def at_once() -> torch.Tensor:
-            with mirage_kernels.use("cuda"):
-                return plain(x, blocks)
-
-        chooser.compare("transformer_blocks", x, by_stages, at_once)
-        return by_stages()
-
-    plain = mirage_kernels.transformer_blocks
-    mirage_kernels.transformer_blocks = compare
-    try:
-        yield
-    finally:
-        mirage_kernels.transformer_blocks = plain
 
 
 def tune(
@@ -166,7 +153,7 @@ def tune(
         if mirage_kernels.available()["cuda"] == "yes":
             with mirage_kernels.use("triton"), chooser:
                 _run(variant, cases, step)
-            with _comparing_levels(chooser):
+            with mirage_kernels.use("cuda"), chooser:
                 _run(variant, cases, step=False)
     torch.cuda.synchronize()
     found = Tuning(torch.cuda.get_device_name(), triton.__version__, tuner.launches, chooser.choices)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-import measured_page
 import pytest
 from manual import ROOT
+
+from benchmarks import measured_page
 
 
 def _row(peer: str, ms: float, mib: float, **others) -> dict:

@@ -273,18 +273,19 @@ class TestChooser:
 
     def test_levels_are_compared_with_their_stages(self):
         require("cuda")
-        times = iter((1.0, 0.5))
+        times, values = iter((1.0, 0.5)), []
 
         def time(call):
-            call()
+            values.append(call())
             return next(times)
 
-        chooser, blocks = tune.Chooser(time), several((1, 12, 5, 6, 2), 1)
+        chooser, blocks = tune.Chooser(time), several((1, 12, 5, 6, 2), 2)
         for name in ("mixer_stage", "feed_forward_stage"):
             chooser.choices[choice_key(name, blocks[0])] = "cuda"
-        with torch.no_grad(), tune._comparing_levels(chooser):
+        with torch.no_grad(), mirage_kernels.use("cuda"), chooser:
             y = mirage_kernels.transformer_blocks(*blocks)
         assert chooser.choices[choice_key("transformer_blocks", y)] == "cuda"
+        assert len(values) == 2 and all(torch.equal(value, y) for value in values)  # its stages, and all at once
         with torch.no_grad(), mirage_kernels.use("cuda"):
             assert torch.equal(mirage_kernels.transformer_blocks(*blocks), y)
 
