@@ -135,12 +135,18 @@ def _check(operator: Operator, implementation: str, device: str, dtype: torch.dt
         return check(None, "", None, f"{type(error).__name__}: {error}")
     if ran != implementation:
         return check(None, "", None, f"{ran} ran in its place")
-    worst = max(found, key=_share)
+    worst = _worst(found)
     return check(worst.error, worst.name, worst.allowed, milliseconds=milliseconds)
 
 
-def _share(result: accuracy.Comparison) -> float:
-    """Of what is allowed; a NaN is the worst error."""
-    if not result.passed:
-        return math.inf if math.isnan(result.error) or result.allowed == 0 else result.error / result.allowed
-    return result.error / result.allowed if result.allowed else 0.0
+def _worst(found: Sequence[accuracy.Comparison]) -> accuracy.Comparison:
+    """The one that takes most of what is allowed; a NaN is the worst error."""
+
+    def share(result: accuracy.Comparison) -> float:
+        if math.isnan(result.error):
+            return math.inf
+        if result.allowed == 0:
+            return math.inf if result.error else 0.0
+        return result.error / result.allowed
+
+    return max(found, key=share)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mirage import doctor
+from mirage import doctor, self_check
+from mirage_kernels._runtime.accuracy import Comparison, relative_error
 
 LIMITS = {"output": 1e-6, "grad 0": 1e-3, "grad 1": 1e-5}
 
@@ -21,9 +22,10 @@ LIMITS = {"output": 1e-6, "grad 0": 1e-3, "grad 1": 1e-5}
     ],
 )
 def test_the_worst_error_decides(errors, worst, passed):
-    found = dict(zip(LIMITS, errors, strict=True))
-    assert doctor._worst(found, LIMITS) == worst
-    check = doctor.Check("some", "cpp", "cpu", "float32", found[worst], worst, LIMITS[worst])
+    found = [Comparison(name, error, limit) for (name, limit), error in zip(LIMITS.items(), errors, strict=True)]
+    decides = self_check._worst(found)
+    assert decides.name == worst
+    check = doctor.Check("some", "cpp", "cpu", "float32", decides.error, worst, decides.allowed)
     assert check.passed is passed
 
 
@@ -33,11 +35,12 @@ def test_a_check_that_ended_in_an_error_has_not_passed():
 
 @pytest.mark.parametrize(
     ("result", "expected", "error"),
-    [((3.0, 4.0), (3.0, 0.0), 4 / 3), ((0.0, 0.0), (0.0, 0.0), 0.0), ((1e-9, 0.0), (0.0, 0.0), math.inf)],
+    [((3.0, 4.0), (3.0, 0.0), 4 / 3), ((0.0, 0.0), (0.0, 0.0), 0.0), ((1e-9, 0.0), (0.0, 0.0), 1e-9)],
 )
 def test_errors_are_relative_to_the_truth(result, expected, error):
-    assert doctor._relative_error(torch.tensor(result), torch.tensor(expected)) == pytest.approx(error)
+    """Where that is not zero."""
+    assert relative_error(torch.tensor(result), torch.tensor(expected)) == pytest.approx(error)
 
 
 def test_nan_is_an_error_of_nan():
-    assert math.isnan(doctor._relative_error(torch.tensor([math.nan, 0.0]), torch.zeros(2)))
+    assert math.isnan(relative_error(torch.tensor([math.nan, 0.0]), torch.zeros(2)))
