@@ -56,7 +56,7 @@ BYTES_PER_SAMPLE_BYTE = 8  # the file, its decoding, turning, writing
 BYTES_PER_HIDDEN_PIXEL = 64  # `fill_hidden`, of images with alpha
 # The network's, per pixel and channel of its `dim`. PyTorch's own operators leave holes in the heap, of some hundred
 # MiB at most, which weigh more in small images.
-FAST_BYTES_PER_CHANNEL = 40  # 36 measured (MIRAGE-S)
+FAST_BYTES_PER_CHANNEL = 40  # 36 measured (MIRAGE-S), 17 in bfloat16
 REFERENCE_BYTES_PER_CHANNEL = 200  # 186 measured at 512x512
 REFERENCE_BYTES_PER_CHANNEL_LARGE, REFERENCE_HEAP = 145, 256 << 20  # 133 and 249 MiB measured (MIRAGE-T)
 
@@ -193,13 +193,13 @@ def needed_memory(model: nn.Module, header: ImageHeader) -> int:
     if network is not None and network.output.weight.device.type == "cpu":
         from mirage import fast
 
-        wider = max(1, network.output.weight.element_size() // 4)  # float64
-        units = header.pixels * network.config["dim"] * wider
+        size = network.output.weight.element_size() / 4  # of a value, in float32's
+        units = header.pixels * network.config["dim"]
         if isinstance(network, fast.MIRAGE):
-            needed += units * FAST_BYTES_PER_CHANNEL
+            needed += int(units * FAST_BYTES_PER_CHANNEL * size)
         else:
             large = units * REFERENCE_BYTES_PER_CHANNEL_LARGE + REFERENCE_HEAP
-            needed += min(units * REFERENCE_BYTES_PER_CHANNEL, large)
+            needed += int(min(units * REFERENCE_BYTES_PER_CHANNEL, large) * max(1, size))
     return needed
 
 

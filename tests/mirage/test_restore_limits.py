@@ -205,6 +205,22 @@ def test_the_estimate_covers_what_is_taken(fast) -> None:
     assert taken <= estimated <= 2 * taken
 
 
+def test_what_the_estimate_depends_on() -> None:
+    def needed(model, *size: int, channels: int = 3, depth: int = 8) -> int:
+        return needed_memory(model, ImageHeader("png", *size, channels, depth))
+
+    fast, reference = mirage.fast.accelerate(mirage_mini()), mirage_mini()
+    assert needed(Copy(), 100, 100) == 10_000 * (84 + 3 * 8)
+    assert needed(Copy(), 100, 100, depth=16) == 10_000 * (84 + 6 * 8)
+    assert needed(Copy(), 100, 100, channels=4) == 10_000 * (84 + 4 * 8 + 64)
+    assert needed(fast, 100, 100) == needed(Copy(), 100, 100) + 10_000 * 12 * 40
+    assert needed(fast.bfloat16(), 100, 100) == needed(Copy(), 100, 100) + 10_000 * 12 * 20
+    assert needed(reference, 100, 100) == needed(Copy(), 100, 100) + 10_000 * 12 * 200
+    assert needed(reference, 3000, 4000) == needed(Copy(), 3000, 4000) + 12_000_000 * 12 * 145 + 256 * MIB
+    assert needed(nn.DataParallel(reference), 100, 100) == needed(reference, 100, 100)
+    assert needed(reference.to("meta"), 100, 100) == needed(Copy(), 100, 100)  # not this machine's memory
+
+
 def _native() -> bool:
     import mirage_kernels
 
