@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mirage.fast
 import mirage_kernels
 from mirage.losses import MirageLoss
-from mirage_kernels import MixerWeights
+from mirage_kernels import FeedForwardWeights, MixerWeights
 from mirage_kernels._runtime.tuning import IMPLEMENTATIONS, Tuning, choice_key, launch_key
 
 __all__ = ["Chooser", "Tuner", "tune"]
@@ -115,7 +115,7 @@ class Chooser(TorchDispatchMode):
         mixer_size, each = len(MixerWeights._fields), len(weights) * 3 // len(eps)
         for i in range(len(eps) // 3):
             of_block = weights[i * each : (i + 1) * each]
-            mixer, feed_forward = MixerWeights(*of_block[:mixer_size]), of_block[mixer_size:]
+            mixer, feed_forward = MixerWeights(*of_block[:mixer_size]), FeedForwardWeights(*of_block[mixer_size:])
             norm1_eps, bn_eps, norm2_eps = eps[3 * i : 3 * i + 3]
             with self._on_chosen("mixer_stage", x):
                 x = mirage_kernels.mixer_stage(x, mixer, None, False, norm1_eps, bn_eps).y
