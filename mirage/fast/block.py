@@ -7,6 +7,8 @@ or carries hooks or a parametrization, all of them are called as modules again. 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -37,11 +39,12 @@ class TransformerBlock(blocks.TransformerBlock):
     attention_class = Attention
     ffn_class = FeedForward
     stages = STAGES
+    matcher: ClassVar[BlockMatcher]
     _mirage_memory = "low"
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and (whole := BLOCKS.match(self)) is not None:
-            return mirage_kernels.transformer_blocks(x, mirage_kernels.PackedBlocks(*whole))
+            return _run_blocks(x, *whole)
         mixer = MIXER_STAGE.match(self)
         x = x + self.attn(self.norm1(x)) if mixer is None else run_mixer(x, mixer)
         feed_forward = FEED_FORWARD_STAGE.match(self)
@@ -52,13 +55,17 @@ class TransformerBlock(blocks.TransformerBlock):
         return mirage_kernels.feed_forward_stage(x, *arguments)
 
 
-BLOCKS = BlockMatcher(TransformerBlock, STAGES)
+def _run_blocks(x: Tensor, weights: list[Tensor], eps: list[float]) -> Tensor:
+    return mirage_kernels.transformer_blocks(x, mirage_kernels.PackedBlocks(weights, eps))
+
+
+BLOCKS = TransformerBlock.matcher = BlockMatcher(TransformerBlock, STAGES, _run_blocks)
 
 
 class BlockSequence(nn.Sequential):
-    """`torch.nn.Sequential` of blocks. Where no gradient is wanted, those next to each other that would each run as one
-    operator run as one together: what lies between two calls of an operator takes time, most of all where images are
-    small."""
+    """`torch.nn.Sequential` of blocks, of any class with a `matcher`. Where no gradient is wanted, those next to each
+    other that would each run as one operator run as one together: what lies between two calls of an operator takes
+    time, most of all where images are small."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -69,10 +76,13 @@ class BlockSequence(nn.Sequential):
         modules = list(self._modules.values())
         first = 0
         while first < len(modules):
-            count, weights, eps = BLOCKS.match_run(modules, first)
-            if count:
-                x = mirage_kernels.transformer_blocks(x, mirage_kernels.PackedBlocks(weights, eps))
-            else:
-                x, count = modules[first](x), 1
-            first += count
+            matcher: BlockMatcher | None = getattr(type(modules[first]), "matcher", None)
+            if matcher is not None:
+                count, weights, numbers = matcher.match_run(modules, first)
+                if count:
+                    x = matcher.run(x, weights, numbers)
+                    first += count
+                    continue
+            x = modules[first](x)
+            first += 1
         return x

@@ -244,6 +244,29 @@ def test_compiles_in_one_graph(impl, training):
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: setattr(b.ffn, "act", nn.ReLU()),
+        lambda b: setattr(b.attn.gatedcnn, "norm", nn.BatchNorm2d(4, affine=False)),
+        lambda b: setattr(b.attn.gatedcnn, "drop_path", nn.Dropout(0.3)),
+        lambda b: nn.utils.parametrizations.weight_norm(b.ffn.project_in),
+    ],
+    ids=["class", "setting", "drop path", "parametrization"],
+)
+def test_called_modules_compile_in_one_graph(change):
+    """The questions that a compiler traces, with their reasons."""
+    _, fast = pair(training=False, dtype=torch.float32)
+    change(fast)
+    assert runs_stages(fast.eval()) != (True, True)
+    x = image(dtype=torch.float32)
+    for grad in (False, True):
+        torch._dynamo.reset()
+        with torch.set_grad_enabled(grad):
+            compiled = torch.compile(copy.deepcopy(fast), fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(x), fast(x), rtol=1e-5, atol=1e-6)
+
+
 def test_compiled_stochastic_depth():
     _, fast = pair(drop_path=0.4, dtype=torch.float32)
     torch._dynamo.reset()

@@ -68,7 +68,7 @@ def _block_channels(m: Any) -> int:
 
 def _is_of_blocks(m: nn.Sequential) -> bool:
     kinds = [kind_of(child) for child in m]
-    return bool(kinds) and all(kind is not None and kind.replacement is TransformerBlock for kind in kinds)
+    return bool(kinds) and all(kind is not None and hasattr(kind.replacement, "matcher") for kind in kinds)
 
 
 KINDS = (

@@ -8,7 +8,7 @@ while compiling, Python asks the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -92,10 +92,21 @@ class Stage:
 
 
 class BlockMatcher:
-    """All stages of blocks of one class, as one operator runs them where nothing depends on the batch."""
+    """All stages of blocks of one class, as one operator runs them where nothing depends on the batch.
 
-    def __init__(self, block: type[nn.Module], stages: Sequence[Stage]) -> None:
-        self.block, self.stages = Pattern(block, fast=True), tuple(stages)
+    Args:
+        block: The class.
+        stages: In the order in which the operator takes them.
+        run: The operator, of x and the weights and numbers of all blocks that are to run one after the other.
+    """
+
+    def __init__(
+        self,
+        block: type[nn.Module],
+        stages: Sequence[Stage],
+        run: Callable[[Tensor, list[Tensor], list[float]], Tensor],
+    ) -> None:
+        self.block, self.stages, self.run = Pattern(block, fast=True), tuple(stages), run
 
     def match(self, block: nn.Module) -> tuple[list[Tensor], list[float]] | None:
         """Weights and numbers of all stages; None where one of them has to call its modules."""
