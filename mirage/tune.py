@@ -120,7 +120,7 @@ class Chooser(TorchDispatchMode):
             with self._on_chosen("mixer_stage", x):
                 x = mirage_kernels.mixer_stage(x, mixer, None, False, norm1_eps, bn_eps).y
             with self._on_chosen("feed_forward_stage", x):
-                x = mirage_kernels.feed_forward_stage(x, *feed_forward, norm2_eps)
+                x = mirage_kernels.feed_forward_stage(x, *feed_forward, eps=norm2_eps)
         return x
 
     def _on_chosen(self, name: str, x: torch.Tensor) -> AbstractContextManager[None]:

@@ -27,8 +27,10 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def workspace_limit():
     """Examples change a limit of the process."""
+    before = mirage_kernels.limit_workspace(1 << 30)
+    mirage_kernels.limit_workspace(before)
     yield
-    mirage_kernels.limit_workspace(2 << 30)
+    mirage_kernels.limit_workspace(before)
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name)
