@@ -16,6 +16,7 @@ import mirage_kernels
 from mirage import blocks
 from mirage.complexity import MemoryTracker
 from mirage.fast.block import BLOCKS
+from mirage.fast.mixer import branch_scale
 from mirage.fast.recognise.mirage_block import STAGES
 from mirage.fast.recognise.pattern import Pattern
 from mirage_kernels._runtime import dispatch
@@ -136,6 +137,17 @@ def test_stochastic_depth_draws_the_same_samples(dtype):
                 block(image(batch=7, dtype=dtype))
             states.append(torch.get_rng_state())
         assert torch.equal(*states)
+
+
+def test_stochastic_depth_on_devices_without_autocast():
+    """Whose names PyTorch's questions about autocast do not know; the meta device is one."""
+    draw, x = blocks.DropPath(0.4), image(batch=7, dtype=torch.float16).to("meta")
+    scale = branch_scale(draw, x)
+    assert scale.shape == (7,) and scale.device.type == "meta" and scale.dtype == torch.float16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert branch_scale(draw, x).dtype == torch.float16, "autocast of another device"
+        assert branch_scale(draw, image(dtype=torch.float32)).dtype == torch.bfloat16
+        assert branch_scale(draw, image()).dtype == torch.float64
 
 
 def test_the_drop_path_of_timm(impl):
