@@ -32,7 +32,9 @@ PyObject* dictionary_of(PyObject* state, py::handle name) {
   return value && PyDict_Check(value) ? value : nullptr;
 }
 
+// Comparing may run code of the user's, which must not take away what is compared.
 bool equal(PyObject* a, PyObject* b) {
+  const auto kept = {py::reinterpret_borrow<py::object>(a), py::reinterpret_borrow<py::object>(b)};
   const int same = PyObject_RichCompareBool(a, b, Py_EQ);
   if (same < 0) throw py::error_already_set();
   return same;
@@ -192,8 +194,8 @@ class ModulePattern {
       found.push_back(std::move(value));
     }
     for (const auto& [name, pattern] : children_) {
-      PyObject* const child = item(modules, name);
-      if (!child || child == Py_None || !pattern->call(child, inference, found)) return false;
+      const auto child = py::reinterpret_borrow<py::object>(item(modules, name));
+      if (!child || child.is_none() || !pattern->call(child.ptr(), inference, found)) return false;
     }
     return true;
   }
@@ -267,13 +269,13 @@ class BlockPattern {
     std::vector<Found> found(stages_.size());
     size_t position = first;
     for (; position < modules.size(); ++position) {
-      PyObject* const module = PyList_GET_ITEM(modules.ptr(), Py_ssize_t(position));
+      const py::object module = modules[position];
       Found nothing;
-      if (!called && !block_->call(module, true, nothing)) break;
+      if (!called && !block_->call(module.ptr(), true, nothing)) break;
       bool matches = true;
       for (size_t i = 0; matches && i < stages_.size(); ++i) {
         found[i].clear();
-        matches = stages_[i]->find(module, true, found[i]);
+        matches = stages_[i]->find(module.ptr(), true, found[i]);
       }
       if (!matches) break;
       for (size_t i = 0; i < stages_.size(); ++i) stages_[i]->hand_out(found[i], weights, numbers);
