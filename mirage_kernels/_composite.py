@@ -23,6 +23,8 @@ from mirage_kernels.channel_attention.reference import NORM_EPS
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference_depthwise
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion
 
+COMPOSITE_ON = ("cpu", "cuda")
+"""Devices whose backward pass, autocast and memory the composites were written for."""
 OPERATOR_IMPLEMENTATIONS = ("cpp", "triton", "cuda")
 _Two = tuple[Tensor, Tensor]
 _Three = tuple[Tensor, Tensor, Tensor]
@@ -32,10 +34,11 @@ def choose(operator: str, x: Tensor, written: tuple[str, ...] = dispatch.EVERYWH
     """The implementation for a call of a stage: as `dispatch.choose`, and "composite" where it falls back on "torch".
 
     A forced "torch" stays what it is everywhere: the reference expression with PyTorch's own autograd. So does that of
-    a transform, which has no rules for the operators of a composite either.
+    a transform, which has no rules for the operators of a composite either, and that of devices other than CPU and
+    CUDA, on which no operator is registered.
     """
     chosen = dispatch.choose(operator, x, written)
-    if chosen != "torch" or dispatch._forced == "torch":
+    if chosen != "torch" or dispatch._forced == "torch" or x.device.type not in COMPOSITE_ON:
         return chosen
     return chosen if transforms.problem() else "composite"
 

@@ -12,6 +12,12 @@ FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of x: there are devices that it does not know, and asking raises."""
+    device = x.device.type
+    return (device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
+
+
 def check_tensor(name: str, value: object, ndim: int | None = None) -> None:
     """A floating-point tensor of `ndim` dimensions."""
     if not isinstance(value, Tensor):

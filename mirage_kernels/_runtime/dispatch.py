@@ -125,6 +125,11 @@ def _from_environment() -> str | None:
 _forced: str | None = _from_environment()
 _default = {device: _automatic(device) for device in ("cpu", "cuda")}
 _last_used: dict[str, str] = {}
+runnable = {
+    device: {"composite", *(name for name in IMPLEMENTATIONS if not _problem(name, device))}
+    for device in ("cpu", "cuda")
+}
+"""What an operator that is called by itself may name on each device."""
 
 
 @contextlib.contextmanager

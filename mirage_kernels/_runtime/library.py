@@ -42,7 +42,8 @@ def define(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
     autocast: Sequence[int] | None = None,
-    without_gradient: str | None = None,
+    plain: Callable[..., Any] | None = None,
+    differentiable: Callable[..., Any] | None = None,
 ) -> torch._ops.OpOverload:
     """Register ``mirage_kernels::<name>``.
 
@@ -56,7 +57,10 @@ def define(
         setup_context: The matching ``setup_context(ctx, inputs, output)``.
         autocast: Positions of the tensor arguments that autocast rounds to its dtype, as it does in the reference
             expression; None leaves the operator alone under autocast.
-        without_gradient: Of an operator that has none, what to use where one is wanted: calling it there raises.
+        plain: The same of PyTorch's operators: what programs that were recorded with this operator run on other
+            devices and where `impl` cannot run.
+        differentiable: Of an operator without a backward of its own: the same of operators that have one, which runs
+            where a gradient is wanted.
 
     Returns:
         The operator, to be called directly.
@@ -64,12 +68,14 @@ def define(
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     qualified = f"{NAMESPACE}::{name}"
     for key in ("CPU", "CUDA"):
-        _library.impl(name, kernel, key)
+        _library.impl(name, kernel if plain is None else _where_it_runs(kernel, plain, key.lower()), key)
     torch.library.register_fake(qualified, fake, lib=_library)
     _register_transforms(name)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
-    if without_gradient is not None:
-        _register_refusal(name, operator, without_gradient)
+    if plain is not None:
+        _library.impl(name, plain, "CompositeExplicitAutograd")
+    if differentiable is not None:
+        _register_differentiable(name, operator, differentiable)
     elif backward is None or setup_context is None:
         _register_autograd(name, operator, _no_second_derivative(name), _keep_nothing)
     else:
@@ -114,15 +120,26 @@ def _register_autograd(
     _library.impl(name, with_autograd, "Autograd", with_keyset=True)
 
 
-def _register_refusal(name: str, operator: torch._ops.OpOverload, instead: str) -> None:
-    """For an operator without a gradient: an error where one is wanted, of any tensor or list of tensors."""
+def _where_it_runs(kernel: Callable[..., Any], plain: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """`kernel` where the implementation that a call names, its last argument, is there; else `plain`: the name may come
+    from a file that was recorded on another machine."""
+
+    def run(*args: Any) -> Any:
+        return kernel(*args) if args[-1] in dispatch.runnable[device_type] else plain(*args)
+
+    return run
+
+
+def _register_differentiable(
+    name: str, operator: torch._ops.OpOverload, differentiable: Callable[..., Any]
+) -> None:
+    """Gradients of an operator with lists of tensors, by those of the operators that it stands for."""
 
     def with_autograd(keyset: Any, *args: Any) -> Any:
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
-        if torch.is_grad_enabled():
-            if any(t.requires_grad for t in _tensors(args)):
-                raise NotImplementedError(f"{NAMESPACE}::{name} has no gradient; where one is wanted, use {instead}")
+        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
+            return differentiable(*args)
         return _below_autograd(operator, keyset, args)
 
     _library.impl(name, with_autograd, "Autograd", with_keyset=True)

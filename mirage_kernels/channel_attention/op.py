@@ -11,7 +11,7 @@ from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.channel_attention.cases import flops
 from mirage_kernels.channel_attention.checks import check_attention, written
-from mirage_kernels.channel_attention.matrices import small_matrices
+from mirage_kernels.channel_attention.matrices import plain_matrices, small_matrices
 from mirage_kernels.channel_attention.reference import channel_attention as reference
 
 _implementations = Implementations(__package__)
@@ -53,6 +53,10 @@ _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 def _forward(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Two:
     dispatch.record("channel_attention", impl)
     return _implementations[impl].forward(q, k, v, temperature, num_heads)
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Two:
+    return reference(q, k, v, temperature, num_heads), plain_matrices(q, k, temperature, num_heads, q.dtype)
 
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Two:
@@ -110,5 +114,6 @@ _forward_op = define(
     backward=_autograd,
     setup_context=_setup_context,
     autocast=(0, 1, 2),
+    plain=_plain,
 )
 register_flops("channel_attention", flops)

@@ -10,7 +10,7 @@ from mirage_kernels._runtime import dispatch
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.channel_attention.checks import check_attention, written
-from mirage_kernels.channel_attention.matrices import small_matrices
+from mirage_kernels.channel_attention.matrices import plain_matrices, small_matrices
 from mirage_kernels.channel_attention_fusion.cases import flops
 from mirage_kernels.channel_attention_fusion.reference import channel_attention_fusion as reference
 from mirage_kernels.tri_branch_fusion.checks import check_branch, check_scalars
@@ -68,6 +68,12 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     return _implementations[impl].forward(*inputs)
 
 
+def _plain(*arguments: Any) -> tuple[Tensor, Tensor]:
+    q, k, _, temperature, num_heads, conv, mlp, *scalars, _ = arguments
+    dtype, _ = fusion_dtypes(q, conv, mlp, *scalars)
+    return reference(*arguments[:-1]), plain_matrices(q, k, temperature, num_heads, dtype)
+
+
 def _forward_fake(
     q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, conv: Tensor, mlp: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
@@ -114,5 +120,6 @@ _forward_op = define(
     backward=_autograd,
     setup_context=_setup_context,
     autocast=(0, 1, 2),
+    plain=_plain,
 )
 register_flops("channel_attention_fusion", flops)

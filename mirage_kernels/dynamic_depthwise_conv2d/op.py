@@ -55,7 +55,7 @@ def dynamic_depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
 def _rounded(t: Tensor) -> torch.dtype:
     """The dtype in which autocast hands `t` to a convolution; its own where autocast is off."""
     device = t.device.type
-    if t.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if t.dtype == torch.float64 or not checks.under_autocast(t):
         return t.dtype
     return torch.get_autocast_dtype(device)
 
@@ -107,5 +107,6 @@ _forward_op = define(
     backward=_autograd,
     setup_context=_setup_context,
     autocast=(0, 1),
+    plain=lambda *args: reference(*args[:-1]),
 )
 register_flops("dynamic_depthwise_conv2d", flops, gradients=lambda grad_y, x, weight, *want: sum(want[:2]))

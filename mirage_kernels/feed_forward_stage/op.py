@@ -140,6 +140,7 @@ _backward_op = define(
     f"({', '.join(['Tensor'] * (1 + len(FeedForwardWeights._fields)))})",
     _backward,
     _backward_fake,
+    plain=lambda *args: _backward(*args[:-1], "composite"),
 )
 _forward_op = define(
     "feed_forward_stage",
@@ -149,5 +150,6 @@ _forward_op = define(
     backward=_autograd,
     setup_context=_setup_context,
     autocast=(0,),
+    plain=lambda *args: _forward(*args[:-1], "composite"),
 )
 register_flops("feed_forward_stage", flops)

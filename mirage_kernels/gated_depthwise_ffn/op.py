@@ -48,7 +48,7 @@ def gated_depthwise_ffn(h: Tensor, weight: Tensor) -> Tensor:
             f"got {list(weight.shape)}"
         )
     checks.check_same_device("h", h, weight=weight)
-    if not torch.is_autocast_enabled(h.device.type):
+    if not checks.under_autocast(h):
         checks.check_same_dtype("h", h, weight=weight)
     impl = dispatch.choose("gated_depthwise_ffn", h, dispatch.IMPLEMENTATIONS)
     if impl == "torch":
@@ -97,5 +97,6 @@ _forward_op = define(
     backward=_autograd,
     setup_context=_setup_context,
     autocast=(0, 1),
+    plain=lambda *args: reference(*args[:-1]),
 )
 register_flops("gated_depthwise_ffn", flops)

@@ -170,6 +170,7 @@ _backward_op = define(
     f"({', '.join(['Tensor'] * (1 + len(LEARNED)))})",
     _backward,
     _backward_fake,
+    plain=lambda *args: _backward(*args[:-1], "composite"),
 )
 _forward_op = define(
     "mixer_stage",
@@ -179,5 +180,6 @@ _forward_op = define(
     backward=_autograd,
     setup_context=_setup_context,
     autocast=(0,),
+    plain=lambda *args: _forward(*args[:-1], "composite"),
 )
 register_flops("mixer_stage", lambda x, *arguments: flops(x, MixerWeights(*arguments[:_COUNT])))

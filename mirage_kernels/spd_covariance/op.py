@@ -46,7 +46,7 @@ def spd_covariance(x: Tensor, eps: float = 1e-5) -> Tensor:
     impl = dispatch.choose("spd_covariance", x, dispatch.IMPLEMENTATIONS)
     if impl == "torch":
         return reference(x, eps)
-    if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
+    if x.dtype in (torch.float16, torch.bfloat16) and checks.under_autocast(x):
         # The reference adds its autocast product to an identity of the dtype of x.
         x = x.to(torch.promote_types(x.dtype, torch.get_autocast_dtype(x.device.type)))
     return _forward_op(x if x.dim() == 4 else x.flatten(2).unsqueeze(2), eps, impl)[0]
@@ -55,6 +55,11 @@ def spd_covariance(x: Tensor, eps: float = 1e-5) -> Tensor:
 def _forward(x: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor]:
     dispatch.record("spd_covariance", impl)
     return _implementations[impl].forward(x, eps)
+
+
+def _plain(x: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor]:
+    mean = x.to(accumulator(x.dtype)).mean((2, 3))
+    return reference(x, eps), torch.stack((mean, torch.zeros_like(mean)), 1)
 
 
 def _forward_fake(x: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor]:
@@ -92,5 +97,6 @@ _forward_op = define(
     _forward_fake,
     backward=_autograd,
     setup_context=_setup_context,
+    plain=_plain,
 )
 register_flops("spd_covariance", flops)

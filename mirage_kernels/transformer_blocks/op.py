@@ -133,6 +133,20 @@ def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: s
     return y
 
 
+def _halves_in_turn(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
+    """The same of the two stages' operators."""
+    y = x
+    for i in range(len(eps) // EPS):
+        mixer, feed_forward = halves(weights, i)
+        y = mixer_op._forward_op(y, *mixer, None, False, eps[3 * i], eps[3 * i + 1], impl)[0]
+        y = feed_forward_op._forward_op(y, *feed_forward, eps[3 * i + 2], False, impl)[0]
+    return y
+
+
+def _plain(*args: Any) -> Tensor:
+    return _halves_in_turn(*args[:-1], "composite")
+
+
 def _forward_fake(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
     if not isinstance(x, FakeTensor) and x.device.type != "meta":  # a weight is, or this would not have been called
         raise ValueError(f"weights: expected tensors on {x.device} like x, got some on the meta device")
@@ -145,7 +159,8 @@ _forward_op = define(
     _forward,
     _forward_fake,
     autocast=(0,),
-    without_gradient="mirage_kernels.transformer_blocks",
+    plain=_plain,
+    differentiable=_halves_in_turn,
 )
 
 

@@ -97,4 +97,5 @@ _forward_op = define(
     _forward_fake,
     backward=_autograd,
     setup_context=_setup_context,
+    plain=lambda *args: reference(*args[:-1]),
 )
