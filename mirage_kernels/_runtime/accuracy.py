@@ -104,7 +104,7 @@ def compare(
     *,
     terms: Mapping[str, Tensor] | None = None,
     roundings: int = 1,
-    once: bool = False,
+    runs: int | None = None,
     differentiate: bool = True,
     of_scalars: str = "",
     known: tuple[list[Tensor], list[Tensor]] | None = None,
@@ -120,7 +120,7 @@ def compare(
         names: of the output and of the gradients.
         terms: see :func:`allowed`, by name.
         roundings: the number of equivalent inputs, with `inputs`; three for large ones.
-        once: `public` only on `inputs`: where it takes long.
+        runs: of `public`, on the first of these inputs, where it takes long; all by default.
         of_scalars: a name under which gradients of one number are compared as one vector; without it, one by one.
 
         known: what :func:`evaluate` gives of `reference` on `inputs` and on them in float64, where that is known.
@@ -162,12 +162,13 @@ def compare(
     if roundings == 1 or all(comparison.passed for comparison in found):
         return found
     generator = torch.Generator().manual_seed(17)
-    for _ in range(roundings - 1 if inputs[0].numel() < 1e5 else 2):
+    for i in range(roundings - 1 if inputs[0].numel() < 1e5 else 2):
         noise = [torch.randn(t.shape, generator=generator).to(t) * torch.finfo(t.dtype).eps for t in inputs]
         other = [(t.detach() * (1 + n)).requires_grad_() for t, n in zip(inputs, noise, strict=True)]
         exact = exactly(other)
-        for function, errors in ((public, own), (reference, peers))[once:]:
-            errors.append(list(map(relative_error, run(function, other, grad_output), exact)))
+        peers.append(list(map(relative_error, run(reference, other, grad_output), exact)))
+        if runs is None or i + 1 < runs:
+            own.append(list(map(relative_error, run(public, other, grad_output), exact)))
     return judged()
 
 
