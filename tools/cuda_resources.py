@@ -8,7 +8,7 @@ library says it launches (csrc/common/cuda/registry.h, the modules' ``kernels()`
 multiprocessor runs at once, by registers, shared memory and threads, and the part of its 64 warps that they are.
 
 Exit status 1 if a kernel spills (local memory or stack), wants more shared memory than the GPU has, or is not listed by
-``kernels()``, and if there is no kernel. ``kernels()`` also names the oldest GPU on which the library launches a kernel.
+``kernels()``, and if there is no kernel. ``kernels()`` also names the oldest GPU that the library launches a kernel on.
 On GPUs older than that it may spill, and is a failure if it would fit into their shared memory. --sass also
 disassembles, and counts instructions.
 

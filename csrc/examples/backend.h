@@ -1,4 +1,4 @@
-// What the network is made of, behind an interface: where maps and weights are, and which library computes.
+// The interface between the network and what computes it: where activations and weights live, and which library runs.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace mirage::example {
 
-// A feature map [1, C, H, W] of float, in the memory of a backend, which must outlive it. Copies are the same map.
+// Activations [1, C, H, W] of float in the memory of a backend, which must outlive them. Copies share the memory.
 class Map {
  public:
   Map(int64_t channels, int64_t height, int64_t width, std::shared_ptr<void> memory)
@@ -30,8 +30,8 @@ class Map {
   std::shared_ptr<void> memory_;
 };
 
-// Results are maps that have the right size already, and no memory in common with what they are computed from. Work is
-// done in the order of the calls; `download` waits for it.
+// Results are passed in with the right size, and do not overlap the inputs. Work runs in the order of the calls;
+// `download` waits for it.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -40,7 +40,7 @@ class Backend {
     return {channels, height, width, allocate(channels * height * width * int64_t(sizeof(float)))};
   }
 
-  // A contiguous tensor in this memory, where it stays as long as the backend lives. `t` may have to stay, too.
+  // Returns a contiguous tensor in the backend's memory, valid as long as the backend. `t` may have to outlive it too.
   virtual Tensor keep(const Tensor& t) = 0;
   virtual void upload(const float* from, const Map& to) = 0;
   virtual void download(const Map& from, float* to) = 0;
@@ -66,8 +66,8 @@ class Backend {
 
 std::unique_ptr<Backend> cpu_backend();
 
-// On the current GPU. Throws std::runtime_error where there is none. In programs that are built with the CUDA library,
-// or with the emulation of its kernels.
+// A backend on the current GPU. Throws std::runtime_error if there is none. Available in programs built with the CUDA
+// library or with the emulation of its kernels.
 std::unique_ptr<Backend> cuda_backend();
 
 }  // namespace mirage::example

@@ -1,5 +1,5 @@
-// The backend of the CUDA library: maps and weights stay on the GPU. Compiled by nvcc, or by any compiler for the
-// emulation of the library's kernels, whose device.h and launch.h those below are written in.
+// The backend of the CUDA library, which keeps activations and weights on the GPU. It is compiled by nvcc, or by any
+// C++ compiler for the emulation, whose device.h and launch.h the kernels below use.
 #include <map>
 #include <stdexcept>
 
@@ -15,7 +15,7 @@ using cuda::thread_index;
 
 constexpr int kThreads = 256;
 
-// A thread a pixel of the result, of which there are `size`. `small`: [4C, H, W], `large`: [C, 2H, 2W].
+// One thread per pixel of the result, which has `size`. `small`: [4C, H, W], `large`: [C, 2H, 2W].
 MIRAGE_KERNEL(kThreads)
 unshuffle_kernel(const float* large, float* small, const int64_t height, const int64_t width, const int64_t size) {
   const int64_t n = block_index() * kThreads + thread_index();
@@ -37,10 +37,10 @@ MIRAGE_KERNEL(kThreads) add_kernel(const float* x, float* y, const int64_t size)
   if (n < size) y[n] += x[n];
 }
 
-// A bias-free convolution, stride 1, zero padding: each thread sums one pixel of the result, [outputs, height, width] of
-// `size` pixels. `weight`: [outputs, channels, kernel, kernel], kernel 1 or 3. The library leaves dense convolutions to
-// others (PyTorch to cuDNN). A network has eleven of them between its levels, and here a plain one will do: lanes read
-// neighbouring pixels, all threads of a block the same few weights.
+// A bias-free convolution, stride 1, zero padding: each thread sums one pixel of the result, [outputs, height, width]
+// of `size` pixels. `weight`: [outputs, channels, kernel, kernel], kernel 1 or 3. The library leaves dense convolutions
+// to others (PyTorch to cuDNN). A network has eleven of them between its levels, and here a plain one will do: lanes
+// read neighbouring pixels, all threads of a block the same few weights.
 MIRAGE_KERNEL(kThreads)
 convolution_kernel(const float* x, const float* weight, float* y, const int64_t channels, const int kernel,
                    const int64_t height, const int64_t width, const int64_t size) {
@@ -51,7 +51,7 @@ convolution_kernel(const float* x, const float* weight, float* y, const int64_t 
   weight += output * channels * kernel * kernel;
   float sum = 0.0f;
   for (int64_t c = 0; c < channels; ++c, x += height * width) {
-    float of_channel = 0.0f;  // sums of sums: the error grows with the channels, not with the products
+    float of_channel = 0.0f;  // summed per channel first, which keeps the rounding error small
     for (int i = 0; i < kernel; ++i) {
       for (int j = 0; j < kernel; ++j, ++weight) {
         const int64_t from_row = row + i - halo, from_column = column + j - halo;
@@ -64,7 +64,7 @@ convolution_kernel(const float* x, const float* weight, float* y, const int64_t 
   y[n] = sum;
 }
 
-// Memory that is used again once it is given back: all its users are on one stream, in whose order they write and read.
+// Memory that is reused once it is given back. All its users are on one stream, which orders their reads and writes.
 class Pool {
  public:
   ~Pool() {
@@ -86,7 +86,7 @@ class Pool {
 
 class CudaBackend : public Backend {
  public:
-  // What is kept goes back to the pool, which is the last to go; until then nothing may be under way.
+  // What is kept returns to the pool, which is destroyed last; by then no work may be in flight.
   ~CudaBackend() override {
     try {
       stream_.wait();
@@ -116,8 +116,8 @@ class CudaBackend : public Backend {
   void convolve(const Map& x, const Tensor& weight, const Map& y) override {
     const int kernel = weight.size[2] == 1 ? 1 : 3;
     const float* const from = x.data();
-    cuda::launch("convolution_kernel", convolution_kernel, grid_for(y), stream_.get(), from, weight.as<const float>(), y.data(),
-                 x.channels, kernel, x.height, x.width, y.size());
+    cuda::launch("convolution_kernel", convolution_kernel, grid_for(y), stream_.get(), from, weight.as<const float>(),
+                 y.data(), x.channels, kernel, x.height, x.width, y.size());
   }
 
   void blocks(const Map& x, const std::vector<BlockWeights>& weights, const Map& y) override {
@@ -154,7 +154,7 @@ class CudaBackend : public Backend {
     return options;
   }
 
-  // A thread for each pixel of `y`.
+  // One thread per pixel of `y`.
   static cuda::Grid grid_for(const Map& y) { return {(y.size() + kThreads - 1) / kThreads, kThreads, 0}; }
 
   template <class Kernel, class... Sizes>

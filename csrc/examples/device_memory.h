@@ -1,4 +1,4 @@
-// Memory and streams of a GPU, and what they are in the emulation of its kernels: the host's own memory, and no stream.
+// Memory and streams of a GPU. In the emulation of its kernels: the host's memory, and no streams.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ inline void* device_malloc(int64_t bytes) {
 }
 inline void device_free(void* memory) { cudaFree(memory); }
 
-// Work that is done in the order in which it is given. The copies' host memory is the caller's again after `wait`.
+// Runs work in the order in which it is given. The host memory of a copy is free again after `wait`.
 class Stream {
  public:
   Stream() { cuda::check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"); }
@@ -41,7 +41,7 @@ class Stream {
 
 #else
 
-// NaN, so that what nobody wrote is seen; aligned as on a GPU.
+// Filled with NaN, so that reads of unwritten memory show; aligned as on a GPU.
 inline void* device_malloc(int64_t bytes) {
   const size_t size = (size_t(bytes) + 255) / 256 * 256;
   void* const memory = std::aligned_alloc(256, size);

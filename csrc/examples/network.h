@@ -12,11 +12,11 @@ namespace mirage::example {
 
 class Network {
  public:
-  // Both have to outlive the network.
+  // Both must outlive the network.
   Network(const SafeTensors& weights, Backend& backend) : weights_(weights), backend_(backend) {}
 
-  // image: [1, 3, H, W] in [0, 1], H and W multiples of 8. The first call takes the weights to the backend. Throws
-  // std::runtime_error where they are not those of MIRAGE.
+  // image: [1, 3, H, W] in [0, 1]; H and W are multiples of 8. The first call moves the weights to the backend. Throws
+  // std::runtime_error if they are not those of MIRAGE.
   Map restore(const Map& image) {
     const Map level1 = blocks("encoder_level1", convolve("patch_embed.proj", image));
     const Map level2 = blocks("encoder_level2", unshuffle(convolve("down1_2.body.0", level1)));
@@ -66,10 +66,10 @@ class Network {
     return y;
   }
 
-  // A weight, on the backend.
+  // A weight on the backend.
   Tensor weight(const std::string& name) const { return backend_.keep(weights_[name]); }
 
-  // As the library takes it: its last dimensions as one, so that `ndim` are left.
+  // The same in the shape that the library takes: trailing dimensions merged until `ndim` are left.
   Tensor weight(const std::string& name, int ndim) const {
     Tensor t = weight(name);
     while (t.ndim > ndim) {
@@ -116,7 +116,7 @@ class Network {
 
   const SafeTensors& weights_;
   Backend& backend_;
-  std::map<std::string, Tensor> convolutions_;               // by name; on the backend, as below
+  std::map<std::string, Tensor> convolutions_;               // by name, on the backend
   std::map<std::string, std::vector<BlockWeights>> levels_;  // by name
 };
 

@@ -1,8 +1,8 @@
 // mirage_restore [--cuda] WEIGHTS.safetensors IN.ppm OUT.ppm: restores a photograph without Python, with the CPU
-// library, or on a GPU with the CUDA library.
+// library or, with --cuda, on a GPU with the CUDA library.
 //
-// `mirage export` writes the weights; images are binary pixmaps (P6) of 8 bits, of any size. The same pixels as `mirage
-// restore` on a CPU, and on a GPU but for roundings: csrc/examples/check.py tests it.
+// `mirage export` writes the weights. Images are binary pixmaps (P6) of 8 bits, of any size. Pixels are those of
+// `mirage restore` on a CPU, and on a GPU the same up to rounding; csrc/examples/check.py tests it.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -25,7 +25,7 @@ int number(std::istream& file, const std::string& path) {
   return value;
 }
 
-// Of a side of `size` pixels, which one stands at i: reflected beyond its end, or the last one where it is too short.
+// The pixel of a side of `size` pixels to use at i: reflected beyond the end, or the last one if the side is too short.
 int64_t padded(int64_t i, int64_t size) {
   const int64_t pad = (8 - size % 8) % 8;
   return i < size ? i : pad < size ? 2 * (size - 1) - i : size - 1;
@@ -40,7 +40,7 @@ struct Image {
   std::vector<float> values = std::vector<float>(size_t(3 * height * width));
 };
 
-// With sides that are multiples of 8.
+// Reads an image, and pads its sides to multiples of 8.
 Image read_pixmap(const std::string& path, int& height, int& width) {
   std::ifstream file(path, std::ios::binary);
   if (!file) refuse(path, "cannot be opened");
@@ -68,7 +68,7 @@ void write_pixmap(const std::string& path, const Image& image, int height, int w
   for (int64_t i = 0; i < height; ++i) {
     for (int64_t j = 0; j < width; ++j) {
       for (int64_t c = 0; c < 3; ++c) {
-        // In double, as Python: 255 times a float can round to a half that it is not.
+        // In double, like Python: in float, 255 times a value can round to a half that it is not.
         const double value = std::min(1.0f, std::max(0.0f, image.at(c, i, j)));
         pixels.push_back(static_cast<unsigned char>(std::nearbyint(value * 255.0)));
       }

@@ -1,4 +1,4 @@
-// The emulation that stands in for a GPU: conversions, warps and barriers, and that it finds what it is there to find.
+// Tests of the GPU emulation: conversions, warps and barriers, and that it detects missing barriers.
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -9,13 +9,13 @@
 #include "check.h"
 #include "common/cuda/elementary.h"
 #include "common/cuda/launch.h"
-#include "common/cuda/products.h"
+#include "common/cuda/gemm.h"
 
 using namespace mirage::cuda;
 
 namespace {
 
-// Every 16-bit number survives the way to float and back; what lies between two goes to the nearer, ties to even.
+// Every 16-bit number survives the conversion to float and back; numbers in between round to nearest, ties to even.
 template <class T>
 void test_conversions(uint16_t infinity) {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -67,7 +67,7 @@ void test_gelu() {
   CHECK(slope == 0, "%g", double(slope));
 }
 
-// A warp's product of random matrices, panel and all, against double.
+// A warp's product of random matrices, stored as panels, against double.
 template <class Kind>
 struct ProductArguments {
   const double *left, *right;  // [16 MT, kDepth], [kDepth, 8 NT]
@@ -123,7 +123,7 @@ void test_product(const char* name, double tolerance) {
   CHECK(worst <= tolerance, "%s: %.2e", name, worst);
 }
 
-// Each thread writes, and reads what its neighbour wrote: with a barrier between the two, or without.
+// Each thread writes, then reads what its neighbour wrote, with or without a barrier in between.
 template <bool kBarrier>
 void neighbour_kernel(int* out) {
   int* shared = reinterpret_cast<int*>(shared_memory());

@@ -1,15 +1,15 @@
-// The list of kernels: names as tools find them in binaries, the most of what a kernel is launched with, all stages.
+// Tests of the kernel registry: names as tools find them in binaries, the largest launch of each kernel, all operators.
 #include <string>
 
 #include "check.h"
-#include "common/cuda/products.h"
+#include "common/cuda/gemm.h"
 #include "common/cuda/registry.h"
 
 namespace mirage::cuda {
 
 enum class Side { left, right };
 
-template <class Kind, int kBlocks, bool kWide> MIRAGE_KERNEL(32) of_types(int) {}
+template <class Kind, int kChannelTiles, bool kWide> MIRAGE_KERNEL(32) of_types(int) {}
 template <Side side> MIRAGE_KERNEL(32) of_enumerator(void (*)(int)) {}
 MIRAGE_KERNEL(32) plain(const float*) {}
 

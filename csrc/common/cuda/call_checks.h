@@ -1,4 +1,4 @@
-// What every function of the library asks of its call, beside the shapes of its tensors.
+// Argument checks that every operator of the CUDA library makes, besides those of its tensors' shapes.
 #pragma once
 
 #include <string>
@@ -19,14 +19,15 @@ inline void check_workspace(const Options& options, int64_t bytes) {
   }
 }
 
-// Whether distances between the pixels of a tile fit in int; kFar says that they do not.
+// Kernels compute offsets between the pixels of a tile in int: is_near says whether they fit, kFar names the tensors
+// that it rejects.
 constexpr char kFar[] = "rows or columns that are 2^25 elements or more apart";
 inline bool is_near(const Tensor& x) {
   const auto near = [&](int d) { return x.size[d] <= 1 || x.stride[d] < 1 << 25; };
   return near(2) && near(3);
 }
 
-// Why a kernel cannot have so many bytes on this GPU; empty where it can.
+// Returns why a thread block cannot have `wanted` bytes of shared memory on this GPU, or an empty string if it can.
 inline std::string shared_memory_problem(int64_t wanted) {
   const int64_t limit = shared_memory_limit();
   if (wanted <= limit) return "";

@@ -1,4 +1,4 @@
-// Copies from global to shared memory that pass by the registers and run while the thread goes on.
+// Asynchronous copies from global to shared memory (cp.async), which bypass the registers.
 #pragma once
 
 #include "device.h"
@@ -12,18 +12,18 @@ namespace mirage::cuda {
 
 #if defined(__CUDACC__)
 
-// 16 bytes, at addresses that are multiples of 16.
+// Starts a copy of 16 bytes; both addresses are multiples of 16.
 MIRAGE_DEVICE void copy_async(void* shared, const void* global) {
   const uint32_t address = uint32_t(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(address), "l"(global) : "memory");
 }
 
-// For this thread's own; others see them behind the next barrier.
+// Waits for the copies that this thread has started. Other threads see their data after the next barrier.
 MIRAGE_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
 #else
 
-// NaN until the thread has waited, so that who does not wait is seen.
+// The emulation fills the target with NaN until the thread waits, so that a missing wait shows in the results.
 inline std::vector<std::pair<void*, const void*>>& copies_under_way() {
   static thread_local std::vector<std::vector<std::pair<void*, const void*>>> of_threads;
   if (of_threads.size() <= size_t(thread_index())) of_threads.resize(size_t(thread_index()) + 1);
@@ -40,7 +40,7 @@ inline void wait_for_copies() {
 
 #endif
 
-// The first `count` elements of an array, by all threads of the block; their bytes are a multiple of 16.
+// All threads of the block together start copying the first `count` elements of an array, a multiple of 16 bytes.
 template <int kThreads, class T, int N>
 MIRAGE_DEVICE void copy_to_block(T (&shared)[N], const T* global, int count = N) {
   constexpr int kElements = 16 / int(sizeof(T));

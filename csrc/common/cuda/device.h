@@ -1,5 +1,5 @@
-// What kernels are written in: threads, barriers, conversions and tensor-core products, as functions that mean the
-// GPU's instructions where a CUDA compiler reads them and an emulation on the host elsewhere (emulation.h).
+// The vocabulary of the kernels: threads, barriers, conversions, shuffles and tensor-core MMAs. A CUDA compiler sees
+// the GPU's instructions, any other compiler an emulation on the host (emulation.h).
 #pragma once
 
 #include <cmath>
@@ -23,7 +23,7 @@ namespace mirage::cuda {
 
 constexpr int kLanes = 32;
 
-// Storage of 16-bit elements; kernels compute in float.
+// Storage types of 16-bit elements. Kernels convert to float and compute there.
 struct f16 { uint16_t bits; };
 struct bf16 { uint16_t bits; };
 
@@ -64,19 +64,20 @@ MIRAGE_DEVICE To bit_cast(const From& value) {
   return result;
 }
 
-// x, of which the compiler does not know that it is the same each time: what follows from it is computed again in every
-// turn of a loop, where a register for all of them would be dearer.
-MIRAGE_DEVICE int renewed(int x) {
+// Returns x, but hides its value from the optimiser. What depends on it is recomputed in each iteration of a loop and
+// not hoisted, which would keep a register alive for the whole loop.
+MIRAGE_DEVICE int opaque(int x) {
 #if defined(__CUDACC__)
   asm volatile("" : "+r"(x));
 #endif
   return x;
 }
 
-// A pointer to global memory of which the compiler does not know how it was made. Addresses near it are then sums of two
-// numbers; otherwise each is made anew of everything that the pointer was made of.
+// Returns p, but hides its origin from the optimiser and asserts that it is a global address. The compiler then derives
+// neighbouring addresses from p by one addition each; otherwise it recomputes each of them from everything that went
+// into p.
 template <class T>
-MIRAGE_DEVICE T* settled(T* p) {
+MIRAGE_DEVICE T* opaque_global(T* p) {
 #if defined(__CUDACC__)
   size_t address = __cvta_generic_to_global(p);
   asm("" : "+l"(address));
@@ -86,7 +87,8 @@ MIRAGE_DEVICE T* settled(T* p) {
 #endif
 }
 
-// Reads global memory that nobody writes while the kernel runs: so loads need not wait for stores before them.
+// Loads through the read-only cache. The memory must not be written while the kernel runs; the load may then move above
+// earlier stores.
 template <class T>
 MIRAGE_DEVICE T load_constant(const T* p) {
 #if defined(__CUDACC__)
@@ -119,7 +121,7 @@ template <> MIRAGE_DEVICE uint32_t pack<bf16>(float low, float high) {
   return both;
 }
 
-// NaN where an argument is.
+// NaN if either argument is NaN.
 MIRAGE_DEVICE float at_most(float bound, float x) {
   float result;
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(bound), "f"(x));
@@ -131,13 +133,13 @@ MIRAGE_DEVICE float at_least(float bound, float x) {
   return result;
 }
 
-MIRAGE_DEVICE float exp2_of(float x) {  // 2 units in the last place; 0 where the result is subnormal
+MIRAGE_DEVICE float exp2_of(float x) {  // error up to 2 ulp; subnormal results become 0
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 
-MIRAGE_DEVICE float reciprocal(float x) {  // 1 unit in the last place; 0 where the result is subnormal
+MIRAGE_DEVICE float reciprocal(float x) {  // error up to 1 ulp; subnormal results become 0
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
@@ -191,15 +193,15 @@ MIRAGE_DEVICE float to_float(bf16 x) { return bit_cast<float>(uint32_t(x.bits) <
 template <class T> MIRAGE_DEVICE T from_float(float x) { return T{uint16_t(pack<T>(x, 0.0f))}; }
 template <> MIRAGE_DEVICE float from_float<float>(float x) { return x; }
 
-// The halves of two packed elements.
+// Unpacks the low and the high one of two packed elements.
 template <class T> MIRAGE_DEVICE float low_of(uint32_t both) { return to_float(T{uint16_t(both)}); }
 template <class T> MIRAGE_DEVICE float high_of(uint32_t both) { return to_float(T{uint16_t(both >> 16)}); }
 template <> MIRAGE_DEVICE float high_of<bf16>(uint32_t both) { return bit_cast<float>(both & 0xffff0000u); }
 
-// Elements that lie next to each other, and are moved by one instruction.
+// N neighbouring elements that one instruction loads or stores.
 template <class T, int N> struct alignas(sizeof(T) * N) Packed { T value[N]; };
 
-// N neighbours at an address that is a multiple of their size.
+// Loads N neighbours with one instruction; the address is a multiple of their total size.
 template <int N, class T>
 MIRAGE_DEVICE void load_packed(const T* p, float* out) {
   const auto packed = *reinterpret_cast<const Packed<T, N>*>(p);
@@ -213,7 +215,7 @@ MIRAGE_DEVICE void store_pair(T* p, float first, float second) {
   else *reinterpret_cast<Packed<float, 2>*>(p) = {first, second};
 }
 
-// At an address that is a multiple of four elements.
+// Stores four neighbours with one instruction; the address is a multiple of four elements.
 template <class T>
 MIRAGE_DEVICE void store_four(T* p, const float (&value)[4]) {
   if constexpr (kIsHalf<T>) {
@@ -225,36 +227,36 @@ MIRAGE_DEVICE void store_four(T* p, const float (&value)[4]) {
 
 // ---- warps ---------------------------------------------------------------------------------------------------------
 
-// What the lane has whose index differs in the bits of `lanes`.
-MIRAGE_DEVICE float from_lane_xor(float x, int lanes) {
+// Butterfly shuffle: returns the value of lane `lane ^ mask`.
+MIRAGE_DEVICE float shfl_xor(float x, int mask) {
 #if defined(__CUDACC__)
-  return __shfl_xor_sync(0xffffffffu, x, lanes);
+  return __shfl_xor_sync(0xffffffffu, x, mask);
 #else
   const uint32_t mine = bit_cast<uint32_t>(x);
-  return bit_cast<float>(emulation::exchange(&mine, 1)[lane_index() ^ lanes]);
+  return bit_cast<float>(emulation::exchange(&mine, 1)[lane_index() ^ mask]);
 #endif
 }
 
-// Of all lanes, to all lanes.
-MIRAGE_DEVICE float sum_of_warp(float x) {
+// Warp all-reduce: every lane gets the total, added up in an order that never changes.
+MIRAGE_DEVICE float warp_all_reduce_sum(float x) {
 #pragma unroll
-  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) x += from_lane_xor(x, lanes);
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) x += shfl_xor(x, mask);
   return x;
 }
 
-MIRAGE_DEVICE float max_of_warp(float x) {
+MIRAGE_DEVICE float warp_all_reduce_max(float x) {
 #pragma unroll
-  for (int lanes = kLanes / 2; lanes > 0; lanes /= 2) x = at_least(from_lane_xor(x, lanes), x);
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) x = at_least(shfl_xor(x, mask), x);
   return x;
 }
 
-// A fragment of a product: lane (g, t) = (lane / 4, lane % 4) holds of a 16 x 8 result the columns 2t and 2t + 1 of rows
-// g (0, 1) and g + 8 (2, 3).
+// The accumulator fragment of a 16 x 8 MMA: with (g, t) = (lane / 4, lane % 4), c[0] and c[1] of a lane are columns 2t
+// and 2t + 1 of row g, c[2] and c[3] those of row g + 8.
 
 #if defined(__CUDACC__)
 
-// 8 x 8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, and receives of matrix i row g,
-// columns 2t and 2t + 1, in r[i]; `load_transposed` rows 2t and 2t + 1 of column g.
+// ldmatrix, for 8 x 8 matrices of 16-bit elements: lane l passes the address of row l % 8 of matrix l / 8, and receives
+// in r[i] columns 2t and 2t + 1 of row g of matrix i. `load_transposed` returns rows 2t and 2t + 1 of column g.
 #define MIRAGE_LOAD_MATRICES(name, how)                                                                \
   MIRAGE_DEVICE void name(uint32_t (&r)[4], const void* row) {                                         \
     const uint32_t address = uint32_t(__cvta_generic_to_shared(row));                                  \
@@ -275,7 +277,7 @@ MIRAGE_LOAD_MATRICES(load_transposed, ".trans")
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                     \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
-// c += a b, 16 x 16 times 16 x 8 (tf32: 16 x 8 times 8 x 8), with sums in float.
+// Warp MMA: c += a b, 16 x 16 times 16 x 8 (TF32: 16 x 8 times 8 x 8), with float accumulators.
 template <class T> MIRAGE_DEVICE void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 template <> MIRAGE_DEVICE void multiply_add<f16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   MIRAGE_MMA("m16n8k16.row.col.f32.f16.f16.f32");
@@ -316,9 +318,9 @@ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
   if (lane_index() == 0) emulation::count_tensor_core_flop(2 * 16 * 8 * (kIsHalf<T> ? 16 : 8));
   const int g = lane_index() / 4, t = lane_index() % 4;
   for (int i = 0; i < 4; ++i) {
-    const int row = i / 2, column = 2 * t + i % 2;  // row: whether the lower half
+    const int row = i / 2, column = 2 * t + i % 2;  // row: 0 for the upper half of the fragment, 1 for the lower
     float sum = 0;
-    for (int k = 0; k < 4; ++k) {  // the lane that holds them, in both operands
+    for (int k = 0; k < 4; ++k) {  // the lane that holds these elements of both operands
       const uint32_t* left = all + 6 * (4 * g + k);
       const uint32_t* right = all + 6 * (4 * column + k) + 4;
       for (int half = 0; half < 2; ++half) {

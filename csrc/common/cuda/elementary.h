@@ -1,12 +1,12 @@
-// The exact GELU on a GPU, in some ten instructions, and the sigmoid.
+// Exact (erf) GELU in about ten instructions, its derivative, and the sigmoid.
 #pragma once
 
 #include "device.h"
 
 namespace mirage::cuda {
 
-// log2 cdf(-a) of the normal distribution: fits of tools/fit_vec_math.py, which fall without end where they end, so that 2^p
-// is 0. The GPU has 2^p as an instruction.
+// log2 of cdf(-a), cdf being that of the normal distribution. The polynomials are fits by tools/fit_vec_math.py; beyond
+// their interval they fall to -infinity, so that 2^p is 0 there. A GPU has 2^p as one instruction.
 MIRAGE_DEVICE float log_tail(float a) {
   float p = -2.77212052e-06f;
   p = fmaf(p, a, 3.86214888e-05f);
@@ -19,8 +19,8 @@ MIRAGE_DEVICE float log_tail(float a) {
   return fmaf(p, a, -1.0f);
 }
 
-// For results that are rounded to 16 bits: gelu(x) with an absolute error below 2.6e-6, and below 2.7e-4 relative to the
-// result for -4 < x < 0, half of what rounding to float16 may be.
+// The fit for results that are rounded to 16 bits: the absolute error of gelu(x) is below 2.6e-6, and for -4 < x < 0
+// its relative error below 2.7e-4, half the rounding error of float16.
 MIRAGE_DEVICE float log_tail_for_half(float a) {
   float p = -0.000397222844f;
   p = fmaf(p, a, 0.00656028045f);
@@ -30,16 +30,17 @@ MIRAGE_DEVICE float log_tail_for_half(float a) {
   return fmaf(p, a, -1.00002849f);
 }
 
-// x cdf(x) as max(x, 0) - |x| cdf(-|x|), good to the precision of T. gelu(inf) = inf, gelu(-inf) = NaN as in PyTorch.
+// Computes x cdf(x) as max(x, 0) - |x| cdf(-|x|), to the precision of T. gelu(inf) = inf and gelu(-inf) = NaN, as in
+// PyTorch.
 template <class T>
 MIRAGE_DEVICE float gelu(float x) {
-  const float a = fabsf(at_most(16.0f, x));  // infinite for -inf only, where the product below is NaN
+  const float a = fabsf(at_most(16.0f, x));  // infinite only for x = -inf, where the product below is NaN
   const float tail = exp2_of(kIsHalf<T> ? log_tail_for_half(a) : log_tail(a));
   return fmaf(-a, tail, at_least(0.0f, x));
 }
 
-// gelu(x), and its derivative cdf(x) + x density(x) as `slope`, with an error below 1.6e-7 (for 16-bit results 1.1e-5).
-// Infinite x has slope NaN, as in PyTorch.
+// Returns gelu(x), and its derivative cdf(x) + x density(x) in `slope`, with an error below 1.6e-7 (1.1e-5 for 16-bit
+// results). The slope of infinite x is NaN, as in PyTorch.
 template <class T>
 MIRAGE_DEVICE float gelu_with_slope(float x, float& slope) {
   const float a = fabsf(at_most(16.0f, x));

@@ -28,7 +28,7 @@ enum class State { ready, at_block, at_warp, done };
 
 struct Fiber {
   State state;
-  int exchanges;  // so far: neighbouring ones use different buffers, so that one barrier each is enough
+  int exchanges;  // count; successive ones alternate between two buffers, so that one barrier each is enough
   jmp_buf where;
 };
 
@@ -38,14 +38,14 @@ int multiprocessor_count = 4;
 thread_local bool recording = false, executing = true;
 thread_local std::vector<Recorded> record;
 
-// Kept: a launch would map and unmap hundreds.
+// The stacks are kept for later launches, each of which would otherwise map and unmap hundreds.
 unsigned char* stack_of(int thread) {
   static thread_local std::vector<std::unique_ptr<unsigned char[]>> stacks;
   while (stacks.size() <= size_t(thread)) stacks.emplace_back(new unsigned char[kStack]);
   return stacks[size_t(thread)].get();
 }
 
-// One launch on this host thread.
+// Runs one launch on this host thread.
 class Machine {
  public:
   Machine(const Launch& launch, const std::function<void()>& body)
@@ -85,7 +85,7 @@ class Machine {
   static constexpr size_t kAlignment = 128;
 
   void run_block() {
-    std::memset(shared, 0xff, launch_.shared_bytes);  // NaN in every type
+    std::memset(shared, 0xff, launch_.shared_bytes);  // NaN in every floating-point type
     arrange();
     for (Fiber& fiber : fibers_) {
       fiber.state = State::ready;
@@ -105,7 +105,7 @@ class Machine {
     }
   }
 
-  // Every warp, until all its threads wait for the block or are done.
+  // Runs each warp until all of its threads wait at a block barrier or have finished.
   void run_warps() {
     const int warps = (launch_.threads + kLanes - 1) / kLanes;
     for (int i = 0; i < warps && !error_; ++i) {
@@ -130,7 +130,7 @@ class Machine {
     }
   }
 
-  // The order of the lanes in each warp.
+  // Sets the order in which the lanes of each warp run.
   void arrange() {
     for (int t = 0; t < launch_.threads; ++t) order_[size_t(t)] = t;
     for (int first = 0; first < launch_.threads; first += kLanes) {

@@ -1,9 +1,9 @@
-// The blocks, threads and warps of a GPU on the host: what device.h means where no CUDA compiler reads it, so that any
-// C++17 compiler compiles the kernels' own source and tests can run it.
+// Emulates the blocks, warps and threads of a GPU on the host. Where device.h is not read by a CUDA compiler it maps to
+// this, so any C++17 compiler builds the kernels' own sources and tests run them.
 //
-// Each thread of a block is a fiber with a stack of its own. Blocks run one after the other, and so do their threads,
-// each up to its next barrier; `order` says which goes first, and shared memory is NaN before the first write, so what
-// a missing barrier would change shows. Barriers that not all threads reach are an error here, not a hang.
+// Each thread of a block is a fiber with a stack of its own. Blocks run one after the other, and so do the threads of a
+// block, each up to its next barrier, in a selectable order. Shared memory starts as NaN. A missing barrier therefore
+// changes results from one order to another. A barrier that only some threads reach throws an error instead of hanging.
 #pragma once
 
 #include <cstddef>
@@ -16,10 +16,11 @@ namespace mirage::cuda::emulation {
 
 enum class Order { forward, backward, shuffled };
 
-// Of the threads between two barriers; for all later launches of the process.
+// Sets the order in which threads run between two barriers, for all later launches of the process.
 void set_order(Order order);
 
-// That the GPU has, as the host is told: how many parts kernels cut their work into. 4 at first; for all later launches.
+// Sets the SM count that `multiprocessors()` reports (default 4), for all later launches. Kernels derive from it into
+// how many parts they split their work.
 void set_multiprocessors(int count);
 int multiprocessors();
 
@@ -30,10 +31,10 @@ struct Launch {
   size_t shared_bytes;
 };
 
-// Runs `body` for every thread. Throws std::logic_error where threads wait at different barriers.
+// Runs `body` for every thread of the launch. Throws std::logic_error if threads of a block wait at different barriers.
 void run(const Launch& launch, const std::function<void()>& body);
 
-// What has been launched.
+// One launch in the record.
 struct Recorded {
   std::string name;
   int64_t blocks;
@@ -41,20 +42,20 @@ struct Recorded {
   int64_t tensor_core_flop;
 };
 
-// Of this host thread, from now on. Without `execute` launches are recorded only, and read and write no memory.
+// Starts a record of this host thread's launches. Without `execute` they are recorded but not run, and touch no memory.
 void start_record(bool execute);
 std::vector<Recorded> stop_record();
 void count_tensor_core_flop(int64_t flop);
 
-extern thread_local int current_thread;     // of the block
-extern thread_local int64_t current_block;  // of the launch
-extern thread_local unsigned char* shared;  // the block's
+extern thread_local int current_thread;     // index in its block
+extern thread_local int64_t current_block;  // index in the launch
+extern thread_local unsigned char* shared;  // shared memory of the current block
 
 void wait_for_block();
 
-// All lanes of a warp call this together: copies `words` words of each to a place where the others see them, and
-// returns that place, lane after lane.
+// Warp-wide exchange, to be called by all lanes together: publishes `words` words of each lane and returns the array of
+// all lanes' words, lane by lane.
 const uint32_t* exchange(const uint32_t* mine, int words);
-constexpr int kExchangedWords = 8;  // at most
+constexpr int kExchangedWords = 8;  // the most that one call may publish
 
 }  // namespace mirage::cuda::emulation

@@ -1,4 +1,4 @@
-// Launching a kernel, and what the host asks of a GPU: the same on the emulation (emulation.h).
+// Launches kernels and queries the GPU, or does the same on the emulation (emulation.h).
 #pragma once
 
 #include <cstdint>
@@ -28,11 +28,11 @@ inline int attribute(cudaDeviceAttr which) {
   return value;
 }
 
-// Of the current device.
+// Properties of the current device.
 inline int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount); }
 inline int64_t shared_memory_limit() { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
-// `stream` is a cudaStream_t. Throws std::runtime_error with the kernel's name and the launch's shape.
+// `stream` is a cudaStream_t. Throws std::runtime_error with the kernel's name and the shape of the launch.
 template <class... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, void* stream,
             const Parameters&... arguments) {
@@ -43,9 +43,10 @@ void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, v
   };
   if (grid.blocks > INT32_MAX) fail(cudaErrorInvalidConfiguration);
   if (grid.shared_bytes > 48 << 10) {
-    const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
+    const auto error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
     if (error != cudaSuccess) {
-      cudaGetLastError();  // it is reported here, and must not be found by whoever asks next
+      cudaGetLastError();  // clears the error, which is reported here and must not surface in an unrelated later check
       fail(error);
     }
   }

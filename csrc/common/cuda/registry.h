@@ -1,5 +1,5 @@
-// How the library launches its kernels, which is not written in their binaries: for tools/cuda_resources.py. Each stage
-// lists its own with MIRAGE_KERNELS.
+// How the library launches its kernels: threads, dynamic shared memory and GPUs. Binaries do not record this, and
+// tools/cuda_resources.py needs it. Each operator registers its kernels with MIRAGE_KERNELS.
 #pragma once
 
 #include <cxxabi.h>
@@ -17,7 +17,7 @@ namespace mirage::cuda {
 
 template <auto kernel> struct KernelOf {};
 
-// A kernel's name and template arguments as its symbol demangles, without namespaces: "some_kernel<float, 3>".
+// The kernel's name and template arguments as its symbol demangles, without namespaces: "some_kernel<float, 3>".
 template <auto kernel>
 std::string kernel_name() {
   const std::unique_ptr<char, void (*)(void*)> demangled(
@@ -25,7 +25,7 @@ std::string kernel_name() {
   std::string name = demangled.get();
   const std::string space = "mirage::cuda::";
   for (size_t at; (at = name.find(space)) != std::string::npos;) name.erase(at, space.size());
-  // now KernelOf<&(void some_kernel<float, 3>(Arguments))>, or KernelOf<&some_kernel> where it is no template
+  // here: KernelOf<&(void some_kernel<float, 3>(Arguments))>, or KernelOf<&some_kernel> if it is no template
   size_t begin = name.find('&') + 1;
   for (const std::string prefix : {"(", "void "}) {
     if (name.compare(begin, prefix.size(), prefix) == 0) begin += prefix.size();
@@ -37,11 +37,11 @@ std::string kernel_name() {
   return name.substr(begin, end - begin);
 }
 
-// GPUs by the shared memory that a thread block may have: 163 KiB on an A100 (sm_80), 227 KiB on an H100 (sm_90).
+// GPUs by the shared memory that a thread block can have: 163 KiB on an A100 (sm_80), 227 KiB on an H100 (sm_90).
 enum class Gpu { sm_80 = 80, sm_90 = 90 };
 
-// How a kernel is launched: threads and bytes of dynamic shared memory of a thread block, at most, and the oldest GPU on
-// which the library launches it; older ones have too little shared memory, and run another kernel or none.
+// The largest launch of a kernel: threads and bytes of dynamic shared memory of a thread block. And the oldest GPU on
+// which the library launches it: older ones have too little shared memory, and run a smaller kernel or none.
 struct KernelLaunch {
   int threads = 0;
   int64_t shared_bytes = 0;
@@ -70,7 +70,7 @@ struct KernelRegistrar {
   explicit KernelRegistrar(ListKernels lister) { kernel_listers().push_back(lister); }
 };
 
-// Of all stages.
+// Collects the kernels of all operators.
 inline KernelList kernels() {
   KernelList list;
   for (auto lister : kernel_listers()) lister(list);
@@ -79,7 +79,7 @@ inline KernelList kernels() {
 
 }  // namespace mirage::cuda
 
-// Once in a source file of a stage that is linked wherever its kernels are.
+// To be used once per operator, in a source file that is linked wherever its kernels are.
 #define MIRAGE_KERNELS(list)                                             \
   static void list_kernels(::mirage::cuda::KernelList& list);            \
   static ::mirage::cuda::KernelRegistrar kernel_registrar(list_kernels); \

@@ -1,11 +1,11 @@
-// How a call divides the scratch memory that its caller owns.
+// Divides the workspace, which the caller of an operator owns, into arrays.
 #pragma once
 
 #include <cstdint>
 
 namespace mirage::cuda {
 
-// One array after the other, each at a multiple of 256 bytes, which suits every type. Without memory it only counts.
+// Hands out one array after the other, each aligned to 256 bytes. With null memory it only counts bytes.
 class Scratch {
  public:
   explicit Scratch(void* memory) : memory_(static_cast<char*>(memory)) {}

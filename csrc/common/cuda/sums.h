@@ -1,14 +1,14 @@
-// Sums over the threads of a block, in an order that never changes.
+// Reductions over the threads of a block, always in the same order, so that results are reproducible to the bit.
 #pragma once
 
 #include "device.h"
 
 namespace mirage::cuda {
 
-// Sums of kCount values at once, over groups of kCount lanes, in kCount - 1 exchanges: that of value[i] to the lanes l
-// with l % kCount = i. `value` is used up.
+// Reduce-scatter of kCount values within groups of kCount lanes, in kCount - 1 shuffles: a lane gets the sum of
+// value[lane % kCount]. Overwrites `value`.
 template <int kCount>
-MIRAGE_DEVICE float sums_of_lanes(float* value) {
+MIRAGE_DEVICE float reduce_scatter_lanes(float* value) {
   if constexpr (kCount == 1) {
     return value[0];
   } else {
@@ -17,44 +17,44 @@ MIRAGE_DEVICE float sums_of_lanes(float* value) {
 #pragma unroll
     for (int i = 0; i < kHalf; ++i) {
       const float given = upper ? value[i] : value[i + kHalf];
-      value[i] = (upper ? value[i + kHalf] : value[i]) + from_lane_xor(given, kHalf);
+      value[i] = (upper ? value[i + kHalf] : value[i]) + shfl_xor(given, kHalf);
     }
-    return sums_of_lanes<kHalf>(value);
+    return reduce_scatter_lanes<kHalf>(value);
   }
 }
 
-// Sums over the warps of a block, to each of them. `room`: [warps, kCount, lanes].
+// Adds up the values of equal lanes of all warps; every warp gets the sums. `buffer`: [warps, kCount, lanes].
 template <int kCount>
-MIRAGE_DEVICE void sum_over_warps(float (&value)[kCount], int warps, float* room) {
+MIRAGE_DEVICE void sum_over_warps(float (&value)[kCount], int warps, float* buffer) {
 #pragma unroll
-  for (int j = 0; j < kCount; ++j) room[(warp_index() * kCount + j) * kLanes + lane_index()] = value[j];
+  for (int j = 0; j < kCount; ++j) buffer[(warp_index() * kCount + j) * kLanes + lane_index()] = value[j];
   sync_block();
 #pragma unroll
   for (int j = 0; j < kCount; ++j) value[j] = 0.0f;
 #pragma unroll 4
   for (int warp = 0; warp < warps; ++warp) {
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) value[j] += room[(warp * kCount + j) * kLanes + lane_index()];
+    for (int j = 0; j < kCount; ++j) value[j] += buffer[(warp * kCount + j) * kLanes + lane_index()];
   }
 }
 
-// Of one value, to each warp; `room` is [warps, lanes].
-MIRAGE_DEVICE float sum_over_warps(float x, int warps, float* room) {
+// The same for one value. `buffer`: [warps, lanes].
+MIRAGE_DEVICE float sum_over_warps(float x, int warps, float* buffer) {
   float value[1] = {x};
-  sum_over_warps(value, warps, room);
+  sum_over_warps(value, warps, buffer);
   return value[0];
 }
 
-// Of all threads of a block, to each of them. `room`: a float a warp.
+// Block all-reduce: every thread gets the total. `buffer`: one float per warp.
 template <int kThreads>
-MIRAGE_DEVICE float sum_of_block(float x, float* room) {
-  x = sum_of_warp(x);
-  sync_block();  // room may still be read
-  if (lane_index() == 0) room[warp_index()] = x;
+MIRAGE_DEVICE float block_all_reduce_sum(float x, float* buffer) {
+  x = warp_all_reduce_sum(x);
+  sync_block();  // the buffer may still be being read
+  if (lane_index() == 0) buffer[warp_index()] = x;
   sync_block();
   float sum = 0.0f;
 #pragma unroll
-  for (int warp = 0; warp < kThreads / kLanes; ++warp) sum += room[warp];
+  for (int warp = 0; warp < kThreads / kLanes; ++warp) sum += buffer[warp];
   return sum;
 }
 

@@ -1,12 +1,12 @@
 // How kernels see the tensors of their caller. Which view is for what:
 //
-//   AnyVector           a vector whose dtype the kernel learns at run time: small weights, which nobody has to convert
-//   MapView, Pixels     activations for kernels whose threads have four pixels each, by one 128-bit or 64-bit access where all
-//                       tensors of the call are packed: attention, tri_branch_fusion, gated_depthwise_ffn
-//   Planes, Neighbours  activations for kernels whose lanes walk along a plane, one pixel or a pair each: channel_layer_norm,
-//                       spd_covariance
+//   AnyVector           vectors whose dtype the kernel learns at run time: small weights, which then need no conversion
+//   MapView, Pixels     activations, for kernels whose threads have four pixels each, in one aligned access if all
+//                       tensors of the call are packed: channel_attention, tri_branch_fusion
+//   Planes, Neighbours  activations, for kernels whose lanes walk along a plane with a pixel or a pair of pixels each:
+//                       channel_layer_norm, spd_covariance
 //
-// The stages need neither: they hold tiles of an image in shared memory, which tiles.h describes.
+// The stages use none of these. They hold tiles of the image in shared memory, which tiles.h describes.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@
 
 namespace mirage::cuda {
 
-// ---- vectors of any dtype -------------------------------------------------------------------------------------------
+// ---- vectors of any dtype ------------------------------------------------------------------------------------------
 
 struct AnyVector {
   void* data;
@@ -47,33 +47,33 @@ struct AnyVector {
 
 inline AnyVector vector_of(const Tensor& t) { return {t.data, t.dtype}; }
 
-// ---- activations, four pixels a thread ------------------------------------------------------------------------------
+// ---- activations, four pixels per thread ---------------------------------------------------------------------------
 
 struct MapView {
   const void* data;
   int64_t s_batch, s_channel, s_row, s_column;
 
-  // Of the plane of a channel.
+  // The plane of a channel.
   template <class T>
   MIRAGE_DEVICE const T* plane(int64_t sample, int64_t channel) const {
     return static_cast<const T*>(data) + sample * s_batch + channel * s_channel;
   }
 };
 
-// How the pixels of a plane lie, in all maps of a call.
+// The layout of the pixels of a plane, common to all tensors of a call.
 struct Pixels {
   int count, width;
-  bool packed;  // four neighbours are one aligned load or store, everywhere; `count` is a multiple of four
+  bool packed;  // four neighbours are one aligned access in every tensor; `count` is a multiple of four
 };
 
-// Four pixels of each of `kThreads` threads, from pixel `first` on: neighbours where they are packed, else those that the
-// threads have next to each other.
+// Pixel j of the four that each of `kThreads` threads has, counted from pixel `first` on: neighbours if pixels are
+// packed, else kThreads apart, so that threads access neighbours.
 template <int kThreads>
 MIRAGE_DEVICE int pixel_of(const Pixels& pixels, int first, int thread, int j) {
   return pixels.packed ? first + 4 * thread + j : first + j * kThreads + thread;
 }
 
-// Zero beyond the last pixel.
+// Loads the four pixels of a thread; zero beyond the last pixel.
 template <int kThreads, class T>
 MIRAGE_DEVICE void load_pixels(const MapView& map, const T* plane, const Pixels& pixels, int first, int thread,
                                float (&value)[4]) {
@@ -86,13 +86,13 @@ MIRAGE_DEVICE void load_pixels(const MapView& map, const T* plane, const Pixels&
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const int n = pixel_of<kThreads>(pixels, first, thread, j);
-    const bool known = n < pixels.count;
+    const bool in_bounds = n < pixels.count;
     const int64_t offset = n / pixels.width * map.s_row + n % pixels.width * map.s_column;
-    value[j] = known ? to_float(plane[offset]) : 0.0f;
+    value[j] = in_bounds ? to_float(plane[offset]) : 0.0f;
   }
 }
 
-// To a plane that is contiguous.
+// Stores the four pixels of a thread to a contiguous plane.
 template <int kThreads, class T>
 MIRAGE_DEVICE void store_pixels(T* plane, const Pixels& pixels, int first, int thread, const float (&value)[4]) {
   if (pixels.packed) {
@@ -109,7 +109,7 @@ MIRAGE_DEVICE void store_pixels(T* plane, const Pixels& pixels, int first, int t
 
 inline MapView map_of(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2], t.stride[3]}; }
 
-// Whether planes are lines of pixels without gaps, and each group of four is aligned.
+// Whether each plane is a contiguous run of pixels, in which every group of four is aligned.
 inline bool is_packed(const Tensor& t) {
   const int64_t pixels = t.size[2] * t.size[3];
   const auto neighbours = [&](int d, int64_t stride) { return t.size[d] == 1 || t.stride[d] == stride; };
@@ -118,7 +118,8 @@ inline bool is_packed(const Tensor& t) {
          reinterpret_cast<uintptr_t>(t.data) % uint64_t(4 * bytes_of(t.dtype)) == 0;
 }
 
-// Of maps with the same planes, results among them. Throws std::invalid_argument where one has more than kernels count.
+// The layout of tensors with the planes of `model`, inputs and results. Throws std::invalid_argument for more pixels
+// than kernels can count.
 inline Pixels pixels_of(const char* argument, const Tensor& model, std::initializer_list<const Tensor*> maps) {
   const int64_t count = model.size[2] * model.size[3];
   if (count > INT32_MAX / 2) fail(argument, "at most " + std::to_string(INT32_MAX / 2) + " pixels", shape_of(model));
@@ -137,17 +138,17 @@ void with_type(DType dtype, Function function) {
   }
 }
 
-// ---- activations, a walk along the plane ----------------------------------------------------------------------------
+// ---- activations, a walk along the plane ---------------------------------------------------------------------------
 
 struct Planes {
   const void* data;
   int64_t s_batch, s_channel, s_row, s_pixel;
   int width;
-  bool is_line;  // the pixels of a plane are equally spaced: it is taken as one line, and `width` has no meaning
+  bool is_flat_plane;  // pixels of a plane are equally spaced, as in one long row; `width` is then not used
 
-  // Of pixel n in its plane.
+  // The offset of pixel n in its plane.
   MIRAGE_DEVICE int64_t offset(int n) const {
-    const int row = is_line ? 0 : n / width;
+    const int row = is_flat_plane ? 0 : n / width;
     return row * s_row + (n - row * width) * s_pixel;
   }
 
@@ -158,7 +159,7 @@ struct Planes {
   }
 };
 
-// Every 32nd pixel of a plane from n on, whose pixel 0 is `plane`: an addition each where it is a line.
+// Walks over every 32nd pixel of `plane` from n on; a step is one addition if the plane is flat.
 template <class T>
 struct PixelWalk {
   const Planes& planes;
@@ -171,7 +172,7 @@ struct PixelWalk {
 
   MIRAGE_DEVICE void advance() {
     n += kLanes;
-    at = planes.is_line ? at + kLanes * planes.s_pixel : plane + planes.offset(n);
+    at = planes.is_flat_plane ? at + kLanes * planes.s_pixel : plane + planes.offset(n);
   }
 };
 
@@ -181,18 +182,18 @@ inline Planes planes_of(const Tensor& x) {
   if (x.size[0] == 1) p.s_batch = 0;
   if (x.size[1] == 1) p.s_channel = 0;
   if (width == 1) p.s_pixel = p.s_row;
-  p.is_line = height == 1 || width == 1 || p.s_row == width * p.s_pixel;
+  p.is_flat_plane = height == 1 || width == 1 || p.s_row == width * p.s_pixel;
   return p;
 }
 
-// Whether pixels 2n and 2n + 1 of every plane lie together, where one load may take both. Of an even number of pixels.
+// Whether pixels 2n and 2n + 1 of every plane are one aligned access. The number of pixels is even.
 inline bool are_pairs(const Planes& p, DType dtype) {
-  return p.s_pixel == 1 && (p.is_line || (p.width % 2 == 0 && p.s_row % 2 == 0)) && p.s_channel % 2 == 0 &&
+  return p.s_pixel == 1 && (p.is_flat_plane || (p.width % 2 == 0 && p.s_row % 2 == 0)) && p.s_channel % 2 == 0 &&
          p.s_batch % 2 == 0 &&
          reinterpret_cast<uintptr_t>(p.data) % uintptr_t(2 * bytes_of(dtype)) == 0;
 }
 
-// What 32-bit numbers of channels, pixels of a plane, and tiles of 32 pixels are enough for.
+// Throws unless 32-bit integers can count the channels, the pixels of a plane and the tiles of 32 pixels.
 inline void check_planes(const Tensor& x) {
   if (x.dtype == DType::f64) fail("x", "float32, float16 or bfloat16", name_of(x.dtype));
   const int64_t most = INT32_MAX / 64, pixels = x.size[2] * x.size[3];
@@ -204,7 +205,7 @@ inline void check_planes(const Tensor& x) {
   }
 }
 
-// kPack pixels next to each other, as they lie in memory: what a thread holds of them until it wants their values.
+// kPack neighbouring pixels in their storage format: what a thread holds of them until it needs their values.
 template <class T, int kPack>
 struct Neighbours {
   static constexpr bool kPair = kIsHalf<T> && kPack == 2;

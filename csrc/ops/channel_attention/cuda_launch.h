@@ -1,4 +1,5 @@
-// What channel_attention and channel_attention_fusion share on the host: arguments, workspace, and the launches over q and k.
+// Host code that channel_attention and channel_attention_fusion share: arguments, workspace, and the launches over q
+// and k.
 #pragma once
 
 #include <algorithm>
@@ -13,28 +14,28 @@ namespace mirage::cuda {
 constexpr int kAttentionMostDepth = 64;     // channels of a head
 constexpr int kAttentionSoftmaxThreads = 512;
 
-template <int kBlocks_>
-struct HeadBlocks {
-  static constexpr int kBlocks = kBlocks_;
+template <int kChannelTiles_>
+struct HeadChannelTiles {
+  static constexpr int kChannelTiles = kChannelTiles_;
 };
 
-// Calls function(Kind(), T(), HeadBlocks<n>()) for d channels a head. Values of 16 bits are exact as TF32, and what they are
-// multiplied by keeps the range of float.
+// Calls function(Kind(), T(), HeadChannelTiles<n>()) for d channels per head. 16-bit values are multiplied as TF32:
+// they are exact in it, and the other factor keeps the range of float.
 template <class Function>
 void with_head(DType dtype, bool tf32, int d, Function function) {
-  const auto with_blocks = [&](auto kind, auto type) {
-    if (d <= 16) function(kind, type, HeadBlocks<1>());
-    else if (d <= 32) function(kind, type, HeadBlocks<2>());
-    else function(kind, type, HeadBlocks<4>());
+  const auto with_channel_tiles = [&](auto kind, auto type) {
+    if (d <= 16) function(kind, type, HeadChannelTiles<1>());
+    else if (d <= 32) function(kind, type, HeadChannelTiles<2>());
+    else function(kind, type, HeadChannelTiles<4>());
   };
   with_type(dtype, [&](auto type) {
-    if constexpr (kIsHalf<decltype(type)>) with_blocks(TensorCoresTf32(), type);
-    else if (tf32) with_blocks(TensorCoresTf32(), type);
-    else with_blocks(ExactFloat(), type);
+    if constexpr (kIsHalf<decltype(type)>) with_channel_tiles(TensorCoresTf32(), type);
+    else if (tf32) with_channel_tiles(TensorCoresTf32(), type);
+    else with_channel_tiles(ExactFloat(), type);
   });
 }
 
-// Every combination of them.
+// Calls it for every combination that is instantiated.
 template <class Function>
 void with_every_head(Function function) {
   for (const int d : {16, 32, 64}) {
@@ -43,8 +44,8 @@ void with_every_head(Function function) {
   }
 }
 
-// Where the parts of scratch memory begin, in floats.
-struct AttentionRoom {
+// Offsets of the arrays in the workspace, in floats.
+struct AttentionWorkspace {
   int64_t partial, small, grad_scale, weights, total;
 };
 
@@ -52,20 +53,20 @@ inline int attention_runs(const Tensor& q) {
   return int((q.size[2] * q.size[3] + kAttentionPixels - 1) / kAttentionPixels);
 }
 
-// Of a head: two blocks for each multiprocessor, no more than there are runs of pixels.
+// Parts per head: two blocks per SM, but no more parts than runs of pixels.
 inline int attention_parts(const Tensor& q, int64_t heads) {
   const int64_t all = std::max<int64_t>(1, q.size[0] * heads), wanted = (2 * multiprocessors() + all - 1) / all;
   return int(std::max<int64_t>(1, std::min<int64_t>(attention_runs(q), wanted)));
 }
 
-inline AttentionRoom attention_room(const Tensor& q, int64_t heads) {
+inline AttentionWorkspace attention_workspace(const Tensor& q, int64_t heads) {
   const int64_t d = q.size[1] / heads, all = q.size[0] * heads, parts = all * attention_parts(q, heads);
-  AttentionRoom room{};
-  room.small = room.partial + parts * (d * d + 2 * d);
-  room.grad_scale = room.small + all * (d + 2) * d;
-  room.weights = room.grad_scale + all;
-  room.total = room.weights + 3 * parts;
-  return room;
+  AttentionWorkspace buffer{};
+  buffer.small = buffer.partial + parts * (d * d + 2 * d);
+  buffer.grad_scale = buffer.small + all * (d + 2) * d;
+  buffer.weights = buffer.grad_scale + all;
+  buffer.total = buffer.weights + 3 * parts;
+  return buffer;
 }
 
 inline void check_heads(const Tensor& q, int64_t heads) {
@@ -86,17 +87,18 @@ inline void check_attention_problem(const char* name, const Tensor& q, const Ten
 }
 
 inline AttentionArguments attention_arguments(const Tensor& q, const Tensor& k, const Tensor& v,
-                                              const Tensor& temperature, const Tensor& matrices, const Options& options) {
+                                              const Tensor& temperature, const Tensor& matrices,
+                                              const Options& options) {
   AttentionArguments p{};
   p.q = map_of(q), p.k = map_of(k), p.v = map_of(v);
   p.temperature = vector_of(temperature);
   p.matrices = matrices.as<float>();
   p.batch = int(q.size[0]), p.heads = int(matrices.size[1]), p.d = int(matrices.size[3]);
   p.parts = attention_parts(q, p.heads);
-  const AttentionRoom room = attention_room(q, p.heads);
-  check_workspace(options, room.total * int64_t(sizeof(float)));
+  const AttentionWorkspace buffer = attention_workspace(q, p.heads);
+  check_workspace(options, buffer.total * int64_t(sizeof(float)));
   float* floats = static_cast<float*>(options.workspace);
-  p.partial = floats + room.partial, p.small = floats + room.small, p.grad_scale = floats + room.grad_scale;
+  p.partial = floats + buffer.partial, p.small = floats + buffer.small, p.grad_scale = floats + buffer.grad_scale;
   return p;
 }
 
@@ -104,10 +106,10 @@ inline Grid attention_grid(const AttentionArguments& p, int64_t shared_bytes) {
   return {int64_t(p.batch) * p.heads * p.parts, kAttentionThreads, shared_bytes};
 }
 
-// From q and k to `matrices`.
+// Computes `matrices` from q and k.
 void attention_matrices(const Tensor& q, const Tensor& k, AttentionArguments p, const Options& options);
 
-// From the parts of attn's gradient to those of q, k and temperature.
+// Computes the gradients of q, k and temperature from the parts of attn's gradient.
 void attention_matrices_backward(const Tensor& q, const Tensor& k, const Tensor& grad_q, const Tensor& grad_k,
                                  const Tensor& grad_temperature, AttentionArguments p, const Options& options);
 

@@ -22,10 +22,11 @@ int64_t softmax_backward_bytes(const AttentionArguments& p) {
   return (entries + std::max<int64_t>(entries, kAttentionSoftmaxThreads)) * int64_t(sizeof(float));
 }
 
-template <class Blocks>
-constexpr int64_t kGramBytes = sizeof(HeadTile<Blocks::kBlocks>);
-template <class Blocks>
-constexpr int64_t kInputsBytes = kGramBytes<Blocks> + 2 * 256 * Blocks::kBlocks * Blocks::kBlocks * int64_t(sizeof(float));
+template <class ChannelTiles>
+constexpr int64_t kGramBytes = sizeof(HeadTile<ChannelTiles::kChannelTiles>);
+template <class ChannelTiles>
+constexpr int64_t kInputsBytes = kGramBytes<ChannelTiles> + 2 * 256 * ChannelTiles::kChannelTiles *
+                                                                ChannelTiles::kChannelTiles * int64_t(sizeof(float));
 
 Grid heads_grid(const AttentionArguments& p, int64_t shared_bytes) {
   return {int64_t(p.batch) * p.heads, kAttentionSoftmaxThreads, shared_bytes};
@@ -33,7 +34,7 @@ Grid heads_grid(const AttentionArguments& p, int64_t shared_bytes) {
 
 }  // namespace
 
-// A thread a head: sums over the samples.
+// Adds up the gradient over the samples, one thread per head.
 MIRAGE_KERNEL(256) attention_temperature_kernel(const TemperatureSums p) {
   const int head = int(block_index()) * 256 + thread_index();
   if (head >= p.heads) return;
@@ -47,25 +48,28 @@ MIRAGE_KERNELS(list) {
   AttentionArguments most{};
   most.d = kAttentionMostDepth;
   list.add<attention_softmax_kernel<kAttentionSoftmaxThreads>>(kAttentionSoftmaxThreads, softmax_bytes(most));
-  list.add<attention_softmax_backward_kernel<kAttentionSoftmaxThreads>>(kAttentionSoftmaxThreads, softmax_backward_bytes(most));
+  list.add<attention_softmax_backward_kernel<kAttentionSoftmaxThreads>>(kAttentionSoftmaxThreads,
+                                                                        softmax_backward_bytes(most));
   list.add<attention_temperature_kernel>(256, 0);
-  with_every_head([&](auto kind, auto type, auto blocks) {
+  with_every_head([&](auto kind, auto type, auto channel_tiles) {
     using Kind = decltype(kind);
-    using Blocks = decltype(blocks);
-    list.add<attention_gram_kernel<Kind, decltype(type), Blocks::kBlocks>>(kAttentionThreads, kGramBytes<Blocks>);
-    list.add<attention_inputs_kernel<Kind, decltype(type), Blocks::kBlocks>>(kAttentionThreads, kInputsBytes<Blocks>);
+    using ChannelTiles = decltype(channel_tiles);
+    list.add<attention_gram_kernel<Kind, decltype(type), ChannelTiles::kChannelTiles>>(kAttentionThreads,
+                                                                                       kGramBytes<ChannelTiles>);
+    list.add<attention_inputs_kernel<Kind, decltype(type), ChannelTiles::kChannelTiles>>(kAttentionThreads,
+                                                                                         kInputsBytes<ChannelTiles>);
   });
 }
 
 void attention_matrices(const Tensor& q, const Tensor& k, AttentionArguments p, const Options& options) {
   p.pixels = pixels_of("q", q, {&k});
-  with_head(q.dtype, options.tf32, p.d, [&](auto kind, auto type, auto blocks) {
-    using Blocks = decltype(blocks);
-    launch("attention_gram_kernel", attention_gram_kernel<decltype(kind), decltype(type), Blocks::kBlocks>,
-           attention_grid(p, kGramBytes<Blocks>), options.stream, p);
+  with_head(q.dtype, options.tf32, p.d, [&](auto kind, auto type, auto channel_tiles) {
+    using ChannelTiles = decltype(channel_tiles);
+    launch("attention_gram_kernel", attention_gram_kernel<decltype(kind), decltype(type), ChannelTiles::kChannelTiles>,
+           attention_grid(p, kGramBytes<ChannelTiles>), options.stream, p);
   });
-  launch("attention_softmax_kernel", attention_softmax_kernel<kAttentionSoftmaxThreads>, heads_grid(p, softmax_bytes(p)),
-         options.stream, p);
+  launch("attention_softmax_kernel", attention_softmax_kernel<kAttentionSoftmaxThreads>,
+         heads_grid(p, softmax_bytes(p)), options.stream, p);
 }
 
 void attention_matrices_backward(const Tensor& q, const Tensor& k, const Tensor& grad_q, const Tensor& grad_k,
@@ -75,10 +79,11 @@ void attention_matrices_backward(const Tensor& q, const Tensor& k, const Tensor&
            heads_grid(p, softmax_backward_bytes(p)), options.stream, p);
     p.pixels = pixels_of("q", q, {&k, &grad_q, &grad_k});
     p.grad_q = grad_q.data, p.grad_k = grad_k.data, p.parts = attention_runs(q);
-    with_head(q.dtype, options.tf32, p.d, [&](auto kind, auto type, auto blocks) {
-      using Blocks = decltype(blocks);
-      launch("attention_inputs_kernel", attention_inputs_kernel<decltype(kind), decltype(type), Blocks::kBlocks>,
-             attention_grid(p, kInputsBytes<Blocks>), options.stream, p);
+    with_head(q.dtype, options.tf32, p.d, [&](auto kind, auto type, auto channel_tiles) {
+      using ChannelTiles = decltype(channel_tiles);
+      launch("attention_inputs_kernel",
+             attention_inputs_kernel<decltype(kind), decltype(type), ChannelTiles::kChannelTiles>,
+             attention_grid(p, kInputsBytes<ChannelTiles>), options.stream, p);
     });
   }
   const TemperatureSums sums{p.grad_scale, vector_of(grad_temperature), q.numel() > 0 ? p.batch : 0, p.heads};

@@ -1,4 +1,4 @@
-// channel_attention_fusion on a GPU: argument checks and launches.
+// channel_attention_fusion on a GPU: checks the arguments and launches the kernels.
 #include "mirage/cuda/channel_attention_fusion.h"
 
 #include "checks.h"
@@ -11,7 +11,7 @@ namespace mirage::cuda {
 
 namespace {
 
-// att is not there: it is what a block computes.
+// Arguments of the fusion. There is no tensor `att`, which the kernels compute on chip.
 FusionArguments fusion_of(const Tensor& conv, const Tensor& mlp, const Tensor& l_att, const Tensor& l_conv,
                           const Tensor& l_mlp) {
   FusionArguments f{};
@@ -20,27 +20,27 @@ FusionArguments fusion_of(const Tensor& conv, const Tensor& mlp, const Tensor& l
   return f;
 }
 
-// Calls function(Kind(), T(), O(), HeadBlocks<n>()).
+// Calls function(Kind(), T(), O(), HeadChannelTiles<n>()).
 template <class Function>
 void with_fused_head(DType dtype, DType out, bool tf32, int d, Function function) {
-  with_head(dtype, tf32, d, [&](auto kind, auto type, auto blocks) {
-    if (dtype == out) function(kind, type, type, blocks);
-    else function(kind, type, float(), blocks);
+  with_head(dtype, tf32, d, [&](auto kind, auto type, auto channel_tiles) {
+    if (dtype == out) function(kind, type, type, channel_tiles);
+    else function(kind, type, float(), channel_tiles);
   });
 }
 
 }  // namespace
 
 MIRAGE_KERNELS(list) {
-  with_every_head([&](auto kind, auto type, auto blocks) {
+  with_every_head([&](auto kind, auto type, auto channel_tiles) {
     using Kind = decltype(kind);
     using T = decltype(type);
-    constexpr int kBlocks = decltype(blocks)::kBlocks;
-    const int64_t bytes = sizeof(ApplyTile<kBlocks>), backward = sizeof(ApplyBackwardTile<kBlocks>);
-    list.add<attention_fuse_kernel<Kind, T, T, kBlocks>>(kAttentionThreads, bytes);
-    list.add<attention_fuse_kernel<Kind, T, float, kBlocks>>(kAttentionThreads, bytes);
-    list.add<attention_fuse_backward_kernel<Kind, T, T, kBlocks>>(kAttentionThreads, backward);
-    list.add<attention_fuse_backward_kernel<Kind, T, float, kBlocks>>(kAttentionThreads, backward);
+    constexpr int kChannelTiles = decltype(channel_tiles)::kChannelTiles;
+    const int64_t bytes = sizeof(ApplyTile<kChannelTiles>), backward = sizeof(ApplyBackwardTile<kChannelTiles>);
+    list.add<attention_fuse_kernel<Kind, T, T, kChannelTiles>>(kAttentionThreads, bytes);
+    list.add<attention_fuse_kernel<Kind, T, float, kChannelTiles>>(kAttentionThreads, bytes);
+    list.add<attention_fuse_backward_kernel<Kind, T, T, kChannelTiles>>(kAttentionThreads, backward);
+    list.add<attention_fuse_backward_kernel<Kind, T, float, kChannelTiles>>(kAttentionThreads, backward);
   });
 }
 
@@ -48,7 +48,7 @@ std::string channel_attention_fusion_problem(const Tensor& q, int64_t heads) { r
 
 int64_t channel_attention_fusion_workspace(const Tensor& q, int64_t heads) {
   check_heads(q, heads);
-  return attention_room(q, heads).total * int64_t(sizeof(float));
+  return attention_workspace(q, heads).total * int64_t(sizeof(float));
 }
 
 void channel_attention_fusion_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& temperature,
@@ -64,10 +64,11 @@ void channel_attention_fusion_forward(const Tensor& q, const Tensor& k, const Te
   attention_matrices(q, k, p, options);
   FusionArguments f = fusion_of(conv, mlp, l_att, l_conv, l_mlp);
   p.pixels = pixels_of("v", v, {&conv, &mlp, &out}), p.parts = attention_runs(q), f.out = out.data;
-  with_fused_head(q.dtype, out.dtype, options.tf32, p.d, [&](auto kind, auto type, auto of_out, auto blocks) {
-    constexpr int kBlocks = decltype(blocks)::kBlocks;
-    launch("attention_fuse_kernel", attention_fuse_kernel<decltype(kind), decltype(type), decltype(of_out), kBlocks>,
-           attention_grid(p, sizeof(ApplyTile<kBlocks>)), options.stream, p, f);
+  with_fused_head(q.dtype, out.dtype, options.tf32, p.d, [&](auto kind, auto type, auto of_out, auto channel_tiles) {
+    constexpr int kChannelTiles = decltype(channel_tiles)::kChannelTiles;
+    launch("attention_fuse_kernel",
+           attention_fuse_kernel<decltype(kind), decltype(type), decltype(of_out), kChannelTiles>,
+           attention_grid(p, sizeof(ApplyTile<kChannelTiles>)), options.stream, p, f);
   });
 }
 
@@ -85,16 +86,17 @@ void channel_attention_fusion_backward(const Tensor& grad_out, const Tensor& q, 
   AttentionArguments p = attention_arguments(q, k, v, temperature, matrices, options);
   FusionArguments f = fusion_of(conv, mlp, l_att, l_conv, l_mlp);
   f.grad_out = map_of(grad_out), f.grad_branch[1] = grad_conv.data, f.grad_branch[2] = grad_mlp.data;
-  f.partial = static_cast<float*>(options.workspace) + attention_room(q, p.heads).weights;
+  f.partial = static_cast<float*>(options.workspace) + attention_workspace(q, p.heads).weights;
   p.grad_v = grad_v.data;
   if (q.numel() > 0) {
     p.pixels = pixels_of("v", v, {&conv, &mlp, &grad_out, &grad_v, &grad_conv, &grad_mlp});
-    with_fused_head(q.dtype, grad_out.dtype, options.tf32, p.d, [&](auto kind, auto type, auto of_out, auto blocks) {
-      constexpr int kBlocks = decltype(blocks)::kBlocks;
-      launch("attention_fuse_backward_kernel",
-             attention_fuse_backward_kernel<decltype(kind), decltype(type), decltype(of_out), kBlocks>,
-             attention_grid(p, sizeof(ApplyBackwardTile<kBlocks>)), options.stream, p, f);
-    });
+    with_fused_head(
+        q.dtype, grad_out.dtype, options.tf32, p.d, [&](auto kind, auto type, auto of_out, auto channel_tiles) {
+          constexpr int kChannelTiles = decltype(channel_tiles)::kChannelTiles;
+          launch("attention_fuse_backward_kernel",
+                 attention_fuse_backward_kernel<decltype(kind), decltype(type), decltype(of_out), kChannelTiles>,
+                 attention_grid(p, sizeof(ApplyBackwardTile<kChannelTiles>)), options.stream, p, f);
+        });
   }
   const AnyVector grads[3] = {vector_of(grad_l_att), vector_of(grad_l_conv), vector_of(grad_l_mlp)};
   const int64_t parts = q.numel() > 0 ? int64_t(p.batch) * p.heads * p.parts : 0;

@@ -1,4 +1,4 @@
-// channel_layer_norm on a GPU: argument checks, and the choice of a kernel.
+// channel_layer_norm on a GPU: checks the arguments and selects the kernels.
 #include "mirage/cuda/channel_layer_norm.h"
 
 #include <algorithm>
@@ -18,7 +18,7 @@ bool is_held(const LayerNormArguments& p) { return p.channels <= kNormMostHeld; 
 
 int64_t floats(int64_t count) { return count * int64_t(sizeof(float)); }
 
-// The kernels for x of TX and y of TY, with kPack pixels a lane.
+// The kernels for x of TX and y of TY, with kPack pixels per lane.
 template <class TX, class TY, int kPack>
 struct LayerNorm {
   static int64_t shared_bytes(int warps) { return floats(2 * kNormOwn * warps + 2 * warps * kPack * kLanes); }
@@ -49,7 +49,7 @@ struct LayerNorm {
     sum(p, stream);
   }
 
-  // The gradients of weight and bias; zero where there are no parts.
+  // Computes the gradients of weight and bias; zero if there are no parts.
   static void sum(const LayerNormArguments& p, void* stream) {
     const int64_t blocks = (2 * int64_t(p.channels) + kLanes - 1) / kLanes;
     launch("layer_norm_sum_kernel", layer_norm_sum_kernel,
@@ -68,7 +68,7 @@ struct LayerNorm {
   }
 };
 
-// `pairs`: whether 16-bit pixels are to be taken two at a time.
+// `pairs`: whether lanes take two 16-bit pixels each.
 template <class TX, class TY, class Function>
 void with_pack(bool pairs, Function function) {
   if constexpr (kIsHalf<TX>) {
@@ -98,7 +98,7 @@ LayerNormArguments arguments_of(const Tensor& x, const Tensor& mean, const Tenso
   return p;
 }
 
-// Pixels go in pairs where they lie so, and where that leaves a tile for each multiprocessor.
+// Lanes take pairs of pixels if these are aligned and still leave a tile for each SM.
 bool in_pairs(const LayerNormArguments& p, const Tensor& x, const Tensor& y) {
   const auto aligned = [](const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; };
   return is_held(p) && x.dtype != DType::f32 && p.pixels % 2 == 0 && are_pairs(p.x, x.dtype) &&
@@ -106,7 +106,7 @@ bool in_pairs(const LayerNormArguments& p, const Tensor& x, const Tensor& y) {
          norm_tiles<2>(p) >= multiprocessors();
 }
 
-// At most, in backward: sixteen warps for each multiprocessor.
+// Parts in backward: at most sixteen warps per SM.
 int parts_of(const LayerNormArguments& p) {
   const int64_t wanted = int64_t(multiprocessors()) * std::max(1, kNormWarps / std::max(1, p.warps));
   return int(std::min(norm_tiles<1>(p), (wanted + p.slices - 1) / std::max(1, p.slices)));

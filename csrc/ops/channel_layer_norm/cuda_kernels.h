@@ -1,6 +1,7 @@
-// The kernels of channel_layer_norm. Lanes are neighbouring pixels (two each where 16-bit ones lie in pairs), and the
-// warps of a block share the channels of these pixels: each holds its own in registers, so x is read once, and sums
-// over channels meet in shared memory. More channels than a block can hold are read again.
+// The kernels of channel_layer_norm. The lanes of a warp have neighbouring pixels (two each if 16-bit pixels are
+// aligned in pairs), and the warps of a block share the channels. Each warp holds its channels in registers, so that x
+// is read once, and sums over channels go through shared memory. Channels that do not fit into a block's registers are
+// read again.
 #pragma once
 
 #include "common/cuda/device.h"
@@ -10,22 +11,22 @@
 namespace mirage::cuda {
 
 constexpr int kNormOwn = 16;    // channels that a thread holds, at most
-constexpr int kNormFew = 4;     // of them, that it skips together where it has fewer
-constexpr int kNormWarps = 16;  // of a block, at most
+constexpr int kNormFew = 4;     // a thread skips groups of four channels that it does not have
+constexpr int kNormWarps = 16;  // warps of a block, at most
 
 struct LayerNormArguments {
   Planes x, grad_y;
   AnyVector weight, bias;
-  void* y;             // contiguous; or the gradient of x
+  void* y;             // y, contiguous; in backward the gradient of x
   float *mean, *rstd;  // [B, N]
-  float* along;        // [2, B, N]: means over channels, where layer_norm_along_kernel finds them for backward
+  float* along;        // [2, B, N]: means over channels, which layer_norm_along_kernel computes for backward
   float* partial;      // [parts, 2, C]: sums for the gradients of weight and bias
   AnyVector grad_weight, grad_bias;
   float eps;
   int batch, channels, pixels;
-  int warps;                  // of a block, that share channels: each has every `warps`-th
-  int64_t x_step, grad_step;  // from one of them to the next
-  int slices, parts;          // backward: of the channels, of the tiles of all samples
+  int warps;                  // of a block; each has every `warps`-th channel
+  int64_t x_step, grad_step;  // elements from one channel of a warp to its next
+  int slices, parts;          // in backward: slices of the channels, parts of the tiles of all samples
 
   template <class T>
   MIRAGE_DEVICE T* output(int sample, int n) const {
@@ -33,10 +34,10 @@ struct LayerNormArguments {
   }
 };
 
-// The pixels of a lane: kPack from `first` on, if `known`.
+// The pixels of a lane: kPack from `first` on, if in_bounds.
 struct NormPlace {
   int sample, first;
-  bool known;
+  bool in_bounds;
   int64_t in_statistics;
 };
 
@@ -54,13 +55,14 @@ MIRAGE_DEVICE NormPlace place_of(const LayerNormArguments& p, int tile) {
   return {sample, first, first < p.pixels, int64_t(sample) * p.pixels + first};
 }
 
-// How many channels from `first` on are this warp's.
+// How many of the channels from `first` on belong to this warp.
 MIRAGE_DEVICE int own_channels(const LayerNormArguments& p, int first) {
   const int own = (p.channels - first - warp_index() + p.warps - 1) / p.warps;
   return own < kNormOwn ? own : kNormOwn;
 }
 
-// The elements of a vector for the channels from `first` on, a warp's own next to each other; zero beyond the last.
+// Stores the elements of a vector for the channels from `first` on, those of a warp next to each other; zero beyond the
+// last.
 MIRAGE_DEVICE void store_own(const LayerNormArguments& p, const AnyVector& vector, int first, float* own) {
   for (int i = thread_index(); i < kNormOwn * p.warps; i += p.warps * kLanes) {
     const int c = first + i / kNormOwn + i % kNormOwn * p.warps;
@@ -70,11 +72,11 @@ MIRAGE_DEVICE void store_own(const LayerNormArguments& p, const AnyVector& vecto
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// A block a tile. Shared memory: weight and bias, and room for two sums.
+// One block per tile. Shared memory: weight, bias, and buffers for two reductions.
 template <class TX, class TY, int kPack>
 MIRAGE_KERNEL(512, 1) layer_norm_kernel(const LayerNormArguments p) {
   float *scale = reinterpret_cast<float*>(shared_memory()), *shift = scale + kNormOwn * p.warps,
-        *room = shift + kNormOwn * p.warps;
+        *buffer = shift + kNormOwn * p.warps;
   store_own(p, p.weight, 0, scale);
   store_own(p, p.bias, 0, shift);
   const NormPlace at = place_of<kPack>(p, int(block_index()));
@@ -83,15 +85,15 @@ MIRAGE_KERNEL(512, 1) layer_norm_kernel(const LayerNormArguments p) {
   Neighbours<TX, kPack> held[kNormOwn] = {};
 #pragma unroll
   for (int i = 0; i < kNormOwn; ++i, x += p.x_step) {
-    if (at.known && i < own) held[i] = load_neighbours<kPack>(x);
+    if (at.in_bounds && i < own) held[i] = load_neighbours<kPack>(x);
   }
   float mean[kPack] = {}, rstd[kPack] = {};
 #pragma unroll
   for (int i = 0; i < kNormOwn; ++i) {
 #pragma unroll
-    for (int j = 0; j < kPack; ++j) mean[j] += held[i][j];  // zero where there is no channel
+    for (int j = 0; j < kPack; ++j) mean[j] += held[i][j];  // held is zero if there is no channel
   }
-  sum_over_warps(mean, p.warps, room);
+  sum_over_warps(mean, p.warps, buffer);
 #pragma unroll
   for (int j = 0; j < kPack; ++j) mean[j] /= float(p.channels);
 #pragma unroll
@@ -102,10 +104,10 @@ MIRAGE_KERNEL(512, 1) layer_norm_kernel(const LayerNormArguments p) {
       rstd[j] = fmaf(centred, centred, rstd[j]);
     }
   }
-  sum_over_warps(rstd, p.warps, room + p.warps * kPack * kLanes);
+  sum_over_warps(rstd, p.warps, buffer + p.warps * kPack * kLanes);
 #pragma unroll
   for (int j = 0; j < kPack; ++j) rstd[j] = 1.0f / sqrtf(rstd[j] / float(p.channels) + p.eps);
-  if (!at.known) return;
+  if (!at.in_bounds) return;
   TY* y = p.output<TY>(at.sample, at.first) + int64_t(warp_index()) * p.pixels;
 #pragma unroll
   for (int few = 0; few < kNormOwn; few += kNormFew) {
@@ -129,24 +131,24 @@ MIRAGE_KERNEL(512, 1) layer_norm_kernel(const LayerNormArguments p) {
   }
 }
 
-// The same for any number of channels: they are read three times, the second and third from a cache if they fit there.
+// The same for any number of channels. They are read three times, the second and third time from a cache if they fit.
 template <class TX, class TY>
 MIRAGE_KERNEL(512, 2) layer_norm_rereading_kernel(const LayerNormArguments p) {
-  float* room = reinterpret_cast<float*>(shared_memory());
+  float* buffer = reinterpret_cast<float*>(shared_memory());
   const NormPlace at = place_of<1>(p, int(block_index()));
   const TX* x = p.x.pixel<TX>(at.sample, at.first);
-  const int last = at.known ? p.channels : 0;
+  const int last = at.in_bounds ? p.channels : 0;
   float mean[1] = {}, rstd[1] = {};
 #pragma unroll 4
   for (int c = warp_index(); c < last; c += kNormWarps) mean[0] += to_float(x[c * p.x.s_channel]);
-  sum_over_warps(mean, kNormWarps, room);
+  sum_over_warps(mean, kNormWarps, buffer);
   mean[0] /= float(p.channels);
 #pragma unroll 4
   for (int c = warp_index(); c < last; c += kNormWarps) {
     const float centred = to_float(x[c * p.x.s_channel]) - mean[0];
     rstd[0] = fmaf(centred, centred, rstd[0]);
   }
-  sum_over_warps(rstd, kNormWarps, room + kNormWarps * kLanes);
+  sum_over_warps(rstd, kNormWarps, buffer + kNormWarps * kLanes);
   rstd[0] = 1.0f / sqrtf(rstd[0] / float(p.channels) + p.eps);
   TY* y = p.output<TY>(at.sample, at.first);
 #pragma unroll 4
@@ -154,7 +156,7 @@ MIRAGE_KERNEL(512, 2) layer_norm_rereading_kernel(const LayerNormArguments p) {
     const float normal = (to_float(x[c * p.x.s_channel]) - mean[0]) * rstd[0];
     y[int64_t(c) * p.pixels] = from_float<TY>(fmaf(normal, p.weight[c], p.bias[c]));
   }
-  if (at.known && warp_index() == 0) {
+  if (at.in_bounds && warp_index() == 0) {
     p.mean[at.in_statistics] = mean[0];
     p.rstd[at.in_statistics] = rstd[0];
   }
@@ -164,14 +166,15 @@ MIRAGE_KERNEL(512, 2) layer_norm_rereading_kernel(const LayerNormArguments p) {
 
 // With n the normalised x and g = grad_y * weight, the gradient of x is (g - mean(g) - n mean(g n)) rstd.
 
-// Both means of each pixel, where a block cannot hold its channels.
+// Computes both means of each pixel, for more channels than a block can hold.
 template <class TX, class TY>
 MIRAGE_KERNEL(512, 2) layer_norm_along_kernel(const LayerNormArguments p) {
   const NormPlace at = place_of<1>(p, int(block_index()));
   const TX* x = p.x.pixel<TX>(at.sample, at.first);
   const TY* grad_y = p.grad_y.pixel<TY>(at.sample, at.first);
-  const float mean = at.known ? p.mean[at.in_statistics] : 0.0f, rstd = at.known ? p.rstd[at.in_statistics] : 0.0f;
-  const int last = at.known ? p.channels : 0;
+  const float mean = at.in_bounds ? p.mean[at.in_statistics] : 0.0f,
+              rstd = at.in_bounds ? p.rstd[at.in_statistics] : 0.0f;
+  const int last = at.in_bounds ? p.channels : 0;
   float sum[2] = {};
 #pragma unroll 4
   for (int c = warp_index(); c < last; c += kNormWarps) {
@@ -180,7 +183,7 @@ MIRAGE_KERNEL(512, 2) layer_norm_along_kernel(const LayerNormArguments p) {
     sum[1] = fmaf(g, (to_float(x[c * p.x.s_channel]) - mean) * rstd, sum[1]);
   }
   sum_over_warps(sum, kNormWarps, reinterpret_cast<float*>(shared_memory()));
-  if (!at.known || warp_index() != 0) return;
+  if (!at.in_bounds || warp_index() != 0) return;
   const int64_t all = int64_t(p.batch) * p.pixels;
 #pragma unroll
   for (int j = 0; j < 2; ++j) p.along[j * all + at.in_statistics] = sum[j] / float(p.channels);
@@ -197,7 +200,7 @@ struct NormTile {
   MIRAGE_DEVICE float normal(int i, int j) const { return (x[i][j] - mean[j]) * rstd[j]; }
 };
 
-// Zero beyond the plane, and where there is no channel.
+// Loads the thread's part of a tile; zero beyond the plane and beyond the channels.
 template <class TX, class TY, int kPack>
 MIRAGE_DEVICE void load_tile(const LayerNormArguments& p, const NormPlace& at, int channel, int own,
                              NormTile<TX, TY, kPack>& tile) {
@@ -206,16 +209,17 @@ MIRAGE_DEVICE void load_tile(const LayerNormArguments& p, const NormPlace& at, i
   const TY* grad_y = p.grad_y.pixel<TY>(at.sample, at.first) + channel * p.grad_y.s_channel;
 #pragma unroll
   for (int i = 0; i < kNormOwn; ++i, x += p.x_step, grad_y += p.grad_step) {
-    if (!at.known || i >= own) continue;
+    if (!at.in_bounds || i >= own) continue;
     tile.x[i] = load_neighbours<kPack>(x);
     tile.grad_y[i] = load_neighbours<kPack>(grad_y);
   }
-  if (!at.known) return;
+  if (!at.in_bounds) return;
   load_packed<kPack>(p.mean + at.in_statistics, tile.mean);
   load_packed<kPack>(p.rstd + at.in_statistics, tile.rstd);
 }
 
-// Adds a tile to the sums of each channel over pixels (for the weight, then for the bias), and sums over channels.
+// Adds a tile to each channel's sums over pixels (for the weight, then for the bias), and computes the sums over
+// channels.
 template <class TX, class TY, int kPack>
 MIRAGE_DEVICE void add_tile(const float* scale, int own, NormTile<TX, TY, kPack>& tile, float (&sums)[2 * kNormOwn]) {
 #pragma unroll
@@ -237,7 +241,7 @@ MIRAGE_DEVICE void add_tile(const float* scale, int own, NormTile<TX, TY, kPack>
   }
 }
 
-// The gradient of x, from where the warp's first channel is stored on.
+// Stores the gradient of x. `grad_x` points to this warp's first channel.
 template <class TX, class TY, int kPack>
 MIRAGE_DEVICE void store_grad_x(const LayerNormArguments& p, const float* scale, int own,
                                 const NormTile<TX, TY, kPack>& tile, TX* grad_x) {
@@ -259,13 +263,13 @@ MIRAGE_DEVICE void store_grad_x(const LayerNormArguments& p, const float* scale,
   }
 }
 
-// A block does a part of the tiles: all channels, or where `kAll` is false up to 256 of them, and the means are in
-// p.along. Sums over pixels stay in registers until the part is done. Shared memory: the weights, and room for the sums
-// of a tile and of the next.
+// A block has a part of the tiles: all channels, or if `kAll` is false up to 256 of them, with the means in p.along.
+// Sums over pixels stay in registers until the part is done. Shared memory: the weights, and buffers for the sums of
+// this tile and of the next.
 template <class TX, class TY, int kPack, bool kAll>
 MIRAGE_KERNEL(512) layer_norm_backward_kernel(const LayerNormArguments p) {
   static_assert(kAll || kPack == 1);
-  float *scale = reinterpret_cast<float*>(shared_memory()), *room = scale + kNormOwn * p.warps;
+  float *scale = reinterpret_cast<float*>(shared_memory()), *buffer = scale + kNormOwn * p.warps;
   const int slice = int(block_index() % p.slices), part = int(block_index() / p.slices);
   const int first = slice * kNormOwn * p.warps, own = own_channels(p, first);
   store_own(p, p.weight, first, scale);
@@ -281,22 +285,22 @@ MIRAGE_KERNEL(512) layer_norm_backward_kernel(const LayerNormArguments p) {
     load_tile(p, at, first + warp_index(), own, tile);
     add_tile(scale, own, tile, sums);
     if constexpr (kAll) {
-      sum_over_warps(tile.along, p.warps, room + i % 2 * p.warps * 2 * kPack * kLanes);
+      sum_over_warps(tile.along, p.warps, buffer + i % 2 * p.warps * 2 * kPack * kLanes);
 #pragma unroll
       for (int j = 0; j < 2 * kPack; ++j) tile.along[j] *= inverse;
-    } else if (at.known) {
+    } else if (at.in_bounds) {
       tile.along[0] = p.along[at.in_statistics];
       tile.along[1] = p.along[int64_t(p.batch) * p.pixels + at.in_statistics];
     }
     TX* grad_x = p.output<TX>(at.sample, at.first) + int64_t(first + warp_index()) * p.pixels;
-    if (at.known) store_grad_x(p, scale, own, tile, grad_x);
+    if (at.in_bounds) store_grad_x(p, scale, own, tile, grad_x);
   }
-  const float sum = sums_of_lanes<kLanes>(sums);
+  const float sum = reduce_scatter_lanes<kLanes>(sums);
   const int i = lane_index() % kNormOwn, c = first + warp_index() + i * p.warps;
   if (i < own) p.partial[(int64_t(part) * 2 + lane_index() / kNormOwn) * p.channels + c] = sum;
 }
 
-// The sums of all parts. A block has a column of `partial` in each lane, and every 16th part in each warp.
+// Adds up all parts. Each lane has a column of `partial`, each warp every 16th part.
 MIRAGE_KERNEL(512) layer_norm_sum_kernel(const LayerNormArguments p) {
   const int64_t column = block_index() * kLanes + lane_index(), columns = 2 * int64_t(p.channels);
   float sum[1] = {};

@@ -1,4 +1,4 @@
-// dynamic_depthwise_conv2d on a GPU: argument checks, and the choice of a kernel.
+// dynamic_depthwise_conv2d on a GPU: checks the arguments and selects the kernels.
 #include "mirage/cuda/dynamic_depthwise_conv2d.h"
 
 #include <algorithm>
@@ -21,7 +21,8 @@ struct Depthwise {
   }
 
   static void convolve(const DepthwiseArguments& p, void* stream) {
-    launch("depthwise_kernel", depthwise_kernel<T, K>, {p.planes * tiles(p), kDepthwiseThreads, sizeof(Tile)}, stream, p);
+    launch("depthwise_kernel", depthwise_kernel<T, K>, {p.planes * tiles(p), kDepthwiseThreads, sizeof(Tile)}, stream,
+           p);
   }
 
   static void weight(const DepthwiseArguments& p, void* stream) {
@@ -72,7 +73,7 @@ DepthwiseArguments arguments_of(const Tensor& x, const Tensor& weight) {
   return p;
 }
 
-// Two blocks for each multiprocessor, of a plane no more than it has tiles.
+// Parts per plane: two blocks per SM, but no more parts than tiles.
 int parts_of(const DepthwiseArguments& p) {
   if (p.planes == 0) return 1;
   const int64_t tiles = int64_t((p.width + 31) / 32) * ((p.height + 31) / 32);

@@ -1,5 +1,5 @@
-// The kernels of dynamic_depthwise_conv2d. A block has a tile of 32 x 32 pixels of one plane in shared memory, as float with
-// the kernel's margin around it, and each thread four neighbours of a line.
+// The kernels of dynamic_depthwise_conv2d. A block holds a tile of 32 x 32 pixels of one plane with the kernel's halo
+// in shared memory, as float, and each thread has four neighbours of a line.
 #pragma once
 
 #include "common/cuda/device.h"
@@ -9,14 +9,14 @@ namespace mirage::cuda {
 struct DepthwiseArguments {
   const void *x, *weight;
   int64_t x_stride[4], weight_stride[4];
-  const void* grad_y;  // of the gradient of the weight
+  const void* grad_y;  // read by the weight gradient
   int64_t grad_stride[4];
-  void* y;         // of x's shape; or the gradient of the weight
+  void* y;         // y or the gradient of x, in x's shape; or the gradient of the weight
   float* partial;  // [parts, planes, K * K]
-  bool flip;       // the kernel by both of its axes: what turns grad_y into the gradient of x
+  bool flip;       // flip the kernel along both axes: the convolution of grad_y is then the gradient of x
   int channels, height, width;
   int64_t planes;
-  int parts;  // that share the tiles of a plane, in the gradient of the weight
+  int parts;  // of the tiles of a plane, in the weight gradient
 };
 
 constexpr int kDepthwiseThreads = 256;
@@ -25,10 +25,10 @@ template <int K>
 struct DepthwiseTile {
   static constexpr int kSide = 32, kRun = 4, kRuns = kSide / kRun;
   static constexpr int kWindow = kSide + K - 1, kPitch = (kWindow + 3) / 4 * 4;
-  static constexpr int kLoaded = (kRun + K - 1 + 3) / 4 * 4;  // of a line, for a run
+  static constexpr int kLoaded = (kRun + K - 1 + 3) / 4 * 4;  // floats of a line that a run loads
   static_assert(kDepthwiseThreads * kRun == kSide * kSide);
 
-  // A run's loads may end behind the last line.
+  // The loads of a run may reach beyond the last line.
   alignas(16) float window[kWindow * kPitch + 4];
   float taps[K * K];
 };
@@ -37,15 +37,16 @@ MIRAGE_DEVICE int64_t plane_offset(const int64_t (&stride)[4], int channels, int
   return plane / channels * stride[0] + plane % channels * stride[1];
 }
 
-// The window of a tile; zero outside the plane.
+// Loads the window of a tile; zero out of bounds.
 template <class T, int K>
-MIRAGE_DEVICE void load_window(const DepthwiseArguments& p, int64_t plane, int row, int column, DepthwiseTile<K>& tile) {
+MIRAGE_DEVICE void load_window(const DepthwiseArguments& p, int64_t plane, int row, int column,
+                               DepthwiseTile<K>& tile) {
   using Tile = DepthwiseTile<K>;
   const T* x = static_cast<const T*>(p.x) + plane_offset(p.x_stride, p.channels, plane);
   for (int i = thread_index(); i < Tile::kWindow * Tile::kPitch + 4; i += kDepthwiseThreads) {
     const int y = row + i / Tile::kPitch - K / 2, z = column + i % Tile::kPitch - K / 2;
-    const bool known = i / Tile::kPitch < Tile::kWindow && y >= 0 && y < p.height && z >= 0 && z < p.width;
-    tile.window[i] = known ? to_float(x[y * p.x_stride[2] + z * p.x_stride[3]]) : 0.0f;
+    const bool in_bounds = i / Tile::kPitch < Tile::kWindow && y >= 0 && y < p.height && z >= 0 && z < p.width;
+    tile.window[i] = in_bounds ? to_float(x[y * p.x_stride[2] + z * p.x_stride[3]]) : 0.0f;
   }
 }
 
@@ -55,7 +56,7 @@ MIRAGE_DEVICE void load_run(const float* line, float (&value)[DepthwiseTile<K>::
   for (int j = 0; j < DepthwiseTile<K>::kLoaded; j += 4) load_packed<4>(line + j, value + j);
 }
 
-// A block a tile.
+// One block per tile.
 template <class T, int K>
 MIRAGE_KERNEL(256) depthwise_kernel(const DepthwiseArguments p) {
   using Tile = DepthwiseTile<K>;
@@ -92,8 +93,8 @@ MIRAGE_KERNEL(256) depthwise_kernel(const DepthwiseArguments p) {
   }
 }
 
-// sum += grad_y times x, of a run of which `left` pixels are in the plane: where x is infinite next to its border, the zeros
-// beyond it must not meet that.
+// sum += grad_y times x for a run of which `left` pixels are in bounds. The rest is skipped: x may be infinite at the
+// border, and infinity times the padding's zero is NaN.
 template <int K, bool kWhole>
 MIRAGE_DEVICE void add_products(const DepthwiseTile<K>& tile, int line, int start,
                                 const float (&of_y)[DepthwiseTile<K>::kRun], int left, float (&sum)[K * K]) {
@@ -113,8 +114,8 @@ MIRAGE_DEVICE void add_products(const DepthwiseTile<K>& tile, int line, int star
   }
 }
 
-// A block a part of a plane's tiles: sums over its pixels of grad_y times x, for every tap. Each thread has those of its
-// pixels, which are then added up over the lanes of a warp, and over the warps.
+// One block per plane and part of its tiles: the sum over pixels of grad_y times x, for every tap. Each thread sums its
+// own pixels; these sums are then reduced over the lanes of a warp, and over the warps.
 template <class T, int K>
 MIRAGE_KERNEL(256) depthwise_weight_kernel(const DepthwiseArguments p) {
   using Tile = DepthwiseTile<K>;
@@ -133,9 +134,9 @@ MIRAGE_KERNEL(256) depthwise_weight_kernel(const DepthwiseArguments p) {
     float of_y[Tile::kRun];
 #pragma unroll
     for (int j = 0; j < Tile::kRun; ++j) {
-      const bool known = row + line < p.height && column + start + j < p.width;
+      const bool in_bounds = row + line < p.height && column + start + j < p.width;
       const int64_t offset = (row + line) * p.grad_stride[2] + (column + start + j) * p.grad_stride[3];
-      of_y[j] = known ? to_float(grad[offset]) : 0.0f;
+      of_y[j] = in_bounds ? to_float(grad[offset]) : 0.0f;
     }
     sync_block();
     const int left = row + line < p.height ? p.width - column - start : 0;
@@ -147,7 +148,7 @@ MIRAGE_KERNEL(256) depthwise_weight_kernel(const DepthwiseArguments p) {
   static_assert(kWarps * K * K <= Tile::kWindow * Tile::kPitch);
 #pragma unroll
   for (int t = 0; t < K * K; ++t) {
-    const float total = sum_of_warp(sum[t]);
+    const float total = warp_all_reduce_sum(sum[t]);
     if (lane_index() == 0) of_warps[warp_index() * K * K + t] = total;
   }
   sync_block();
@@ -158,7 +159,7 @@ MIRAGE_KERNEL(256) depthwise_weight_kernel(const DepthwiseArguments p) {
   }
 }
 
-// The sums of all parts, in their order. A thread an element of the gradient, which has `size`.
+// Adds up the parts in their order, one thread per element of the gradient, which has `size`.
 template <class T>
 MIRAGE_KERNEL(256) depthwise_sum_kernel(const DepthwiseArguments p, const int64_t size) {
   const int64_t i = block_index() * 256 + thread_index();

@@ -1,4 +1,4 @@
-// gated_depthwise_ffn on a GPU: argument checks, and the choice of a kernel.
+// gated_depthwise_ffn on a GPU: checks the arguments and selects the kernels.
 #include "mirage/cuda/gated_depthwise_ffn.h"
 
 #include <algorithm>
@@ -38,12 +38,12 @@ void with_kernel(DType dtype, Function function) {
   with_type(dtype, [&](auto type) { function(Gate<decltype(type)>()); });
 }
 
-// Whether the runs of a tensor of so many columns lie at multiples of their size.
+// Whether runs of kGateRun columns are aligned in a tensor of that width.
 bool is_packed(const void* data, int64_t width, int64_t bytes) {
   return width % kGateRun == 0 && reinterpret_cast<uintptr_t>(data) % uintptr_t(kGateRun * bytes) == 0;
 }
 
-// Eight blocks for each multiprocessor, of a pair no more than it has tiles; none where there are no pixels.
+// Parts per pair: eight blocks per SM, but no more parts than tiles; none if there are no pixels.
 int parts_of(const GateArguments& p) {
   if (p.pairs == 0) return 0;
   return int(std::min<int64_t>(gate_tiles(p), (8 * int64_t(multiprocessors()) + p.pairs - 1) / p.pairs));

@@ -1,4 +1,4 @@
-// spd_covariance on a GPU: argument checks, and the choice of a kernel.
+// spd_covariance on a GPU: checks the arguments and selects the kernels.
 #include "mirage/cuda/spd_covariance.h"
 
 #include <algorithm>
@@ -12,10 +12,10 @@ namespace mirage::cuda {
 
 namespace {
 
-constexpr int kNarrow = 16, kWide = 32;  // sides of a square of channels
-constexpr int kManyPixels = 1024;        // over which the rounding of factors to TF32 averages out
+constexpr int kNarrow = 16, kWide = 32;  // sides of a square of the channels' products
+constexpr int kManyPixels = 1024;        // over this many, rounding to TF32 averages out
 
-// The kernels of a kind of product for x of T, with squares of kSide.
+// The kernels for a math mode and x of T, with squares of kSide.
 template <class Kind, class T, int kSide>
 struct Covariance {
   using Tile = CovarianceTile<kSide>;
@@ -69,8 +69,8 @@ bool is_exact(const Tensor& x, const Options& options) {
   return !options.tf32 || (x.dtype == DType::f16 && x.size[2] * x.size[3] < kManyPixels);
 }
 
-// With parts such that there are four blocks for each multiprocessor; a part has one for each tile of channels, or
-// for each pair of them.
+// Splits the pixels into parts so that there are four blocks per SM. A part has one block for each tile of channels, or
+// for each pair of tiles.
 CovarianceArguments arguments_of(const Tensor& x, bool pairs) {
   check_planes(x);
   CovarianceArguments p{};

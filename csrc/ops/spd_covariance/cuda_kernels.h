@@ -1,40 +1,41 @@
 // The kernels of spd_covariance.
 //
-//   covariance_part      a block has a part of the pixels and a square of pairs of channels: 256 pixels at a time are
-//                        centred by their own means, and multiplied while they are in shared memory
-//   covariance_merge     the parts of a sample together
+//   covariance_part      each block has a part of the pixels and a pair of tiles of channels. It centres 256 pixels at
+//                        a time by their own means, and multiplies them while they are in shared memory
+//   covariance_merge     merges the parts of a sample
 //   covariance_backward  (G + G^T) (X - mu) / (N - 1)
 //
-// Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979. A mean is
-// two numbers, the rounded one of a part's first pixels and what is above it: a large common offset does not round it.
+// Merging follows Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
+// 1979. A mean is stored as two numbers, the rounded mean of a part's first pixels and the difference to it, so that a
+// large common offset causes no rounding.
 #pragma once
 
 #include "common/cuda/device.h"
-#include "common/cuda/products.h"
+#include "common/cuda/gemm.h"
 #include "common/cuda/sums.h"
 #include "common/cuda/tensor_views.h"
 
 namespace mirage::cuda {
 
 constexpr int kCovarianceThreads = 256, kCovarianceWarps = kCovarianceThreads / kLanes;
-constexpr int kCovariancePixels = 256;                                  // at a time
-constexpr int kCovarianceRun = kCovariancePixels / kLanes;              // of them a lane's
-constexpr int kCovarianceShare = kCovariancePixels / kCovarianceWarps;  // of them a warp's, in products
+constexpr int kCovariancePixels = 256;                                  // pixels of a chunk
+constexpr int kCovarianceRun = kCovariancePixels / kLanes;              // pixels of a chunk per lane
+constexpr int kCovarianceShare = kCovariancePixels / kCovarianceWarps;  // pixels of a chunk per warp, in products
 constexpr int kMergeWarps = 16;
 
 struct CovarianceArguments {
   Planes x;
-  int64_t x_step;      // from a channel of a warp to the next: it has every eighth
+  int64_t x_step;      // elements between channels of a warp, which has every eighth
   const void* grad_y;  // [B, C, C]
   int64_t grad_stride[3];
-  void* y;             // [B, C, C]; or the gradient of x, contiguous
+  void* y;             // [B, C, C]; in backward the gradient of x, contiguous
   float* mean;         // [B, 2, C]
-  float* products;     // [B, parts, pairs of tiles, kSide * kSide in the order of fragments]
+  float* products;     // [B, parts, pairs of tiles, kSide * kSide], as fragments
   float* means;        // [B, parts, 2, C]: origin, and the mean above it
   float eps;
   int batch, channels, pixels;
-  int tiles;               // of channels, kSide each
-  int parts, part_pixels;  // of a sample; the last part may have fewer
+  int tiles;               // of kSide channels
+  int parts, part_pixels;  // of a sample; the last part may be smaller
 
   MIRAGE_ANYWHERE int pairs() const { return tiles * (tiles + 1) / 2; }
   MIRAGE_DEVICE int pixels_of_part(int part) const {
@@ -54,8 +55,8 @@ MIRAGE_DEVICE TilePair tile_pair(int tiles, int pair) {
   return {row, row + pair};
 }
 
-// Elements of a square lie in memory as fragments of its 16 x 8 blocks do in registers. Where element `n` is, which is
-// in lane n % 32.
+// Squares lie in memory fragment by fragment, 16 x 8 elements each. The position of element `n`, which is in lane n %
+// 32.
 struct InSquare {
   int row, column;
 };
@@ -71,25 +72,25 @@ MIRAGE_DEVICE InSquare in_square(int n) {
 // kSide channels of a chunk of pixels.
 template <int kSide>
 struct CovarianceTile {
-  static constexpr int kPitch = kCovariancePixels + 4;  // rows of a fragment begin in different banks
+  static constexpr int kPitch = kCovariancePixels + 4;  // rows of a fragment start in different banks
 
   alignas(16) float centred[kSide * kPitch];
   float origin[kSide];  // the first chunk's mean, rounded
-  float mean[kSide];    // of the part so far, above the origin
-  float step[kSide];    // of the chunk, from the mean of those before
-  float rest[kSide];    // what the centred values add up to, as their mean has been rounded
+  float mean[kSide];    // of the part so far, relative to the origin
+  float step[kSide];    // chunk mean minus the mean of earlier chunks
+  float rest[kSide];    // sum of the centred values, not zero because their mean is rounded
 };
 
 struct CovarianceChunk {
   int sample, begin;
-  float before, count;  // pixels of the part before it, and its own
+  float before, count;  // pixels of the part in earlier chunks, and in this one
 };
 
-// The chunk of kSide channels from `first` on, minus its means. Zero where there is no pixel or no channel.
+// Loads the chunk of kSide channels from `first` on and subtracts their means. Zero beyond the pixels and channels.
 template <class T, int kSide>
 MIRAGE_DEVICE void centre_chunk(const CovarianceArguments& p, const CovarianceChunk& chunk, int first,
                                 CovarianceTile<kSide>& tile) {
-  constexpr int kRows = kSide / kCovarianceWarps;  // of a warp
+  constexpr int kRows = kSide / kCovarianceWarps;  // rows per warp
   float value[kRows][kCovarianceRun] = {}, sum[kRows] = {}, rest[kRows] = {};
   PixelWalk<T> pixel(p.x, p.x.pixel<T>(chunk.sample, 0) + (first + warp_index()) * p.x.s_channel,
                      chunk.begin + lane_index());
@@ -97,8 +98,8 @@ MIRAGE_DEVICE void centre_chunk(const CovarianceArguments& p, const CovarianceCh
   for (int j = 0; j < kCovarianceRun; ++j, pixel.advance()) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const bool known = pixel.n < p.pixels && first + warp_index() + i * kCovarianceWarps < p.channels;
-      if (known) value[i][j] = to_float(pixel.at[i * p.x_step]);
+      const bool in_bounds = pixel.n < p.pixels && first + warp_index() + i * kCovarianceWarps < p.channels;
+      if (in_bounds) value[i][j] = to_float(pixel.at[i * p.x_step]);
     }
   }
 #pragma unroll
@@ -109,7 +110,7 @@ MIRAGE_DEVICE void centre_chunk(const CovarianceArguments& p, const CovarianceCh
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int row = warp_index() + i * kCovarianceWarps;
-    const float shift = sum_of_warp(sum[i]) / chunk.count;
+    const float shift = warp_all_reduce_sum(sum[i]) / chunk.count;
 #pragma unroll
     for (int j = 0; j < kCovarianceRun; ++j) {
       const int n = kLanes * j + lane_index();
@@ -117,7 +118,7 @@ MIRAGE_DEVICE void centre_chunk(const CovarianceArguments& p, const CovarianceCh
       tile.centred[row * CovarianceTile<kSide>::kPitch + n] = centred;
       rest[i] += centred;
     }
-    rest[i] = sum_of_warp(rest[i]);
+    rest[i] = warp_all_reduce_sum(rest[i]);
     if (lane_index() != 0) continue;
     if (chunk.before == 0.0f) tile.origin[row] = shift;
     const float mean = chunk.before > 0.0f ? tile.mean[row] : 0.0f;
@@ -128,7 +129,7 @@ MIRAGE_DEVICE void centre_chunk(const CovarianceArguments& p, const CovarianceCh
   }
 }
 
-// acc += left right^T, over the pixels of a warp. Both are rows kPitch apart.
+// acc += left right^T over the pixels of a warp. Rows of both are kPitch apart.
 template <int kPitch, int MT, int NT>
 MIRAGE_DEVICE void multiply_share(TensorCoresTf32, const float* left, const float* right, float (&acc)[MT][NT][4]) {
   const int g = lane_index() / 4, t = lane_index() % 4;
@@ -172,8 +173,8 @@ MIRAGE_DEVICE void multiply_share(ExactFloat, const float* left, const float* ri
   }
 }
 
-// What the products of a chunk about its own means leave out: those of its step from the pixels before it, and the
-// rounding of its means.
+// Adds what the products of a chunk about its own means leave out: the difference of its means to those of earlier
+// chunks, and the rounding of its means.
 template <int kSide>
 MIRAGE_DEVICE void add_step(const CovarianceChunk& chunk, const CovarianceTile<kSide>& rows,
                             const CovarianceTile<kSide>& columns, float (&acc)[kSide / 16][kSide / 8][4]) {
@@ -191,20 +192,20 @@ MIRAGE_DEVICE void add_step(const CovarianceChunk& chunk, const CovarianceTile<k
   }
 }
 
-// The sums over the warps of what each has of a square; `room` is for the squares of all.
+// Adds up the accumulators of all warps and stores the square. `buffer` holds the squares of all warps.
 template <int kSide>
-MIRAGE_DEVICE void store_square(const float (&acc)[kSide / 16][kSide / 8][4], float* room, float* out) {
+MIRAGE_DEVICE void store_square(const float (&acc)[kSide / 16][kSide / 8][4], float* buffer, float* out) {
   constexpr int kSquare = kSide * kSide;
 #pragma unroll
   for (int i = 0; i < kSquare / kLanes; ++i) {
     const float value = acc[i / 4 / (kSide / 8)][i / 4 % (kSide / 8)][i % 4];
-    room[warp_index() * kSquare + i * kLanes + lane_index()] = value;
+    buffer[warp_index() * kSquare + i * kLanes + lane_index()] = value;
   }
   sync_block();
   for (int n = thread_index(); n < kSquare; n += kCovarianceThreads) {
     float sum = 0.0f;
 #pragma unroll
-    for (int warp = 0; warp < kCovarianceWarps; ++warp) sum += room[warp * kSquare + n];
+    for (int warp = 0; warp < kCovarianceWarps; ++warp) sum += buffer[warp * kSquare + n];
     out[n] = sum;
   }
 }
@@ -225,7 +226,7 @@ MIRAGE_KERNEL(256, 2) covariance_part_kernel(const CovarianceArguments p) {
     const int left = count - done;
     const CovarianceChunk chunk{sample, part * p.part_pixels + done, float(done),
                       float(left < kCovariancePixels ? left : kCovariancePixels)};
-    sync_block();  // those before have been multiplied
+    sync_block();  // the previous chunk has been multiplied
     centre_chunk<T>(p, chunk, pair.row * kSide, rows);
     if (!diagonal) centre_chunk<T>(p, chunk, pair.column * kSide, columns);
     sync_block();
@@ -241,9 +242,9 @@ MIRAGE_KERNEL(256, 2) covariance_part_kernel(const CovarianceArguments p) {
   p.means[(i_part * 2 + 1) * p.channels + c] = rows.mean[i];
 }
 
-// ---- all parts of a sample -----------------------------------------------------------------------------------------
+// ---- merging the parts of a sample ---------------------------------------------------------------------------------
 
-// The means of a channel in the parts, all above the origin of the first.
+// The means of a channel in all parts, relative to the origin of the first.
 struct MeansOfChannel {
   const float* of_part;
   int channels;
@@ -258,7 +259,7 @@ struct MeansOfChannel {
   }
 };
 
-// origin + above, and what rounding it has left over.
+// Stores origin + above as a rounded sum and its rounding error.
 MIRAGE_DEVICE void store_mean(const CovarianceArguments& p, int sample, int c, float origin, float above) {
   const float mean = origin + above, added = mean - origin;
   float* out = p.mean + int64_t(sample) * 2 * p.channels + c;
@@ -266,19 +267,19 @@ MIRAGE_DEVICE void store_mean(const CovarianceArguments& p, int sample, int c, f
   out[p.channels] = (origin - (mean - added)) + (above - added);
 }
 
-// A block has 32 pairs of channels, one in each lane, and every 16th part in each warp.
+// Each lane of a block has a pair of channels, each warp every 16th part.
 template <class T, int kSide>
 MIRAGE_KERNEL(512) covariance_merge_kernel(const CovarianceArguments p) {
   constexpr int kSquare = kSide * kSide, kGroups = kSquare / kLanes;
-  float* room = reinterpret_cast<float*>(shared_memory());
+  float* buffer = reinterpret_cast<float*>(shared_memory());
   const int i_pair = int(block_index() / kGroups % p.pairs()), sample = int(block_index() / kGroups / p.pairs());
   const int n = int(block_index() % kGroups) * kLanes + lane_index();
   const TilePair pair = tile_pair(p.tiles, i_pair);
   const InSquare at = in_square<kSide>(n);
   const int row = pair.row * kSide + at.row, column = pair.column * kSide + at.column;
-  const bool known = row <= column && column < p.channels;
-  const int first = known ? warp_index() : p.parts;
-  const MeansOfChannel of_row(p, sample, known ? row : 0), of_column(p, sample, known ? column : 0);
+  const bool in_bounds = row <= column && column < p.channels;
+  const int first = in_bounds ? warp_index() : p.parts;
+  const MeansOfChannel of_row(p, sample, in_bounds ? row : 0), of_column(p, sample, in_bounds ? column : 0);
   float mean[2] = {}, sum[1] = {};
 #pragma unroll 4
   for (int part = first; part < p.parts; part += kMergeWarps) {
@@ -286,7 +287,7 @@ MIRAGE_KERNEL(512) covariance_merge_kernel(const CovarianceArguments p) {
     mean[0] = fmaf(count, of_row[part], mean[0]);
     mean[1] = fmaf(count, of_column[part], mean[1]);
   }
-  sum_over_warps(mean, kMergeWarps, room);
+  sum_over_warps(mean, kMergeWarps, buffer);
 #pragma unroll
   for (int i = 0; i < 2; ++i) mean[i] /= float(p.pixels);
   const float* products = p.products + (int64_t(sample) * p.parts * p.pairs() + i_pair) * kSquare + n;
@@ -295,8 +296,8 @@ MIRAGE_KERNEL(512) covariance_merge_kernel(const CovarianceArguments p) {
     const float steps = (of_row[part] - mean[0]) * (of_column[part] - mean[1]);
     sum[0] += fmaf(float(p.pixels_of_part(part)), steps, products[int64_t(part) * p.pairs() * kSquare]);
   }
-  sum_over_warps(sum, kMergeWarps, room + 2 * kMergeWarps * kLanes);
-  if (!known || warp_index() != 0) return;
+  sum_over_warps(sum, kMergeWarps, buffer + 2 * kMergeWarps * kLanes);
+  if (!in_bounds || warp_index() != 0) return;
   const float value = sum[0] / float(p.pixels - 1) + (row == column ? p.eps : 0.0f);
   T* y = static_cast<T*>(p.y) + int64_t(sample) * p.channels * p.channels;
   y[int64_t(row) * p.channels + column] = y[int64_t(column) * p.channels + row] = from_float<T>(value);
@@ -310,10 +311,10 @@ struct CovarianceBackwardTile {
   static constexpr int kPitch = kCovariancePixels + 8;  // see Window in tiles.h
 
   alignas(16) float panel[kSide * kSide];
-  alignas(16) float pixels[kSide * kPitch];  // X - mu; then the result
+  alignas(16) float pixels[kSide * kPitch];  // X - mu, then the result
 };
 
-// (G + G^T) / (N - 1) for kSide channels by kSide.
+// Stores a panel of (G + G^T) / (N - 1), kSide by kSide channels.
 template <class Kind, class T, int kSide>
 MIRAGE_DEVICE void store_symmetric(const CovarianceArguments& p, int sample, int first_row, int first_column,
                                    float* panel) {
@@ -327,7 +328,7 @@ MIRAGE_DEVICE void store_symmetric(const CovarianceArguments& p, int sample, int
   });
 }
 
-// X - mu of kSide channels. Zero where there is no pixel or no channel.
+// Loads X - mu for kSide channels. Zero beyond the pixels and channels.
 template <class T, int kSide>
 MIRAGE_DEVICE void load_centred(const CovarianceArguments& p, int sample, int begin, int first,
                                 CovarianceBackwardTile<kSide>& tile) {
@@ -345,15 +346,15 @@ MIRAGE_DEVICE void load_centred(const CovarianceArguments& p, int sample, int be
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int row = warp_index() + i * kCovarianceWarps;
-      const bool known = pixel.n < p.pixels && first + row < p.channels;
-      const float value = known ? to_float(pixel.at[i * p.x_step]) : 0.0f;
+      const bool in_bounds = pixel.n < p.pixels && first + row < p.channels;
+      const float value = in_bounds ? to_float(pixel.at[i * p.x_step]) : 0.0f;
       tile.pixels[row * CovarianceBackwardTile<kSide>::kPitch + pixel.n - begin] =
-          known ? (value - shift[i]) - rest[i] : 0.0f;
+          in_bounds ? (value - shift[i]) - rest[i] : 0.0f;
     }
   }
 }
 
-// The result for kSide channels, through shared memory: lines of pixels are written as they lie.
+// Stores the result for kSide channels. It goes through shared memory, so that writes to global memory are coalesced.
 template <class T, int kSide, int NT>
 MIRAGE_DEVICE void store_grad_x(const CovarianceArguments& p, int sample, int begin, int first,
                                 const float (&acc)[kSide / 16][NT][4], CovarianceBackwardTile<kSide>& tile) {
@@ -376,7 +377,7 @@ MIRAGE_DEVICE void store_grad_x(const CovarianceArguments& p, int sample, int be
   }
 }
 
-// A block does kSide channels of the result, for a part of the pixels.
+// Each block computes kSide channels of the result, for a part of the pixels.
 template <class Kind, class T, int kSide>
 MIRAGE_KERNEL(256, 2) covariance_backward_kernel(const CovarianceArguments p) {
   using Tile = CovarianceBackwardTile<kSide>;
@@ -388,7 +389,7 @@ MIRAGE_KERNEL(256, 2) covariance_backward_kernel(const CovarianceArguments p) {
   for (int n = begin; n < end; n += kCovariancePixels) {
     float acc[kSide / 16][NT][4] = {};
     for (int i = 0; i < p.tiles; ++i) {
-      sync_block();  // the pixels and the panel before have been used
+      sync_block();  // the previous pixels and panel are no longer read
       if (n == begin || p.tiles > 1) store_symmetric<Kind, T, kSide>(p, sample, row, i * kSide, tile.panel);
       load_centred<T>(p, sample, n, i * kSide, tile);
       sync_block();

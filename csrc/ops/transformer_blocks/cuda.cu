@@ -1,5 +1,5 @@
-// transformer_blocks on a GPU: the stages in order, with room for the maps between them and for the statistics that nobody
-// will ask for.
+// transformer_blocks on a GPU: runs the stages one after the other, with workspace for the activations between them and
+// for the mixer's statistics, which are discarded.
 #include "mirage/cuda/transformer_blocks.h"
 
 #include <algorithm>
@@ -29,19 +29,19 @@ Tensor next_tensor(Scratch& scratch, DType dtype, std::initializer_list<int64_t>
   return t;
 }
 
-// What the blocks share, one after the other, and their packed weights.
+// The workspace that the blocks share, and their packed weights.
 struct Memory {
-  Tensor middle, between;  // maps: after a block's first half, and after all but the last block
+  Tensor middle, between;  // activations after a block's first half, and between blocks
   std::vector<FeedForwardToPack> feed_forward;
   MixerStatistics statistics;
-  Options options;  // with the stages' own scratch memory
+  Options options;  // with the workspace of the stages
 
   Memory(const Tensor& x, const BlockWeights* blocks, int64_t count, const Options& given, Scratch& scratch)
       : options(given) {
     const int64_t batch = x.size[0], c = x.size[1] / 3;
     middle = next_tensor(scratch, x.dtype, {batch, x.size[1], x.size[2], x.size[3]});
     if (count > 1) between = next_tensor(scratch, x.dtype, {batch, x.size[1], x.size[2], x.size[3]});
-    int64_t attention = 0;  // whose shape is the block's
+    int64_t attention = 0;  // the largest of all blocks, whose shapes may differ
     options.workspace_bytes = 0;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t heads = heads_of(x, blocks[i].mixer), depth = c / heads;

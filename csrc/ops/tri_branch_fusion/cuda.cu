@@ -1,4 +1,4 @@
-// tri_branch_fusion on a GPU: argument checks and launches.
+// tri_branch_fusion on a GPU: checks the arguments and launches the kernels.
 #include "mirage/cuda/tri_branch_fusion.h"
 
 #include <algorithm>
@@ -16,7 +16,7 @@ struct WeightSums {
   AnyVector grad_weight[3];
 };
 
-constexpr int64_t kRoom = kFusionThreads / kLanes * int64_t(sizeof(float));  // of sum_of_block
+constexpr int64_t kReduceBytes = kFusionThreads / kLanes * int64_t(sizeof(float));  // of block_all_reduce_sum
 
 FusionArguments arguments_of(const Tensor& att, const Tensor& conv, const Tensor& mlp, const Tensor& l_att,
                              const Tensor& l_conv, const Tensor& l_mlp, const Tensor& out) {
@@ -29,37 +29,37 @@ FusionArguments arguments_of(const Tensor& att, const Tensor& conv, const Tensor
   return p;
 }
 
-// Four blocks for each multiprocessor.
+// Parts: four blocks per SM.
 int parts_of(const FusionArguments& p) {
   return int(std::min<int64_t>(p.planes * fusion_runs(p), 4 * multiprocessors()));
 }
 
 }  // namespace
 
-// From the sums of all parts. One block.
+// Adds up the gradients of the weights over all parts, in one block.
 MIRAGE_KERNEL(256) fusion_weights_kernel(const WeightSums p) {
-  float* room = reinterpret_cast<float*>(shared_memory());
+  float* buffer = reinterpret_cast<float*>(shared_memory());
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
     float sum = 0.0f;
     for (int64_t n = thread_index(); n < p.count; n += kFusionThreads) sum += p.partial[3 * n + i];
-    sum = sum_of_block<kFusionThreads>(sum, room);
+    sum = block_all_reduce_sum<kFusionThreads>(sum, buffer);
     if (thread_index() == 0) p.grad_weight[i].set(0, sum);
   }
 }
 
 void sum_fusion_weights(const float* partial, int64_t count, const AnyVector (&grad_weight)[3], void* stream) {
   const WeightSums sums{partial, count, {grad_weight[0], grad_weight[1], grad_weight[2]}};
-  launch("fusion_weights_kernel", fusion_weights_kernel, {1, kFusionThreads, kRoom}, stream, sums);
+  launch("fusion_weights_kernel", fusion_weights_kernel, {1, kFusionThreads, kReduceBytes}, stream, sums);
 }
 
 MIRAGE_KERNELS(list) {
-  list.add<fusion_weights_kernel>(kFusionThreads, kRoom);
+  list.add<fusion_weights_kernel>(kFusionThreads, kReduceBytes);
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     for (const DType out : {dtype, DType::f32}) {
       with_fusion_types(dtype, out, [&](auto type, auto of_out) {
         list.add<tri_branch_fusion_kernel<decltype(type), decltype(of_out)>>(kFusionThreads, 0);
-        list.add<tri_branch_fusion_backward_kernel<decltype(type), decltype(of_out)>>(kFusionThreads, kRoom);
+        list.add<tri_branch_fusion_backward_kernel<decltype(type), decltype(of_out)>>(kFusionThreads, kReduceBytes);
       });
     }
   }
@@ -98,7 +98,7 @@ void tri_branch_fusion_backward(const Tensor& grad_out, const Tensor& att, const
     p.parts = parts_of(p);
     with_fusion_types(att.dtype, grad_out.dtype, [&](auto type, auto of_out) {
       launch("tri_branch_fusion_backward_kernel", tri_branch_fusion_backward_kernel<decltype(type), decltype(of_out)>,
-             {p.parts, kFusionThreads, kRoom}, options.stream, p);
+             {p.parts, kFusionThreads, kReduceBytes}, options.stream, p);
     });
   }
   const AnyVector grads[3] = {vector_of(grad_l_att), vector_of(grad_l_conv), vector_of(grad_l_mlp)};

@@ -9,14 +9,14 @@ namespace mirage::cuda {
 
 struct FusionArguments {
   MapView branch[3];   // att, conv, mlp [B, C, H, W]
-  AnyVector weight[3];    // of their modulations, [1]
+  AnyVector weight[3];    // modulation weights, [1] each
   void* out;            // [B, 3C, H, W]
   MapView grad_out;    // of the same shape
   void* grad_branch[3];
-  float* partial;       // [parts, 3]: of the gradients of the weights
+  float* partial;       // [parts, 3]: contributions to the gradients of the weights
   Pixels pixels;
   int channels;
-  int64_t planes;       // of a branch
+  int64_t planes;       // planes of a branch
   int parts;
 };
 
@@ -35,8 +35,8 @@ MIRAGE_DEVICE void fuse_branches(const FusionWeights& weight, float (&x)[3]) {
   x[2] = fmaf(weight.value[2], sigmoid(a + b), c);
 }
 
-// From the branches x and the gradients of what fuse_branches makes of them to those of x, in `grad`, and of the weights,
-// which are added to `sum`.
+// Backward of fuse_branches at the branches x. `grad` goes from the gradients of its results to those of x; the
+// gradients of the weights are added to `sum`.
 MIRAGE_DEVICE void fuse_branches_backward(const FusionWeights& weight, const float (&x)[3], float (&grad)[3],
                                           float (&sum)[3]) {
   const float total[3] = {x[1] + x[2], x[0] + x[2], x[0] + x[1]};
@@ -52,7 +52,7 @@ MIRAGE_DEVICE void fuse_branches_backward(const FusionWeights& weight, const flo
   grad[2] += through[0] + through[1];
 }
 
-// Of four pixels.
+// The same for four pixels.
 MIRAGE_DEVICE void fuse_pixels(const FusionWeights& weight, float (&value)[3][4]) {
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
@@ -73,11 +73,11 @@ MIRAGE_DEVICE void fuse_pixels_backward(const FusionWeights& weight, const float
   }
 }
 
-constexpr int kFusionThreads = 256, kFusionRun = 4 * kFusionThreads;  // pixels that a block takes at once
+constexpr int kFusionThreads = 256, kFusionRun = 4 * kFusionThreads;  // pixels per block and iteration
 
 MIRAGE_ANYWHERE int fusion_runs(const FusionArguments& p) { return (p.pixels.count + kFusionRun - 1) / kFusionRun; }
 
-// Run `run` of a plane of each branch.
+// Loads a run of pixels of a plane of each branch.
 template <class T>
 MIRAGE_DEVICE void load_branches(const FusionArguments& p, int64_t plane, int first, float (&value)[3][4]) {
 #pragma unroll
@@ -87,12 +87,12 @@ MIRAGE_DEVICE void load_branches(const FusionArguments& p, int64_t plane, int fi
   }
 }
 
-// Plane of out [B, 3C, H, W] where branch `which` of a plane [B, C, H, W] goes.
+// The plane of out [B, 3C, H, W] for branch `which` of a plane of [B, C, H, W].
 MIRAGE_DEVICE int64_t fused_plane(const FusionArguments& p, int64_t plane, int which) {
   return (plane / p.channels * 3 + which) * p.channels + plane % p.channels;
 }
 
-// A block a run of a plane. O: the dtype of out.
+// One block per run of pixels of a plane. O: the dtype of out.
 template <class T, class O>
 MIRAGE_KERNEL(256) tri_branch_fusion_kernel(const FusionArguments p) {
   const int runs = fusion_runs(p), first = int(block_index() % runs) * kFusionRun;
@@ -108,10 +108,10 @@ MIRAGE_KERNEL(256) tri_branch_fusion_kernel(const FusionArguments p) {
   }
 }
 
-// A block a part of all runs.
+// One block per part of all runs.
 template <class T, class O>
 MIRAGE_KERNEL(256) tri_branch_fusion_backward_kernel(const FusionArguments p) {
-  float* room = reinterpret_cast<float*>(shared_memory());
+  float* buffer = reinterpret_cast<float*>(shared_memory());
   const int runs = fusion_runs(p);
   const int64_t part = block_index(), all = p.planes * runs;
   const FusionWeights weight = weights_of(p);
@@ -136,7 +136,7 @@ MIRAGE_KERNEL(256) tri_branch_fusion_backward_kernel(const FusionArguments p) {
   }
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
-    const float total = sum_of_block<kFusionThreads>(sum[i], room);
+    const float total = block_all_reduce_sum<kFusionThreads>(sum[i], buffer);
     if (thread_index() == 0) p.partial[3 * part + i] = total;
   }
 }

@@ -1,4 +1,4 @@
-// Tensors and options from Python for the CUDA library.
+// Converts tensors and options from Python for the CUDA library.
 #pragma once
 
 #include <array>
@@ -38,7 +38,7 @@ inline cuda::Options options_of(uintptr_t stream, bool tf32) {
   return options;
 }
 
-// With scratch memory: a contiguous tensor.
+// The same with workspace, a contiguous tensor.
 inline cuda::Options options_of(uintptr_t stream, bool tf32, const py::capsule& workspace) {
   cuda::Options options = options_of(stream, tf32);
   const Tensor memory = tensor_of("workspace", workspace);
@@ -48,8 +48,8 @@ inline cuda::Options options_of(uintptr_t stream, bool tf32, const py::capsule& 
   return options;
 }
 
-// Registers a function of N tensors and options as one of a list of capsules, scratch memory, a stream, and whether products
-// may be of TF32.
+// Registers a function of N tensors and options as a Python function of a list of capsules, a workspace, a stream, and
+// whether TF32 is allowed.
 template <class Function, size_t N, size_t... I>
 void define_function(py::module_& m, const char* name, Function function, const std::array<const char*, N>& names,
                      std::index_sequence<I...>) {

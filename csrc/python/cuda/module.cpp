@@ -1,5 +1,5 @@
-// The Python modules mirage_kernels._cuda, of the CUDA library, and mirage_kernels._cuda_emulated, of its kernels compiled
-// for the host: what the stages' bind_*.cpp register, and what the build is.
+// The Python modules mirage_kernels._cuda (the CUDA library) and mirage_kernels._cuda_emulated (its kernels compiled
+// for the host): what the operators' bind_cuda.cpp register, and facts about the build.
 #include "common/cuda/registry.h"
 #include "cuda_tensors.h"
 #if defined(MIRAGE_EMULATED)

@@ -1,5 +1,5 @@
-// Attention over channels on a GPU. mirage/channel_attention.h says what is computed, and what of f32, f16 and bf16 maps on the
-// current device, in heads of up to 64 channels; the temperature may also be f64.
+// Attention over channels on a GPU. mirage/channel_attention.h defines it. Tensors are f32, f16 or bf16 on the current
+// device, with up to 64 channels per head; the temperature may also be f64.
 #pragma once
 
 #include <string>
@@ -9,14 +9,15 @@
 
 namespace mirage::cuda {
 
-// Why this cannot be computed here, in a few words; empty where it can.
+// Why this problem has no kernel, in a few words; empty if it has one.
 std::string channel_attention_problem(const Tensor& q, int64_t heads);
 
-// Bytes of scratch memory, forward and backward: a few d x d matrices for each head and multiprocessor.
+// Bytes of workspace for forward and backward: a few d x d matrices for each head and SM.
 int64_t channel_attention_workspace(const Tensor& q, int64_t heads);
 
-// Both throw std::invalid_argument as the CPU library does, std::runtime_error where a launch fails. Float32 products may be
-// of TF32 where options.tf32 says so; those of 16-bit maps are exact, with the matrices rounded to TF32.
+// Both throw std::invalid_argument as the CPU library does, and std::runtime_error if a launch fails. Matrix products
+// of f32 use TF32 if options.tf32 is set. Those of 16-bit tensors are exact, with the attention matrices rounded to
+// TF32.
 void channel_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& temperature,
                                const Tensor& out, const Tensor& matrices, const Options& options);
 

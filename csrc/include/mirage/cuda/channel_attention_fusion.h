@@ -1,5 +1,5 @@
-// channel_attention and tri_branch_fusion in one, on a GPU: the attention's output never reaches memory by itself.
-// mirage/channel_attention_fusion.h says what is computed; see channel_attention.h and tri_branch_fusion.h for what of.
+// channel_attention and tri_branch_fusion as one operator on a GPU, which keeps the attention's output on chip.
+// mirage/channel_attention_fusion.h defines it; for the tensors see channel_attention.h and tri_branch_fusion.h.
 #pragma once
 
 #include <string>
@@ -9,13 +9,13 @@
 
 namespace mirage::cuda {
 
-// Why this cannot be computed here, in a few words; empty where it can.
+// Why this problem has no kernel, in a few words; empty if it has one.
 std::string channel_attention_fusion_problem(const Tensor& q, int64_t heads);
 
-// Bytes of scratch memory, forward and backward.
+// Bytes of workspace for forward and backward.
 int64_t channel_attention_fusion_workspace(const Tensor& q, int64_t heads);
 
-// Both throw std::invalid_argument as the CPU library does, std::runtime_error where a launch fails.
+// Both throw std::invalid_argument as the CPU library does, and std::runtime_error if a launch fails.
 void channel_attention_fusion_forward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& temperature,
                                       const Tensor& conv, const Tensor& mlp, const Tensor& l_att, const Tensor& l_conv,
                                       const Tensor& l_mlp, const Tensor& out, const Tensor& matrices,

@@ -1,5 +1,5 @@
-// LayerNorm over the channels at each pixel, on a GPU. mirage/channel_layer_norm.h says what is computed, and what of
-// f32, f16 and bf16 tensors on the current device; sums are float.
+// Layer norm over the channels of each pixel, on a GPU. mirage/channel_layer_norm.h defines it. Tensors are f32, f16 or
+// bf16 on the current device; sums are float.
 #pragma once
 
 #include "mirage/cuda/stream.h"
@@ -7,11 +7,11 @@
 
 namespace mirage::cuda {
 
-// Both throw std::invalid_argument as the CPU library does, std::runtime_error where a launch fails.
+// Both throw std::invalid_argument as the CPU library does, and std::runtime_error if a launch fails.
 void channel_layer_norm_forward(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, const Tensor& y,
                                 const Tensor& mean, const Tensor& rstd, const Options& options);
 
-// Bytes of scratch memory for the backward pass.
+// Bytes of workspace for the backward pass.
 int64_t channel_layer_norm_backward_workspace(const Tensor& x);
 
 void channel_layer_norm_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& mean,

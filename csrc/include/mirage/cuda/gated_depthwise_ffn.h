@@ -1,5 +1,5 @@
-// The gate of the feed-forward network on a GPU. mirage/gated_depthwise_ffn.h says what is computed, and what of f32,
-// f16 and bf16 tensors on the current device.
+// The gate of the feed-forward network on a GPU. mirage/gated_depthwise_ffn.h defines it. Tensors are f32, f16 or bf16
+// on the current device.
 #pragma once
 
 #include "mirage/cuda/stream.h"
@@ -7,10 +7,10 @@
 
 namespace mirage::cuda {
 
-// Both throw std::invalid_argument as the CPU library does, std::runtime_error where a launch fails.
+// Both throw std::invalid_argument as the CPU library does, and std::runtime_error if a launch fails.
 void gated_depthwise_ffn_forward(const Tensor& h, const Tensor& weight, const Tensor& y, const Options& options);
 
-// Bytes of scratch memory for the gradient of the weight.
+// Bytes of workspace for the weight gradient.
 int64_t gated_depthwise_ffn_backward_workspace(const Tensor& h, const Tensor& weight);
 
 void gated_depthwise_ffn_backward(const Tensor& grad_y, const Tensor& h, const Tensor& weight, const Tensor& grad_h,

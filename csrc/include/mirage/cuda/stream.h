@@ -1,4 +1,4 @@
-// What every function of the CUDA library takes beside its tensors.
+// The options that every function of the CUDA library takes besides its tensors.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,9 @@ namespace mirage::cuda {
 
 struct Options {
   void* stream = nullptr;         // a cudaStream_t
-  void* workspace = nullptr;      // aligned to 256 bytes; the caller's again when the stream has come so far
+  void* workspace = nullptr;      // aligned to 256 bytes; in use until the stream has passed the call
   int64_t workspace_bytes = 0;
-  bool tf32 = false;              // float32 products may be rounded to TF32 and run on tensor cores
+  bool tf32 = false;              // matrix products of float32 may round to TF32 and run on tensor cores
 };
 
 }  // namespace mirage::cuda

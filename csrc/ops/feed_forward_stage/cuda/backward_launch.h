@@ -14,13 +14,13 @@
 
 namespace mirage::cuda {
 
-// The pixels of more have no room in shared memory.
+// The pixels of a tile with more channels do not fit into shared memory.
 constexpr int feed_forward_backward_most_channels(bool is_half) { return is_half ? 240 : 96; }
 
-// How a call is cut into blocks, and what of the scratch memory is whose, in floats.
+// How a call is split into thread blocks, and the sizes of the arrays in its workspace, in floats.
 struct FeedForwardBackwardPlan {
   int64_t tiles, shared_bytes;
-  int ranges, splits, blocks, groups;
+  int ranges, splits, channel_tiles, groups;
   int64_t packed, chunks, sums, partial, norm_sums;
 
   int64_t bytes() const { return (packed + ranges * chunks * sums + partial + norm_sums) * int64_t(sizeof(float)); }
@@ -28,35 +28,36 @@ struct FeedForwardBackwardPlan {
 
 struct FeedForwardBackwardRunner {
   FeedForwardBackwardPlan (*plan)(const FeedForwardArguments& arguments);
-  // All but the gradients of the weights; there are pixels.
+  // Launches everything but the sum of the weight gradients over blocks. There is at least one pixel.
   void (*run)(const FeedForwardBackwardArguments& arguments, const FeedForwardBackwardPlan& plan, void* stream);
-  void (*list)(KernelList& list);  // what run launches
+  void (*list)(KernelList& list);  // lists what run launches
 };
 
-// For a number of channels up to feed_forward_backward_most_channels: the kernel that takes most lines at a time of
-// those that need no more shared memory than `limit`; where none does, the one that needs least.
+// Selects the kernels for a channel count up to feed_forward_backward_most_channels: those with the most lines per tile
+// that need no more than `limit` bytes of shared memory, or else those that need the least.
 template <class Kind> FeedForwardBackwardRunner feed_forward_backward_runner(int channels, int64_t limit);
 
 #if defined(MIRAGE_KIND)
 
 namespace {
 
-template <class Kind, int kBlocks, int kRows>
+template <class Kind, int kChannelTiles, int kRows>
 struct FeedForwardBackwardVariant {
-  using Tile = FeedForwardBackwardTile<Kind, kBlocks, kRows>;
-  using Panels = FeedForwardBackwardPanels<Kind, kBlocks>;
+  using Tile = FeedForwardBackwardTile<Kind, kChannelTiles, kRows>;
+  using Panels = FeedForwardBackwardPanels<Kind, kChannelTiles>;
   using T = typename Tile::T;
-  static constexpr bool kLarge = kIsHalf<T> ? kBlocks >= (kRows == 8 ? 6 : 12) : kBlocks >= (kRows == 8 ? 3 : 6);
+  static constexpr bool kLarge =
+      kIsHalf<T> ? kChannelTiles >= (kRows == 8 ? 6 : 12) : kChannelTiles >= (kRows == 8 ? 3 : 6);
   static constexpr Gpu kOldest = kLarge ? Gpu::sm_90 : Gpu::sm_80;
 
   static FeedForwardBackwardPlan plan(const FeedForwardArguments& p) {
     const int64_t across = (p.width + 15) / 16, down = (p.height + kRows - 1) / kRows;
     FeedForwardBackwardPlan plan{};
-    plan.tiles = p.batch * down * across, plan.shared_bytes = sizeof(Tile), plan.blocks = kBlocks;
-    plan.chunks = (p.pairs + 15) / 16, plan.sums = kFeedForwardSums<kBlocks>;
-    // A block for each multiprocessor. The more of them share a tile, the fewer keep sums of all weights: these are
-    // many where there are many channels.
-    const int64_t all = multiprocessors(), least = kBlocks >= 6 && all > 1 ? 2 : 1;
+    plan.tiles = p.batch * down * across, plan.shared_bytes = sizeof(Tile), plan.channel_tiles = kChannelTiles;
+    plan.chunks = (p.pairs + 15) / 16, plan.sums = kFeedForwardSums<kChannelTiles>;
+    // One block per SM. The more blocks share a tile, the fewer keep sums of all weights, which are large if there are
+    // many channels.
+    const int64_t all = multiprocessors(), least = kChannelTiles >= 6 && all > 1 ? 2 : 1;
     const int64_t wanted = plan.tiles > 0 ? all / plan.tiles : 1;
     plan.splits = int(std::max<int64_t>(1, std::min(plan.chunks, std::max(wanted, least))));
     plan.ranges = int(std::min(plan.tiles, std::max<int64_t>(1, all / plan.splits)));
@@ -71,31 +72,32 @@ struct FeedForwardBackwardVariant {
   static void run(const FeedForwardBackwardArguments& p, const FeedForwardBackwardPlan& plan, void* stream) {
     const FeedForwardArguments& forward = p;
     launch_pack<Panels>(&forward, 1, stream);
-    launch("feed_forward_backward_kernel", feed_forward_backward_kernel<Kind, kBlocks, kRows>,
+    launch("feed_forward_backward_kernel", feed_forward_backward_kernel<Kind, kChannelTiles, kRows>,
            {int64_t(p.ranges) * p.splits, Tile::kThreads, plan.shared_bytes}, stream, p);
-    launch("feed_forward_norm_kernel", feed_forward_norm_kernel<T, kBlocks>, {p.groups, 256, 4096}, stream, p);
+    launch("feed_forward_norm_kernel", feed_forward_norm_kernel<T, kChannelTiles>, {p.groups, 256, 4096}, stream, p);
   }
 
   static void list(KernelList& list) {
     list.add<feed_forward_pack_kernel<Panels>>(256, 0);
-    list.add<feed_forward_backward_kernel<Kind, kBlocks, kRows>>(Tile::kThreads, sizeof(Tile), kOldest);
-    list.add<feed_forward_norm_kernel<T, kBlocks>>(256, 4096);
+    list.add<feed_forward_backward_kernel<Kind, kChannelTiles, kRows>>(Tile::kThreads, sizeof(Tile), kOldest);
+    list.add<feed_forward_norm_kernel<T, kChannelTiles>>(256, 4096);
   }
 
   static FeedForwardBackwardRunner runner() { return {plan, run, list}; }
 };
 
-// Eight lines where 227 KiB are enough, four where they are not or a GPU may have less; and above 96 channels, whose
-// sums leave too few registers for the threads of eight.
-template <class Kind, int kBlocks>
+// Eight lines per tile if 227 KiB hold them; four if they do not, if this GPU may have less, or for more than 96
+// channels, whose accumulators leave too few registers for the threads of eight lines.
+template <class Kind, int kChannelTiles>
 FeedForwardBackwardRunner runner_of(int64_t limit) {
   constexpr int64_t kLeast = 163 << 10, kMost = 227 << 10;
-  constexpr int64_t kWhole = sizeof(FeedForwardBackwardTile<Kind, kBlocks, 8>);
-  if constexpr (kBlocks <= 6 && kWhole <= kMost) {
-    if (kWhole <= std::max(limit, kLeast)) return FeedForwardBackwardVariant<Kind, kBlocks, 8>::runner();
+  constexpr int64_t kWhole = sizeof(FeedForwardBackwardTile<Kind, kChannelTiles, 8>);
+  if constexpr (kChannelTiles <= 6 && kWhole <= kMost) {
+    if (kWhole <= std::max(limit, kLeast)) return FeedForwardBackwardVariant<Kind, kChannelTiles, 8>::runner();
   }
-  if constexpr (kBlocks > 6 || kWhole > kLeast) return FeedForwardBackwardVariant<Kind, kBlocks, 4>::runner();
-  else return FeedForwardBackwardVariant<Kind, kBlocks, 8>::runner();
+  if constexpr (kChannelTiles > 6 || kWhole > kLeast)
+    return FeedForwardBackwardVariant<Kind, kChannelTiles, 4>::runner();
+  else return FeedForwardBackwardVariant<Kind, kChannelTiles, 8>::runner();
 }
 
 }  // namespace

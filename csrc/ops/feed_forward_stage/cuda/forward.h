@@ -1,11 +1,11 @@
-// The kernel of feed_forward_stage, for each kind of product (products.h): y = x + project_out(gate(depthwise(gelu(
-// project_in(layer_norm(x)))))), a tile of the image at a time.
+// The kernel of feed_forward_stage, for each math mode (gemm.h): y = x +
+// project_out(gate(depthwise(gelu(project_in(layer_norm(x)))))), one tile of the image at a time.
 //
-// A block holds the normalised pixels of its tile and of the line around it in shared memory, and takes 16 pairs of
-// hidden channels at a time: product with project_in, GELU, to shared memory; depthwise convolution and gate, to shared
-// memory; product with project_out, whose sums stay in registers. x is read and y written, nothing else. Weights come
-// packed (pack.h). Where an image has few tiles several blocks share one, each with some of the pairs, and
-// a second kernel adds up their sums.
+// A block holds the normalised pixels of its tile and a halo of one pixel in shared memory. It takes 16 pairs of hidden
+// channels at a time: matrix product with project_in and GELU, to shared memory; depthwise convolution and gate, to
+// shared memory; matrix product with project_out, whose accumulators stay in registers. Global memory sees x, y and the
+// packed weights (pack.h) only. If an image has few tiles, several blocks share one tile with some of the pairs each,
+// and a second kernel adds up their results.
 #pragma once
 
 #include "common/cuda/copies.h"
@@ -16,15 +16,15 @@
 
 namespace mirage::cuda {
 
-// The tile of a block and where its parts lie in shared memory. kBlocks: channels in sixteens.
-template <class Kind, int kBlocks, int kRows_>
+// The tile of a block and its layout in shared memory. kChannelTiles: channels in sixteens.
+template <class Kind, int kChannelTiles, int kRows_>
 struct FeedForwardTile {
   using T = typename Kind::Element;
   using Near = Window<kRows_, 1>;
   using Inner = Window<kRows_, 0>;
-  static constexpr int kRows = kRows_, kChannels = 16 * kBlocks;
-  static constexpr int kPairs = kFeedForwardPairs;                        // at a time
-  static constexpr int kRun = Inner::kPixels * kPairs / kTileThreads;     // neighbours that a thread convolves
+  static constexpr int kRows = kRows_, kChannels = 16 * kChannelTiles;
+  static constexpr int kPairs = kFeedForwardPairs;                        // pairs of a chunk
+  static constexpr int kRun = Inner::kPixels * kPairs / kTileThreads;     // neighbouring pixels that a thread convolves
 
   alignas(16) T normal[kChannels * Near::kPitch];
   alignas(16) T panel_in[2 * kPairs * kChannels];
@@ -34,11 +34,11 @@ struct FeedForwardTile {
   alignas(16) T gate[kPairs * Inner::kPitch];
 };
 
-// Rows of a tile: eight, or four where the pixels of so many channels would leave room for one block only.
-template <class Kind, int kBlocks>
-constexpr int kFeedForwardRows = kBlocks <= (kIsHalf<typename Kind::Element> ? 12 : 3) ? 8 : 4;
+// Lines of a tile: eight, or four if otherwise only one block would fit on an SM.
+template <class Kind, int kChannelTiles>
+constexpr int kFeedForwardRows = kChannelTiles <= (kIsHalf<typename Kind::Element> ? 12 : 3) ? 8 : 4;
 
-// One tile of one sample, and the chunks of pairs that a block is to do.
+// The tile of a block, and the chunks of pairs that it computes.
 struct FeedForwardWork : Corner {
   int split, first_chunk, last_chunk;
 };
@@ -58,7 +58,7 @@ MIRAGE_DEVICE FeedForwardWork feed_forward_work(const FeedForwardArguments& p) {
   return work;
 }
 
-// x with the line around the tile, as it is; zero outside the image and from `channels` on.
+// Loads x with a halo of one pixel, unchanged; zero out of bounds and from `channels` on.
 template <class Tile>
 MIRAGE_DEVICE void load_pixels(const FeedForwardArguments& p, const FeedForwardWork& work, Tile& tile) {
   using T = typename Tile::T;
@@ -66,17 +66,18 @@ MIRAGE_DEVICE void load_pixels(const FeedForwardArguments& p, const FeedForwardW
   const T* x = static_cast<const T*>(p.x) + work.sample * p.s_batch + corner_of(work, p.s_row, p.s_column);
   const int s_row = int(p.s_row), s_column = int(p.s_column);
   int offset[kGroups];
-  uint32_t within = 0;
+  uint32_t in_bounds_mask = 0;
 #pragma unroll
   for (int j = 0; j < kGroups; ++j) {
     const int n = kLanes * j + lane_index(), row = n / Tile::Near::kLine - 1, column = n % Tile::Near::kLine - 1;
-    const bool known = n < Tile::Near::kPixels && is_inside(p.height, p.width, work.row + row, work.column + column);
-    within |= uint32_t(known) << j;
-    offset[j] = known ? row * s_row + column * s_column : 0;
+    const bool in_bounds =
+        n < Tile::Near::kPixels && is_in_bounds(p.height, p.width, work.row + row, work.column + column);
+    in_bounds_mask |= uint32_t(in_bounds) << j;
+    offset[j] = in_bounds ? row * s_row + column * s_column : 0;
   }
   for (int c = warp_index(); c < Tile::kChannels; c += kTileWarps) {
-    const uint32_t wanted = c < p.channels ? within : 0;
-    const T* channel = settled(x + c * p.s_channel);
+    const uint32_t wanted = c < p.channels ? in_bounds_mask : 0;
+    const T* channel = opaque_global(x + c * p.s_channel);
     T value[kGroups];
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
@@ -87,19 +88,18 @@ MIRAGE_DEVICE void load_pixels(const FeedForwardArguments& p, const FeedForwardW
   }
 }
 
-// The layer norm of each pixel, in place.
-template <class Packed, class Tile>
-MIRAGE_DEVICE void normalise_pixels(const FeedForwardArguments& p, const Packed& packed, Tile& tile) {
-  using Near = typename Tile::Near;
-  for (int n = thread_index(); n < Near::kPixels; n += kTileThreads) {
-    normalise_pixel(tile.normal + n, Near::kPitch, p.channels, p.eps, packed.norm_weight, packed.norm_bias);
+// Applies the layer norm to each pixel of a window, in place.
+template <class Window, int kThreads, class Packed, class T>
+MIRAGE_DEVICE void normalise_window(const FeedForwardArguments& p, const Packed& packed, T* pixels) {
+  for (int n = opaque(thread_index()); n < Window::kPixels; n += kThreads) {
+    normalise_pixel(pixels + n, Window::kPitch, p.channels, p.eps, packed.norm_weight, packed.norm_bias);
   }
 }
 
-// Bit 2n + i: whether column i of this lane's fragment n lies in the image. The convolution pads with zeros, and the
-// hidden channels of a pixel outside are none.
+// Bit 2n + i says whether column i of this lane's fragment n is in bounds. The convolution pads with zeros, so hidden
+// channels must be zero out of bounds.
 template <class Tile>
-MIRAGE_DEVICE uint32_t hidden_inside(const FeedForwardArguments& p, const FeedForwardWork& work) {
+MIRAGE_DEVICE uint32_t hidden_in_bounds(const FeedForwardArguments& p, const FeedForwardWork& work) {
   uint32_t bits = 0;
 #pragma unroll
   for (int i = 0; i < 2 * Tile::Near::kTiles; ++i) {
@@ -110,9 +110,9 @@ MIRAGE_DEVICE uint32_t hidden_inside(const FeedForwardArguments& p, const FeedFo
   return bits;
 }
 
-// gelu(project_in x) of a chunk. `inside`: see hidden_inside.
+// Computes gelu(project_in normal) for a chunk of pairs. `in_bounds`: see hidden_in_bounds.
 template <class Kind, class Tile>
-MIRAGE_DEVICE void expand(uint32_t inside, Tile& tile) {
+MIRAGE_DEVICE void project_in_gelu(uint32_t in_bounds, Tile& tile) {
   using T = typename Tile::T;
   float acc[2][Tile::Near::kTiles][4] = {};
   const int first = 8 * Tile::Near::kTiles * warp_index();
@@ -123,21 +123,22 @@ MIRAGE_DEVICE void expand(uint32_t inside, Tile& tile) {
     const int pixel = first + 8 * n + 2 * t;
     if (pixel >= Tile::Near::kPixels) continue;
     const int place = hidden_place<typename Tile::Near>(pixel);
-    const bool whole = (inside >> 2 * n & 3) == 3;
+    const bool whole = (in_bounds >> 2 * n & 3) == 3;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = 16 * (i / 2) + g + 8 * (i % 2);
       float left = gelu<T>(acc[i / 2][n][i % 2 * 2]), right = gelu<T>(acc[i / 2][n][i % 2 * 2 + 1]);
       if (!whole) {
-        left = inside >> 2 * n & 1 ? left : 0.0f;
-        right = inside >> 2 * n & 2 ? right : 0.0f;
+        left = in_bounds >> 2 * n & 1 ? left : 0.0f;
+        right = in_bounds >> 2 * n & 2 ? right : 0.0f;
       }
       store_pair(tile.hidden + row * Tile::Near::kHiddenPitch + place, left, right);
     }
   }
 }
 
-// gelu(d1) d2 with d the depthwise convolution of a chunk. A thread has one pair and a run of neighbours in a line.
+// Computes gelu(d1) d2, d being the depthwise convolution of a chunk. A thread has one pair and a run of neighbours in
+// a line.
 template <class Tile>
 MIRAGE_DEVICE void convolve_and_gate(Tile& tile) {
   using T = typename Tile::T;
@@ -160,7 +161,7 @@ MIRAGE_DEVICE void convolve_and_gate(Tile& tile) {
   }
 }
 
-// y = x + acc, or acc to the partial sums.
+// Epilogue: y = x + acc, or the accumulators alone if several blocks share the tile.
 template <class Tile>
 MIRAGE_DEVICE void store_result(const FeedForwardArguments& p, const FeedForwardWork& work,
                                 const float (&acc)[Tile::kChannels / 16][Tile::Inner::kTiles][4]) {
@@ -170,23 +171,23 @@ MIRAGE_DEVICE void store_result(const FeedForwardArguments& p, const FeedForward
   const int64_t to = work.sample * of_sample + corner_of(work, p.width, 1);
   if (p.splits == 1) {
     const T* from = static_cast<const T*>(p.x) + work.sample * p.s_batch + corner_of(work, p.s_row, p.s_column);
-    store_sum(pixels, p.channels, from, p.s_channel, int(p.s_row), int(p.s_column), static_cast<T*>(p.y) + to, plane, p.width,
-              acc);
+    store_sum(pixels, p.channels, from, p.s_channel, int(p.s_row), int(p.s_column), static_cast<T*>(p.y) + to, plane,
+              p.width, acc);
   } else {
-    for_known(pixels, p.channels, p.partial + work.split * p.batch * of_sample + to, plane, p.width, acc,
-              [](float& element, float value) { element = value; });
+    for_in_bounds(pixels, p.channels, p.partial + work.split * p.batch * of_sample + to, plane, p.width, acc,
+                  [](float& element, float value) { element = value; });
   }
 }
 
-// Shared memory of a multiprocessor, in bytes. The system takes 1 KiB of it for each block.
+// Shared memory of an SM in bytes, of which the system takes 1 KiB for each block.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int kSharedOfMultiprocessor = 164 << 10;
 #else
 constexpr int kSharedOfMultiprocessor = 228 << 10;
 #endif
 
-// Blocks of a multiprocessor that the kernel is compiled for: up to 128 channels two have its registers, up to 32 three, where
-// they have its shared memory.
+// Blocks per SM that the kernel is compiled for: the registers suffice for two blocks up to 128 channels and for three
+// up to 32. Shared memory may allow fewer.
 template <class Tile>
 constexpr int feed_forward_blocks() {
   const int by_registers = Tile::kChannels <= 32 ? 3 : Tile::kChannels <= 128 ? 2 : 1;
@@ -194,46 +195,50 @@ constexpr int feed_forward_blocks() {
   return by_registers < by_memory ? by_registers : by_memory > 0 ? by_memory : 1;
 }
 
-template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, (feed_forward_blocks<FeedForwardTile<Kind, kBlocks, kRows>>())) feed_forward_kernel(const FeedForwardArguments p) {
-  using Tile = FeedForwardTile<Kind, kBlocks, kRows>;
+template <class Kind, int kChannelTiles, int kRows>
+MIRAGE_KERNEL(256, (feed_forward_blocks<FeedForwardTile<Kind, kChannelTiles, kRows>>()))
+feed_forward_kernel(const FeedForwardArguments p) {
+  using Tile = FeedForwardTile<Kind, kChannelTiles, kRows>;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
-  const auto& packed = *static_cast<const FeedForwardPacked<FeedForwardPanels<Kind, kBlocks>>*>(p.packed);
+  const auto& packed = *static_cast<const FeedForwardPacked<FeedForwardPanels<Kind, kChannelTiles>>*>(p.packed);
   const FeedForwardWork work = feed_forward_work<Tile>(p);
   if (work.first_chunk < work.last_chunk) {
     copy_to_block<kTileThreads>(tile.panel_in, packed.chunks[work.first_chunk].in);
   }
   load_pixels(p, work, tile);
   sync_block();
-  normalise_pixels(p, packed, tile);
+  normalise_window<typename Tile::Near, kTileThreads>(p, packed, tile.normal);
   wait_for_copies();
   sync_block();
-  const uint32_t inside = hidden_inside<Tile>(p, work);
-  float acc[kBlocks][Tile::Inner::kTiles][4] = {};
+  const uint32_t in_bounds = hidden_in_bounds<Tile>(p, work);
+  float acc[kChannelTiles][Tile::Inner::kTiles][4] = {};
   for (int chunk = work.first_chunk; chunk < work.last_chunk; ++chunk) {
     const auto& panels = packed.chunks[chunk];
     copy_to_block<kTileThreads>(tile.taps, panels.taps);
-    expand<Kind>(inside, tile);
+    project_in_gelu<Kind>(in_bounds, tile);
     wait_for_copies();
-    sync_block();  // hidden and taps are there; panel_in is free, and since the last turn's end panel_out
+    sync_block();  // hidden and taps are complete; panel_in is free, panel_out has been for an iteration
     copy_to_block<kTileThreads>(tile.panel_out, panels.out);
     if (chunk + 1 < work.last_chunk) copy_to_block<kTileThreads>(tile.panel_in, packed.chunks[chunk + 1].in);
     convolve_and_gate(tile);
     wait_for_copies();
-    sync_block();  // gate and panels are there; hidden and taps are free
-    multiply<Tile::kPairs>(Kind(), tile.panel_out, tile.gate + 8 * Tile::Inner::kTiles * warp_index(), Tile::Inner::kPitch, acc);
+    sync_block();  // gate and panels are complete; hidden and taps are free
+    multiply<Tile::kPairs>(Kind(), tile.panel_out, tile.gate + 8 * Tile::Inner::kTiles * warp_index(),
+                           Tile::Inner::kPitch, acc);
   }
   store_result<Tile>(p, work, acc);
 }
 
-// Of element i of x, from its first. Index: int where it suffices, as divisions of int64_t are long.
+// The offset in x of element i of a contiguous tensor. Index is int where it suffices, because 64-bit divisions are
+// slow.
 template <class Index>
 MIRAGE_DEVICE int64_t place_in_x(const FeedForwardArguments& p, Index i) {
   const Index line = i / p.width, map = line / p.height;
-  return map / p.channels * p.s_batch + map % p.channels * p.s_channel + line % p.height * p.s_row + i % p.width * p.s_column;
+  return map / p.channels * p.s_batch + map % p.channels * p.s_channel + line % p.height * p.s_row +
+         i % p.width * p.s_column;
 }
 
-// y = x + the sums of all splits, in their order. One thread an element.
+// y = x + the sum over the splits, in their order. One thread per element.
 template <class T>
 MIRAGE_KERNEL(256) feed_forward_sum_kernel(const FeedForwardArguments p) {
   const int64_t total = int64_t(p.batch) * p.channels * p.height * p.width, i = block_index() * 256 + thread_index();

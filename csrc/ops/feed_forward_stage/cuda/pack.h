@@ -1,12 +1,12 @@
-// What the feed-forward stage is given, and its weights as its kernels want them: in the order of panels (products.h), and
-// what is float there as float. Each block of an image's tiles copies them as they lie; putting them into this order
-// while they are loaded was a fifth of the instructions.
+// The arguments of the feed-forward stage, and its weights in the order in which its kernels read them: matrices as
+// panels (gemm.h), norm and taps as float. One launch packs them into global memory, from where each block copies them
+// unchanged. Reordering them in each block took a fifth of the instructions.
 #pragma once
 
 #include <algorithm>
 
 #include "common/cuda/launch.h"
-#include "common/cuda/products.h"
+#include "common/cuda/gemm.h"
 #include "mirage/cuda/stream.h"
 #include "mirage/transformer_blocks.h"
 
@@ -16,27 +16,27 @@ struct FeedForwardArguments {
   const void* x;
   int64_t s_batch, s_channel, s_row, s_column;
   const void *norm_weight, *norm_bias, *project_in, *dwconv, *project_out;
-  bool wide;  // the weights are float, whatever x is
-  const void* packed;  // the same; forward reads these only
-  void* y;             // where splits is 1
-  float* partial;      // [splits, B, C, H, W] where it is more
+  bool float_weights;  // the weights are float, even if x is not
+  const void* packed;  // the weights in packed form; forward reads no others
+  void* y;             // written if splits is 1
+  float* partial;      // [splits, B, C, H, W], written otherwise
   float eps;
   int batch, channels, pairs, height, width;
   int splits;
 };
 
-constexpr int kFeedForwardPairs = 16;  // of hidden channels, at a time
+constexpr int kFeedForwardPairs = 16;  // pairs of hidden channels in a chunk
 
 template <class T>
 MIRAGE_DEVICE float weight_at(const FeedForwardArguments& p, const void* weights, int64_t index) {
   if constexpr (kIsHalf<T>) {
-    if (!p.wide) return to_float(static_cast<const T*>(weights)[index]);
+    if (!p.float_weights) return to_float(static_cast<const T*>(weights)[index]);
   }
   return static_cast<const float*>(weights)[index];
 }
 
-// The index of a hidden channel in the matrices, or -1 for those that fill up the last chunk: 16 first halves of pairs,
-// then 16 second halves.
+// The row of project_in for channel j of a chunk: 16 first halves of pairs, then their 16 second halves. -1 for
+// channels that pad the last chunk.
 MIRAGE_DEVICE int64_t hidden_index(const FeedForwardArguments& p, int chunk, int j) {
   const int pair = kFeedForwardPairs * chunk + j % kFeedForwardPairs;
   return pair < p.pairs ? pair + int64_t(j / kFeedForwardPairs) * p.pairs : -1;
@@ -44,30 +44,31 @@ MIRAGE_DEVICE int64_t hidden_index(const FeedForwardArguments& p, int chunk, int
 
 // ---- panels of a chunk of pairs, zero where there is no weight -----------------------------------------------------
 
-// Element (row, k) is the weight of hidden channel `row` and channel `k`, or the other way round.
+// Packs a chunk of project_in: element (row, k) is the weight of hidden channel `row` and channel `k`, or the transpose
+// of that.
 template <class Kind>
-MIRAGE_DEVICE void pack_project_in(const FeedForwardArguments& p, int chunk, bool turned, int rows, int depth,
+MIRAGE_DEVICE void pack_project_in(const FeedForwardArguments& p, int chunk, bool transposed, int rows, int depth,
                                    typename Kind::Element* panel) {
   pack_panel<Kind, 256, 8>(panel, rows, depth, [&](int row, int k) {
-    const int64_t hidden = hidden_index(p, chunk, turned ? k : row);
-    const int channel = turned ? row : k;
+    const int64_t hidden = hidden_index(p, chunk, transposed ? k : row);
+    const int channel = transposed ? row : k;
     const bool exists = hidden >= 0 && channel < p.channels;
     return exists ? weight_at<typename Kind::Element>(p, p.project_in, hidden * p.channels + channel) : 0.0f;
   });
 }
 
-// Element (row, k) is the weight of channel `row` and pair `k`, or the other way round.
+// Packs a chunk of project_out: element (row, k) is the weight of channel `row` and pair `k`, or the transpose of that.
 template <class Kind>
-MIRAGE_DEVICE void pack_project_out(const FeedForwardArguments& p, int chunk, bool turned, int rows, int depth,
+MIRAGE_DEVICE void pack_project_out(const FeedForwardArguments& p, int chunk, bool transposed, int rows, int depth,
                                     typename Kind::Element* panel) {
   pack_panel<Kind, 256, 8>(panel, rows, depth, [&](int row, int k) {
-    const int pair = kFeedForwardPairs * chunk + (turned ? row : k), channel = turned ? k : row;
+    const int pair = kFeedForwardPairs * chunk + (transposed ? row : k), channel = transposed ? k : row;
     const bool exists = pair < p.pairs && channel < p.channels;
     return exists ? weight_at<typename Kind::Element>(p, p.project_out, int64_t(channel) * p.pairs + pair) : 0.0f;
   });
 }
 
-// Nine of each hidden channel, and three that fill up.
+// Packs the nine taps of each hidden channel, padded to twelve.
 template <class T>
 MIRAGE_DEVICE void pack_taps(const FeedForwardArguments& p, int chunk, float* taps) {
   for (int i = thread_index(); i < 2 * kFeedForwardPairs * 9; i += 256) {
@@ -76,10 +77,10 @@ MIRAGE_DEVICE void pack_taps(const FeedForwardArguments& p, int chunk, float* ta
   }
 }
 
-template <class Kind, int kBlocks>
+template <class Kind, int kChannelTiles>
 struct FeedForwardPanels {
   using T = typename Kind::Element;
-  static constexpr int kChannels = 16 * kBlocks;
+  static constexpr int kChannels = 16 * kChannelTiles;
 
   alignas(16) T in[2 * kFeedForwardPairs * kChannels];
   alignas(16) T out[kChannels * kFeedForwardPairs];
@@ -92,11 +93,11 @@ struct FeedForwardPanels {
   }
 };
 
-// Backward's: `out` and `back` are of the transposed matrices.
-template <class Kind, int kBlocks>
+// The panels of backward. `out` and `back` are of the transposed matrices.
+template <class Kind, int kChannelTiles>
 struct FeedForwardBackwardPanels {
   using T = typename Kind::Element;
-  static constexpr int kChannels = 16 * kBlocks;
+  static constexpr int kChannels = 16 * kChannelTiles;
 
   alignas(16) T in[2 * kFeedForwardPairs * kChannels];
   alignas(16) T out[kFeedForwardPairs * kChannels];
@@ -111,12 +112,12 @@ struct FeedForwardBackwardPanels {
   }
 };
 
-// ---- all of a stage ------------------------------------------------------------------------------------------------
+// ---- the packed weights of a stage ---------------------------------------------------------------------------------
 
 template <class Panels>
 struct FeedForwardPacked {
   alignas(16) float norm_weight[Panels::kChannels], norm_bias[Panels::kChannels];
-  Panels chunks[1];  // or more
+  Panels chunks[1];  // one or more
 
   static int64_t bytes(int64_t pairs) {
     const int64_t chunks = (pairs + kFeedForwardPairs - 1) / kFeedForwardPairs;
@@ -124,12 +125,12 @@ struct FeedForwardPacked {
   }
 };
 
-// Several stages, whose weights are packed in one launch.
+// The number of stages whose weights one launch can pack.
 constexpr int kFeedForwardTogether = 16;
 
 struct FeedForwardPackArguments {
   FeedForwardArguments stages[kFeedForwardTogether];
-  int blocks;  // of a stage: one for each chunk, at least one
+  int blocks;  // thread blocks per stage: one per chunk, at least one
 };
 
 template <class Panels>
@@ -147,9 +148,9 @@ MIRAGE_KERNEL(256) feed_forward_pack_kernel(const FeedForwardPackArguments all) 
   if (chunk * kFeedForwardPairs < p.pairs) packed.chunks[chunk].pack(p, chunk);
 }
 
-// ---- on the host ----------------------------------------------------------------------------------------------------
+// ---- host code -----------------------------------------------------------------------------------------------------
 
-// Sizes alone.
+// Arguments with the sizes alone.
 inline FeedForwardArguments feed_forward_sizes(const Tensor& x, int64_t pairs) {
   FeedForwardArguments p{};
   p.batch = int(x.size[0]), p.channels = int(x.size[1]), p.height = int(x.size[2]), p.width = int(x.size[3]);
@@ -157,7 +158,8 @@ inline FeedForwardArguments feed_forward_sizes(const Tensor& x, int64_t pairs) {
   return p;
 }
 
-// And the weights. Throws std::invalid_argument where they have not one dtype, that of x or f32.
+// Arguments with sizes and weights. Throws std::invalid_argument unless all weights have the same dtype, that of x or
+// f32.
 inline FeedForwardArguments feed_forward_weights(const Tensor& x, const FeedForwardWeights& w) {
   const DType dtype = w.norm_weight.dtype;
   if (dtype != x.dtype) check_dtype("norm_weight", w.norm_weight, DType::f32);
@@ -166,14 +168,14 @@ inline FeedForwardArguments feed_forward_weights(const Tensor& x, const FeedForw
     return t.data;
   };
   FeedForwardArguments p = feed_forward_sizes(x, w.project_out.size[1]);
-  p.wide = dtype == DType::f32;
+  p.float_weights = dtype == DType::f32;
   p.norm_weight = data("norm_weight", w.norm_weight), p.norm_bias = data("norm_bias", w.norm_bias);
   p.project_in = data("project_in", w.project_in), p.dwconv = data("dwconv", w.dwconv);
   p.project_out = data("project_out", w.project_out);
   return p;
 }
 
-// Of `count` stages on as many channels, each to its `packed`.
+// Launches the packing of `count` stages with the same channel count, each into its `packed`.
 template <class Panels>
 void launch_pack(const FeedForwardArguments* stages, int64_t count, void* stream) {
   for (int64_t first = 0; first < count; first += kFeedForwardTogether) {
@@ -183,29 +185,29 @@ void launch_pack(const FeedForwardArguments* stages, int64_t count, void* stream
       all.stages[i] = stages[first + i];
       all.blocks = std::max({all.blocks, 1, (stages[first + i].pairs + kFeedForwardPairs - 1) / kFeedForwardPairs});
     }
-    launch("feed_forward_pack_kernel", feed_forward_pack_kernel<Panels>, {int64_t(together) * all.blocks, 256, 0}, stream,
-           all);
+    launch("feed_forward_pack_kernel", feed_forward_pack_kernel<Panels>, {int64_t(together) * all.blocks, 256, 0},
+           stream, all);
   }
 }
 
-// ---- the stage in two steps -----------------------------------------------------------------------------------------
+// ---- the stage in two steps: packing, running ----------------------------------------------------------------------
 
-// For those who pack the weights of several stages in one launch. Arguments have been checked (ops/feed_forward_stage/checks.h),
-// and feed_forward_stage_problem has found nothing.
+// For callers that pack the weights of several stages in one launch. The caller has checked the arguments
+// (ops/feed_forward_stage/checks.h) and that feed_forward_stage_problem finds nothing.
 
-// Of the packed weights of a stage with M pairs, in steps that suit every type.
+// Bytes of the packed weights of a stage with M pairs, a multiple of 256.
 int64_t feed_forward_packed_bytes(const Tensor& x, int64_t pairs, const Options& options);
 
-// Of the scratch memory that feed_forward_stage_packed needs.
+// Bytes of workspace that feed_forward_stage_packed needs.
 int64_t feed_forward_packed_workspace(const Tensor& x, int64_t pairs, const Options& options);
 
-// The weights of one stage and where they go: memory aligned to 256 bytes.
+// The weights of a stage, and the memory that they are packed into, aligned to 256 bytes.
 struct FeedForwardToPack {
   FeedForwardWeights weights;
   void* packed;
 };
 
-// Throws std::invalid_argument where a stage's weights have not one dtype, that of x or f32. The stages may differ in M.
+// Throws std::invalid_argument unless the weights of each stage have the same dtype, that of x or f32. M may differ.
 void pack_feed_forward(const Tensor& x, const FeedForwardToPack* stages, int64_t count, const Options& options);
 
 void feed_forward_stage_packed(const Tensor& x, double eps, int64_t pairs, const void* packed, const Tensor& y,

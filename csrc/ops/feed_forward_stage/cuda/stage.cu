@@ -1,4 +1,4 @@
-// feed_forward_stage on a GPU: argument checks, and the choice of a kernel.
+// feed_forward_stage on a GPU: checks the arguments and selects the kernel.
 #include "mirage/cuda/feed_forward_stage.h"
 
 #include <vector>
@@ -26,11 +26,11 @@ int64_t workspace_of(const Tensor& x, const FeedForwardPlan& plan) {
 }
 
 MIRAGE_KERNELS(list) {
-  for (const int blocks : kFeedForwardBlocks) {
-    feed_forward_runner<TensorCores16<f16>>(16 * blocks).list(list);
-    feed_forward_runner<TensorCores16<bf16>>(16 * blocks).list(list);
-    feed_forward_runner<TensorCoresTf32>(16 * blocks).list(list);
-    feed_forward_runner<ExactFloat>(16 * blocks).list(list);
+  for (const int tiles : kFeedForwardChannelTiles) {
+    feed_forward_runner<TensorCores16<f16>>(16 * tiles).list(list);
+    feed_forward_runner<TensorCores16<bf16>>(16 * tiles).list(list);
+    feed_forward_runner<TensorCoresTf32>(16 * tiles).list(list);
+    feed_forward_runner<ExactFloat>(16 * tiles).list(list);
   }
 }
 
@@ -94,7 +94,8 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
   const FeedForwardToPack stage{{norm_weight, norm_bias, project_in, dwconv, project_out}, options.workspace};
   pack_feed_forward(x, &stage, 1, options);
   Options rest = options;
-  if (x.numel() != 0) rest.workspace = static_cast<char*>(rest.workspace) + feed_forward_packed_bytes(x, pairs, options);
+  if (x.numel() != 0)
+    rest.workspace = static_cast<char*>(rest.workspace) + feed_forward_packed_bytes(x, pairs, options);
   feed_forward_stage_packed(x, eps, pairs, stage.packed, y, rest);
 }
 

@@ -1,4 +1,4 @@
-// feed_forward_stage_backward on a GPU: argument checks, and the choice of a kernel.
+// feed_forward_stage_backward on a GPU: checks the arguments and selects the kernels.
 #include "backward_launch.h"
 #include "common/cuda/call_checks.h"
 #include "mirage/cuda/feed_forward_stage.h"
@@ -75,10 +75,10 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
   const FeedForwardBackwardRunner runner = runner_for(x, options);
   const FeedForwardBackwardPlan plan = runner.plan(p);
   check_workspace(options, plan.bytes());
-  p.tiles = int(plan.tiles), p.ranges = plan.ranges, p.splits = plan.splits, p.blocks = plan.blocks;
+  p.tiles = int(plan.tiles), p.ranges = plan.ranges, p.splits = plan.splits, p.channel_tiles = plan.channel_tiles;
   p.groups = plan.groups;
   p.packed = options.workspace;
-  p.sums = static_cast<float*>(options.workspace) + plan.packed;  // before what need not be aligned
+  p.sums = static_cast<float*>(options.workspace) + plan.packed;  // first, as it has to be aligned
   p.partial = p.sums + plan.ranges * plan.chunks * plan.sums;
   p.norm_sums = p.partial + plan.partial;
   if (plan.tiles > 0) runner.run(p, plan, options.stream);

@@ -1,15 +1,15 @@
-// The last kernel of feed_forward_stage's backward: the sums over blocks that make the gradients of the weights. For
-// one source file, as it is no template.
+// The last kernel of feed_forward_stage's backward: adds up the weight gradients that the blocks have left. It is no
+// template, so only one source file may include this.
 #pragma once
 
 #include "norm_gradient.h"
 
 namespace mirage::cuda {
 
-// Element i of the sums of a block (kFeedForwardSums), as a place in the gradients; null where that pair or channel is
-// none.
+// Where element i of a block's sums (kFeedForwardSums) belongs in the gradients, or null if that pair or channel does
+// not exist.
 MIRAGE_DEVICE float* place_of_sum(const FeedForwardBackwardArguments& p, int64_t i, int size) {
-  const int first = int(i / size) * 16, fragments = 6 * p.blocks;
+  const int first = int(i / size) * 16, fragments = 6 * p.channel_tiles;
   int rest = int(i % size);
   if (rest >= 128 * fragments) {
     rest -= 128 * fragments;
@@ -17,7 +17,7 @@ MIRAGE_DEVICE float* place_of_sum(const FeedForwardBackwardArguments& p, int64_t
     return pair < p.pairs ? p.grad_dwconv + (int64_t(t / 9) * p.pairs + pair) * 9 + t % 9 : nullptr;
   }
   const int fragment = rest / 128, lane = rest % 128 / 4, part = rest % 4;
-  const int row = lane / 4 + 8 * (part / 2), column = 2 * (lane % 4) + part % 2, out = fragment - 4 * p.blocks;
+  const int row = lane / 4 + 8 * (part / 2), column = 2 * (lane % 4) + part % 2, out = fragment - 4 * p.channel_tiles;
   const int pair = first + (out < 0 ? row : out % 2 * 8 + column);
   const int c = out < 0 ? fragment / 2 * 8 + column : out / 2 * 16 + row;
   if (pair >= p.pairs || c >= p.channels) return nullptr;
@@ -25,8 +25,9 @@ MIRAGE_DEVICE float* place_of_sum(const FeedForwardBackwardArguments& p, int64_t
   return p.grad_project_in + (int64_t(fragment % 2) * p.pairs + pair) * p.channels + c;
 }
 
-// The gradients of the weights: a block has 32 of a block's sums and adds up those of all blocks, each warp every
-// eighth. The first blocks have the matrices' and the taps', `size` for each of `chunks`; the others the layer norm's.
+// Each block adds up 32 elements over all blocks of the previous kernels, each warp every eighth of them. The first
+// blocks have the elements of the matrices and taps, `size` for each of `chunks`; the rest have those of the layer
+// norm.
 MIRAGE_KERNEL(256) feed_forward_weights_kernel(const FeedForwardBackwardArguments p, const int64_t chunks,
                                                const int size) {
   float* memory = reinterpret_cast<float*>(shared_memory());  // [warps, lanes]

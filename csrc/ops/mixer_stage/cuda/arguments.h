@@ -1,4 +1,4 @@
-// From the tensors of a call of mixer_stage, forward or backward, to what its kernels are given. For the host.
+// Host code: the arguments of mixer_stage's kernels, forward and backward, from the tensors of a call.
 #pragma once
 
 #include <string>
@@ -16,7 +16,7 @@ inline MixerArguments mixer_sizes(const Tensor& x, int64_t heads, int64_t hidden
   return p;
 }
 
-// Why no kernels can have x, whatever its channels are; empty where some can.
+// Why no kernel takes x, whatever its channel count; empty if one may.
 inline std::string mixer_problem(const Tensor& x) {
   if (x.dtype == DType::f64) return "float64";
   for (int64_t size : {x.size[0], x.size[2], x.size[3]}) {
@@ -27,7 +27,7 @@ inline std::string mixer_problem(const Tensor& x) {
   return "";
 }
 
-// All but the memory that kernels write, y among it; tensors that were checked already.
+// All arguments but the memory that kernels write, y included. The tensors have been checked.
 inline MixerArguments mixer_arguments(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale,
                                       const MixerOptions& mixer, const MixerStatistics& statistics) {
   if (w.norm_weight.dtype != x.dtype) check_dtype("norm_weight", w.norm_weight, DType::f32);
@@ -61,9 +61,9 @@ inline MixerArguments mixer_arguments(const Tensor& x, const MixerWeights& w, co
     check_dtype(argument, weight, w.norm_weight.dtype);
     data = weight.data;
   }
-  p.wide = w.norm_weight.dtype == DType::f32;
+  p.float_weights = w.norm_weight.dtype == DType::f32;
   p.x = x.data;
-  // A window begins before the first row, also where there is none but that, whose stride may then be anything.
+  // A window begins above the first row. If there is only one row its stride may be anything, hence zero.
   const auto stride = [&](int i) { return x.size[i] > 1 ? x.stride[i] : 0; };
   p.s_batch = stride(0), p.s_channel = stride(1), p.s_row = stride(2), p.s_column = stride(3);
   p.branch_scale = branch_scale.as<const float>();

@@ -1,6 +1,6 @@
-// The kernel of mixer_stage's backward that sees the three branches: it computes them as mixer_fuse does, and goes back
-// through project_out, their fusion, the MLP, proj_out, and the product of attention and v. All that is left to do
-// in other kernels works on single pixels, or waits for sums over all of them.
+// The kernel of mixer_stage's backward that sees all three branches. It recomputes them as mixer_fuse does, and
+// computes the backward of project_out, the fusion, the MLP, proj_out, and attention times v. The other kernels then
+// work on single pixels, or need sums over all pixels first.
 #pragma once
 
 #include "backward_pack.h"
@@ -9,8 +9,8 @@
 
 namespace mirage::cuda {
 
-// The steps of forward but project_out's, then those of the way back: project_out, attention, proj_out and the MLP.
-template <class T, int kBlocks>
+// Steps: those of forward without project_out, then those of backward: project_out, attention, proj_out and the MLP.
+template <class T, int kChannelTiles>
 struct MixerFusionSteps {
   static constexpr int kPanels = 3;
   const MixerBackwardArguments& p;
@@ -18,43 +18,43 @@ struct MixerFusionSteps {
 
   MIRAGE_DEVICE static int all(const MixerBackwardArguments& p) {
     const MixerSteps steps(p);
-    return steps.all() + 2 * kBlocks + steps.mlp;
+    return steps.all() + 2 * kChannelTiles + steps.mlp;
   }
 
   MIRAGE_DEVICE void jump(int i, const T*& from) const {
-    MixerForwardSteps<T, kBlocks>{p, sample}.jump(i, from);
+    MixerForwardSteps<T, kChannelTiles>{p, sample}.jump(i, from);
     const MixerSteps steps(p);
     i -= steps.all();
     if (i == -steps.out) from = mixer_backward_step<T>(p, 0);
     if (i == 0) from = mixer_backward_step<T>(p, MixerBackwardSteps(p).of_sample(sample, 0));  // attention
-    if (i == kBlocks) from = mixer_backward_step<T>(p, steps.out);
+    if (i == kChannelTiles) from = mixer_backward_step<T>(p, steps.out);
   }
 };
 
-template <class Kind, int kBlocks, int kRows>
+template <class Kind, int kChannelTiles, int kRows>
 struct MixerFusionTile {
   using T = typename Kind::Element;
   using Far = Window<kRows, 3>;
   using Near = Window<kRows, 1>;
   using Inner = Window<kRows, 0>;
   using Run = TileRun<Inner>;
-  static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = Near::kHiddenPitch;
+  static constexpr int kBranch = 16 * kChannelTiles, kHiddenPitch = Near::kHiddenPitch;
   static constexpr int kRun = Run::kRun, kPanel = 16 * kBranch;
   static constexpr int kMap = kBranch * Inner::kPitch;
   static constexpr int largest(int a, int b) { return a > b ? a : b; }
   static constexpr int kWindows = kBranch * (Far::kPitch + Near::kPitch);
-  using Forward = MixerForwardSteps<T, kBlocks>;
-  using Stream = PanelStream<T, kBlocks, MixerFusionSteps<T, kBlocks>>;
+  using Forward = MixerForwardSteps<T, kChannelTiles>;
+  using Stream = PanelStream<T, kChannelTiles, MixerFusionSteps<T, kChannelTiles>>;
 
   alignas(16) T large[largest(kWindows, 3 * kMap)];  // the windows of detail and n1, then the fused branches
-  alignas(16) T scaled[kMap];                        // BatchNorm of n2, then the gated CNN before proj_out
+  alignas(16) T scaled[kMap];                        // BatchNorm of n2, then the input of proj_out
   alignas(16) T other[kMap];                         // v, at last n3
   alignas(16) T branches[3 * kMap];                  // hidden channels of v; n3; the branches, then their gradients
   alignas(16) T chunk[16 * Inner::kPitch];
   alignas(16) T second[16 * Inner::kPitch];
   alignas(16) T steps[2][Stream::kStep];
   alignas(16) float kernels[16 * kMixerKernel];
-  float of_alphas[3 * kTileWarps];  // what each warp has found of their gradients in all tiles
+  float grad_alphas[3 * kTileWarps];  // of each warp, over all tiles
   static_assert(16 * kHiddenPitch * sizeof(float) <= sizeof(branches));
 
   MIRAGE_DEVICE T* detail() { return large; }
@@ -67,38 +67,38 @@ struct MixerFusionTile {
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// The three branches to `branches`, one after the other. See multiply_by_convolution for `keep`.
-template <class Kind, int kBlocks, class Tile, class Keep>
-MIRAGE_DEVICE void find_branches(const MixerArguments& p, const Corner& at, typename Tile::Stream& stream, Tile& tile,
-                                 Keep keep) {
-  load_windows<kBlocks>(p, at, tile);
+// Recomputes the three branches into `branches`, one after the other. For `keep` see multiply_by_convolution.
+template <class Kind, int kChannelTiles, class Tile, class Keep>
+MIRAGE_DEVICE void recompute_branches(const MixerArguments& p, const Corner& at, typename Tile::Stream& stream,
+                                      Tile& tile, Keep keep) {
+  load_windows<kChannelTiles>(p, at, tile);
   {
     MixerFragments<Tile> attended = {};
-    attend<Kind>(stream, tile, attended);
-    store_fragments<Tile>(attended, tile.branches);  // over hidden channels that were read before its last barrier
+    attention_branch<Kind>(stream, tile, attended);
+    store_fragments<Tile>(attended, tile.branches);  // overwrites hidden channels, which have been read
   }
   copy_inner<Tile>(tile.detail(), tile.scaled);
   project_detail<Kind>(stream, tile, 3 * Tile::kPanel);
-  load_third<typename Tile::Inner, kBlocks>(p, at, 2, tile.third());
+  load_third<typename Tile::Inner, kChannelTiles>(p, at, 2, tile.third());
   {
     MixerFragments<Tile> gated = {};
-    gate<Kind>(p, at, p.packed[mixer_scalars(kBlocks)], stream, tile, gated, keep);
-    project_branch<Kind>(p, at, {p.packed}, {p.packed + 3 * Tile::kBranch}, stream, tile, gated);
+    gated_branch<Kind>(p, at, p.packed[mixer_scalars(kChannelTiles)], stream, tile, gated, keep);
+    gated_branch_out<Kind>(p, at, {p.packed}, {p.packed + 3 * Tile::kBranch}, stream, tile, gated);
     store_fragments<Tile>(gated, tile.branches + Tile::kMap);
   }
-  MixerFragments<Tile> perceived = {};
-  perceive<Kind>(p, stream, tile, perceived);
+  MixerFragments<Tile> mlp = {};
+  mlp_branch<Kind>(p, stream, tile, mlp);
   sync_warp();  // a warp reads its own pixels only
-  store_fragments<Tile>(perceived, tile.third());
+  store_fragments<Tile>(mlp, tile.third());
 }
 
-template <int kBlocks>
+template <int kChannelTiles>
 MIRAGE_DEVICE FusionWeights alphas_of(const MixerArguments& p) {
-  const float* scalars = p.packed + mixer_scalars(kBlocks);  // of which the temperature of the gate is first
+  const float* scalars = p.packed + mixer_scalars(kChannelTiles);  // the first one is the temperature of the gate
   return {{scalars[1], scalars[2], scalars[3]}};
 }
 
-// The branches in `branches` fused, as channels of `large`; zero from 3c on. A warp a channel.
+// Fuses the branches in `branches` into channels of `large`; zero from 3c on. One warp per channel.
 template <class Tile>
 MIRAGE_DEVICE void fuse_stored(const MixerArguments& p, const FusionWeights& alphas, Tile& tile) {
   using T = typename Tile::T;
@@ -127,18 +127,18 @@ MIRAGE_DEVICE void fuse_stored(const MixerArguments& p, const FusionWeights& alp
 
 // ---- project_out and the fusion ------------------------------------------------------------------------------------
 
-// The gradients of the fused branches, 16 channels of grad_y at a time, and that of project_out.
+// Computes the gradients of the fused branches, 16 channels of grad_y at a time, and that of project_out.
 template <class Kind, class Tile>
-MIRAGE_DEVICE void return_from_output(const MixerBackwardArguments& p, const Corner& at, bool is_first, float* sums,
-                                      typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile> (&grad)[3]) {
+MIRAGE_DEVICE void project_out_backward(const MixerBackwardArguments& p, const Corner& at, bool is_first, float* sums,
+                                        typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile> (&grad)[3]) {
   using T = typename Tile::T;
   using Inner = typename Tile::Inner;
-  const int channels = 3 * p.branch, line = in_eights(channels);
+  const int channels = 3 * p.branch, line = round_up_to_8(channels);
   const T* from = static_cast<const T*>(p.grad_y) + at.sample * p.g_batch;
 #pragma unroll 1
   for (int first = 0; first < channels; first += 16) {
     const int count = channels - first < 16 ? channels - first : 16;
-    const T* panels = stream.next((first + 16 < channels ? 3 : 1) * Tile::kPanel);  // the chunk before has been read
+    const T* panels = stream.next((first + 16 < channels ? 3 : 1) * Tile::kPanel);  // the previous chunk has been read
     load_window<Inner, 16>(p, at, from + first * p.g_channel, p.g_channel, p.g_row, p.g_column, count, tile.chunk);
     sync_block();
 #pragma unroll
@@ -148,12 +148,12 @@ MIRAGE_DEVICE void return_from_output(const MixerBackwardArguments& p, const Cor
   }
 }
 
-// From the gradients of what the fusion makes of the branches to theirs, in place of the branches. Each thread has the same
-// channels and pixels of all.
+// Backward of the fusion: replaces the branches by their gradients. Each thread has the same channels and pixels of all
+// three.
 template <class Tile>
-MIRAGE_DEVICE void return_from_fusion(const FusionWeights& alphas, const MixerFragments<Tile> (&grad)[3], Tile& tile) {
-  float of_alphas[3] = {};
-  const int thread = renewed(thread_index());
+MIRAGE_DEVICE void fusion_backward(const FusionWeights& alphas, const MixerFragments<Tile> (&grad)[3], Tile& tile) {
+  float grad_alphas[3] = {};
+  const int thread = opaque(thread_index());
   const int g = thread % kLanes / 4, t = thread % 4;
 #pragma unroll
   for (int m = 0; m < 2 * Tile::kBranch / 16; ++m) {
@@ -161,42 +161,43 @@ MIRAGE_DEVICE void return_from_fusion(const FusionWeights& alphas, const MixerFr
     for (int n = 0; n < Tile::Inner::kTiles; ++n) {
       const int pixel = 8 * (thread / kLanes * Tile::Inner::kTiles + n) + 2 * t;
       auto* here = tile.branches + (8 * m + g) * Tile::Inner::kPitch + pixel;
-      float value[3][2], of_branch[2][3];
+      float value[3][2], grad_branch[2][3];
 #pragma unroll
       for (int i = 0; i < 3; ++i) load_packed<2>(here + i * Tile::kMap, value[i]);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const float x[3] = {value[0][j], value[1][j], value[2][j]};
 #pragma unroll
-        for (int i = 0; i < 3; ++i) of_branch[j][i] = grad[i][m / 2][n][m % 2 * 2 + j];
-        fuse_branches_backward(alphas, x, of_branch[j], of_alphas);
+        for (int i = 0; i < 3; ++i) grad_branch[j][i] = grad[i][m / 2][n][m % 2 * 2 + j];
+        fuse_branches_backward(alphas, x, grad_branch[j], grad_alphas);
       }
 #pragma unroll
-      for (int i = 0; i < 3; ++i) store_pair(here + i * Tile::kMap, of_branch[0][i], of_branch[1][i]);
+      for (int i = 0; i < 3; ++i) store_pair(here + i * Tile::kMap, grad_branch[0][i], grad_branch[1][i]);
     }
   }
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
-    const float sum = sum_of_warp(of_alphas[i]);
-    if (thread % kLanes == 0) tile.of_alphas[3 * (thread / kLanes) + i] += sum;
+    const float sum = warp_all_reduce_sum(grad_alphas[i]);
+    if (thread % kLanes == 0) tile.grad_alphas[3 * (thread / kLanes) + i] += sum;
   }
 }
 
 // ---- the branches --------------------------------------------------------------------------------------------------
 
-// The gradient of the attention: sums [c, d] of the sample's, += or = gradients of the branch times v over the pixels.
+// Adds the gradient of the attention [c, d] of a sample, or initialises it: sums over pixels of the branch's gradient
+// times v.
 template <class Kind, class Tile>
 MIRAGE_DEVICE void add_attention(const MixerArguments& p, bool is_first, float* sums, const Tile& tile) {
   constexpr int kPitch = Tile::Inner::kPitch, kAcross = 2 * Tile::kBranch / 16;
-  const int depth = p.depth(), thread = renewed(thread_index()), g = thread % kLanes / 4, t = thread % 4;
+  const int depth = p.depth(), thread = opaque(thread_index()), g = thread % kLanes / 4, t = thread % 4;
 #pragma unroll 1
   for (int item = thread / kLanes; item < Tile::kBranch / 16 * kAcross; item += kTileWarps) {
     const int first = item / kAcross * 16, across = item % kAcross * 8;
     if (first >= p.branch || across >= p.branch) continue;
-    if (first / depth > (across + 7) / depth || across / depth > (first + 15) / depth) continue;  // of different heads
+    if (first / depth > (across + 7) / depth || across / depth > (first + 15) / depth) continue;  // different heads
     float acc[4] = {};
-    multiply_rows<Tile::Inner::kPixels>(Kind(), tile.branches + first * kPitch, kPitch, tile.other + across * kPitch, kPitch,
-                                        acc);
+    multiply_rows<Tile::Inner::kPixels>(Kind(), tile.branches + first * kPitch, kPitch, tile.other + across * kPitch,
+                                        kPitch, acc);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int row = first + g + j / 2 * 8, column = across + 2 * t + j % 2;
@@ -207,46 +208,46 @@ MIRAGE_DEVICE void add_attention(const MixerArguments& p, bool is_first, float* 
   }
 }
 
-// The MLP, 16 of the 2c hidden channels at a time: the gradient of its input n3, which is in `other`, and those of its
-// matrices.
+// Backward of the MLP, 16 of its 2c hidden channels at a time: the gradients of its input n3, which is in `other`, and
+// of its matrices.
 template <class Kind, class Tile>
-MIRAGE_DEVICE void return_from_mlp(const MixerBackwardArguments& p, bool is_first, float* of_in, float* of_out,
-                                   typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile>& grad) {
+MIRAGE_DEVICE void mlp_backward(const MixerBackwardArguments& p, bool is_first, float* of_in, float* of_out,
+                                typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile>& grad) {
   using T = typename Tile::T;
   using Inner = typename Tile::Inner;
-  const int line_in = in_eights(p.branch), line_out = in_eights(2 * p.branch);
+  const int line_in = round_up_to_8(p.branch), line_out = round_up_to_8(2 * p.branch);
   const T* grad_mlp = tile.branches + 2 * Tile::kMap;
 #pragma unroll 1
   for (int first = 0; first < 2 * p.branch; first += 16) {
     const int count = 2 * p.branch - first < 16 ? 2 * p.branch - first : 16;
-    const T* panels = stream.next(3 * Tile::kPanel);  // the hidden channels before have been read
-    float hidden[1][Inner::kTiles][4] = {}, of_hidden[1][Inner::kTiles][4] = {};
+    const T* panels = stream.next(3 * Tile::kPanel);  // the previous hidden channels have been read
+    float hidden[1][Inner::kTiles][4] = {}, grad_hidden[1][Inner::kTiles][4] = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.other, hidden);
-    multiply_inner<Kind, Tile::kBranch, Tile>(panels + Tile::kPanel, grad_mlp, of_hidden);
+    multiply_inner<Kind, Tile::kBranch, Tile>(panels + Tile::kPanel, grad_mlp, grad_hidden);
 #pragma unroll
     for (int n = 0; n < Inner::kTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float slope;
         hidden[0][n][i] = gelu_with_slope<T>(hidden[0][n][i], slope);
-        of_hidden[0][n][i] *= slope;
+        grad_hidden[0][n][i] *= slope;
       }
     }
     store_fragments<Tile>(hidden, tile.chunk);
-    store_fragments<Tile>(of_hidden, tile.second);
+    store_fragments<Tile>(grad_hidden, tile.second);
     sync_block();
     multiply_inner<Kind, 16, Tile>(panels + 2 * Tile::kPanel, tile.second, grad);
     add_matrix<Kind, Inner::kPixels>(is_first, tile.rows(tile.second, count), tile.rows(tile.other, p.branch),
                                      of_in + first * line_in, line_in);
-    add_matrix<Kind, Inner::kPixels>(is_first, tile.rows(grad_mlp, p.branch), tile.rows(tile.chunk, count), of_out + first,
-                                     line_out, kTileWarps / 2);
+    add_matrix<Kind, Inner::kPixels>(is_first, tile.rows(grad_mlp, p.branch), tile.rows(tile.chunk, count),
+                                     of_out + first, line_out, kTileWarps / 2);
   }
 }
 
-// Those that return_from_fusion has left.
-template <class Kind, int kBlocks, class Tile>
-MIRAGE_DEVICE void return_from_branches(const MixerBackwardArguments& p, const Corner& at, bool is_first,
-                                        bool is_first_of_sample, float* sums, typename Tile::Stream& stream, Tile& tile) {
+// Backward of the three branches, whose gradients fusion_backward has left in `branches`.
+template <class Kind, int kChannelTiles, class Tile>
+MIRAGE_DEVICE void branches_backward(const MixerBackwardArguments& p, const Corner& at, bool is_first,
+                                     bool is_first_of_sample, float* sums, typename Tile::Stream& stream, Tile& tile) {
   using Inner = typename Tile::Inner;
   const MixerSumsAt places(p);
   {
@@ -261,53 +262,54 @@ MIRAGE_DEVICE void return_from_branches(const MixerBackwardArguments& p, const C
     multiply_steps<Kind, Tile>(stream, grad_conv, 3 * Tile::kPanel, grad);
     store_map<Tile>(p, at, grad, p.grad_total);
     add_matrix<Kind, Inner::kPixels>(is_first, tile.rows(grad_conv, p.branch), tile.rows(tile.scaled, p.branch),
-                                     sums + places.proj_out, in_eights(p.branch));
+                                     sums + places.proj_out, round_up_to_8(p.branch));
   }
-  load_third<Inner, kBlocks>(p, at, 2, tile.other);  // whose v has been read since the last barrier but one
+  load_third<Inner, kChannelTiles>(p, at, 2, tile.other);  // v has been read, two barriers ago
   MixerFragments<Tile> grad = {};
-  return_from_mlp<Kind>(p, is_first, sums + places.mlp_in, sums + places.mlp_out, stream, tile, grad);
+  mlp_backward<Kind>(p, is_first, sums + places.mlp_in, sums + places.mlp_out, stream, tile, grad);
   store_map<Tile>(p, at, grad, p.grad_n3);
 }
 
-template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, mixer_fusion_blocks(kBlocks)) mixer_fusion_backward_kernel(const MixerBackwardArguments p) {
-  using Tile = MixerFusionTile<Kind, kBlocks, kRows>;
+template <class Kind, int kChannelTiles, int kRows>
+MIRAGE_KERNEL(256, mixer_fusion_blocks(kChannelTiles)) mixer_fusion_backward_kernel(const MixerBackwardArguments p) {
+  using Tile = MixerFusionTile<Kind, kChannelTiles, kRows>;
   using T = typename Tile::T;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
   TileWalk<kRows> walk(p, block_index(), p.fusion.blocks);
   float* sums = p.fusion.of_block(block_index());
-  if (thread_index() < 3 * kTileWarps) tile.of_alphas[thread_index()] = 0.0f;
+  if (thread_index() < 3 * kTileWarps) tile.grad_alphas[thread_index()] = 0.0f;
 #pragma unroll 1
   for (; walk.left > 0; walk.next(p)) {
     const Corner at = walk.at;
     const bool is_first = walk.is_first, is_first_of_sample = walk.is_first_of_sample();
-    sync_block();  // what the tile before has left is read no more
-    typename Tile::Stream stream({p, at.sample}, MixerFusionSteps<T, kBlocks>::all(p), Tile::Forward::kFirst, tile.steps);
+    sync_block();  // all threads have finished with the previous tile
+    typename Tile::Stream stream({p, at.sample}, MixerFusionSteps<T, kChannelTiles>::all(p), Tile::Forward::kFirst,
+                                 tile.steps);
     {
       T* content = map_of<T>(p, p.content, at.sample);
       const auto keep = [&](int channel, int pixel, const auto& run) {
         const int row = at.row + pixel / 16, column = at.column + pixel % 16;
         if (row >= p.height) return;
-        T* to = settled(content + channel * p.plane() + int64_t(row) * p.width + column);
+        T* to = opaque_global(content + channel * p.plane() + int64_t(row) * p.width + column);
 #pragma unroll
         for (int j = 0; j < Tile::kRun; ++j) {
           if (column + j < p.width) to[j] = from_float<T>(run[j]);
         }
       };
-      find_branches<Kind, kBlocks>(p, at, stream, tile, keep);
+      recompute_branches<Kind, kChannelTiles>(p, at, stream, tile, keep);
     }
     sync_block();
-    fuse_stored(p, alphas_of<kBlocks>(p), tile);
+    fuse_stored(p, alphas_of<kChannelTiles>(p), tile);
     {
       MixerFragments<Tile> grad[3] = {};
-      return_from_output<Kind>(p, at, is_first, sums, stream, tile, grad);
-      return_from_fusion(alphas_of<kBlocks>(p), grad, tile);
+      project_out_backward<Kind>(p, at, is_first, sums, stream, tile, grad);
+      fusion_backward(alphas_of<kChannelTiles>(p), grad, tile);
     }
-    return_from_branches<Kind, kBlocks>(p, at, is_first, is_first_of_sample, sums, stream, tile);
+    branches_backward<Kind, kChannelTiles>(p, at, is_first, is_first_of_sample, sums, stream, tile);
   }
-  if (thread_index() >= 3) return;  // the last tile's steps had barriers since
+  if (thread_index() >= 3) return;  // there were barriers since, in the steps of the last tile
   float sum = 0.0f;
-  for (int warp = 0; warp < kTileWarps; ++warp) sum += tile.of_alphas[3 * warp + thread_index()];
+  for (int warp = 0; warp < kTileWarps; ++warp) sum += tile.grad_alphas[3 * warp + thread_index()];
   sums[MixerSumsAt(p).alphas + thread_index()] = sum;
 }
 

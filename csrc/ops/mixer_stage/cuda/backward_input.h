@@ -1,4 +1,4 @@
-// The kernel of mixer_stage's backward that goes back through BatchNorm and the layer norm to x.
+// The kernel of mixer_stage's backward for BatchNorm and the layer norm, down to x.
 #pragma once
 
 #include "backward.h"
@@ -6,14 +6,15 @@
 
 namespace mirage::cuda {
 
-// The gradients of n1, n2, n3, one after the other; that of n2 from those of BatchNorm's output and of proj_out's input.
+// Provides the gradients of n1, n2 and n3, one after the other. That of n2 comes from those of BatchNorm's output and
+// of proj_out's input.
 template <class T>
 struct MixerNormOutput {
   const MixerBackwardArguments& p;
-  int padded;  // channels of a branch, in sixteens
+  int padded;  // channels of a branch, rounded up to 16
 
   template <int kCount>
-  MIRAGE_DEVICE void load(int64_t sample, int64_t n, bool known, float (&grad)[kCount]) const {
+  MIRAGE_DEVICE void load(int64_t sample, int64_t n, bool in_bounds, float (&grad)[kCount]) const {
     const int64_t plane = p.plane(), start = sample * p.branch * plane + n;
     const float* of_sample = p.batch_norm + sample * 3 * p.branch;
 #pragma unroll
@@ -21,7 +22,7 @@ struct MixerNormOutput {
       const int channel = warp_index() + kTileWarps * i, third = (channel >= p.branch) + (channel >= 2 * p.branch);
       const int c = channel - third * p.branch;
       grad[i] = 0.0f;
-      if (!known || c >= p.branch) continue;
+      if (!in_bounds || c >= p.branch) continue;
       const void* map = third == 0 ? p.grad_n1 : third == 1 ? p.grad_bn : p.grad_n3;
       const int64_t place = start + c * plane;
       grad[i] = to_float(load_constant(static_cast<const T*>(map) + place));
@@ -41,12 +42,13 @@ struct MixerNormOutput {
   MIRAGE_DEVICE float weight(int channel) const { return p.packed[channel]; }
 };
 
-template <class T, int kBlocks>
-MIRAGE_KERNEL(256, kBlocks <= 2 ? 2 : 1) mixer_input_backward_kernel(const MixerBackwardArguments p) {
+template <class T, int kChannelTiles>
+MIRAGE_KERNEL(256, kChannelTiles <= 2 ? 2 : 1) mixer_input_backward_kernel(const MixerBackwardArguments p) {
   const NormGradient gradient{p.x,         p.grad_y, p.s_batch,  p.s_channel, p.s_row,      p.s_column, p.g_batch,
                               p.g_channel, p.g_row,  p.g_column, p.grad_x,    p.eps,        p.batch,    3 * p.branch,
                               p.height,    p.width,  p.input.blocks, p.input.sums};
-  return_from_norm<T, 6 * kBlocks>(gradient, MixerNormOutput<T>{p, 16 * kBlocks}, reinterpret_cast<float*>(shared_memory()));
+  layer_norm_backward<T, 6 * kChannelTiles>(gradient, MixerNormOutput<T>{p, 16 * kChannelTiles},
+                                            reinterpret_cast<float*>(shared_memory()));
 }
 
 }  // namespace mirage::cuda

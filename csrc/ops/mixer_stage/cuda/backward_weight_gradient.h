@@ -1,5 +1,5 @@
-// The last kernel of mixer_stage's backward: the sums over blocks that make the gradients of the weights. For one source
-// file, as it is no template.
+// The last kernel of mixer_stage's backward: adds up the weight gradients that the blocks have left. It is no template,
+// so only one source file may include this.
 #pragma once
 
 #include "common/cuda/sums.h"
@@ -7,16 +7,16 @@
 
 namespace mirage::cuda {
 
-// to[row, column] = the sum over `parts` of from[row, column], plus that over `samples` of left[row] right[column].
+// to[row, column] = the sum over `parts` of from[row, column], plus the sum over `samples` of left[row] right[column].
 struct MixerSum {
   float* to = nullptr;
   int rows = 0, columns = 0, line_to = 0;
   const float* from = nullptr;
   int line = 0, parts = 0;
-  int64_t stride = 0;  // of a part
+  int64_t stride = 0;  // between parts
   const float *left = nullptr, *right = nullptr;
   int samples = 0, left_stride = 0, right_stride = 0;
-  bool of_temperature = false;  // divided by the temperature of the gate, and the sign turned
+  bool is_temperature = false;  // divide by the gate's temperature, and negate
 };
 
 constexpr int kMixerSums = 19;
@@ -26,7 +26,7 @@ struct MixerSumList {
   const float* gate_temperature;
 };
 
-// A block has 32 elements of one of the sums, each warp every eighth of the parts.
+// Each block computes 32 elements of one of the sums, each warp every eighth part of them.
 MIRAGE_KERNEL(256) mixer_weights_kernel(const MixerSumList list) {
   float* memory = reinterpret_cast<float*>(shared_memory());  // [warps, lanes]
   int64_t block = block_index();
@@ -51,7 +51,7 @@ MIRAGE_KERNEL(256) mixer_weights_kernel(const MixerSumList list) {
   }
   sum = sum_over_warps(sum, kTileWarps, memory);
   if (warp_index() != 0 || !exists) return;
-  p.to[int64_t(row) * p.line_to + column] = p.of_temperature ? -sum / list.gate_temperature[0] : sum;
+  p.to[int64_t(row) * p.line_to + column] = p.is_temperature ? -sum / list.gate_temperature[0] : sum;
 }
 
 }  // namespace mirage::cuda

@@ -10,51 +10,51 @@
 
 namespace mirage::cuda {
 
-constexpr int kMixerBlocks[] = {1, 2, 3, 4, 5};  // channels of a branch in sixteens that have kernels
+constexpr int kMixerChannelTiles[] = {1, 2, 3, 4, 5};  // instantiated channel counts of a branch, in sixteens
 constexpr int kMixerMostBranch = 80;
 
 struct MixerPlan {
   int64_t tiles;  // of a sample
   int parts;      // of a sample, in the first kernel
-  int64_t shared_bytes;  // the most that a kernel wants
+  int64_t shared_bytes;  // the largest of all kernels
   int64_t packed_bytes;
 };
 
 struct MixerRunner {
   MixerPlan (*plan)(const MixerArguments& arguments);
   void (*run)(const MixerArguments& arguments, const MixerPlan& plan, void* stream);
-  void (*list)(KernelList& list);  // what run launches
+  void (*list)(KernelList& list);  // lists what run launches
 };
 
-// For a number of channels of a branch up to kMixerMostBranch.
+// Selects the kernels for up to kMixerMostBranch channels of a branch.
 template <class Kind> MixerRunner mixer_runner(int branch);
 
 #if defined(MIRAGE_KIND)
 
 namespace {
 
-template <class Kind, int kBlocks>
+template <class Kind, int kChannelTiles>
 struct MixerVariant {
   using T = typename Kind::Element;
-  // Of a tile: as many as leave room for two blocks and more on a multiprocessor.
-  static constexpr int kRows = kIsHalf<T> || kBlocks == 1 ? 8 : 4;
-  static constexpr int64_t kReduceBytes = sizeof(MixerReduceTile<Kind, kBlocks, kRows>);
-  static constexpr int64_t kFuseBytes = sizeof(MixerFuseTile<Kind, kBlocks, kRows>);
-  static constexpr Gpu kOldestOfFuse = !kIsHalf<T> && kBlocks >= 4 ? Gpu::sm_90 : Gpu::sm_80;
+  // Lines of a tile: as many as leave room for two or more blocks on an SM.
+  static constexpr int kRows = kIsHalf<T> || kChannelTiles == 1 ? 8 : 4;
+  static constexpr int64_t kReduceBytes = sizeof(MixerReduceTile<Kind, kChannelTiles, kRows>);
+  static constexpr int64_t kFuseBytes = sizeof(MixerFuseTile<Kind, kChannelTiles, kRows>);
+  static constexpr Gpu kOldestOfFuse = !kIsHalf<T> && kChannelTiles >= 4 ? Gpu::sm_90 : Gpu::sm_80;
 
   static int64_t finalise_bytes(const MixerArguments& p) { return finalise_floats(p) * int64_t(sizeof(float)); }
 
-  // At most, which is with a single head.
+  // The maximum, reached with a single head.
   static int64_t most_finalise_bytes() {
     MixerArguments p{};
-    p.branch = 16 * kBlocks, p.heads = 1;
+    p.branch = 16 * kChannelTiles, p.heads = 1;
     return finalise_bytes(p);
   }
 
   static MixerPlan plan(const MixerArguments& p) {
     const int64_t tiles = int64_t((p.width + 15) / 16) * ((p.height + kRows - 1) / kRows);
-    // So many blocks for each multiprocessor read x; what they leave is read by one block of a sample.
-    const int64_t wanted = p.batch > 0 ? (kBlocks == 1 ? 3 : 2) * multiprocessors() / p.batch : 1;
+    // Parts: so many blocks per SM read x. One block per sample then reads what they leave.
+    const int64_t wanted = p.batch > 0 ? (kChannelTiles == 1 ? 3 : 2) * multiprocessors() / p.batch : 1;
     const int64_t parts = wanted < tiles ? wanted : tiles;
     int64_t bytes = finalise_bytes(p);
     for (int64_t other : {kReduceBytes, kFuseBytes}) bytes = other > bytes ? other : bytes;
@@ -63,26 +63,26 @@ struct MixerVariant {
 
   template <class W>
   static void run_with(const MixerArguments& p, const MixerPlan& plan, void* stream) {
-    launch("mixer_reduce_kernel", mixer_reduce_kernel<Kind, W, kBlocks, kRows>,
+    launch("mixer_reduce_kernel", mixer_reduce_kernel<Kind, W, kChannelTiles, kRows>,
            {int64_t(p.batch) * p.parts, kTileThreads, kReduceBytes}, stream, p);
     const int blocks = 1 + (p.branch * kMixerTaps + kTileThreads - 1) / kTileThreads;
     const int64_t packing = 1 + MixerSteps(p).of_weights();
     launch("mixer_finalise_kernel", mixer_finalise_kernel<Kind, W>,
            {int64_t(p.batch) * blocks + packing, kTileThreads, finalise_bytes(p)}, stream, p, blocks);
-    launch("mixer_fuse_kernel", mixer_fuse_kernel<Kind, kBlocks, kRows>,
+    launch("mixer_fuse_kernel", mixer_fuse_kernel<Kind, kChannelTiles, kRows>,
            {p.batch * plan.tiles, kTileThreads, kFuseBytes}, stream, p);
   }
 
   static void run(const MixerArguments& p, const MixerPlan& plan, void* stream) {
-    if (p.wide) run_with<float>(p, plan, stream);
+    if (p.float_weights) run_with<float>(p, plan, stream);
     else run_with<T>(p, plan, stream);
   }
 
   template <class W>
   static void list_with(KernelList& list) {
-    list.add<mixer_reduce_kernel<Kind, W, kBlocks, kRows>>(kTileThreads, kReduceBytes);
+    list.add<mixer_reduce_kernel<Kind, W, kChannelTiles, kRows>>(kTileThreads, kReduceBytes);
     list.add<mixer_finalise_kernel<Kind, W>>(kTileThreads, most_finalise_bytes());
-    list.add<mixer_fuse_kernel<Kind, kBlocks, kRows>>(kTileThreads, kFuseBytes, kOldestOfFuse);
+    list.add<mixer_fuse_kernel<Kind, kChannelTiles, kRows>>(kTileThreads, kFuseBytes, kOldestOfFuse);
   }
 
   static void list(KernelList& list) {
@@ -93,11 +93,11 @@ struct MixerVariant {
 
 template <class Kind, int kIndex = 0>
 MixerRunner mixer_runner_from(int branch) {
-  constexpr int kBlocks = kMixerBlocks[kIndex];
-  if constexpr (16 * kBlocks < kMixerMostBranch) {
-    if (branch > 16 * kBlocks) return mixer_runner_from<Kind, kIndex + 1>(branch);
+  constexpr int kChannelTiles = kMixerChannelTiles[kIndex];
+  if constexpr (16 * kChannelTiles < kMixerMostBranch) {
+    if (branch > 16 * kChannelTiles) return mixer_runner_from<Kind, kIndex + 1>(branch);
   }
-  using Variant = MixerVariant<Kind, kBlocks>;
+  using Variant = MixerVariant<Kind, kChannelTiles>;
   return {Variant::plan, Variant::run, Variant::list};
 }
 

@@ -1,37 +1,37 @@
-// The third kernel of mixer_stage: all three branches, their fusion and project_out, for one tile of the image a block.
-// Matrices come in the steps of pack.h, each while those before it are multiplied.
+// The third kernel of mixer_stage: all three branches, their fusion and project_out, one tile of the image per block.
+// Matrices arrive in the steps of pack.h, each while the previous one is multiplied.
 #pragma once
 
 #include "pack.h"
 
 namespace mirage::cuda {
 
-template <class Kind, int kBlocks, int kRows>
+template <class Kind, int kChannelTiles, int kRows>
 struct MixerFuseTile {
   using T = typename Kind::Element;
   using Far = Window<kRows, 3>;
   using Near = Window<kRows, 1>;
   using Inner = Window<kRows, 0>;
   using Run = TileRun<Inner>;
-  static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = Near::kHiddenPitch;
+  static constexpr int kBranch = 16 * kChannelTiles, kHiddenPitch = Near::kHiddenPitch;
   static constexpr int kRun = Run::kRun;
 
   static constexpr int largest(int a, int b) { return a > b ? a : b; }
   static constexpr int kWindows = kBranch * (Far::kPitch + Near::kPitch), kFused = 3 * kBranch * Inner::kPitch;
-  using Forward = MixerForwardSteps<T, kBlocks>;
-  using Stream = PanelStream<T, kBlocks, Forward>;
+  using Forward = MixerForwardSteps<T, kChannelTiles>;
+  using Stream = PanelStream<T, kChannelTiles, Forward>;
   static constexpr int kPanel = 16 * kBranch;
 
   // First the windows of detail and n1, at last the fused branches.
   alignas(16) T large[largest(kWindows, kFused)];
-  alignas(16) T scaled[kBranch * Inner::kPitch];  // BatchNorm of n2, then the gated CNN before proj_out
-  alignas(16) T other[kBranch * Inner::kPitch];   // v, then n3
+  alignas(16) T scaled[kBranch * Inner::kPitch];  // BatchNorm of n2, later the input of proj_out
+  alignas(16) T other[kBranch * Inner::kPitch];   // v, later n3
   union {
-    alignas(16) float lines[16 * kHiddenPitch];  // hidden channels, of which v is made
-    alignas(16) T chunk[16 * Inner::kPitch];     // later what a step leaves for its second product
+    alignas(16) float lines[16 * kHiddenPitch];  // hidden channels from which v is computed
+    alignas(16) T chunk[16 * Inner::kPitch];     // later the input of a step's second matrix product
   };
   alignas(16) T steps[2][Stream::kStep];
-  alignas(16) float kernels[16 * kMixerKernel];  // of a step's channels
+  alignas(16) float kernels[16 * kMixerKernel];  // of the channels of a step
 
   MIRAGE_DEVICE T* detail() { return large; }
   MIRAGE_DEVICE T* normal() { return large + kBranch * Far::kPitch; }
@@ -43,10 +43,10 @@ struct MixerFuseTile {
 template <class Tile>
 using MixerFragments = float[Tile::kBranch / 16][Tile::Inner::kTiles][4];
 
-// Fragments as rows of pixels.
+// Stores accumulators as rows of pixels.
 template <class Tile, int MT>
 MIRAGE_DEVICE void store_fragments(const float (&acc)[MT][Tile::Inner::kTiles][4], typename Tile::T* out) {
-  const int thread = renewed(thread_index());
+  const int thread = opaque(thread_index());
   const int g = thread % kLanes / 4, t = thread % 4;
 #pragma unroll
   for (int m = 0; m < MT; ++m) {
@@ -61,15 +61,15 @@ MIRAGE_DEVICE void store_fragments(const float (&acc)[MT][Tile::Inner::kTiles][4
   }
 }
 
-// acc += panel x the tile's pixels at `pixels`, of kDepth channels.
+// acc += panel times `pixels`, which has kDepth channels of the tile's pixels.
 template <class Kind, int kDepth, class Tile, int MT>
 MIRAGE_DEVICE void multiply_inner(const typename Tile::T* panel, const typename Tile::T* pixels,
                                   float (&acc)[MT][Tile::Inner::kTiles][4]) {
   multiply<kDepth>(Kind(), panel, pixels + 8 * Tile::Inner::kTiles * warp_index(), Tile::Inner::kPitch, acc);
 }
 
-// acc += the product with all channels at `pixels`, a step for each 16 of them. The first begins with a barrier. Of the step
-// behind them all `following` elements will be wanted.
+// acc += the matrix product with all channels at `pixels`, one step per 16 channels. Starts with a barrier.
+// `following`: the elements that will be needed of the next step after these.
 template <class Kind, class Tile, int MT>
 MIRAGE_DEVICE void multiply_steps(typename Tile::Stream& stream, const typename Tile::T* pixels, int following,
                                   float (&acc)[MT][Tile::Inner::kTiles][4]) {
@@ -80,17 +80,18 @@ MIRAGE_DEVICE void multiply_steps(typename Tile::Stream& stream, const typename 
   }
 }
 
-// attention x v, v from n1 with its depthwise convolution.
+// The attention branch: attention times v; v is computed from n1 and its depthwise convolution.
 template <class Kind, class Tile>
-MIRAGE_DEVICE void attend(typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile>& acc) {
-  const int thread = renewed(thread_index());
+MIRAGE_DEVICE void attention_branch(typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile>& acc) {
+  const int thread = opaque(thread_index());
   using Near = typename Tile::Near;
   const typename Tile::Run run(thread);
 #pragma unroll 1
   for (int first = 0; first < Tile::kBranch; first += 16) {
-    const auto* panel = stream.next(Tile::Forward::kFirst);  // the hidden channels before have been read
+    const auto* panel = stream.next(Tile::Forward::kFirst);  // the previous hidden channels have been read
     float fragments[1][Near::kTiles][4] = {};
-    multiply<Tile::kBranch>(Kind(), panel, tile.normal() + 8 * Near::kTiles * (thread / kLanes), Near::kPitch, fragments);
+    multiply<Tile::kBranch>(Kind(), panel, tile.normal() + 8 * Near::kTiles * (thread / kLanes), Near::kPitch,
+                            fragments);
     store_lines<Near>(fragments, tile.hidden());
     sync_block();
     float taps[9], sum[Tile::kRun] = {};
@@ -103,10 +104,11 @@ MIRAGE_DEVICE void attend(typename Tile::Stream& stream, Tile& tile, MixerFragme
   multiply_steps<Kind, Tile>(stream, tile.values(), Tile::kPanel, acc);
 }
 
-// The detail over its window, in place: each warp reads and writes its own pixels. For `following` see multiply_steps.
+// Computes the detail over its window, in place: each warp reads and writes its own pixels. For `following` see
+// multiply_steps.
 template <class Kind, class Tile>
 MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile, int following) {
-  const int thread = renewed(thread_index());
+  const int thread = opaque(thread_index());
   using Far = typename Tile::Far;
   float acc[Tile::kBranch / 16][Far::kTiles][4] = {};
   const int start = 8 * Far::kTiles * (thread / kLanes), g = thread % kLanes / 4, t = thread % 4;
@@ -129,13 +131,13 @@ MIRAGE_DEVICE void project_detail(typename Tile::Stream& stream, Tile& tile, int
   }
 }
 
-// sum += the 7x7 convolution of one channel for a run of pixels, with its kernel or that turned by 180 degrees. `line` is
-// where the run's window begins, in one of kMargin 3.
-template <class Far, bool kTurned, class T, int kRun>
+// sum += the 7x7 convolution of one channel for a run of pixels, optionally with the kernel flipped along both axes.
+// `line` points to the top left of the run's window, in a window with a halo of three.
+template <class Far, bool kFlipped, class T, int kRun>
 MIRAGE_DEVICE void convolve_run_7x7(const T* line, const float* kernel, float (&sum)[kRun]) {
-  const float* taps = kernel + (kTurned ? 6 * kMixerLine : 0);
+  const float* taps = kernel + (kFlipped ? 6 * kMixerLine : 0);
 #pragma unroll 1
-  for (int y = 0; y < 7; ++y, line += Far::kLine, taps += kTurned ? -kMixerLine : kMixerLine) {
+  for (int y = 0; y < 7; ++y, line += Far::kLine, taps += kFlipped ? -kMixerLine : kMixerLine) {
     float value[kRun + 6], of_line[kMixerLine];
     load_packed<4>(taps, of_line);
     load_packed<4>(taps + 4, of_line + 4);
@@ -144,18 +146,19 @@ MIRAGE_DEVICE void convolve_run_7x7(const T* line, const float* kernel, float (&
 #pragma unroll
     for (int x = 0; x < 7; ++x) {
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) sum[j] = fmaf(of_line[kTurned ? 6 - x : x], value[x + j], sum[j]);
+      for (int j = 0; j < kRun; ++j) sum[j] = fmaf(of_line[kFlipped ? 6 - x : x], value[x + j], sum[j]);
     }
   }
 }
 
-// chunk *= the 7x7 convolution of 16 channels of detail, of which keep(channel, pixel of the tile, run) is told.
+// Multiplies `chunk` by the 7x7 depthwise convolution of 16 detail channels; calls keep(channel, pixel, values) with
+// each result.
 template <class Tile, class Keep>
 MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, Tile& tile, Keep keep) {
   using T = typename Tile::T;
-  const typename Tile::Run run(renewed(thread_index()));
+  const typename Tile::Run run(opaque(thread_index()));
   const int channel = first + run.channel;
-  if (channel >= p.branch) return;  // whose gates are zero
+  if (channel >= p.branch) return;  // the gates of these channels are zero
   const T* line = tile.detail() + channel * Tile::Far::kPitch + run.row * Tile::Far::kLine + run.column;
   float sum[Tile::kRun] = {};
   convolve_run_7x7<typename Tile::Far, false>(line, tile.kernels + run.channel * kMixerKernel, sum);
@@ -169,10 +172,11 @@ MIRAGE_DEVICE void multiply_by_convolution(const MixerArguments& p, int first, T
   }
 }
 
-// gic2(gelu(gate / t) * concat(identity, convolution of detail)), 16 channels of the product at a time.
+// The gated branch: gic2(gelu(gate / t) * concat(identity, convolution of detail)), 16 input channels of gic2 at a
+// time.
 template <class Kind, class Tile, class Keep>
-MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float temperature, typename Tile::Stream& stream,
-                        Tile& tile, MixerFragments<Tile>& acc, Keep keep) {
+MIRAGE_DEVICE void gated_branch(const MixerArguments& p, const Corner& at, float temperature,
+                                typename Tile::Stream& stream, Tile& tile, MixerFragments<Tile>& acc, Keep keep) {
   using T = typename Tile::T;
   const float* kernels = mixer_kernels<T>(p, at.sample);
   constexpr int kTiles = Tile::Inner::kTiles;
@@ -181,9 +185,9 @@ MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float tempera
 #pragma unroll 1
   for (int step = 0; step < steps.gate; ++step) {
     const bool identity = step < steps.identities;
-    const int first = 16 * (step - steps.identities);  // of the detail
+    const int first = 16 * (step - steps.identities);  // channel of the detail
     const int following = step + 1 < steps.identities ? 3 : step + 1 < steps.gate ? 2 : 1;
-    const T* panels = stream.next(following * Tile::kPanel);  // the product before has been read
+    const T* panels = stream.next(following * Tile::kPanel);  // the previous product has been read
     if (!identity) copy_to_block<kTileThreads>(tile.kernels, kernels + first * kMixerKernel);
     float gates_of[1][kTiles][4] = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.scaled, gates_of);
@@ -208,11 +212,11 @@ MIRAGE_DEVICE void gate(const MixerArguments& p, const Corner& at, float tempera
   }
 }
 
-// proj_out(scale * acc + n2).
+// The end of the gated branch: proj_out(scale * acc + n2).
 template <class Kind, class Tile>
-MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, const Weights<float>& weight,
-                                  const Weights<float>& bias, typename Tile::Stream& stream, Tile& tile,
-                                  MixerFragments<Tile>& acc) {
+MIRAGE_DEVICE void gated_branch_out(const MixerArguments& p, const Corner& at, const Weights<float>& weight,
+                                    const Weights<float>& bias, typename Tile::Stream& stream, Tile& tile,
+                                    MixerFragments<Tile>& acc) {
   using T = typename Tile::T;
   const FragmentPixels<Tile::Inner::kTiles> pixels(p.height, p.width, at);
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + corner_of(at, p.s_row, p.s_column);
@@ -220,23 +224,23 @@ MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, con
   const float scale = p.branch_scale ? p.branch_scale[at.sample] : 1.0f;
   NormMoments of[pixels.kCount];
 #pragma unroll
-  for (int i = 0; i < pixels.kCount; ++i) of[i] = moments(0, pixels.known(i) ? pixels.offset(i, p.width, 1) : 0);
+  for (int i = 0; i < pixels.kCount; ++i) of[i] = moments(0, pixels.in_bounds(i) ? pixels.offset(i, p.width, 1) : 0);
 #pragma unroll
   for (int m = 0; m < 2 * Tile::kBranch / 16; ++m) {
     const int c = p.branch + 8 * m + pixels.group;
     if (c >= 2 * p.branch) continue;
-    const T* channel = settled(x + c * p.s_channel);
+    const T* channel = opaque_global(x + c * p.s_channel);
     const float w = weight[c], b = bias[c];
 #pragma unroll
     for (int i = 0; i < pixels.kCount; ++i) {
-      if (!pixels.known(i)) continue;
+      if (!pixels.in_bounds(i)) continue;
       const T* from = channel + pixels.offset(i, int(p.s_row), int(p.s_column));
       const float normal = (to_float(load_constant(from)) - of[i].mean) * of[i].rstd;
       float& sum = acc[m / 2][i / 2][m % 2 * 2 + i % 2];
       sum = fmaf(scale, sum, fmaf(normal, w, b));
     }
   }
-  store_fragments<Tile>(acc, tile.scaled);  // which nobody reads since the last barrier of the gate
+  store_fragments<Tile>(acc, tile.scaled);  // no longer read since the last barrier in gated_branch
 #pragma unroll
   for (int m = 0; m < Tile::kBranch / 16; ++m) {
 #pragma unroll
@@ -245,16 +249,16 @@ MIRAGE_DEVICE void project_branch(const MixerArguments& p, const Corner& at, con
   multiply_steps<Kind, Tile>(stream, tile.scaled, 2 * Tile::kPanel, acc);
 }
 
-// mlp_out(gelu(mlp_in(n3))), 16 of the 2c hidden channels at a time.
+// The MLP branch: mlp_out(gelu(mlp_in(n3))), 16 of the 2c hidden channels at a time.
 template <class Kind, class Tile>
-MIRAGE_DEVICE void perceive(const MixerArguments& p, typename Tile::Stream& stream, Tile& tile,
-                            MixerFragments<Tile>& acc) {
+MIRAGE_DEVICE void mlp_branch(const MixerArguments& p, typename Tile::Stream& stream, Tile& tile,
+                              MixerFragments<Tile>& acc) {
   using T = typename Tile::T;
   constexpr int kTiles = Tile::Inner::kTiles;
 #pragma unroll 1
   for (int first = 0; first < 2 * p.branch; first += 16) {
     const int following = first + 16 < 2 * p.branch ? 2 : 3;
-    const T* panels = stream.next(following * Tile::kPanel);  // the hidden channels before have been read
+    const T* panels = stream.next(following * Tile::kPanel);  // the previous hidden channels have been read
     float hidden[1][kTiles][4] = {};
     multiply_inner<Kind, Tile::kBranch, Tile>(panels, tile.third(), hidden);
 #pragma unroll
@@ -268,12 +272,13 @@ MIRAGE_DEVICE void perceive(const MixerArguments& p, typename Tile::Stream& stre
   }
 }
 
-// Each branch modulated by the sum of the other two, one after the other as channels of `large`; zero from 3c on.
+// Fuses the accumulators of the branches: each is modulated by the sum of the other two. Stores the results as channels
+// of `large`, one branch after the other; zero from 3c on.
 template <class Tile>
-MIRAGE_DEVICE void fuse(const MixerArguments& p, const float* alphas, const MixerFragments<Tile>& a,
-                        const MixerFragments<Tile>& b, const MixerFragments<Tile>& c, Tile& tile) {
+MIRAGE_DEVICE void fuse_fragments(const MixerArguments& p, const float* alphas, const MixerFragments<Tile>& a,
+                                  const MixerFragments<Tile>& b, const MixerFragments<Tile>& c, Tile& tile) {
   constexpr int kPitch = Tile::Inner::kPitch;
-  const float alpha_a = alphas[0], alpha_b = alphas[1], alpha_c = alphas[2];
+  const float alpha_att = alphas[0], alpha_conv = alphas[1], alpha_mlp = alphas[2];
   const int g = lane_index() / 4, t = lane_index() % 4;
   for (int i = thread_index(); i < (3 * Tile::kBranch - 3 * p.branch) * kPitch; i += kTileThreads) {
     tile.large[3 * p.branch * kPitch + i] = from_float<typename Tile::T>(0.0f);
@@ -289,9 +294,9 @@ MIRAGE_DEVICE void fuse(const MixerArguments& p, const float* alphas, const Mixe
       for (int i = 0; i < 2; ++i) {
         const int at = m % 2 * 2 + i;
         const float x = a[m / 2][n][at], y = b[m / 2][n][at], z = c[m / 2][n][at];
-        fused[0][i] = fmaf(alpha_a, sigmoid(y + z), x);
-        fused[1][i] = fmaf(alpha_b, sigmoid(x + z), y);
-        fused[2][i] = fmaf(alpha_c, sigmoid(x + y), z);
+        fused[0][i] = fmaf(alpha_att, sigmoid(y + z), x);
+        fused[1][i] = fmaf(alpha_conv, sigmoid(x + z), y);
+        fused[2][i] = fmaf(alpha_mlp, sigmoid(x + y), z);
       }
       auto* out = tile.large + channel * kPitch + 8 * (warp_index() * Tile::Inner::kTiles + n) + 2 * t;
 #pragma unroll
@@ -318,7 +323,7 @@ MIRAGE_DEVICE void project_out(const MixerArguments& p, const Corner& at, typena
   store_sum(pixels, channels, from, p.s_channel, int(p.s_row), int(p.s_column), to, p.plane(), p.width, acc);
 }
 
-// BatchNorm of the gated CNN's input: of a channel, of its values.
+// BatchNorm of the gated branch's input, as a function of the channel and then of the value.
 struct MixerBatchNorm {
   struct OfChannel {
     float mean, factor, bias;
@@ -329,50 +334,51 @@ struct MixerBatchNorm {
   float eps;
 
   MIRAGE_DEVICE explicit MixerBatchNorm(const MixerArguments& p)
-      : mean(p.batch_mean), var(p.batch_var), weight(p.packed + 6 * 16 * MixerSteps::sixteens(p.branch)),
-        bias(weight + 16 * MixerSteps::sixteens(p.branch)), eps(p.bn_eps) {}
+      : mean(p.batch_mean), var(p.batch_var), weight(p.packed + 6 * 16 * MixerSteps::channel_tiles_of(p.branch)),
+        bias(weight + 16 * MixerSteps::channel_tiles_of(p.branch)), eps(p.bn_eps) {}
 
   MIRAGE_DEVICE OfChannel operator()(int c) const { return {mean[c], weight[c] / sqrtf(var[c] + eps), bias[c]}; }
 };
 
-// Third `third` of the normalised x in a window, `change`d, with the layer norm's packed weights and kept moments.
-template <class Window, int kBlocks, class T, class Change>
+// Loads third `third` of the normalised x in a window and applies `change`, with the packed weights of the layer norm
+// and the stored moments.
+template <class Window, int kChannelTiles, class T, class Change>
 MIRAGE_DEVICE void load_third(const MixerArguments& p, const Corner& at, int third, T* out, Change change) {
   const MomentsOfPlane moments(p, at, (Window::kLine - Window::kColumns) / 2);
-  const Weights<float> weight{p.packed}, bias{p.packed + 3 * 16 * kBlocks};
-  load_normal<T, float, kBlocks, Window>(p, at, third, weight, bias, moments, out, change);
+  const Weights<float> weight{p.packed}, bias{p.packed + 3 * 16 * kChannelTiles};
+  load_normal<T, float, kChannelTiles, Window>(p, at, third, weight, bias, moments, out, change);
 }
 
-template <class Window, int kBlocks, class T>
+template <class Window, int kChannelTiles, class T>
 MIRAGE_DEVICE void load_third(const MixerArguments& p, const Corner& at, int third, T* out) {
-  load_third<Window, kBlocks>(p, at, third, out, Unchanged());
+  load_third<Window, kChannelTiles>(p, at, third, out, Unchanged());
 }
 
-// What the branches begin with: n1 and BatchNorm of n2, over the tile and around it.
-template <int kBlocks, class Tile>
+// Loads the inputs of the branches with their halos: n1, and BatchNorm of n2.
+template <int kChannelTiles, class Tile>
 MIRAGE_DEVICE void load_windows(const MixerArguments& p, const Corner& at, Tile& tile) {
-  load_third<typename Tile::Near, kBlocks>(p, at, 0, tile.normal());
-  load_third<typename Tile::Far, kBlocks>(p, at, 1, tile.detail(), MixerBatchNorm(p));
+  load_third<typename Tile::Near, kChannelTiles>(p, at, 0, tile.normal());
+  load_third<typename Tile::Far, kChannelTiles>(p, at, 1, tile.detail(), MixerBatchNorm(p));
 }
 
-template <class Kind, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks == 1 ? 3 : kBlocks == 2 ? 2 : 1) mixer_fuse_kernel(const MixerArguments p) {
-  using Tile = MixerFuseTile<Kind, kBlocks, kRows>;
+template <class Kind, int kChannelTiles, int kRows>
+MIRAGE_KERNEL(256, kChannelTiles == 1 ? 3 : kChannelTiles == 2 ? 2 : 1) mixer_fuse_kernel(const MixerArguments p) {
+  using Tile = MixerFuseTile<Kind, kChannelTiles, kRows>;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
   const Corner at = Tiling<kRows>(p).corner(int(block_index()));
   typename Tile::Stream stream({p, at.sample}, MixerSteps(p).all(), Tile::Forward::kFirst, tile.steps);
-  load_windows<kBlocks>(p, at, tile);
+  load_windows<kChannelTiles>(p, at, tile);
   MixerFragments<Tile> attended = {};
-  attend<Kind>(stream, tile, attended);
+  attention_branch<Kind>(stream, tile, attended);
   copy_inner<Tile>(tile.detail(), tile.scaled);
-  project_detail<Kind>(stream, tile, 3 * Tile::kPanel);  // after its first barrier v has been read
-  load_third<typename Tile::Inner, kBlocks>(p, at, 2, tile.third());
+  project_detail<Kind>(stream, tile, 3 * Tile::kPanel);  // after its first barrier v is no longer read
+  load_third<typename Tile::Inner, kChannelTiles>(p, at, 2, tile.third());
   MixerFragments<Tile> gated = {};
-  gate<Kind>(p, at, p.packed[mixer_scalars(kBlocks)], stream, tile, gated, [](int, int, const auto&) {});
-  project_branch<Kind>(p, at, {p.packed}, {p.packed + 3 * Tile::kBranch}, stream, tile, gated);
-  MixerFragments<Tile> perceived = {};
-  perceive<Kind>(p, stream, tile, perceived);
-  fuse(p, p.packed + mixer_scalars(kBlocks) + 1, attended, gated, perceived, tile);
+  gated_branch<Kind>(p, at, p.packed[mixer_scalars(kChannelTiles)], stream, tile, gated, [](int, int, const auto&) {});
+  gated_branch_out<Kind>(p, at, {p.packed}, {p.packed + 3 * Tile::kBranch}, stream, tile, gated);
+  MixerFragments<Tile> mlp = {};
+  mlp_branch<Kind>(p, stream, tile, mlp);
+  fuse_fragments(p, p.packed + mixer_scalars(kChannelTiles) + 1, attended, gated, mlp, tile);
   project_out<Kind>(p, at, stream, tile);
 }
 

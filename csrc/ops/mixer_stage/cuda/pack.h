@@ -1,18 +1,19 @@
-// The weights of mixer_fuse as it wants them: one step after the other, at equal distances, in the order in which a tile
-// takes them, each made of panels (products.h). A block copies them as they lie, one step ahead of the products.
+// The packed weights of mixer_fuse: steps at equal distances, in the order in which a tile uses them. A step is a stage
+// of the software pipeline: one to three panels (gemm.h) that a block copies to shared memory, unchanged, while it
+// multiplies those of the previous step.
 //
-//   steps           what                                         panels
-//   kBlocks         v: 16 rows, and their taps                   16 x c
-//   kBlocks         attention, of the sample                     c x 16 (columns)
-//   kBlocks         gic1 of the detail                           c x 16
-//   gate_steps      gic1: gate and, of the identity, value;      16 x c, 16 x c, c x 16; or without the second
-//                   gic2
-//   kBlocks         proj_out                                     c x 16
-//   mlp_steps       mlp_in, mlp_out                              16 x c, c x 16
-//   out_steps       project_out                                  3c x 16
+//   steps          contents                                     panels
+//   channel_tiles  v: 16 rows, and their taps                   16 x c
+//   channel_tiles  attention of the sample                      c x 16 (columns)
+//   channel_tiles  gic1 of the detail                           c x 16
+//   gate_steps     gic1: gate and, for the identity, value;     16 x c, 16 x c, c x 16; or without the second
+//                  gic2
+//   channel_tiles  proj_out                                     c x 16
+//   mlp_steps      mlp_in, mlp_out                              16 x c, c x 16
+//   out_steps      project_out                                  3c x 16
 //
-// c is a branch's channels in sixteens, kBlocks of them. Behind the steps are the generated kernels of each sample, with
-// lines of eight taps. mixer_finalise writes all of this.
+// c is a branch's channels rounded up to 16, channel_tiles of 16 each. Behind the steps are the generated kernels of
+// each sample, in lines of eight taps. mixer_finalise writes all of this.
 #pragma once
 
 #include "common/cuda/copies.h"
@@ -20,21 +21,24 @@
 
 namespace mirage::cuda {
 
-// Steps: how many there are of each kind, and where they are in memory.
+// The number of steps of each kind.
 struct MixerSteps {
-  int blocks, identities, gate, mlp, out;
+  int channel_tiles, identities, gate, mlp, out;
 
-  MIRAGE_ANYWHERE static int sixteens(int channels) { return (channels + 15) / 16; }
+  MIRAGE_ANYWHERE static int channel_tiles_of(int channels) { return (channels + 15) / 16; }
 
   MIRAGE_ANYWHERE explicit MixerSteps(const MixerArguments& p)
-      : blocks(sixteens(p.branch)), identities(sixteens(p.hidden - p.branch)), gate(identities + blocks),
-        mlp(sixteens(2 * p.branch)), out(sixteens(3 * p.branch)) {}
+      : channel_tiles(channel_tiles_of(p.branch)),
+        identities(channel_tiles_of(p.hidden - p.branch)),
+        gate(identities + channel_tiles),
+        mlp(channel_tiles_of(2 * p.branch)),
+        out(channel_tiles_of(3 * p.branch)) {}
 
-  // Those that are the same for all samples; attention has `blocks` for each sample.
-  MIRAGE_ANYWHERE int of_weights() const { return 3 * blocks + gate + mlp + out; }
-  MIRAGE_ANYWHERE int all() const { return of_weights() + blocks; }
+  // Steps that all samples share; the attention has `channel_tiles` more for each sample.
+  MIRAGE_ANYWHERE int of_weights() const { return 3 * channel_tiles + gate + mlp + out; }
+  MIRAGE_ANYWHERE int all() const { return of_weights() + channel_tiles; }
 
-  // The first channel of a gate's step, and how many it has.
+  // The first channel of a step of the gate, and how many channels it has.
   MIRAGE_ANYWHERE int gate_first(const MixerArguments& p, int i) const {
     return i < identities ? 16 * i : p.hidden - p.branch + 16 * (i - identities);
   }
@@ -44,68 +48,72 @@ struct MixerSteps {
   }
 };
 
-// Elements of a panel, and from one step to the next; floats before the steps: weight and bias of the layer norm [3c each]
-// and of BatchNorm [c each], temperature, alphas. c in sixteens.
-MIRAGE_ANYWHERE constexpr int mixer_panel(int blocks) { return 16 * 16 * blocks; }
-MIRAGE_ANYWHERE constexpr int mixer_step(int blocks) { return 3 * mixer_panel(blocks); }
-MIRAGE_ANYWHERE constexpr int mixer_scalars(int blocks) { return 8 * 16 * blocks; }
-MIRAGE_ANYWHERE constexpr int mixer_floats(int blocks) { return mixer_scalars(blocks) + 4; }
+// Elements of a panel of c channels, and between steps. Floats in front of the steps: weight and bias of the layer norm
+// [3c each] and of BatchNorm [c each], temperature, alphas; c is rounded up to 16.
+MIRAGE_ANYWHERE constexpr int mixer_panel(int channel_tiles) { return 16 * 16 * channel_tiles; }
+MIRAGE_ANYWHERE constexpr int mixer_step(int channel_tiles) { return 3 * mixer_panel(channel_tiles); }
+MIRAGE_ANYWHERE constexpr int mixer_scalars(int channel_tiles) { return 8 * 16 * channel_tiles; }
+MIRAGE_ANYWHERE constexpr int mixer_floats(int channel_tiles) { return mixer_scalars(channel_tiles) + 4; }
 
-// Floats of the taps of 16 channels, 12 for each.
+// Floats of the taps of 16 channels, twelve per channel.
 constexpr int kMixerTapsOfStep = 16 * 12;
 
-// Floats of a generated kernel: seven lines of seven taps, each with one more.
+// Floats of a generated kernel: seven lines of seven taps and one float of padding.
 constexpr int kMixerLine = 8, kMixerKernel = 7 * kMixerLine;
 
-// Of tap i of a sample's kernels [c, 49], among these.
+// The index in them of tap i of a sample's kernels [c, 49].
 MIRAGE_DEVICE int place_of_tap(int i) {
   return i / kMixerTaps * kMixerKernel + i % kMixerTaps / 7 * kMixerLine + i % 7;
 }
 
-// Of element size `size`, of a whole batch.
+// Bytes for a whole batch, with elements of `size` bytes.
 inline int64_t mixer_packed_bytes(const MixerArguments& p, int64_t size) {
   const MixerSteps steps(p);
-  const int64_t all = steps.of_weights() + int64_t(p.batch) * steps.blocks;
-  const int64_t floats = mixer_floats(steps.blocks) + int64_t(p.batch) * 16 * steps.blocks * kMixerKernel;
-  return floats * int64_t(sizeof(float)) + all * mixer_step(steps.blocks) * size;
+  const int64_t all = steps.of_weights() + int64_t(p.batch) * steps.channel_tiles;
+  const int64_t floats = mixer_floats(steps.channel_tiles) + int64_t(p.batch) * 16 * steps.channel_tiles * kMixerKernel;
+  return floats * int64_t(sizeof(float)) + all * mixer_step(steps.channel_tiles) * size;
 }
 
-// Beginning of the steps of weights, and of those of a sample's attention.
+// The first step of the weights, and the first of a sample's attention.
 template <class T>
 MIRAGE_ANYWHERE T* mixer_weight_steps(const MixerArguments& p) {
-  return reinterpret_cast<T*>(p.packed + mixer_floats(MixerSteps::sixteens(p.branch)));
+  return reinterpret_cast<T*>(p.packed + mixer_floats(MixerSteps::channel_tiles_of(p.branch)));
 }
 template <class T>
 MIRAGE_ANYWHERE T* mixer_attention_steps(const MixerArguments& p, int sample) {
   const MixerSteps steps(p);
-  return mixer_weight_steps<T>(p) + (steps.of_weights() + int64_t(sample) * steps.blocks) * mixer_step(steps.blocks);
+  return mixer_weight_steps<T>(p) +
+         (steps.of_weights() + int64_t(sample) * steps.channel_tiles) * mixer_step(steps.channel_tiles);
 }
 
 // A sample's generated kernels, [c, kMixerKernel].
 template <class T>
 MIRAGE_ANYWHERE float* mixer_kernels(const MixerArguments& p, int sample) {
-  const int blocks = MixerSteps::sixteens(p.branch);
-  return reinterpret_cast<float*>(mixer_attention_steps<T>(p, p.batch)) + int64_t(sample) * 16 * blocks * kMixerKernel;
+  const int channel_tiles = MixerSteps::channel_tiles_of(p.branch);
+  return reinterpret_cast<float*>(mixer_attention_steps<T>(p, p.batch)) +
+         int64_t(sample) * 16 * channel_tiles * kMixerKernel;
 }
 
 // ---- writing -------------------------------------------------------------------------------------------------------
 
-// A matrix [c, c] in which a channel meets those of its head, value(row, column), as steps of 16 columns each.
+// Packs a block-diagonal matrix [c, c], in which channels of a head meet, as steps of 16 columns. value(row, column)
+// provides its elements.
 template <class Kind, class Value>
 MIRAGE_DEVICE void pack_heads(const MixerArguments& p, typename Kind::Element* steps, Value value) {
-  const int blocks = MixerSteps::sixteens(p.branch), depth = p.depth();
-  for (int i = 0; i < blocks; ++i) {
-    pack_panel<Kind, kTileThreads, 4>(steps + int64_t(i) * mixer_step(blocks), 16 * blocks, 16, [&](int row, int k) {
-      const int column = 16 * i + k;
-      const bool together = row < p.branch && column < p.branch && row / depth == column / depth;
-      return together ? value(row, column) : 0.0f;
-    });
+  const int channel_tiles = MixerSteps::channel_tiles_of(p.branch), depth = p.depth();
+  for (int i = 0; i < channel_tiles; ++i) {
+    pack_panel<Kind, kTileThreads, 4>(
+        steps + int64_t(i) * mixer_step(channel_tiles), 16 * channel_tiles, 16, [&](int row, int k) {
+          const int column = 16 * i + k;
+          const bool together = row < p.branch && column < p.branch && row / depth == column / depth;
+          return together ? value(row, column) : 0.0f;
+        });
   }
 }
 
 template <class W>
 MIRAGE_DEVICE void pack_floats(const MixerArguments& p) {
-  const int c = p.branch, blocks = MixerSteps::sixteens(c), padded = 16 * blocks;
+  const int c = p.branch, channel_tiles = MixerSteps::channel_tiles_of(c), padded = 16 * channel_tiles;
   const struct {
     const void* from;
     int size, at;
@@ -113,16 +121,16 @@ MIRAGE_DEVICE void pack_floats(const MixerArguments& p) {
              {p.norm_bias, 3 * c, 3 * padded},
              {p.bn_weight, c, 6 * padded},
              {p.bn_bias, c, 7 * padded},
-             {p.gate_temperature, 1, mixer_scalars(blocks)},
-             {p.alpha_att, 1, mixer_scalars(blocks) + 1},
-             {p.alpha_conv, 1, mixer_scalars(blocks) + 2},
-             {p.alpha_mlp, 1, mixer_scalars(blocks) + 3}};
+             {p.gate_temperature, 1, mixer_scalars(channel_tiles)},
+             {p.alpha_att, 1, mixer_scalars(channel_tiles) + 1},
+             {p.alpha_conv, 1, mixer_scalars(channel_tiles) + 2},
+             {p.alpha_mlp, 1, mixer_scalars(channel_tiles) + 3}};
   for (const auto& [from, size, at] : all) {
     for (int i = thread_index(); i < size; i += kTileThreads) p.packed[at + i] = p.weights<W>(from)[i];
   }
 }
 
-// A panel of a step: a part of a matrix or the transpose of one, zero beyond, filled up to rows x depth.
+// A panel of a step: a block of a matrix or its transpose, padded with zeros to rows x depth.
 template <class W>
 struct PanelOf {
   Block<W> from;
@@ -130,7 +138,7 @@ struct PanelOf {
   bool transposed = false;
 };
 
-// The panels of a step, one after the other; those without rows are none.
+// The panels of a step, one after the other; those without rows do not exist.
 template <class W>
 struct StepOf {
   PanelOf<W> panels[3];
@@ -138,23 +146,25 @@ struct StepOf {
 
 template <class W>
 MIRAGE_DEVICE StepOf<W> step_of(const MixerArguments& p, const MixerSteps& steps, int i) {
-  const int c = p.branch, padded = 16 * steps.blocks, hidden = p.hidden;
+  const int c = p.branch, padded = 16 * steps.channel_tiles, hidden = p.hidden;
   const W *gic1 = static_cast<const W*>(p.gic1), *gic2 = static_cast<const W*>(p.gic2);
-  if (i < steps.blocks) {
+  if (i < steps.channel_tiles) {
     return {{{{static_cast<const W*>(p.qkv), c, 2 * c + 16 * i, 0, c - 16 * i, c}, 16, padded}}};
   }
-  i -= steps.blocks;
-  if (i < steps.blocks) return {{{{gic1, c, 2 * hidden - c, 16 * i, c, c - 16 * i}, padded, 16}}};
-  i -= steps.blocks;
+  i -= steps.channel_tiles;
+  if (i < steps.channel_tiles) return {{{{gic1, c, 2 * hidden - c, 16 * i, c, c - 16 * i}, padded, 16}}};
+  i -= steps.channel_tiles;
   if (i < steps.gate) {
     const int first = steps.gate_first(p, i), rows = steps.gate_rows(p, i);
-    const PanelOf<W> gates{{gic1, c, first, 0, rows, c}, 16, padded}, out{{gic2, hidden, 0, first, c, rows}, padded, 16};
+    const PanelOf<W> gates{{gic1, c, first, 0, rows, c}, 16, padded},
+        out{{gic2, hidden, 0, first, c, rows}, padded, 16};
     if (i >= steps.identities) return {{gates, out}};
     return {{gates, {{gic1, c, hidden + first, 0, rows, c}, 16, padded}, out}};
   }
   i -= steps.gate;
-  if (i < steps.blocks) return {{{{static_cast<const W*>(p.proj_out), c, 0, 16 * i, c, c - 16 * i}, padded, 16}}};
-  i -= steps.blocks;
+  if (i < steps.channel_tiles)
+    return {{{{static_cast<const W*>(p.proj_out), c, 0, 16 * i, c, c - 16 * i}, padded, 16}}};
+  i -= steps.channel_tiles;
   if (i < steps.mlp) {
     const int rows = 2 * c - 16 * i;
     return {{{{static_cast<const W*>(p.mlp_in), c, 16 * i, 0, rows, c}, 16, padded},
@@ -164,7 +174,7 @@ MIRAGE_DEVICE StepOf<W> step_of(const MixerArguments& p, const MixerSteps& steps
   return {{{{static_cast<const W*>(p.project_out), 3 * c, 0, 16 * i, 3 * c, 3 * c - 16 * i}, 3 * padded, 16}}};
 }
 
-// Where the panels end.
+// Writes the panels of a step, and returns where they end.
 template <class Kind, class W>
 MIRAGE_DEVICE typename Kind::Element* pack_panels(const StepOf<W>& of, typename Kind::Element* to) {
 #pragma unroll
@@ -181,7 +191,7 @@ MIRAGE_DEVICE typename Kind::Element* pack_panels(const StepOf<W>& of, typename 
   return to;
 }
 
-// Depthwise taps of 16 channels of `third` of q, k, v, behind the panels of a step.
+// Packs the depthwise taps of 16 channels of `third` of q, k, v, behind the panels of a step.
 template <class W, class T>
 MIRAGE_DEVICE void pack_taps(const MixerArguments& p, int third, int first, T* to) {
   const auto taps = p.weights<W>(p.qkv_dwconv);
@@ -192,40 +202,40 @@ MIRAGE_DEVICE void pack_taps(const MixerArguments& p, int third, int first, T* t
   }
 }
 
-// Step `step` of the weights.
+// Packs step `step` of the weights.
 template <class Kind, class W>
 MIRAGE_DEVICE void pack_step(const MixerArguments& p, int step) {
   using T = typename Kind::Element;
   const MixerSteps steps(p);
-  T* to = mixer_weight_steps<T>(p) + int64_t(step) * mixer_step(steps.blocks);
+  T* to = mixer_weight_steps<T>(p) + int64_t(step) * mixer_step(steps.channel_tiles);
   to = pack_panels<Kind, W>(step_of<W>(p, steps, step), to);
-  if (step < steps.blocks) pack_taps<W>(p, 2, 16 * step, to);
+  if (step < steps.channel_tiles) pack_taps<W>(p, 2, 16 * step, to);
 }
 
 // ---- reading -------------------------------------------------------------------------------------------------------
 
-// A block's way through `count` steps, each of which it finds in one of two buffers while the next is on its way to the
-// other. Where: kPanels, the most that a step has; and jump(i, from), which sets `from` where step i does not lie behind the
-// one before it.
-template <class T, int kBlocks, class Where>
+// Double-buffered walk of a block through `count` steps: each is in one of two buffers while the next one is being
+// copied to the other. Where provides kPanels, the most panels of a step, and jump(i, from), which sets `from` if step
+// i does not follow the one before it in memory.
+template <class T, int kChannelTiles, class Where>
 class PanelStream {
  public:
   using Steps = Where;
-  static constexpr int kPanel = mixer_panel(kBlocks), kStep = Where::kPanels * kPanel;
+  static constexpr int kPanel = mixer_panel(kChannelTiles), kStep = Where::kPanels * kPanel;
 
-  // Of the first step `elements` are wanted.
+  // `elements`: how many are needed of the first step.
   MIRAGE_DEVICE PanelStream(const Where& where, int count, int elements, T (&buffers)[2][kStep])
       : where_(where), buffers_(buffers), count_(count) {
     fetch(elements);
   }
 
-  // The next step; of the one behind it `following` elements will be wanted. A barrier for the block: what any thread has
-  // written before it is there for all, and the step before is read no more.
+  // Returns the next step, and starts copying `following` elements of the one after it. Acts as a block barrier: what
+  // threads wrote before is visible to all, and the previous step is no longer read.
   MIRAGE_DEVICE const T* next(int following) {
     wait_for_copies();
     sync_block();
     const T* const found = buffers_[step_ & 1];
-    ++step_, from_ += mixer_step(kBlocks);
+    ++step_, from_ += mixer_step(kChannelTiles);
     if (step_ < count_) fetch(following);
     return found;
   }
@@ -242,17 +252,18 @@ class PanelStream {
   int count_, step_ = 0;
 };
 
-// The steps of forward: those of the sample's attention stand between the others.
-template <class T, int kBlocks>
+// The steps of forward: those of the sample's attention come in between the shared ones.
+template <class T, int kChannelTiles>
 struct MixerForwardSteps {
-  static constexpr int kPanels = 3, kFirst = mixer_panel(kBlocks) + kMixerTapsOfStep * int(sizeof(float) / sizeof(T));
+  static constexpr int kPanels = 3,
+                       kFirst = mixer_panel(kChannelTiles) + kMixerTapsOfStep * int(sizeof(float) / sizeof(T));
   const MixerArguments& p;
   int sample;
 
   MIRAGE_DEVICE void jump(int i, const T*& from) const {
     if (i == 0) from = mixer_weight_steps<T>(p);
-    if (i == kBlocks) from = mixer_attention_steps<T>(p, sample);
-    if (i == 2 * kBlocks) from = mixer_weight_steps<T>(p) + kBlocks * mixer_step(kBlocks);
+    if (i == kChannelTiles) from = mixer_attention_steps<T>(p, sample);
+    if (i == 2 * kChannelTiles) from = mixer_weight_steps<T>(p) + kChannelTiles * mixer_step(kChannelTiles);
   }
 };
 

@@ -1,42 +1,44 @@
-// The first kernel of mixer_stage: everything that is a sum over pixels. A block does some tiles of one sample.
+// The first kernel of mixer_stage: all sums over pixels. A block has some of the tiles of one sample.
 #pragma once
 
 #include "shared.h"
 
 namespace mirage::cuda {
 
-// kBlocks: channels of a branch in sixteens.
-template <class Kind, int kBlocks, int kRows>
+// kChannelTiles: channels of a branch in sixteens.
+template <class Kind, int kChannelTiles, int kRows>
 struct MixerReduceTile {
   using T = typename Kind::Element;
   using Near = Window<kRows, 1>;
   using Inner = Window<kRows, 0>;
   using Run = TileRun<Inner>;
-  static constexpr int kBranch = 16 * kBlocks, kHiddenPitch = Near::kHiddenPitch;
+  static constexpr int kBranch = 16 * kChannelTiles, kHiddenPitch = Near::kHiddenPitch;
   static constexpr int kRun = Run::kRun;
-  // q k^T is made of 16 x 8 items; a warp has every eighth.
-  static constexpr int kItems = 2 * kBlocks * kBlocks, kItemsOfWarp = (kItems + kTileWarps - 1) / kTileWarps;
+  // q k^T consists of 16 x 8 items, of which a warp has every eighth.
+  static constexpr int kItems = 2 * kChannelTiles * kChannelTiles,
+                       kItemsOfWarp = (kItems + kTileWarps - 1) / kTileWarps;
 
   alignas(16) T normal[kBranch * Near::kPitch];
-  alignas(16) T panels[kBlocks][32 * kBranch];  // 16 rows of q, the same of k
+  alignas(16) T panels[kChannelTiles][32 * kBranch];  // 16 rows of q, 16 rows of k
   alignas(16) float hidden[32 * kHiddenPitch];
   alignas(16) T q[kBranch * Inner::kPitch];
   alignas(16) T k[kBranch * Inner::kPitch];
   NormMoments moments[Near::kPadded];
   float squares[2 * kBranch];                         // |q|^2, |k|^2
-  float branch_mean[kBranch], deviations[kBranch];    // of n2 so far
+  float branch_mean[kBranch], deviations[kBranch];    // running mean and squared deviations of n2
 };
 
-// Of the layer norm, a thread a pixel of the window. Those of the tile itself are kept for mixer_fuse.
+// Computes the layer norm's moments for each pixel of the window, one thread per pixel. Those of the tile itself are
+// also stored for mixer_fuse.
 template <class Tile>
-MIRAGE_DEVICE void find_moments(const MixerArguments& p, const Corner& at, Tile& tile) {
+MIRAGE_DEVICE void compute_moments(const MixerArguments& p, const Corner& at, Tile& tile) {
   using T = typename Tile::T;
   using Near = typename Tile::Near;
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch;
   NormMoments* kept = p.moments + at.sample * p.plane();
   for (int n = thread_index(); n < Near::kPixels; n += kTileThreads) {
     const int i = n / Near::kLine - 1, j = n % Near::kLine - 1, row = at.row + i, column = at.column + j;
-    if (!inside(p, row, column)) continue;
+    if (!is_in_bounds(p, row, column)) continue;
     const T* pixel = x + row * p.s_row + column * p.s_column;
     const NormMoments moments = norm_moments(pixel, p.s_channel, 3 * p.branch, p.eps);
     tile.moments[n] = moments;
@@ -46,9 +48,11 @@ MIRAGE_DEVICE void find_moments(const MixerArguments& p, const Corner& at, Tile&
   }
 }
 
-// Mean and squared deviations of n2 over the tile, added to those of `before` pixels. A warp a channel.
+// Computes mean and squared deviations of n2 over the tile, and merges them with those of `before` pixels. One warp per
+// channel.
 template <class W, class Tile>
-MIRAGE_DEVICE void add_branch_moments(const MixerArguments& p, const Corner& at, float before, float count, Tile& tile) {
+MIRAGE_DEVICE void add_branch_moments(const MixerArguments& p, const Corner& at, float before, float count,
+                                      Tile& tile) {
   using T = typename Tile::T;
   using Inner = typename Tile::Inner;
   const T* x = static_cast<const T*>(p.x) + at.sample * p.s_batch + int64_t(p.branch) * p.s_channel;
@@ -59,32 +63,35 @@ MIRAGE_DEVICE void add_branch_moments(const MixerArguments& p, const Corner& at,
 #pragma unroll
     for (int j = 0; j < Inner::kPixels / kLanes; ++j) {
       const int n = kLanes * j + lane_index(), i = n / 16, k = n % 16, place = (i + 1) * Tile::Near::kLine + k + 1;
-      const bool known = inside(p, at.row + i, at.column + k);
+      const bool in_bounds = is_in_bounds(p, at.row + i, at.column + k);
       const T* pixel = x + c * p.s_channel + (at.row + i) * p.s_row + (at.column + k) * p.s_column;
-      value[j] = known ? fmaf((to_float(*pixel) - tile.moments[place].mean) * tile.moments[place].rstd, w, b) : 0.0f;
+      value[j] =
+          in_bounds ? fmaf((to_float(*pixel) - tile.moments[place].mean) * tile.moments[place].rstd, w, b) : 0.0f;
       sum += value[j];
     }
-    const float about = sum_of_warp(sum) / count;
+    const float about = warp_all_reduce_sum(sum) / count;
     float rest = 0.0f;
 #pragma unroll
     for (int j = 0; j < Inner::kPixels / kLanes; ++j) {
       const int n = kLanes * j + lane_index();
-      value[j] = inside(p, at.row + n / 16, at.column + n % 16) ? value[j] - about : 0.0f;
+      value[j] = is_in_bounds(p, at.row + n / 16, at.column + n % 16) ? value[j] - about : 0.0f;
       rest += value[j];
     }
-    // The mean of equal values is that value: what the sum has rounded BatchNorm would take for a deviation, and magnify.
-    const float mean = about + sum_of_warp(rest) / count;
+    // A second pass removes the rounding error of the mean. The mean of equal values is then exactly that value;
+    // otherwise BatchNorm would take the rounding error for a deviation, and magnify it.
+    const float mean = about + warp_all_reduce_sum(rest) / count;
 #pragma unroll
     for (int j = 0; j < Inner::kPixels / kLanes; ++j) squares = fmaf(value[j], value[j], squares);
-    squares = sum_of_warp(squares);
+    squares = warp_all_reduce_sum(squares);
     if (lane_index() != 0) continue;
     const float total = before + count, delta = before > 0.0f ? mean - tile.branch_mean[c] : 0.0f;
     tile.branch_mean[c] = before > 0.0f ? tile.branch_mean[c] + delta * (count / total) : mean;
-    tile.deviations[c] = (before > 0.0f ? tile.deviations[c] : 0.0f) + squares + delta * delta * (before * count / total);
+    tile.deviations[c] =
+        (before > 0.0f ? tile.deviations[c] : 0.0f) + squares + delta * delta * (before * count / total);
   }
 }
 
-// q and k of 16 channels over the tile, zero outside the image.
+// Computes q and k for 16 channels over the tile; zero out of bounds.
 template <class W, class Tile>
 MIRAGE_DEVICE void convolve_q_and_k(const MixerArguments& p, const Corner& at, int chunk, Tile& tile) {
   using T = typename Tile::T;
@@ -98,10 +105,10 @@ MIRAGE_DEVICE void convolve_q_and_k(const MixerArguments& p, const Corner& at, i
     for (int t = 0; t < 9; ++t) {
       taps[t] = channel < p.branch ? weight[int64_t(which * p.branch + channel) * 9 + t] : 0.0f;
     }
-    convolve_run(tile.hidden + (16 * which + run.channel) * Tile::kHiddenPitch + run.row * kHiddenLine + run.column, taps,
-                 sum);
+    convolve_run(tile.hidden + (16 * which + run.channel) * Tile::kHiddenPitch + run.row * kHiddenLine + run.column,
+                 taps, sum);
     T* out = (which ? tile.k : tile.q) + 16 * chunk * Tile::Inner::kPitch + run.place();
-    store_inside(p, at.row + run.row, at.column + run.column, sum, out);
+    store_in_bounds(p, at.row + run.row, at.column + run.column, sum, out);
   }
 }
 
@@ -114,7 +121,7 @@ MIRAGE_DEVICE void add_products(const MixerArguments& p, Tile& tile, float (&acc
     const int item = kTileWarps * i + warp_index();
     const int row = item / (2 * Tile::kBranch / 16) * 16, column = item % (2 * Tile::kBranch / 16) * 8;
     if (item >= Tile::kItems || row >= p.branch || column >= p.branch) continue;
-    if (row / depth > (column + 7) / depth || column / depth > (row + 15) / depth) continue;  // of different heads
+    if (row / depth > (column + 7) / depth || column / depth > (row + 15) / depth) continue;  // different heads
     multiply_rows<Inner::kPixels>(Kind(), tile.q + row * Inner::kPitch, Inner::kPitch, tile.k + column * Inner::kPitch,
                                   Inner::kPitch, acc[i]);
   }
@@ -126,7 +133,7 @@ MIRAGE_DEVICE void add_products(const MixerArguments& p, Tile& tile, float (&acc
       const float value = to_float(line[kLanes * j + lane_index()]);
       sum = fmaf(value, value, sum);
     }
-    sum = sum_of_warp(sum);
+    sum = warp_all_reduce_sum(sum);
     if (lane_index() == 0) tile.squares[c] += sum;
   }
 }
@@ -156,16 +163,16 @@ MIRAGE_DEVICE void store_partial(const MixerArguments& p, float* out, float coun
   if (thread_index() == 0) out[p.count_at()] = count;
 }
 
-template <class Kind, class W, int kBlocks, int kRows>
-MIRAGE_KERNEL(256, kBlocks == 1 ? 3 : kBlocks == 2 ? 2 : 1) mixer_reduce_kernel(const MixerArguments p) {
-  using Tile = MixerReduceTile<Kind, kBlocks, kRows>;
+template <class Kind, class W, int kChannelTiles, int kRows>
+MIRAGE_KERNEL(256, kChannelTiles == 1 ? 3 : kChannelTiles == 2 ? 2 : 1) mixer_reduce_kernel(const MixerArguments p) {
+  using Tile = MixerReduceTile<Kind, kChannelTiles, kRows>;
   using T = typename Tile::T;
   using Near = typename Tile::Near;
   Tile& tile = *reinterpret_cast<Tile*>(shared_memory());
   const int across = (p.width + 15) / 16, tiles = across * ((p.height + kRows - 1) / kRows);
   const int sample = int(block_index()) / p.parts, part = int(block_index()) % p.parts;
   const int last = int(int64_t(tiles) * (part + 1) / p.parts);
-  for (int chunk = 0; chunk < kBlocks; ++chunk) {
+  for (int chunk = 0; chunk < kChannelTiles; ++chunk) {
     const int rows = p.branch - 16 * chunk;
     for (int which = 0; which < 2; ++which) {
       const Block<W> block{static_cast<const W*>(p.qkv), p.branch, which * p.branch + 16 * chunk, 0, rows, p.branch};
@@ -178,15 +185,15 @@ MIRAGE_KERNEL(256, kBlocks == 1 ? 3 : kBlocks == 2 ? 2 : 1) mixer_reduce_kernel(
     const Corner at{sample, i / across * kRows, i % across * 16};
     const float pixels = float(at.row + kRows < p.height ? kRows : p.height - at.row) *
                          float(at.column + 16 < p.width ? 16 : p.width - at.column);
-    find_moments(p, at, tile);
+    compute_moments(p, at, tile);
     sync_block();
     const MomentsOfWindow moments{tile.moments};
-    load_normal<T, W, kBlocks, Near>(p, at, 0, p.weights<W>(p.norm_weight), p.weights<W>(p.norm_bias), moments,
-                                     tile.normal, Unchanged());
+    load_normal<T, W, kChannelTiles, Near>(p, at, 0, p.weights<W>(p.norm_weight), p.weights<W>(p.norm_bias), moments,
+                                           tile.normal, Unchanged());
     add_branch_moments<W>(p, at, count, pixels, tile);
     count += pixels;
     sync_block();
-    for (int chunk = 0; chunk < kBlocks; ++chunk) {
+    for (int chunk = 0; chunk < kChannelTiles; ++chunk) {
       float fragments[2][Near::kTiles][4] = {};
       multiply<Tile::kBranch>(Kind(), tile.panels[chunk], tile.normal + 8 * Near::kTiles * warp_index(), Near::kPitch,
                               fragments);
@@ -195,7 +202,7 @@ MIRAGE_KERNEL(256, kBlocks == 1 ? 3 : kBlocks == 2 ? 2 : 1) mixer_reduce_kernel(
       convolve_q_and_k<W>(p, at, chunk, tile);
       sync_block();
     }
-    add_products<Kind>(p, tile, acc);  // before the next q and k there are two barriers
+    add_products<Kind>(p, tile, acc);  // two barriers follow before the next q and k
   }
   sync_block();
   store_partial(p, p.partial + int64_t(block_index()) * p.partial_size(), count, tile, acc);

@@ -1,4 +1,4 @@
-// mixer_stage on a GPU: argument checks, and the choice of kernels.
+// mixer_stage on a GPU: checks the arguments and selects the kernels.
 #include "mirage/cuda/mixer_stage.h"
 
 #include "arguments.h"
@@ -21,8 +21,8 @@ MixerRunner runner_for(const Tensor& x, const Options& options) {
   return options.tf32 ? mixer_runner<TensorCoresTf32>(branch) : mixer_runner<ExactFloat>(branch);
 }
 
-// Gives the arguments their scratch memory; how many bytes it is.
-int64_t lay_out(MixerArguments& p, const MixerPlan& plan, void* memory) {
+// Carves the workspace into the argument pointers and returns its size in bytes (null memory: size only).
+int64_t carve_workspace(MixerArguments& p, const MixerPlan& plan, void* memory) {
   Scratch scratch(memory);
   p.parts = plan.parts;
   p.packed = static_cast<float*>(scratch.next(plan.packed_bytes));
@@ -34,11 +34,11 @@ int64_t lay_out(MixerArguments& p, const MixerPlan& plan, void* memory) {
 }  // namespace
 
 MIRAGE_KERNELS(list) {
-  for (const int blocks : kMixerBlocks) {
-    mixer_runner<TensorCores16<f16>>(16 * blocks).list(list);
-    mixer_runner<TensorCores16<bf16>>(16 * blocks).list(list);
-    mixer_runner<TensorCoresTf32>(16 * blocks).list(list);
-    mixer_runner<ExactFloat>(16 * blocks).list(list);
+  for (const int tiles : kMixerChannelTiles) {
+    mixer_runner<TensorCores16<f16>>(16 * tiles).list(list);
+    mixer_runner<TensorCores16<bf16>>(16 * tiles).list(list);
+    mixer_runner<TensorCoresTf32>(16 * tiles).list(list);
+    mixer_runner<ExactFloat>(16 * tiles).list(list);
   }
 }
 
@@ -50,7 +50,7 @@ std::string mixer_stage_problem(const Tensor& x, const Options& options) {
 
 int64_t mixer_stage_workspace(const Tensor& x, int64_t heads, int64_t hidden, const Options& options) {
   MixerArguments p = mixer_sizes(x, heads, hidden);
-  return lay_out(p, runner_for(x, options).plan(p), nullptr);
+  return carve_workspace(p, runner_for(x, options).plan(p), nullptr);
 }
 
 void mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale, const MixerOptions& mixer,
@@ -64,7 +64,7 @@ void mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_sc
   p.y = y.data;
   const MixerRunner runner = runner_for(x, options);
   const MixerPlan plan = runner.plan(p);
-  check_workspace(options, lay_out(p, plan, options.workspace));
+  check_workspace(options, carve_workspace(p, plan, options.workspace));
   runner.run(p, plan, options.stream);
 }
 

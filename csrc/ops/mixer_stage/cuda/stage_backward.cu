@@ -1,4 +1,4 @@
-// mixer_stage_backward on a GPU: argument checks, the choice of kernels, and their scratch memory.
+// mixer_stage_backward on a GPU: checks the arguments, selects the kernels, and divides the workspace.
 #include "arguments.h"
 #include "backward_launch.h"
 #include "backward_pack.h"
@@ -37,8 +37,8 @@ MIRAGE_KERNELS(list) {
   }
 }
 
-// Gives the arguments their scratch memory; how many bytes it is.
-int64_t lay_out(MixerBackwardArguments& p, const MixerBackwardPlan& plan, int64_t element, void* memory) {
+// Carves the workspace into the argument pointers and returns its size in bytes (null memory: size only).
+int64_t carve_workspace(MixerBackwardArguments& p, const MixerBackwardPlan& plan, int64_t element, void* memory) {
   const MixerSumsAt sums(p);
   const int64_t batch = p.batch, branch = p.branch, plane = p.plane();
   Scratch scratch(memory);
@@ -67,19 +67,34 @@ int64_t lay_out(MixerBackwardArguments& p, const MixerBackwardPlan& plan, int64_
 }
 
 void set_gradients(MixerBackwardArguments& p, const MixerGradients& g) {
-  p.grad = {g.norm_weight.as<float>(),   g.norm_bias.as<float>(),  g.qkv.as<float>(),          g.qkv_dwconv.as<float>(),
-            g.temperature.as<float>(),   g.bn_weight.as<float>(),  g.bn_bias.as<float>(),      g.gic1.as<float>(),
-            g.generator_in.as<float>(),  g.generator_out.as<float>(), g.gate_temperature.as<float>(), g.gic2.as<float>(),
-            g.proj_out.as<float>(),      g.mlp_in.as<float>(),     g.mlp_out.as<float>(),      g.alpha_att.as<float>(),
-            g.alpha_conv.as<float>(),    g.alpha_mlp.as<float>(),  g.project_out.as<float>()};
+  p.grad = {g.norm_weight.as<float>(),
+            g.norm_bias.as<float>(),
+            g.qkv.as<float>(),
+            g.qkv_dwconv.as<float>(),
+            g.temperature.as<float>(),
+            g.bn_weight.as<float>(),
+            g.bn_bias.as<float>(),
+            g.gic1.as<float>(),
+            g.generator_in.as<float>(),
+            g.generator_out.as<float>(),
+            g.gate_temperature.as<float>(),
+            g.gic2.as<float>(),
+            g.proj_out.as<float>(),
+            g.mlp_in.as<float>(),
+            g.mlp_out.as<float>(),
+            g.alpha_att.as<float>(),
+            g.alpha_conv.as<float>(),
+            g.alpha_mlp.as<float>(),
+            g.project_out.as<float>()};
 }
 
-// Which sums over blocks make the gradients of the weights; BatchNorm's are there already.
+// The sums over blocks that make up the weight gradients; those of BatchNorm are complete already.
 MixerSumList sums_of(const MixerBackwardArguments& p) {
   const MixerSumsAt at(p);
   const MixerSteps steps(p);
-  const int c = p.branch, h = p.hidden, line = in_eights(c), identities = h - c, taps = c * kMixerTaps;
-  const auto from = [](const MixerParts& parts, int place, float* to, int rows, int columns, int line_from, int line_to) {
+  const int c = p.branch, h = p.hidden, line = round_up_to_8(c), identities = h - c, taps = c * kMixerTaps;
+  const auto from = [](const MixerParts& parts, int place, float* to, int rows, int columns, int line_from,
+                       int line_to) {
     return MixerSum{to, rows, columns, line_to, parts.sums + place, line_from, parts.blocks, parts.size};
   };
   const auto products = [&](MixerSum sum, const float* left, int left_stride, int vector) {
@@ -88,12 +103,12 @@ MixerSumList sums_of(const MixerBackwardArguments& p) {
     return sum;
   };
   MixerSum gate_temperature = from(p.gate, at.gate_temperature, p.grad.gate_temperature, 1, 1, 1, 1);
-  gate_temperature.of_temperature = true;
+  gate_temperature.is_temperature = true;
   const MixerSum detail = from(p.detail, at.detail, p.grad.gic1 + (2 * h - c) * c, c, c, line, c);
-  return {{from(p.fusion, at.project_out, p.grad.project_out, 3 * c, 3 * c, in_eights(3 * c), 3 * c),
+  return {{from(p.fusion, at.project_out, p.grad.project_out, 3 * c, 3 * c, round_up_to_8(3 * c), 3 * c),
            from(p.fusion, at.proj_out, p.grad.proj_out, c, c, line, c),
            from(p.fusion, at.mlp_in, p.grad.mlp_in, 2 * c, c, line, c),
-           from(p.fusion, at.mlp_out, p.grad.mlp_out, c, 2 * c, in_eights(2 * c), 2 * c),
+           from(p.fusion, at.mlp_out, p.grad.mlp_out, c, 2 * c, round_up_to_8(2 * c), 2 * c),
            from(p.fusion, at.alphas, p.grad.alpha_att, 1, 1, 1, 1),
            from(p.fusion, at.alphas + 1, p.grad.alpha_conv, 1, 1, 1, 1),
            from(p.fusion, at.alphas + 2, p.grad.alpha_mlp, 1, 1, 1, 1),
@@ -109,7 +124,7 @@ MixerSumList sums_of(const MixerBackwardArguments& p) {
            MixerSum{p.grad.temperature, 1, p.heads, p.heads, p.grad_temperatures, p.heads, p.batch, p.heads},
            products(MixerSum{p.grad.generator_in, c, c, c}, p.vectors + 3 * c, 6 * c, 1),
            products(MixerSum{p.grad.generator_out, taps, c, c}, p.grad_kernels, taps, 2)},
-          p.packed + mixer_scalars(steps.blocks)};
+          p.packed + mixer_scalars(steps.channel_tiles)};
 }
 
 }  // namespace
@@ -124,12 +139,12 @@ std::string mixer_stage_backward_problem(const Tensor& x, const Options& options
 int64_t mixer_stage_backward_workspace(const Tensor& x, int64_t heads, int64_t hidden, const Options& options) {
   MixerBackwardArguments p{};
   static_cast<MixerArguments&>(p) = mixer_sizes(x, heads, hidden);
-  return lay_out(p, runner_for(x, options).plan(p), bytes_of(x.dtype), nullptr);
+  return carve_workspace(p, runner_for(x, options).plan(p), bytes_of(x.dtype), nullptr);
 }
 
-void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale,
-                          const MixerOptions& mixer, const MixerStatistics& statistics, const Tensor& grad_x,
-                          const MixerGradients& gradients, const Options& options) {
+void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights,
+                          const Tensor& branch_scale, const MixerOptions& mixer, const MixerStatistics& statistics,
+                          const Tensor& grad_x, const MixerGradients& gradients, const Options& options) {
   check_mixer_stage(x, weights, branch_scale, statistics);
   check_mixer_stage_backward(grad_y, x, weights, grad_x, gradients);
   const std::string problem = mixer_stage_backward_problem(x, options);
@@ -138,11 +153,12 @@ void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeig
   MixerBackwardArguments p{};
   static_cast<MixerArguments&>(p) = mixer_arguments(x, weights, branch_scale, mixer, statistics);
   p.grad_y = grad_y.data, p.grad_x = grad_x.data;
-  p.g_batch = grad_y.stride[0], p.g_channel = grad_y.stride[1], p.g_row = grad_y.stride[2], p.g_column = grad_y.stride[3];
+  p.g_batch = grad_y.stride[0], p.g_channel = grad_y.stride[1], p.g_row = grad_y.stride[2],
+  p.g_column = grad_y.stride[3];
   set_gradients(p, gradients);
   const MixerBackwardRunner runner = runner_for(x, options);
   const MixerBackwardPlan plan = runner.plan(p);
-  check_workspace(options, lay_out(p, plan, bytes_of(x.dtype), options.workspace));
+  check_workspace(options, carve_workspace(p, plan, bytes_of(x.dtype), options.workspace));
   runner.run(p, plan, options.stream);
   const MixerSumList sums = sums_of(p);
   int64_t blocks = 0;

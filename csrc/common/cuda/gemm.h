@@ -1,7 +1,8 @@
-// Products over channels: weights times a tile of pixels, on tensor cores or with float multiply-adds.
+// Matrix products (GEMM) of one thread block: weights times a tile of pixels, on tensor cores or with float FMAs.
 //
-// A warp multiplies [16 MT, K] by [K, 8 NT]. The left factor lies in shared memory in the order in which lanes want it
-// ("panel"), the right one in rows of pixels. Results stay in registers: acc[m][n] is a fragment (device.h).
+// Each warp multiplies [16 MT, K] by [K, 8 NT]. The left operand is a panel: a matrix stored in shared memory fragment
+// by fragment, so that a lane loads what the MMA wants of it as one vector. The right operand is stored as rows of
+// pixels. Accumulators stay in registers: acc[m][n] is a fragment (device.h).
 #pragma once
 
 #include "device.h"
@@ -10,7 +11,7 @@ namespace mirage::cuda {
 
 // ---- weights in global memory --------------------------------------------------------------------------------------
 
-// Of type W. All weights of a call have one: that of the activations, or float.
+// A weight tensor of type W. All weights of a call have the same type, that of the activations or float.
 template <class W>
 struct Weights {
   const W* data;
@@ -18,10 +19,11 @@ struct Weights {
   MIRAGE_DEVICE float operator[](int64_t index) const { return to_float(data[index]); }
 };
 
-// ---- how the factors of a product lie in shared memory -------------------------------------------------------------
+// ---- math modes, and the panels of their left operands -------------------------------------------------------------
 
-// A kind of product: Element is what activations are stored as; a panel is written kUnit neighbours in k at a time.
-// `place(row, k, depth)`: where element (row, k) of a panel of `depth` columns lies.
+// A math mode, which kernels take as template parameter `Kind`: TensorCores16, TensorCoresTf32 or ExactFloat. `Element`
+// is the storage type of the activations. Panels are written kUnit neighbours in k at a time. `place(row, k, depth)` is
+// the index of element (row, k) in a panel of `depth` columns.
 
 template <class T>
 struct TensorCores16 {
@@ -50,13 +52,13 @@ struct ExactFloat {
   }
 };
 
-// Writes kRows x kDepth values into a panel, all threads of the block together. `source(row, k, pair)` gives the values
-// at k and k + 1 (k + 1 is not used where kUnit is 1).
+// Writes a panel of kRows x kDepth; all threads of the block take part. `source(row, k, pair)` provides the elements at
+// k and k + 1 (k + 1 is ignored if kUnit is 1).
 template <class Kind, int kRows, int kDepth, int kThreads, class Source>
 MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, Source source) {
   using T = typename Kind::Element;
   constexpr int kUnits = kDepth / Kind::kUnit, kTurns = (kRows * kUnits + kThreads - 1) / kThreads;
-  constexpr int kTogether = kTurns < 2 ? kTurns : 2;  // loads in flight, times kUnit
+  constexpr int kTogether = kTurns < 2 ? kTurns : 2;  // loads in flight per thread, in units of kUnit
 #pragma unroll 1
   for (int first = 0; first < kTurns; first += kTogether) {
     float pair[kTogether][2] = {};
@@ -76,15 +78,16 @@ MIRAGE_DEVICE void store_panel(typename Kind::Element* panel, Source source) {
   }
 }
 
-// ---- products ------------------------------------------------------------------------------------------------------
+// ---- products with a panel -----------------------------------------------------------------------------------------
 
-// acc += panel [16 MT, kDepth] x pixels [kDepth, 8 NT]; `pixels` points at the warp's first column, rows are `pitch` apart.
+// acc += panel [16 MT, kDepth] times pixels [kDepth, 8 NT]. `pixels` points to the warp's first column, rows are
+// `pitch` apart.
 template <int kDepth, class T, int MT, int NT>
 MIRAGE_DEVICE void multiply(TensorCores16<T>, const T* panel, const T* pixels, int pitch, float (&acc)[MT][NT][4]) {
   const int lane = lane_index();
   const T* row = pixels + lane % 16 * pitch + lane / 16 * 8;
 #pragma unroll 1
-  for (int k = 0; k < kDepth / 16; ++k, row += 16 * pitch) {  // two at a time spill on sm_80
+  for (int k = 0; k < kDepth / 16; ++k, row += 16 * pitch) {  // unrolling by two spills on sm_80
     uint32_t b[NT][2];
 #pragma unroll
     for (int n = 0; n < NT; n += 2) {
@@ -152,7 +155,7 @@ MIRAGE_DEVICE void multiply(ExactFloat, const float* panel, const float* pixels,
 
 // ---- products over pixels ------------------------------------------------------------------------------------------
 
-// acc += left right^T, 16 rows of `left` and 8 of `right`, both rows of kPixels in shared memory.
+// acc += left right^T, the sum running over kPixels pixels: 16 rows of `left` and 8 of `right`, both in shared memory.
 template <int kPixels, class T>
 MIRAGE_DEVICE void multiply_rows(TensorCores16<T>, const T* left, int left_pitch, const T* right, int right_pitch,
                                  float (&acc)[4]) {
@@ -203,8 +206,8 @@ MIRAGE_DEVICE void multiply_rows(ExactFloat, const float* left, int left_pitch, 
 
 // ---- panels of a matrix in global memory ---------------------------------------------------------------------------
 
-// A panel of `rows` x `depth`, multiples of 16 that need not be known to the compiler, in any memory, by all of kThreads:
-// where it is written once, and not for each tile. A thread has kTogether loads under way.
+// Writes a panel whose sizes, multiples of 16, are run-time values; kThreads threads take part, each with kTogether
+// loads in flight. For weights that are packed into global memory once, instead of for each tile.
 template <class Kind, int kThreads, int kTogether, class Source>
 MIRAGE_DEVICE void pack_panel(typename Kind::Element* panel, int rows, int depth, Source source) {
 #pragma unroll 1
@@ -218,12 +221,14 @@ MIRAGE_DEVICE void pack_panel(typename Kind::Element* panel, int rows, int depth
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) {
       const int i = first + j * kThreads;
-      if (i < rows * depth) panel[Kind::place(i / depth, i % depth, depth)] = from_float<typename Kind::Element>(value[j]);
+      if (i < rows * depth)
+        panel[Kind::place(i / depth, i % depth, depth)] = from_float<typename Kind::Element>(value[j]);
     }
   }
 }
 
-// Part of a matrix whose rows are `stride` apart: `rows` x `columns` from (row, column) on. Zero beyond.
+// A block of a matrix whose rows are `stride` apart: `rows` x `columns` elements from (row, column) on. What lies
+// beyond reads as zero.
 template <class W>
 struct Block {
   const W* data;
