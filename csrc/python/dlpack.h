@@ -59,7 +59,7 @@ inline Tensor from_dlpack(const char* argument, const pybind11::capsule& capsule
   return t;
 }
 
-// A contiguous tensor of at least `ndim` dimensions with its last ones as one; of other strides: itself.
+// Merges the last dimensions of a contiguous tensor until `ndim` are left; returns tensors of other strides unchanged.
 inline Tensor flattened(const Tensor& t, int ndim) {
   if (t.ndim <= ndim || !t.is_contiguous()) return t;
   Tensor flat = t;

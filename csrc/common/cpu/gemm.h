@@ -41,7 +41,7 @@ MIRAGE_INLINE void finish_row(const F& finish, int64_t m, int64_t p, Vec<A> (&v)
   }
 }
 
-// Vectors that a ByRow finish has worked on, to their place in a row.
+// Stores the vectors that a ByRow finish returns.
 template <class A, int V>
 MIRAGE_INLINE void store_each(A* p, const Vec<A> (&v)[V]) {
 #pragma GCC unroll 8
@@ -66,7 +66,7 @@ MIRAGE_INLINE void mix_steps(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[
   }
 }
 
-// B as rows of pixels.
+// Right operand: rows of pixels.
 template <class P>
 struct PixelRows {
   const P* data;

@@ -1,5 +1,5 @@
-// What the backward passes of the stages share: sums over all tiles with the same bits at every thread count, products
-// for weight gradients, transposed weights.
+// What the backward passes of the stages share: sums over all tiles whose bits do not depend on the thread count,
+// matrix products for weight gradients, transposed weights.
 #pragma once
 
 #include "inner_tile.h"

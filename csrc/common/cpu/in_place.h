@@ -1,5 +1,5 @@
-// Tiles that are written over the planes they are read from. A tile's halo of one pixel belongs to its neighbours: what
-// one of them may have written over by then is set aside first. What a tile computes is the same either way.
+// Tiles whose results overwrite the planes that they are read from. A tile's halo of one pixel belongs to its
+// neighbours, which may be overwritten first, so their border is saved before. Results are the same as out of place.
 #pragma once
 
 #include "tiles.h"

@@ -1,5 +1,5 @@
-// Dense tiles: the pixels of a tile without its halo, line after line with nothing in between, so that products over
-// channels waste nothing on the halo. Depthwise convolutions read a tile with its halo and write a dense one.
+// Inner (dense) tiles: the pixels of a tile without its halo, packed line after line, so that matrix products over
+// channels spend no work on the halo. Depthwise convolutions read a tile with its halo and write an inner one.
 #pragma once
 
 #include "tiles.h"
@@ -18,7 +18,8 @@ inline int64_t dense_capacity(const Tiling& t) { return whole_vectors<A>(t.tile_
 template <class A>
 inline int64_t dense_pixels(const Tile& t) { return whole_vectors<A>(t.rows * t.columns); }
 
-// What a sample costs in tiles of rows x columns: work on halos included, and what threads wait for the last tile.
+// Estimated cost of a sample in tiles of rows x columns, including the work on halos and the time that threads wait for
+// the last tile.
 template <class A>
 inline double cost_of_tiles(const Tiling& t, int64_t outer, int64_t inner) {
   const double tiles = double(t.count()), even = double((t.count() + 1) / 2 * 2);

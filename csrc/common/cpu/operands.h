@@ -26,7 +26,7 @@ template <> struct StoredIn<bf16x2> { using type = bf16; };
 #endif
 template <class P> using Stored = typename StoredIn<P>::type;
 
-// gelu, in place, on the way from products of operands P to the next: as exact as those are.
+// GELU in place between two matrix products with operands P, as exact as these need it.
 template <class P, int N>
 MIRAGE_INLINE void gelu_between(Vec<Acc<P>> (&v)[N]) {
 #if defined(__AVX512BF16__)
@@ -38,7 +38,7 @@ MIRAGE_INLINE void gelu_between(Vec<Acc<P>> (&v)[N]) {
 MIRAGE_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<float> a, Vec<float> b) { return sum + a * b; }
 MIRAGE_INLINE Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<double> b) { return sum + a * b; }
 
-// Elements of P that hold so many channels.
+// The number of elements of P that hold `channels` channels.
 template <class P>
 MIRAGE_INLINE int64_t packed(int64_t channels) { return channels; }
 
@@ -48,7 +48,7 @@ struct Matrix {
   const P* data;
   int64_t stride;
 
-  // From a row and column on; the column is even where columns are pairs.
+  // The submatrix from (row, column) on. The column is even if elements are pairs.
   MIRAGE_INLINE Matrix at(int64_t row, int64_t column = 0) const {
     return {data + row * stride + packed<P>(column), stride};
   }

@@ -13,8 +13,8 @@ constexpr int kOuterRows = 3, kOuterColumns = 3;
 #endif
 
 #if defined(__AVX512F__)
-// The lane sums of 16 vectors of 16 lanes, one per lane of the result. With N vectors each owns a run of 16 / N lanes;
-// a step adds the halves of every run of two such results.
+// Reduces 16 vectors of 16 lanes to one vector, whose lane i is the sum of the lanes of vector i. With N vectors each
+// owns a run of 16 / N lanes of the result; a step adds the two halves of every run of two such results.
 template <int N>
 MIRAGE_INLINE __m512 sum_each(const Vec<float>* v) {
   if constexpr (N == 1) {

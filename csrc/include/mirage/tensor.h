@@ -88,7 +88,7 @@ inline void check_contiguous(const char* argument, const Tensor& t) {
   if (!t.is_contiguous()) fail(argument, "a contiguous tensor", "other strides");
 }
 
-// Of a contiguous tensor, and all at once.
+// Check dtype, shape and contiguity at once.
 inline void check_dense(const char* argument, const Tensor& t, std::initializer_list<int64_t> shape) {
   check_shape(argument, t, shape);
   check_contiguous(argument, t);

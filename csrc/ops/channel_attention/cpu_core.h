@@ -32,7 +32,7 @@ HeadWork head_work(const Tensor& x, int64_t heads) {
   return w;
 }
 
-// Where a unit lies.
+// The pixels of a unit of work.
 struct UnitRange {
   int64_t sample, head, channel;  // channel: the first of the head
   int64_t begin, end;             // pixels
@@ -47,7 +47,7 @@ struct UnitRange {
   }
 };
 
-// The matrices of one (sample, head) that forward keeps: see mirage/channel_attention.h.
+// The matrices of one (sample, head) that forward stores for backward, see mirage/channel_attention.h.
 template <class A>
 struct Kept {
   A *attn, *gram, *norms;

@@ -118,7 +118,7 @@ void apply(const Tensor& v, const Tensor& matrices, const Tensor& out) {
   });
 }
 
-// grad_v, and the gradient of attn into grad_attn.
+// Computes grad_v, and the gradient of attn into grad_attn.
 template <class T>
 void apply_backward(const Tensor& grad_out, const Tensor& v, const Tensor& matrices, const Tensor& grad_v,
                     double* grad_attn) {

@@ -12,7 +12,7 @@ MIRAGE_DECLARE_KERNEL(void channel_attention_backward(const Tensor& grad_out, co
                                                       const Tensor& grad_k, const Tensor& grad_v,
                                                       const Tensor& grad_temperature))
 
-// The parts that the fused operator shares: the kept matrices from q and k; and back from the gradient of attn,
+// The parts that the fused operator shares: the matrices from q and k, and their backward: from the gradient of attn,
 // grad_attn [B, heads, d, d], to those of q, k and temperature.
 MIRAGE_DECLARE_KERNEL(void attention_weights(const Tensor& q, const Tensor& k, const Tensor& temperature,
                                              const Tensor& matrices))

@@ -25,7 +25,7 @@ inline void softmax_of_gram(const double* gram, const double* q_norm, const doub
   }
 }
 
-// From the gradient of attn to what the pass over q and k needs:
+// Softmax backward. Computes from the gradient of attn what the pass over q and k needs:
 //   grad_q_i = sum_j grad_gram_ij k_j + q_scale_i q_i,  grad_k_j = sum_i grad_gram_ij q_i + k_scale_j k_j
 // norms: |q|, then |k|, d each; scales: q_scale, then k_scale. Returns the gradient of the temperature.
 template <class A>
@@ -49,7 +49,7 @@ inline double softmax_of_gram_backward(const double* grad_attn, const A* gram, c
   }
   for (int64_t i = 0; i < 2 * d; ++i) {
     const double inverse = inverse_norm(norms[i]);
-    // A norm below eps is a constant to F.normalize.
+    // F.normalize divides by eps if the norm is below it, so the norm then has no gradient.
     scales[i] = norms[i] < kNormEps ? A(0) : A(-inverse * inverse * sums[i]);
   }
   return grad_t;

@@ -6,7 +6,7 @@
 
 namespace mirage {
 
-// What forward and backward take.
+// Checks the inputs of forward, which backward takes too.
 inline void check_attention_inputs(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& temperature,
                                    const Tensor& conv, const Tensor& mlp, const Tensor& l_att, const Tensor& l_conv,
                                    const Tensor& l_mlp, const Tensor& matrices) {

@@ -88,7 +88,7 @@ void load_padded(const T* p, const Tensor& t, const Rows& rows, int64_t first, i
   for (int64_t c = 0; c < 2 * rows.margin; ++c) out[c] = A(0);
 }
 
-// The kernel of a unit's plane, column by column; turned by 180 degrees for the gradient of x.
+// The kernel of a unit's plane, column by column; rotated by 180 degrees for the gradient of x.
 template <class T>
 void load_kernel(const Tensor& weight, const Unit& unit, bool turned, Acc<T>* out) {
   const T* p = unit.of<T>(weight);

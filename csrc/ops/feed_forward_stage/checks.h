@@ -19,7 +19,7 @@ inline void check_feed_forward_stage(const Tensor& x, const Tensor& norm_weight,
   check_dense("project_out", project_out, {channels, pairs});
 }
 
-// Beside the inputs of forward.
+// Checks what backward takes besides the inputs of forward.
 inline void check_feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& project_out,
                                               const Tensor& grad_x, const FeedForwardGradients& gradients) {
   const int64_t channels = x.size[1], pairs = project_out.size[1];

@@ -83,7 +83,7 @@ inline std::vector<MixerGradientOf> mixer_gradients(const MixerWeights& weights,
           {"grad_project_out", gradients.project_out, weights.project_out}};
 }
 
-// Beside the inputs of forward.
+// Checks what backward takes besides the inputs of forward.
 inline void check_mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights,
                                        const Tensor& grad_x, const MixerGradients& gradients) {
   check_shape("grad_y", grad_y, {x.size[0], x.size[1], x.size[2], x.size[3]});

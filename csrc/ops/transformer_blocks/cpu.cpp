@@ -1,4 +1,5 @@
-// transformer_blocks on the CPU: the stages in order, with room for the statistics that nobody will ask for.
+// transformer_blocks on the CPU: runs the stages one after the other, with workspace for the mixer's statistics, which
+// are discarded.
 #include "mirage/transformer_blocks.h"
 
 #include "common/cpu/workspace.h"
@@ -9,7 +10,7 @@
 namespace mirage {
 namespace {
 
-// Room for tensors of one type, one after the other.
+// Allocates tensors of one type, one after the other, from a workspace.
 class Room {
  public:
   Room(DType dtype, int64_t elements) : dtype_(dtype), memory_(cpu::take_workspace(size_t(elements * bytes_of(dtype)))) {}

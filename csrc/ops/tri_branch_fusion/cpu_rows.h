@@ -97,7 +97,7 @@ class FusionBackward {
 
   int64_t scratch() const { return 5 * tile_; }
 
-  // As in the forward pass; grad_a receives the gradient of a (it may be the row a itself), and sums gathers those of
+  // Backward of a row. grad_a receives the gradient of a and may be the row a itself; sums accumulates the gradients of
   // the three scalars.
   template <class T>
   void row(int64_t b, int64_t c, int64_t begin, int64_t n, const A* a, T* grad_a, ScalarSums<A>& sums,

@@ -6,14 +6,16 @@
 
 namespace mirage::cpu::MIRAGE_ISA {
 
-// The sums of one sample: of attention [heads, d, d] and of the kernels [c, 49]; one run per tile.
+// The sums of one sample: the gradients of the attention [heads, d, d] and of the generated kernels [c, 49]; one set
+// per tile.
 template <class A>
 struct SampleSums {
   int64_t attention, kernels, count;
   explicit SampleSums(const Mixer<A>& w) : attention(0), kernels(w.c * w.d), count(kernels + w.c * kTaps) {}
 };
 
-// The gradients of fused rows [att; conv; mlp] become those of the branches, in place. fused: the rows themselves.
+// Backward of the fusion, in place: the gradients of the fused rows [att; conv; mlp] become those of the branches.
+// fused: the rows themselves.
 template <class A>
 inline void fuse_backward(const Mixer<A>& w, const MixerTile& at, const A* rows, A* fused, A* grad, A* alphas) {
   const int64_t branch = w.c * at.inner;
@@ -50,7 +52,7 @@ inline void fuse_backward(const Mixer<A>& w, const MixerTile& at, const A* rows,
   for (int i = 0; i < 3; ++i) alphas[i] += A(totals[i]);
 }
 
-// From the gradient of the MLP's output to that of its input. pre, act: [kGroup, inner] scratch.
+// Backward of the MLP: from the gradient of its output to that of its input. pre, act: [kGroup, inner] scratch.
 template <class A>
 inline void mlp_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const Gradients<A>& g, const MixerTile& at,
                          const A* in, const A* grad, A* pre, A* act, A* grad_in, A* sums) {
@@ -71,8 +73,9 @@ inline void mlp_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const G
   }
 }
 
-// From the gradient of gic2's output to those of BatchNorm's output (through gate and identity) and of the dynamic
-// convolution's output, which takes the place of `dynamic`. normal: BatchNorm's output; group: scratch of 4 kGroup rows.
+// Backward of gic2 and the gate: from the gradient of gic2's output to those of BatchNorm's output (through gate and
+// identity) and of the dynamic convolution's output, which replaces `dynamic`. normal: BatchNorm's output; group:
+// scratch of 4 kGroup rows.
 template <class A>
 inline void gate_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const Gradients<A>& g, const MixerTile& at,
                           const A* normal, A* dynamic, const A* grad, A* group, A* grad_normal, A* sums) {
@@ -116,7 +119,8 @@ inline void gate_backward(const Mixer<A>& w, const BackwardWeights<A>& t, const 
   }
 }
 
-// attention: of this sample. grad (of the attention's output) becomes that of v.
+// Backward of attention times v. attention: that of this sample. grad: the gradient of the attention's output, replaced
+// by that of v.
 template <class A>
 inline void attend_backward(const Mixer<A>& w, const MixerTile& at, const A* attention, const A* v, const A* grad,
                             A* grad_v, A* matrix, A* sums) {
@@ -183,7 +187,7 @@ class BranchesPass {
   }
 
  private:
-  // What forward computed: the branches before their fusion, and what their gradients need on the way.
+  // Recomputes forward: the branches before their fusion, and the intermediate results that their gradients need.
   void recompute(const MixerTile& at, const A* attention, A* normed, A* detail, A* conv_in, A* mlp_in, A* v, A* dynamic,
                  A* mixed, A* branches, A* group) const {
     const int64_t c = w_.c, I = at.inner, pixels = at.tile.rows * at.tile.columns;

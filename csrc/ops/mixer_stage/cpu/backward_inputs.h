@@ -6,7 +6,7 @@
 
 namespace mirage::cpu::MIRAGE_ISA {
 
-// The small matrices that the pass needs, of every sample.
+// The small matrices of every sample that the pass needs.
 template <class A>
 struct Matrices {
   int64_t heads, d, c;
@@ -65,7 +65,8 @@ class InputsPass {
  private:
   static constexpr int64_t kRowsAtOnce = 24;
 
-  // The detail rows: their gradient, gic1's share, BatchNorm's sums. conv_in becomes BatchNorm's output.
+  // Backward of the detail rows: their gradient, the part of gic1's gradient, BatchNorm's sums. conv_in becomes
+  // BatchNorm's output.
   void detail(const MixerTile& at, const Tile& tile, A* conv_in, A* wide, A* grad, A* grad_normal, A* sums) const {
     const int64_t c = w_.c, I = at.inner, first = 2 * w_.h - c, pixels = tile.rows * tile.columns;
     load_tile(between_.dynamic_of(at.sample), between_.planes(nullptr), tile, c, at.outer, wide);
@@ -98,7 +99,7 @@ class InputsPass {
     add_outer(grad, I, c, conv_in, I, c, at.pixels, sums + g_.gic1 + first * c, c);
   }
 
-  // Rows of q, k or v before their depthwise convolution, with a halo of two.
+  // Computes rows of q, k or v before their depthwise convolution, with a halo of two.
   void project_rows(const MixerTile& at, int64_t first, int64_t n, const A* normed, A* before) const {
     const Span span = inside_plane<A>(at.tile, at.tile.halo);
     A* const inside = before + span.begin;
@@ -133,7 +134,7 @@ class InputsPass {
     }
   }
 
-  // Depthwise 3x3: its weights' gradient, and that of its input. grad: with a halo of one.
+  // Depthwise 3x3 backward: the gradients of the weights and of the input. grad: with a halo of one.
   void convolution_backward(const MixerTile& at, int64_t first, int64_t n, const A* before, const A* grad, A* grad_before,
                             A* sums) const {
     const int64_t stride = at.tile.stride, inner_stride = at.tile.columns + 2;
@@ -146,7 +147,7 @@ class InputsPass {
     clear_tails(grad_before, n, at.inner, at.tile.rows * at.tile.columns);
   }
 
-  // The share of n rows of qkv in its gradient and in that of the normalised x.
+  // Adds the contribution of n rows of qkv to its gradient and to that of the normalised x.
   void share(const MixerTile& at, int64_t first, int64_t n, bool is_first, const A* grad_before, const A* att_in,
              A* grad, A* sums) const {
     add_outer(grad_before, at.inner, n, att_in, at.inner, w_.c, at.pixels, sums + g_.qkv + first * w_.c, w_.c);

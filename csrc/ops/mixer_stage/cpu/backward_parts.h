@@ -1,5 +1,5 @@
-// What the three passes of mixer_stage's backward share: where each gradient's sums lie, the tensors between the passes,
-// transposed weights.
+// What the three passes of mixer_stage's backward share: the layout of the gradients' sums, the tensors between the
+// passes, transposed weights.
 #pragma once
 
 #include "common/cpu/gradients.h"
@@ -54,7 +54,7 @@ struct Between {
   A* residual_of(int64_t b) const { return residual.get() + b * c * plane(); }
   A* normed_of(int64_t b, int64_t branch) const { return normed.get() + (b * 3 + branch) * c * plane(); }
 
-  // One sample's planes as load_tile takes them.
+  // Wraps one sample's planes for load_tile.
   Tensor planes(A* data) const {
     Tensor t;
     t.data = data;

@@ -78,11 +78,11 @@ struct MixerTile {
   int64_t outer, inner, pixels;  // pixels: of the dense tile, whole vectors
   int64_t sample;
 
-  // Where a channel's lines begin that have a halo of `halo` pixels only.
+  // The index of a channel's first pixel for a smaller halo of `halo` pixels.
   int64_t inset(int64_t halo) const { return (tile.halo - halo) * (tile.stride + 1); }
 };
 
-// x of a tile, normalised over its channels: [C, outer].
+// Loads x of a tile and normalises it over its channels: [C, outer].
 template <class T, class P>
 inline void load_normalised(const Mixer<P>& w, const Tensor& x, const MixerTile& at, Acc<T>* normed) {
   const T* px = x.as<const T>() + at.sample * x.stride[0];
@@ -109,7 +109,7 @@ inline void attention_inputs(const Mixer<P>& w, const MixerTile& at, A* normed, 
   }
 }
 
-// attention * v, head by head. attention: of this sample, [heads, 2d + 2, d].
+// Attention times v, head by head. attention: that of this sample, [heads, 2d + 2, d].
 template <class P, class A>
 inline void attend(const Mixer<P>& w, const MixerTile& at, const A* attention, const A* v, A* out) {
   for (int64_t head = 0; head < w.heads; ++head) {
@@ -119,7 +119,7 @@ inline void attend(const Mixer<P>& w, const MixerTile& at, const A* attention, c
   }
 }
 
-// Rows of the gated CNN's input less BatchNorm's mean.
+// Subtracts BatchNorm's mean from the rows of the gated CNN's input.
 template <class P, class A>
 inline void center(const Mixer<P>& w, const Folded<P>& f, int64_t stride, int64_t pixels, A* rows) {
   for (int64_t j = 0; j < w.c; ++j) {
@@ -143,7 +143,7 @@ inline void detail_rows(const Mixer<P>& w, const Folded<P>& f, const MixerTile& 
   clear_outside(detail, w.c, at.outer, at.tile);
 }
 
-// The sample's own 7x7 kernels on the detail rows.
+// Convolves the detail rows with the sample's own 7x7 kernels.
 template <class P, class A>
 inline void dynamic_rows(const Mixer<P>& w, const MixerTile& at, const A* kernels, const A* detail, A* out) {
   for (int64_t j = 0; j < w.c; ++j) {
@@ -193,7 +193,7 @@ inline void project(const Matrix<P>& matrix, int64_t channels, const MixerTile& 
       [&](int64_t m, int64_t p, Vec<A> v) { store(out + m * at.inner + p, v); });
 }
 
-// The per-pixel MLP, a group of hidden channels at a time. `in` may be packed on the way.
+// The MLP branch, a group of hidden channels at a time. `in` may be packed on the way.
 template <class P, class A>
 inline void pixel_mlp(const Mixer<P>& w, const MixerTile& at, A* in, A* group, A* out) {
   const P* const rows = operand_rows<P>(in, w.c, at.inner, at.pixels, in);
@@ -209,7 +209,7 @@ inline void pixel_mlp(const Mixer<P>& w, const MixerTile& at, A* in, A* group, A
   }
 }
 
-// The branches modulate each other, in place: [att; conv; mlp], c rows each.
+// Fuses the branches in place: each is modulated by the other two. [att; conv; mlp], c rows each.
 template <class P, class A>
 inline void fuse(const Mixer<P>& w, const MixerTile& at, A* rows) {
   const int64_t branch = w.c * at.inner;
