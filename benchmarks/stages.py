@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
 from mirage import blocks
+from mirage_kernels._runtime.cases import DIMS, levels
 from mirage_kernels.mixer_stage import MixerWeights
 
-DIMS = {"tiny": 24, "small": 30}
 HALVES = ("mixer", "ffn")
 Function = Callable[[Tensor], Tensor]
 Kind = tuple[int, int, int, int]  # channels, heads, height, width
@@ -45,14 +45,7 @@ class Half:
 
 def block_kinds(variant: str, height: int, width: int) -> list[Kind]:
     """Of every kind of block for an image of height x width."""
-    dim = DIMS[variant]
-    return [
-        (dim, 1, height, width),
-        (2 * dim, 1, height, width),  # decoder level 1 and refinement
-        (2 * dim, 2, height // 2, width // 2),
-        (4 * dim, 4, height // 4, width // 4),
-        (8 * dim, 8, height // 8, width // 8),
-    ]
+    return [tuple(level) for level in levels(DIMS[variant], height, width)]
 
 
 def count_macs(function: Callable[..., object], *inputs: Tensor) -> int:

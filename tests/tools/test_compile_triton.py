@@ -75,6 +75,35 @@ def test_command_lists_each_kernel_of_an_operator(tmp_path):
         assert line == ["channel_layer_norm", name, str(len(own)), *map(str, most[:2]), f"{most[2] / 1024:.1f}"]
 
 
+def test_every_operator_launches_its_kernels(tmp_path):
+    """Nothing is compiled here. Offsets are of 64 bit where the case says so, and only there."""
+    code = (
+        "import json, torch; from mirage_kernels._runtime import cases\n"
+        "from tools.compile_triton import Operators, launching, operators, variants\n"
+        "found = {}\n"
+        "def hook(kernel, programs, args, options):\n"
+        "    found[label].setdefault(kernel.__name__, []).append(options.get('INT64'))\n"
+        "with launching(hook), Operators():\n"
+        "    for operator in cases.operators(operators()):\n"
+        "        for label, tensors in variants(operator):\n"
+        "            label = f'{operator.name}: {label}'; assert label not in found; found[label] = {}\n"
+        "            y = operator.public(*(t.requires_grad_() for t in tensors))\n"
+        "            torch.autograd.grad(y, tensors, torch.empty_like(y))\n"
+        "print(json.dumps(found))"
+    )
+    found = _run(tmp_path, "-c", code)
+    assert set(found["channel_layer_norm: float32 C=24 224x224"]) == {"_forward_kernel", "_backward_kernel"}
+    assert set(found["feed_forward_stage: bfloat16 C=48 112x112"]) == {
+        *("_expand_kernel", "_contract_kernel"),
+        *("gate_gradient_kernel", "hidden_gradient_kernel", "norm_gradient_kernel"),
+    }
+    trained = found["mixer_stage: float32 C=48 112x112 2 training"]
+    assert {"prepare_kernel", "finish_kernel", "batch_norm_kernel", "input_gradient_kernel"} <= set(trained)
+    assert len({label.split(":")[0] for label in found}) == 9 and all(found.values())
+    wide = {label: any(any(given) for given in kernels.values()) for label, kernels in found.items()}
+    assert {label for label, is_wide in wide.items() if is_wide} == {label for label in found if "int64" in label}
+
+
 def test_disassembly(tmp_path):
     """Products of float32 are tensor-core instructions where TF32 is allowed, and only there; planes are read 16 bytes
     at a time."""
