@@ -340,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
                         help="extension modules or object files (default: mirage_kernels/_cuda*.so)")  # fmt: skip
     parser.add_argument("--sass", action="store_true", help="disassemble, and count instructions")
     parser.add_argument("--summary", action="store_true",
-                        help="the table of docs/cuda-kernels.md: of sm_90, float16 and float32")  # fmt: skip
+                        help="a short table: of sm_90, float16 and float32")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
     files = options.files or [file for file in [built("_cuda")] if file]
