@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import launch, needs_int64
+from mirage_kernels._triton.launch import image_strides, launch, needs_int64
 
 _ROWS = 4  # rows of a group, spelled out in the kernels
 
@@ -52,7 +52,7 @@ def _convolve_kernel(
     sw_b,
     sw_c,
     sw_row,
-    sw_column,
+    sw_pixel,
     tiles_h,
     tiles_w,
     K: tl.constexpr,
@@ -82,9 +82,9 @@ def _convolve_kernel(
         m_column = (o_column >= 0) & (o_column < W)
         p_column = p_x + o_column * s_pixel
         if TURNED:
-            p_tap = p_weight + (K - 1 - i_x) * sw_column
+            p_tap = p_weight + (K - 1 - i_x) * sw_pixel
         else:
-            p_tap = p_weight + i_x * sw_column
+            p_tap = p_weight + i_x * sw_pixel
         b_w0 = 0.0
         b_w1 = 0.0
         b_w2 = 0.0
@@ -216,7 +216,16 @@ def _convolve(x: Tensor, weight: Tensor, turned: bool) -> Tensor:
         _convolve_kernel,
         batch * channels * tiles_h * tiles_w,
         x.device,
-        *(x, weight, y, channels, height, width, *x.stride(), *weight.stride(), tiles_h, tiles_w),
+        p_x=x,
+        p_weight=weight,
+        p_y=y,
+        C=channels,
+        H=height,
+        W=width,
+        **image_strides(x),
+        **image_strides(weight, "sw"),
+        tiles_h=tiles_h,
+        tiles_w=tiles_w,
         K=weight.shape[-1],
         TURNED=turned,
         BLOCK_G=tile.block_g,
@@ -241,8 +250,18 @@ def _correlate(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         _correlate_kernel,
         planes * programs_per_plane,
         x.device,
-        *(grad_y, x, partial, channels, height, width, *grad_y.stride(), *x.stride()),
-        *(tiles_w, tiles, programs_per_plane, tiles_per_program),
+        p_g=grad_y,
+        p_x=x,
+        p_partial=partial,
+        C=channels,
+        H=height,
+        W=width,
+        **image_strides(grad_y, "sg"),
+        **image_strides(x),
+        tiles_w=tiles_w,
+        tiles=tiles,
+        programs_per_plane=programs_per_plane,
+        tiles_per_program=tiles_per_program,
         K=weight.shape[-1],
         TAPS=next_power_of_2(taps),
         BLOCK_G=tile.block_g,

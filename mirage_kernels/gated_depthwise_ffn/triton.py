@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import gelu, gelu_slope, launch, needs_int64, widened
+from mirage_kernels._triton.launch import gelu, gelu_slope, image_strides, launch, needs_int64, widened
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,16 @@ def _run_pairs(h: Tensor, taps: Tensor, grad_y: Tensor, out: Tensor, gradient: b
         _pair_kernel,
         tile.programs(batch, channels // 2, height, width) if out.numel() else 0,
         h.device,
-        *(h, taps, grad_y, out, channels // 2, height, width, *h.stride(), *grad_y.stride(), tile.rows),
+        p_h=h,
+        p_weight=taps,
+        p_grad_y=grad_y,
+        p_out=out,
+        M=channels // 2,
+        H=height,
+        W=width,
+        **image_strides(h),
+        **image_strides(grad_y, "sg"),
+        ROWS=tile.rows,
         BLOCK_P=tile.block_p,
         BLOCK_X=tile.block_x,
         GRADIENT=gradient,
@@ -264,7 +273,16 @@ def backward(grad_y: Tensor, h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
         _input_kernel,
         tile.programs(batch, channels, height, width) if grad_h.numel() else 0,
         h.device,
-        *(h, taps, grad_d, grad_h, sums, channels, height, width, *h.stride(), tile.rows),
+        p_h=h,
+        p_weight=taps,
+        p_grad_d=grad_d,
+        p_grad_h=grad_h,
+        p_partial=sums,
+        C=channels,
+        H=height,
+        W=width,
+        **image_strides(h),
+        ROWS=tile.rows,
         BLOCK_P=tile.block_p,
         BLOCK_X=tile.block_x,
         INT64=needs_int64(h, grad_h),

@@ -38,12 +38,12 @@ def fuse_backward(b_a, b_g, b_m, b_da, b_dg, b_dm, l_a, l_g, l_m):
 
 @triton.jit
 def _forward_kernel(
-    p_a,  # [B, C, H, W], any strides, like the next two
-    p_g,
-    p_m,
-    p_la,  # [1], like the next two
-    p_lg,
-    p_lm,
+    p_att,  # [B, C, H, W], any strides, like the next two
+    p_conv,
+    p_mlp,
+    p_l_att,  # [1], like the next two
+    p_l_conv,
+    p_l_mlp,
     p_out,  # [B, 3 C, N]
     C,
     N,
@@ -75,10 +75,10 @@ def _forward_kernel(
     o_a = i_b * sa_b + i_c * sa_c + pixel_offsets(o_n, W, sa_row, sa_pixel, LINE)
     o_g = i_b * sg_b + i_c * sg_c + pixel_offsets(o_n, W, sg_row, sg_pixel, LINE)
     o_m = i_b * sm_b + i_c * sm_c + pixel_offsets(o_n, W, sm_row, sm_pixel, LINE)
-    b_a = tl.load(p_a + o_a, mask=m, other=0.0).to(tl.float32)
-    b_g = tl.load(p_g + o_g, mask=m, other=0.0).to(tl.float32)
-    b_m = tl.load(p_m + o_m, mask=m, other=0.0).to(tl.float32)
-    l_a, l_g, l_m = tl.load(p_la).to(tl.float32), tl.load(p_lg).to(tl.float32), tl.load(p_lm).to(tl.float32)
+    b_a = tl.load(p_att + o_a, mask=m, other=0.0).to(tl.float32)
+    b_g = tl.load(p_conv + o_g, mask=m, other=0.0).to(tl.float32)
+    b_m = tl.load(p_mlp + o_m, mask=m, other=0.0).to(tl.float32)
+    l_a, l_g, l_m = tl.load(p_l_att).to(tl.float32), tl.load(p_l_conv).to(tl.float32), tl.load(p_l_mlp).to(tl.float32)
     b_a, b_g, b_m = fuse(b_a, b_g, b_m, l_a, l_g, l_m)
     o_out = (i_b * 3 * C + i_c) * N + o_n
     tl.store(p_out + o_out, b_a.to(p_out.dtype.element_ty), mask=m)
@@ -89,15 +89,15 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     p_grad,  # [B, 3 C, H, W], any strides
-    p_a,  # [B, C, H, W], any strides, like the next two
-    p_g,
-    p_m,
-    p_la,  # [1], like the next two
-    p_lg,
-    p_lm,
-    p_grad_a,  # [B, C, N], like the next two
-    p_grad_g,
-    p_grad_m,
+    p_att,  # [B, C, H, W], any strides, like the next two
+    p_conv,
+    p_mlp,
+    p_l_att,  # [1], like the next two
+    p_l_conv,
+    p_l_mlp,
+    p_grad_att,  # [B, C, N], like the next two
+    p_grad_conv,
+    p_grad_mlp,
     p_partial,  # [programs, 3]: sums for the three weights
     C,
     N,
@@ -134,18 +134,18 @@ def _backward_kernel(
     o_g = i_b * sg_b + i_c * sg_c + pixel_offsets(o_n, W, sg_row, sg_pixel, LINE)
     o_m = i_b * sm_b + i_c * sm_c + pixel_offsets(o_n, W, sm_row, sm_pixel, LINE)
     o_d = i_b * sd_b + i_c * sd_c + pixel_offsets(o_n, W, sd_row, sd_pixel, LINE)
-    b_a = tl.load(p_a + o_a, mask=m, other=0.0).to(tl.float32)
-    b_g = tl.load(p_g + o_g, mask=m, other=0.0).to(tl.float32)
-    b_m = tl.load(p_m + o_m, mask=m, other=0.0).to(tl.float32)
+    b_a = tl.load(p_att + o_a, mask=m, other=0.0).to(tl.float32)
+    b_g = tl.load(p_conv + o_g, mask=m, other=0.0).to(tl.float32)
+    b_m = tl.load(p_mlp + o_m, mask=m, other=0.0).to(tl.float32)
     b_da = tl.load(p_grad + o_d, mask=m, other=0.0).to(tl.float32)
     b_dg = tl.load(p_grad + o_d + C * sd_c, mask=m, other=0.0).to(tl.float32)
     b_dm = tl.load(p_grad + o_d + 2 * C * sd_c, mask=m, other=0.0).to(tl.float32)
-    l_a, l_g, l_m = tl.load(p_la).to(tl.float32), tl.load(p_lg).to(tl.float32), tl.load(p_lm).to(tl.float32)
+    l_a, l_g, l_m = tl.load(p_l_att).to(tl.float32), tl.load(p_l_conv).to(tl.float32), tl.load(p_l_mlp).to(tl.float32)
     b_a, b_g, b_m, b_ta, b_tg, b_tm = fuse_backward(b_a, b_g, b_m, b_da, b_dg, b_dm, l_a, l_g, l_m)
     o_out = (i_b * C + i_c) * N + o_n
-    tl.store(p_grad_a + o_out, b_a.to(p_grad_a.dtype.element_ty), mask=m)
-    tl.store(p_grad_g + o_out, b_g.to(p_grad_g.dtype.element_ty), mask=m)
-    tl.store(p_grad_m + o_out, b_m.to(p_grad_m.dtype.element_ty), mask=m)
+    tl.store(p_grad_att + o_out, b_a.to(p_grad_att.dtype.element_ty), mask=m)
+    tl.store(p_grad_conv + o_out, b_g.to(p_grad_conv.dtype.element_ty), mask=m)
+    tl.store(p_grad_mlp + o_out, b_m.to(p_grad_mlp.dtype.element_ty), mask=m)
     tl.store(p_partial + i_program * 3, tl.sum(b_ta, 0))
     tl.store(p_partial + i_program * 3 + 1, tl.sum(b_tg, 0))
     tl.store(p_partial + i_program * 3 + 2, tl.sum(b_tm, 0))
@@ -167,8 +167,19 @@ def forward(att: Tensor, conv: Tensor, mlp: Tensor, l_att: Tensor, l_conv: Tenso
         _forward_kernel,
         batch * channels * triton.cdiv(pixels, BLOCK_N),
         att.device,
-        *(*branches, l_att, l_conv, l_mlp, out, channels, pixels, width),
-        *(stride for t in branches for stride in plane_strides(t)),
+        p_att=att,
+        p_conv=conv,
+        p_mlp=mlp,
+        p_l_att=l_att,
+        p_l_conv=l_conv,
+        p_l_mlp=l_mlp,
+        p_out=out,
+        C=channels,
+        N=pixels,
+        W=width,
+        **plane_strides(att, "sa"),
+        **plane_strides(conv, "sg"),
+        **plane_strides(mlp, "sm"),
         BLOCK=BLOCK_N,
         LINE=all(is_line(t) for t in branches),
         INT64=needs_int64(*branches, out),
@@ -190,8 +201,24 @@ def backward(
         _backward_kernel,
         programs,
         att.device,
-        *(grad_out, *branches, *scalars, *grads, sums, channels, pixels, width),
-        *(stride for t in (grad_out, *branches) for stride in plane_strides(t)),
+        p_grad=grad_out,
+        p_att=att,
+        p_conv=conv,
+        p_mlp=mlp,
+        p_l_att=l_att,
+        p_l_conv=l_conv,
+        p_l_mlp=l_mlp,
+        p_grad_att=grads[0],
+        p_grad_conv=grads[1],
+        p_grad_mlp=grads[2],
+        p_partial=sums,
+        C=channels,
+        N=pixels,
+        W=width,
+        **plane_strides(grad_out, "sd"),
+        **plane_strides(att, "sa"),
+        **plane_strides(conv, "sg"),
+        **plane_strides(mlp, "sm"),
         BLOCK=BACKWARD_BLOCK_N,
         LINE=all(is_line(t) for t in (grad_out, *branches)),
         INT64=needs_int64(grad_out, *branches, grads[0]),

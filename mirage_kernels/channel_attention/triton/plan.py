@@ -36,8 +36,8 @@ class HeadTile:
     def programs(self) -> int:
         return self.batch * self.heads * self.splits
 
-    def sizes(self) -> tuple[int, ...]:
-        return self.pixels, self.width, self.heads, self.splits, self.blocks
+    def sizes(self) -> dict[str, int]:
+        return {"N": self.pixels, "W": self.width, "HEADS": self.heads, "splits": self.splits, "blocks": self.blocks}
 
     def options(self, *tensors: Tensor) -> dict[str, Any]:
         """The constexpr arguments; `tensors` are all that the kernel addresses."""

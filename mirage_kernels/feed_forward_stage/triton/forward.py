@@ -16,7 +16,17 @@ from torch import Tensor
 
 from mirage_kernels._runtime.library import is_exact
 from mirage_kernels._triton import tiles as triton_tiles
-from mirage_kernels._triton.launch import gelu, is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton.launch import (
+    gelu,
+    image_strides,
+    is_line,
+    launch,
+    needs_int64,
+    pixel_offsets,
+    plane_strides,
+    pointers,
+    widened,
+)
 from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix, moments, normalised, precision
 from mirage_kernels.feed_forward_stage.triton.plan import contract_tile, expand_tile
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
@@ -155,7 +165,15 @@ def forward(
         _contract_kernel,
         image.programs(x),
         x.device,
-        *(activated, w.dwconv, w.project_out, x, y, doubled // 2, height, width, *x.stride()),
+        p_activated=activated,
+        p_taps=w.dwconv,
+        p_weight=w.project_out,
+        p_x=x,
+        p_y=y,
+        M=doubled // 2,
+        H=height,
+        W=width,
+        **image_strides(x),
         C=channels,
         BLOCK_C=tile.block_c,
         BLOCK_K=16,
@@ -184,8 +202,17 @@ def expand(x: Tensor, w: FeedForwardWeights, eps: float, keep_norm: bool = False
         _expand_kernel,
         blocks * splits,
         x.device,
-        *(x, w.norm_weight, w.norm_bias, w.project_in, activated, *norm),
-        *(eps, doubled, pixels, width, splits, *plane_strides(x)),
+        p_x=x,
+        **pointers(w, "norm_weight", "norm_bias"),
+        p_weight=w.project_in,
+        p_activated=activated,
+        **pointers(norm, "mean", "rstd"),
+        eps=eps,
+        OUT=doubled,
+        N=pixels,
+        W=width,
+        splits=splits,
+        **plane_strides(x),
         C=channels,
         BLOCK_C=tile.block_c,
         BLOCK_K=tile.block_k,

@@ -15,7 +15,7 @@ from torch import Tensor
 from mirage_kernels import _composite
 from mirage_kernels._runtime.library import is_exact
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import is_line, launch, plane_strides, precision_of_widened
+from mirage_kernels._triton.launch import is_line, launch, plane_strides, pointers, precision_of_widened
 from mirage_kernels._triton.tiles import ImageTile, filling_tile
 from mirage_kernels._triton.weight_gradient import product_over_pixels
 from mirage_kernels.channel_attention.triton.backward import softmax_backward
@@ -60,8 +60,10 @@ class _Problem(NamedTuple):
         batch, _, height, width = self.x.shape
         return self.x.new_empty(batch, channels, height, width)
 
-    def of_batch_norm(self) -> tuple[Tensor, ...]:
-        return self.bn.batch_mean, self.bn.batch_var, self.w.bn_weight, self.w.bn_bias
+    def of_batch_norm(self) -> dict[str, Tensor]:
+        """Arguments of kernels that compute its output again."""
+        statistics = {"p_bn_mean": self.bn.batch_mean, "p_bn_var": self.bn.batch_var}
+        return statistics | pointers(self.w, "bn_weight", "bn_bias")
 
     def sizes(self) -> dict[str, Any]:
         return {
@@ -130,11 +132,30 @@ def _fusion(p: _Problem, grad_y: Tensor, grads: dict[str, Tensor]) -> tuple[Tens
         fusion_gradient_kernel,
         programs,
         p.x.device,
-        *(p.normal, p.qkv, w.qkv_dwconv, p.statistics.attention, p.detail, p.statistics.kernels, *p.of_batch_norm()),
-        *(w.gic1, w.gate_temperature, w.gic2, p.x if p.scale is None else p.scale, w.proj_out, w.mlp_in, w.mlp_out),
-        *(w.alpha_att, w.alpha_conv, w.alpha_mlp, w.project_out, grad_y),
-        *(fused, total, grad_conv, grad_mlp, grad_qkv, grad_attn, grad_alphas),
-        *(p.bn_eps, height, width, plan.heads, w.gic2.shape[1], tiles),
+        p_normal=p.normal,
+        p_qkv=p.qkv,
+        p_qkv_taps=w.qkv_dwconv,
+        p_matrices=p.statistics.attention,
+        p_detail=p.detail,
+        p_kernels=p.statistics.kernels,
+        **p.of_batch_norm(),
+        **pointers(w, "gic1", "gate_temperature", "gic2", "proj_out", "mlp_in", "mlp_out", "project_out"),
+        **pointers(w, "alpha_att", "alpha_conv", "alpha_mlp"),
+        p_branch_scale=p.x if p.scale is None else p.scale,
+        p_grad_y=grad_y,
+        p_fused=fused,
+        p_total=total,
+        p_grad_conv=grad_conv,
+        p_grad_mlp=grad_mlp,
+        p_grad_qkv=grad_qkv,
+        p_grad_attn=grad_attn,
+        p_grad_alphas=grad_alphas,
+        bn_eps=p.bn_eps,
+        H=height,
+        W=width,
+        HEADS=plan.heads,
+        HIDDEN=w.gic2.shape[1],
+        tiles=tiles,
         **p.tiled(),
         D=plan.d,
         BLOCK_K=32 if plan.block_b * p.x.itemsize <= 128 and not is_exact(p.x.dtype) else 16,
@@ -149,7 +170,14 @@ def _fusion(p: _Problem, grad_y: Tensor, grads: dict[str, Tensor]) -> tuple[Tens
         query_key_gradient_kernel,
         plan.heads * programs,
         p.x.device,
-        *(p.qkv, w.qkv_dwconv, small, grad_qkv, height, width, plan.heads, tiles),
+        p_qkv=p.qkv,
+        p_taps=w.qkv_dwconv,
+        p_small=small,
+        p_grad_qkv=grad_qkv,
+        H=height,
+        W=width,
+        HEADS=plan.heads,
+        tiles=tiles,
         D=plan.d,
         BLOCK_D=max(16, triton.next_power_of_2(plan.d)),
         BLOCK_H=p.tile.block_h,
@@ -183,7 +211,13 @@ def _mlp(p: _Problem, grad_mlp: Tensor, grads: dict[str, Tensor]) -> Tensor:
         mlp_gradient_kernel,
         _pixel_programs(p),
         p.x.device,
-        *(p.normal, p.w.mlp_in, p.w.mlp_out, grad_mlp, hidden, grad_hidden, grad_input, p.x.shape[2] * p.x.shape[3]),
+        p_normal=p.normal,
+        **pointers(p.w, "mlp_in", "mlp_out"),
+        p_grad_mlp=grad_mlp,
+        p_hidden=hidden,
+        p_grad_hidden=grad_hidden,
+        p_grad_input=grad_input,
+        N=p.x.shape[2] * p.x.shape[3],
         **p.sizes(),
         BLOCK_K=16,
         BLOCK_N=p.plan.block_n,
@@ -208,9 +242,24 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
         gated_gradient_kernel,
         programs,
         p.x.device,
-        *(p.normal, p.detail, p.statistics.kernels, *p.of_batch_norm(), w.gic1, w.gate_temperature, w.gic2),
-        *(p.x if p.scale is None else p.scale, w.proj_out, grad_conv, normal, product, grad_total, grad_gates, grad_bn),
-        *(grad_content, grad_temperature, p.bn_eps, *p.x.shape[2:], hidden),
+        p_normal=p.normal,
+        p_detail=p.detail,
+        p_kernels=p.statistics.kernels,
+        **p.of_batch_norm(),
+        **pointers(w, "gic1", "gate_temperature", "gic2", "proj_out"),
+        p_branch_scale=p.x if p.scale is None else p.scale,
+        p_grad_conv=grad_conv,
+        p_bn=normal,
+        p_product=product,
+        p_grad_total=grad_total,
+        p_grad_gates=grad_gates,
+        p_grad_bn=grad_bn,
+        p_grad_content=grad_content,
+        p_grad_temperature=grad_temperature,
+        bn_eps=p.bn_eps,
+        H=p.x.shape[2],
+        W=p.x.shape[3],
+        HIDDEN=hidden,
         **p.tiled(),
         BLOCK_K=_gated_block(plan, is_exact(p.x.dtype), p.tile.pixels),
         SCALE=p.scale is not None,
@@ -230,7 +279,15 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
         batch_norm_sums_kernel,
         _pixel_programs(p),
         p.x.device,
-        *(p.normal, p.bn.batch_mean, p.bn.batch_var, w.gic1[-branch:], grad_detail, grad_bn, sums, p.bn_eps, pixels),
+        p_normal=p.normal,
+        p_bn_mean=p.bn.batch_mean,
+        p_bn_var=p.bn.batch_var,
+        p_detail_weight=w.gic1[-branch:],
+        p_grad_detail=grad_detail,
+        p_grad_bn=grad_bn,
+        p_sums=sums,
+        bn_eps=p.bn_eps,
+        N=pixels,
         **p.sizes(),
         BLOCK_N=plan.block_n,
         num_warps=8 if is_exact(p.x.dtype) else 4,
@@ -264,8 +321,23 @@ def _input(
         input_gradient_kernel,
         _pixel_programs(p),
         p.x.device,
-        *(p.x, p.mean, p.rstd, p.w.norm_weight, p.normal, p.w.qkv, grad_projected, grad_bn, grad_total),
-        *(grad_mlp_input, coefficients, grad_y, grad_x, sums, height * width, width, *plane_strides(p.x)),
+        p_x=p.x,
+        p_mean=p.mean,
+        p_rstd=p.rstd,
+        p_norm_weight=p.w.norm_weight,
+        p_normal=p.normal,
+        p_qkv_weight=p.w.qkv,
+        p_grad_projected=grad_projected,
+        p_grad_bn=grad_bn,
+        p_grad_total=grad_total,
+        p_grad_mlp_input=grad_mlp_input,
+        p_coefficients=coefficients,
+        p_grad_y=grad_y,
+        p_grad_x=grad_x,
+        p_sums=sums,
+        N=height * width,
+        W=width,
+        **plane_strides(p.x),
         **p.sizes(),
         BLOCK_K=16,
         BLOCK_N=p.plan.block_n,
@@ -291,9 +363,21 @@ def generator_gradients(grad_kernels: Tensor, w: MixerWeights, bn: BatchNorm, ep
     block_b = max(16, next_power_of_2(branch))
     sizes = {"BRANCH": branch, "BLOCK_B": block_b, "BLOCK_R": max(16, 4096 // block_b)}
     vectors = grad_kernels.new_empty(batch, 6, branch, dtype=torch.float32)
-    arguments = (bn.branch_mean, bn.batch_mean, bn.batch_var, w.bn_weight, w.bn_bias, w.gic1[-branch:])
-    arguments += (w.generator_in, w.generator_out, grad_kernels, vectors, eps)
-    launch(generator_kernel, batch, vectors.device, *arguments, **sizes, num_warps=4)
+    launch(
+        generator_kernel,
+        batch,
+        vectors.device,
+        p_branch_mean=bn.branch_mean,
+        p_bn_mean=bn.batch_mean,
+        p_bn_var=bn.batch_var,
+        p_detail_weight=w.gic1[-branch:],
+        **pointers(w, "bn_weight", "bn_bias", "generator_in", "generator_out"),
+        p_grad_kernels=grad_kernels,
+        p_vectors=vectors,
+        bn_eps=eps,
+        **sizes,
+        num_warps=4,
+    )
     rows = (TAPS + 2) * branch
     grads = vectors.new_empty(rows, branch)
     programs = triton.cdiv(rows, sizes["BLOCK_R"])
@@ -309,8 +393,25 @@ def batch_norm_gradients(
     itself and of that input, and what is added. `sums` [2, c]: see the kernel."""
     batch, branch = bn.branch_mean.shape
     grads, coefficients = vectors.new_empty(2, branch), vectors.new_empty(batch, 3, branch)
-    arguments = (sums, vectors, bn.branch_mean, bn.batch_mean, bn.batch_var, bn_weight, grads, coefficients)
-    sizes = {"BRANCH": branch, "BLOCK_B": max(16, next_power_of_2(branch)), "TRAINING": training}
-    counts = (float(pixels), float(batch * pixels))
-    launch(batch_norm_kernel, 1, grads.device, *arguments, eps, batch, *counts, **sizes, num_warps=1)
+    launch(
+        batch_norm_kernel,
+        1,
+        grads.device,
+        p_sums=sums,
+        p_vectors=vectors,
+        p_branch_mean=bn.branch_mean,
+        p_bn_mean=bn.batch_mean,
+        p_bn_var=bn.batch_var,
+        p_bn_weight=bn_weight,
+        p_grads=grads,
+        p_coefficients=coefficients,
+        bn_eps=eps,
+        batch=batch,
+        pixels=float(pixels),
+        count=float(batch * pixels),
+        BRANCH=branch,
+        BLOCK_B=max(16, next_power_of_2(branch)),
+        TRAINING=training,
+        num_warps=1,
+    )
     return *grads.unbind(0), coefficients

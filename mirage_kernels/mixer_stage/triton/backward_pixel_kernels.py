@@ -23,8 +23,8 @@ def _pixels(N, BLOCK_N: tl.constexpr, INT64: tl.constexpr):
 @triton.jit
 def mlp_gradient_kernel(
     p_normal,  # [B, 3 c, N], of which the last third is read
-    p_in,  # [2 c, c]
-    p_out,  # [c, 2 c]
+    p_mlp_in,  # [2 c, c]
+    p_mlp_out,  # [c, 2 c]
     p_grad_mlp,  # [B, c, N]: of mlp_out's output
     p_hidden,  # [B, 2 c, N]: what mlp_out multiplied
     p_grad_hidden,  # [B, 2 c, N]: of mlp_in's output
@@ -51,9 +51,9 @@ def mlp_gradient_kernel(
     for i_k in range(0, 2 * BRANCH, BLOCK_K):
         o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < 2 * BRANCH
-        b_wi = matrix(p_in, o_k, m_k, o_b, m_b, BRANCH).to(dtype)
+        b_wi = matrix(p_mlp_in, o_k, m_k, o_b, m_b, BRANCH).to(dtype)
         b_inner = tl.dot(b_wi, b_in, input_precision=PRECISION)
-        b_w = tl.trans(matrix(p_out, o_b, m_b, o_k, m_k, 2 * BRANCH)).to(dtype)
+        b_w = tl.trans(matrix(p_mlp_out, o_b, m_b, o_k, m_k, 2 * BRANCH)).to(dtype)
         b_di = (tl.dot(b_w, b_d, input_precision=PRECISION) * gelu_slope(b_inner)).to(dtype)
         o_out = i_b * 2 * plane + o_k[:, None] * N + o_n[None, :]
         m_out = m_k[:, None] & m_n[None, :]
@@ -66,8 +66,8 @@ def mlp_gradient_kernel(
 @triton.jit
 def batch_norm_sums_kernel(
     p_normal,  # [B, 3 c, N], of which the second third is read
-    p_mean,  # [c], like the next
-    p_var,
+    p_bn_mean,  # [c], like the next
+    p_bn_var,
     p_detail_weight,  # [c, c]: the last rows of gic1
     p_grad_detail,  # [B, c, N]
     p_grad_bn,  # [B, c, N]: read and, with what the detail adds, written
@@ -93,8 +93,8 @@ def batch_norm_sums_kernel(
     b_grad = tl.dot(b_w, b_d, b_grad, input_precision=PRECISION)
     tl.store(p_grad_bn + i_b * plane + o_map, b_grad.to(dtype), mask=m)
     b_n = tl.load(p_normal + (i_b * 3 + 1) * plane + o_map, mask=m, other=0.0).to(tl.float32)
-    b_mean = tl.load(p_mean + o_b, mask=m_b, other=0.0)
-    b_var = tl.load(p_var + o_b, mask=m_b, other=0.0)
+    b_mean = tl.load(p_bn_mean + o_b, mask=m_b, other=0.0)
+    b_var = tl.load(p_bn_var + o_b, mask=m_b, other=0.0)
     b_hat = tl.where(m, (b_n - b_mean[:, None]) / tl.sqrt(b_var + bn_eps)[:, None], 0.0)
     p_out = p_sums + tl.program_id(0) * 2 * BRANCH + o_b
     tl.store(p_out, tl.sum(b_grad, 1), mask=m_b)

@@ -25,8 +25,8 @@ def generator_kernel(
     p_bn_weight,
     p_bn_bias,
     p_detail_weight,  # [c, c]
-    p_first,  # [c, c]
-    p_second,  # [49 c, c]
+    p_generator_in,  # [c, c]
+    p_generator_out,  # [49 c, c]
     p_grad_kernels,  # [B, 49 c]
     p_vectors,  # [B, 6, c]: inputs of the three matrices, and the gradients of their outputs and of the first's input
     bn_eps,
@@ -41,20 +41,20 @@ def generator_kernel(
     b_in = batch_normalised(b_mean[:, None], p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps)
     b_in = tl.sum(b_in, 1)
     b_average = times(p_detail_weight, o_b, m_b, b_in, o_b, m_b, BRANCH)
-    b_inner = times(p_first, o_b, m_b, b_average, o_b, m_b, BRANCH)
+    b_inner = times(p_generator_in, o_b, m_b, b_average, o_b, m_b, BRANCH)
     b_grad = tl.zeros([BLOCK_B], tl.float32)
     for i_r in range(0, 49 * BRANCH, BLOCK_R):
         o_r = i_r + tl.arange(0, BLOCK_R)
         m_r = o_r < 49 * BRANCH
         b_g = tl.load(p_grad_kernels + i_b * 49 * BRANCH + o_r, mask=m_r, other=0.0).to(tl.float32)
-        b_grad += _times_transposed(p_second, b_g, o_r, m_r, o_b, m_b, BRANCH)
+        b_grad += _times_transposed(p_generator_out, b_g, o_r, m_r, o_b, m_b, BRANCH)
     b_grad *= gelu_slope(b_inner)
     p = p_vectors + i_b * 6 * BRANCH + o_b
     tl.store(p, b_in, mask=m_b)
     tl.store(p + BRANCH, b_average, mask=m_b)
     tl.store(p + 2 * BRANCH, gelu(b_inner), mask=m_b)
     tl.store(p + 3 * BRANCH, b_grad, mask=m_b)
-    b_grad = _times_transposed(p_first, b_grad, o_b, m_b, o_b, m_b, BRANCH)
+    b_grad = _times_transposed(p_generator_in, b_grad, o_b, m_b, o_b, m_b, BRANCH)
     tl.store(p + 4 * BRANCH, b_grad, mask=m_b)
     b_grad = _times_transposed(p_detail_weight, b_grad, o_b, m_b, o_b, m_b, BRANCH)
     tl.store(p + 5 * BRANCH, b_grad, mask=m_b)

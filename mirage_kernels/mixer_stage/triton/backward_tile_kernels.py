@@ -35,9 +35,9 @@ def fusion_gradient_kernel(
     p_proj_out,  # [c, c]
     p_mlp_in,  # [2 c, c]
     p_mlp_out,  # [c, 2 c]
-    p_la,  # [1], like the next two
-    p_lg,
-    p_lm,
+    p_alpha_att,  # [1], like the next two
+    p_alpha_conv,
+    p_alpha_mlp,
     p_project_out,  # [3 c, 3 c]
     p_grad_y,  # [B, 3 c, N]
     p_fused,  # [B, 3 c, N]: what project_out multiplied
@@ -98,7 +98,8 @@ def fusion_gradient_kernel(
     b_attn = tl.load(p_attn, mask=m_heads, other=0.0).to(dtype)
     b_a = tl.dot(b_attn, b_v, input_precision=PRECISION)
 
-    l_a, l_g, l_m = tl.load(p_la).to(tl.float32), tl.load(p_lg).to(tl.float32), tl.load(p_lm).to(tl.float32)
+    l_a, l_g = tl.load(p_alpha_att).to(tl.float32), tl.load(p_alpha_conv).to(tl.float32)
+    l_m = tl.load(p_alpha_mlp).to(tl.float32)
     b_ya, b_yg, b_ym = fuse(b_a, b_g, b_m, l_a, l_g, l_m)
     p_out = p_fused + i_b * 3 * plane + o_map
     tl.store(p_out, b_ya.to(dtype), mask=m)

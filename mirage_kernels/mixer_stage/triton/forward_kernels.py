@@ -248,8 +248,8 @@ def statistics_kernel(
     p_bn_weight,
     p_bn_bias,
     p_detail_weight,  # [c, c]
-    p_first,  # [c, c]: the generator's two matrices
-    p_second,  # [49 c, c]
+    p_generator_in,  # [c, c]: the generator's two matrices
+    p_generator_out,  # [49 c, c]
     p_kernels,  # [B, 49 c]
     p_branch_mean,  # [B, c]
     p_batch_mean,  # [c], like the next: copies of what the batch norm used
@@ -284,10 +284,10 @@ def statistics_kernel(
         b_mean = sum_rows(p_sums + i_b * parts * BRANCH, parts, BRANCH, BRANCH, BLOCK_B, BLOCK_P) / N
         b_x = batch_normalised(b_mean[:, None], p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps)
         b_x = times(p_detail_weight, o_b, m_b, tl.sum(b_x, 1), o_b, m_b, BRANCH)
-        b_x = gelu(times(p_first, o_b, m_b, b_x, o_b, m_b, BRANCH))
+        b_x = gelu(times(p_generator_in, o_b, m_b, b_x, o_b, m_b, BRANCH))
         o_r = i_r * BLOCK_R + tl.arange(0, BLOCK_R)
         m_r = o_r < 49 * BRANCH
-        tl.store(p_kernels + i_b * 49 * BRANCH + o_r, times(p_second, o_r, m_r, b_x, o_b, m_b, BRANCH), mask=m_r)
+        tl.store(p_kernels + i_b * 49 * BRANCH + o_r, times(p_generator_out, o_r, m_r, b_x, o_b, m_b, BRANCH), mask=m_r)
         if i_r == 0:
             tl.store(p_branch_mean + i_b * BRANCH + o_b, b_mean, mask=m_b)
             if i_b == 0:
@@ -318,9 +318,9 @@ def finish_kernel(
     p_proj_out,  # [c, c]
     p_mlp_in,  # [2 c, c]
     p_mlp_out,  # [c, 2 c]
-    p_la,  # [1], like the next two
-    p_lg,
-    p_lm,
+    p_alpha_att,  # [1], like the next two
+    p_alpha_conv,
+    p_alpha_mlp,
     p_project_out,  # [3 c, 3 c]
     p_y,  # [B, 3 c, H, W], contiguous
     norm_eps,
@@ -380,7 +380,8 @@ def finish_kernel(
         p_attn, m = head_matrices(p_matrices, i_b, o_b, m_b, o_k, m_k, HEADS, (2 * D + 2) * D, D)
         b_a = tl.dot(tl.load(p_attn, mask=m, other=0.0).to(dtype), b_v, b_a, input_precision=PRECISION)
 
-    l_a, l_g, l_m = tl.load(p_la).to(tl.float32), tl.load(p_lg).to(tl.float32), tl.load(p_lm).to(tl.float32)
+    l_a, l_g = tl.load(p_alpha_att).to(tl.float32), tl.load(p_alpha_conv).to(tl.float32)
+    l_m = tl.load(p_alpha_mlp).to(tl.float32)
     b_a, b_g, b_m = fuse(b_a, b_g, b_m, l_a, l_g, l_m)
     b_a, b_g, b_m = b_a.to(dtype), b_g.to(dtype), b_m.to(dtype)
     for i_k in range(0, 3 * BRANCH, BLOCK_K):
