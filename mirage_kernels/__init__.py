@@ -4,7 +4,7 @@ The implementation is chosen per call by the tensor's device: Triton on GPUs, C+
 :func:`use`, :func:`available` and :func:`last_used`.
 """
 
-from mirage_kernels._runtime.dispatch import IMPLEMENTATIONS, available, last_used, use
+from mirage_kernels._runtime.dispatch import IMPLEMENTATIONS, available, last_used, use, why_not
 from mirage_kernels.channel_attention import channel_attention
 from mirage_kernels.channel_attention_fusion import channel_attention_fusion
 from mirage_kernels.channel_layer_norm import channel_layer_norm
@@ -43,4 +43,5 @@ __all__ = [
     "transformer_blocks",
     "tri_branch_fusion",
     "use",
+    "why_not",
 ]

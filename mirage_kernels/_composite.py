@@ -18,26 +18,25 @@ from torch import Tensor
 
 from mirage_kernels._runtime import dispatch, transforms
 from mirage_kernels._runtime.library import accumulator
-from mirage_kernels.channel_attention.checks import written
+from mirage_kernels.channel_attention.checks import declined
 from mirage_kernels.channel_attention.reference import NORM_EPS
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference_depthwise
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion
 
 COMPOSITE_ON = ("cpu", "cuda")
 """Devices whose backward pass, autocast and memory the composites were written for."""
-OPERATOR_IMPLEMENTATIONS = ("cpp", "triton", "cuda")
 _Two = tuple[Tensor, Tensor]
 _Three = tuple[Tensor, Tensor, Tensor]
 
 
-def choose(operator: str, x: Tensor, written: tuple[str, ...] = dispatch.EVERYWHERE) -> str:
+def choose(operator: str, x: Tensor) -> str:
     """The implementation for a call of a stage: as `dispatch.choose`, and "composite" where it falls back on "torch".
 
     A forced "torch" stays what it is everywhere: the reference expression with PyTorch's own autograd. So does that of
     a transform, which has no rules for the operators of a composite either, and that of devices other than CPU and
     CUDA, on which no operator is registered.
     """
-    chosen = dispatch.choose(operator, x, written)
+    chosen = dispatch.choose(operator, x)
     if chosen != "torch" or dispatch._forced == "torch" or x.device.type not in COMPOSITE_ON:
         return chosen
     return chosen if transforms.problem() else "composite"
@@ -46,7 +45,7 @@ def choose(operator: str, x: Tensor, written: tuple[str, ...] = dispatch.EVERYWH
 def instead_of_cuda(x: Tensor) -> str:
     """What runs the part of a stage that CUDA C++ has no kernel for, or none for such an x: "cuda", which then means a
     composite of its operators, where there is no Triton."""
-    chosen = dispatch.automatic(x, dispatch.IMPLEMENTATIONS)
+    chosen = dispatch.automatic(x)
     return "composite" if chosen == "torch" else chosen
 
 
@@ -86,7 +85,7 @@ def operator(name: str, impl: str) -> Any:
     """The registered operator `name` where `impl` has one, None for the plain formulas."""
     if impl == "composite":
         return None
-    if impl not in OPERATOR_IMPLEMENTATIONS:
+    if impl not in dispatch.KERNELS:
         raise ValueError(f"impl: expected 'cpp', 'triton', 'cuda' or 'composite', got {impl!r}")
     return getattr(torch.ops.mirage_kernels, name).default
 
@@ -271,7 +270,7 @@ def fuse_backward(grad_y: Tensor, f: Fusion, matrices: Tensor, impl: str) -> tup
 
 
 def _has_kernels(f: Fusion, impl: str) -> bool:
-    return impl != "cuda" or impl in written(f.q, f.temperature.shape[0])
+    return impl not in declined(f.q, f.temperature.shape[0])
 
 
 def _by_head(f: Fusion) -> _Three:

@@ -1,9 +1,10 @@
 """Which implementation of an operator runs, and why.
 
-Three implementations exist of every operator: ``"triton"`` (GPUs), ``"cpp"`` (CPUs) and ``"torch"`` (the plain PyTorch
-reference, anywhere); of some also ``"cuda"``, CUDA C++ for NVIDIA GPUs. Each call chooses by the tensor's device and
-dtype; :func:`use` and the environment variable ``MIRAGE_KERNELS`` force one, and a forced implementation that cannot
-run raises with the reason that :func:`available` gives.
+Every operator has its plain PyTorch reference, ``"torch"``, which runs anywhere. Beside it there are kernels for CPUs
+(``"cpp"``) and for GPUs (``"triton"``, and ``"cuda"``: CUDA C++ for NVIDIA's); an operator says why it declines those that
+it lacks or that do not take the tensors of a call. A call runs on the first for its device that can run and is not
+declined; :func:`why_not` tells the reasons against the others. :func:`use` and the environment variable
+``MIRAGE_KERNELS`` force one, and a forced implementation that cannot run on the tensors raises with the reason.
 
 For tests without a GPU, ``TRITON_INTERPRET=1`` and ``MIRAGE_CUDA_EMULATE=1`` let kernels of the two run on CPU tensors.
 """
@@ -16,7 +17,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,12 +25,14 @@ import torch
 from mirage_kernels._runtime import transforms, tuning
 
 IMPLEMENTATIONS = ("torch", "cpp", "triton", "cuda")
-EVERYWHERE = ("torch", "cpp", "triton")
-"""What every operator is written in."""
+KERNELS = IMPLEMENTATIONS[1:]
+"""Those that an operator may lack or decline a call for."""
 OLDEST_TRITON = (3, 4)
 """The first whose compiler takes every kernel; earlier ones end the whole process in a failed assertion at some."""
 TRITON_PACKAGES = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm", "triton-windows")
 """Under which names the module ``triton`` is distributed."""
+NONE: dict[str, str] = {}
+"""No implementation declines."""
 _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -125,6 +128,7 @@ def _from_environment() -> str | None:
 _forced: str | None = _from_environment()
 _default = {device: _automatic(device) for device in ("cpu", "cuda")}
 _last_used: dict[str, str] = {}
+_declined: dict[str, tuple[Mapping[str, str], str, str, torch.dtype]] = {}
 runnable = {
     device: {"composite", *(name for name in IMPLEMENTATIONS if not _problem(name, device))}
     for device in ("cpu", "cuda")
@@ -137,8 +141,8 @@ def use(implementation: str) -> Iterator[None]:
     """Force one implementation for every operator called inside the ``with`` block.
 
     Args:
-        implementation: ``"torch"``, ``"cpp"``, ``"triton"`` or ``"cuda"``. Operators that are not written in CUDA C++
-            run under the last as they do by themselves.
+        implementation: ``"torch"``, ``"cpp"``, ``"triton"`` or ``"cuda"``. Operators that have no kernels in CUDA C++,
+            or none for such tensors, run under the last as they do by themselves (see :func:`why_not`).
 
     The setting is process-wide, like the flags in ``torch.backends``. A backward pass runs on the implementation that
     ran forward, also after the block has ended.
@@ -180,15 +184,11 @@ def may_run(implementation: str) -> bool:
     return _forced in (None, implementation) and not _problem(implementation, "cpu")
 
 
-def choose(
-    operator: str,
-    x: torch.Tensor,
-    written: tuple[str, ...] = EVERYWHERE,
-    unforced: tuple[str, ...] | None = None,
-) -> str:
-    """The implementation for a call of `operator` whose main tensor is `x`; "torch" for those that are not `written`.
+def choose(operator: str, x: torch.Tensor, declined: Mapping[str, str] = NONE) -> str:
+    """The implementation for a call of `operator` whose main tensor is `x`.
 
-    `unforced`: those that run without being asked for, where these are not all.
+    `declined`: those that the operator lacks or that do not take its tensors, each with the reason. Where one of them
+    is forced, which forces all operators, "cuda" leaves such a call to run as it does by itself, others to "torch".
 
     Raises:
         RuntimeError: if :func:`use` or ``MIRAGE_KERNELS`` forces one that cannot run, with the reason.
@@ -199,32 +199,44 @@ def choose(
         if problem:
             raise RuntimeError(f"{operator}: the implementation {_forced!r} was asked for but cannot run: {problem}")
     chosen = "torch" if within else _forced
-    if chosen is None or (chosen == "cuda" and "cuda" not in written):
-        chosen = automatic(x, written if unforced is None else unforced, operator)
-    if chosen not in written:
+    if chosen is None or (chosen == "cuda" and "cuda" in declined):
+        chosen = automatic(x, declined, operator)
+    elif chosen in declined:
         chosen = "torch"
     if chosen == "torch" and not torch.compiler.is_compiling():
         record(operator, "torch")
+        _declined[operator] = declined, within, x.device.type, x.dtype
     return chosen
 
 
-def automatic(x: torch.Tensor, written: tuple[str, ...] = EVERYWHERE, operator: str | None = None) -> str:
+def automatic(x: torch.Tensor, declined: Mapping[str, str] = NONE, operator: str | None = None) -> str:
     """As :func:`choose` where nothing is forced: on a GPU what was measured to be faster there, or the default."""
     chosen = _default.get(x.device.type, "torch")
     if operator is not None and chosen in tuning.IMPLEMENTATIONS:
-        chosen = _measured(operator, x, written) or chosen
-    unknown = chosen in ("triton", "cuda") and x.dtype not in _HALF_AND_SINGLE
-    return "torch" if unknown or chosen not in written else chosen
+        chosen = _measured(operator, x, declined) or chosen
+    unknown = chosen in tuning.IMPLEMENTATIONS and x.dtype not in _HALF_AND_SINGLE
+    return "torch" if unknown or chosen in declined else chosen
+
+
+def why_not(operator: str) -> dict[str, str]:
+    """Why the last call of `operator` (its public name) that ran on "torch" or a composite did not run on the others:
+    the reason for each implementation but "torch"; empty for those that nothing but :func:`use` kept away."""
+    if operator not in _declined:
+        return {}
+    declined, within, device_type, dtype = _declined[operator]
+    return {name: declined.get(name) or within or _problem(name, device_type, dtype) for name in KERNELS}
 
 
 def for_backward(operator: str, x: torch.Tensor, forward: str) -> str:
     """The implementation of an operator's backward pass, where `forward` ran forward: that, if it was forced."""
     if _forced is not None or forward not in tuning.IMPLEMENTATIONS:
         return forward
-    return _measured(f"{operator}_backward", x, IMPLEMENTATIONS) or forward
+    return _measured(f"{operator}_backward", x, NONE) or forward
 
 
-def _measured(operator: str, x: torch.Tensor, written: tuple[str, ...]) -> str | None:
+def _measured(operator: str, x: torch.Tensor, declined: Mapping[str, str]) -> str | None:
     """What a file says was faster, where it can run."""
     found = tuning.choice(operator, x)
-    return found if found in written and not _problem(found, x.device.type, x.dtype) else None
+    if found is None or found in declined or _problem(found, x.device.type, x.dtype):
+        return None
+    return found

@@ -27,7 +27,7 @@ class Implementations:
 
     def __getitem__(self, name: str) -> ModuleType:
         if name not in self._modules:
-            if name not in ("cpp", "triton", "cuda"):
+            if name not in dispatch.KERNELS:
                 raise ValueError(f"impl: expected 'cpp', 'triton' or 'cuda', got {name!r}")
             self._modules[name] = import_module(f"{self._package}.{name}")
         return self._modules[name]

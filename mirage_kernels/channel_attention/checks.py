@@ -10,9 +10,12 @@ CUDA_CHANNELS = 64
 """Of a head, up to which there are kernels in CUDA C++."""
 
 
-def written(q: Tensor, num_heads: int) -> tuple[str, ...]:
-    """The implementations that take such heads."""
-    return dispatch.IMPLEMENTATIONS if q.shape[1] // num_heads <= CUDA_CHANNELS else dispatch.EVERYWHERE
+def declined(q: Tensor, num_heads: int) -> dict[str, str]:
+    """The implementations that do not take such heads, and why."""
+    channels = q.shape[1] // num_heads
+    if channels <= CUDA_CHANNELS:
+        return dispatch.NONE
+    return {"cuda": f"its kernels take heads of up to {CUDA_CHANNELS} channels, not of {channels}"}
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int) -> None:

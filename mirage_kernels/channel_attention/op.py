@@ -10,7 +10,7 @@ from mirage_kernels._runtime import dispatch
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.channel_attention.cases import flops
-from mirage_kernels.channel_attention.checks import check_attention, written
+from mirage_kernels.channel_attention.checks import check_attention, declined
 from mirage_kernels.channel_attention.matrices import plain_matrices, small_matrices
 from mirage_kernels.channel_attention.reference import channel_attention as reference
 
@@ -40,7 +40,7 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
     check_attention(q, k, v, temperature, num_heads)
-    impl = dispatch.choose("channel_attention", q, written(q, num_heads))
+    impl = dispatch.choose("channel_attention", q, declined(q, num_heads))
     if impl == "torch":
         return reference(q, k, v, temperature, num_heads)
     return _forward_op(q, k, v, temperature, num_heads, impl)[0]

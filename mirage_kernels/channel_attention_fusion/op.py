@@ -9,7 +9,7 @@ from torch import Tensor
 from mirage_kernels._runtime import dispatch
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
-from mirage_kernels.channel_attention.checks import check_attention, written
+from mirage_kernels.channel_attention.checks import check_attention, declined
 from mirage_kernels.channel_attention.matrices import plain_matrices, small_matrices
 from mirage_kernels.channel_attention_fusion.cases import flops
 from mirage_kernels.channel_attention_fusion.reference import channel_attention_fusion as reference
@@ -56,7 +56,7 @@ def channel_attention_fusion(
     check_branch("mlp", mlp, "q", q)
     check_scalars("q", q, l_att=l_att, l_conv=l_conv, l_mlp=l_mlp)
     main = widest(q, conv, mlp, l_att, l_conv, l_mlp)
-    impl = dispatch.choose("channel_attention_fusion", main, written(q, num_heads))
+    impl = dispatch.choose("channel_attention_fusion", main, declined(q, num_heads))
     if impl == "torch":
         return reference(q, k, v, temperature, num_heads, conv, mlp, l_att, l_conv, l_mlp)
     return _forward_op(q, k, v, temperature, num_heads, conv, mlp, l_att, l_conv, l_mlp, impl)[0]

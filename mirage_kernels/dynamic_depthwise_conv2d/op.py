@@ -46,7 +46,7 @@ def dynamic_depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
     checks.check_same_device("x", x, weight=weight)
     if _rounded(x) != _rounded(weight):
         checks.check_same_dtype("x", x, weight=weight)
-    impl = dispatch.choose("dynamic_depthwise_conv2d", x, dispatch.IMPLEMENTATIONS)
+    impl = dispatch.choose("dynamic_depthwise_conv2d", x)
     if impl == "torch":
         return reference(x, weight)
     return _forward_op(x, weight, impl)

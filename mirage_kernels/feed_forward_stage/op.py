@@ -63,7 +63,7 @@ def feed_forward_stage(
     """
     weights = FeedForwardWeights(norm_weight, norm_bias, project_in, dwconv, project_out)
     check(x, weights)
-    impl = _composite.choose("feed_forward_stage", x, dispatch.IMPLEMENTATIONS)
+    impl = _composite.choose("feed_forward_stage", x)
     if impl == "torch":
         return reference(x, *weights, eps)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))

@@ -49,7 +49,7 @@ def gated_depthwise_ffn(h: Tensor, weight: Tensor) -> Tensor:
     checks.check_same_device("h", h, weight=weight)
     if not checks.under_autocast(h):
         checks.check_same_dtype("h", h, weight=weight)
-    impl = dispatch.choose("gated_depthwise_ffn", h, dispatch.IMPLEMENTATIONS)
+    impl = dispatch.choose("gated_depthwise_ffn", h)
     if impl == "torch":
         return reference(h, weight)
     return _forward_op(h, weight, impl)

@@ -66,7 +66,7 @@ def mixer_stage(
     check(x, weights, branch_scale)
     if training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {list(x.shape)}")
-    impl = _composite.choose("mixer_stage", x, dispatch.IMPLEMENTATIONS)
+    impl = _composite.choose("mixer_stage", x)
     if impl == "torch":
         return reference(x, weights, branch_scale, training, norm_eps, bn_eps)
     y, *_, batch_mean, batch_var = _forward_op(x, *weights, branch_scale, training, norm_eps, bn_eps, impl)

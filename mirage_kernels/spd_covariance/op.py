@@ -43,7 +43,7 @@ def spd_covariance(x: Tensor, eps: float = 1e-5) -> Tensor:
         raise ValueError(f"x: expected [B, C, ...] with at least 3 dimensions, got shape {list(x.shape)}")
     if prod(x.shape[2:]) < 2:
         raise ValueError(f"x: expected at least 2 positions to take a covariance over, got shape {list(x.shape)}")
-    impl = dispatch.choose("spd_covariance", x, dispatch.IMPLEMENTATIONS)
+    impl = dispatch.choose("spd_covariance", x)
     if impl == "torch":
         return reference(x, eps)
     if x.dtype in (torch.float16, torch.bfloat16) and checks.under_autocast(x):

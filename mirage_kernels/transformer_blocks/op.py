@@ -64,7 +64,7 @@ def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
 
 def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     weights, eps = _packed(blocks)
-    impl = _composite.choose("transformer_blocks", x, dispatch.IMPLEMENTATIONS)
+    impl = _composite.choose("transformer_blocks", x)
     if impl in ("cpp", "cuda") and not _wants_gradient(x, weights):
         return _composite.laid_out_like(_forward_op(x, weights, eps, impl), x)
     if not torch.compiler.is_compiling():

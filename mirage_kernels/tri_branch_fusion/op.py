@@ -42,7 +42,7 @@ def tri_branch_fusion(
     check_branch("mlp", mlp, "att", att)
     check_scalars("att", att, l_att=l_att, l_conv=l_conv, l_mlp=l_mlp)
     main = widest(att, conv, mlp, l_att, l_conv, l_mlp)
-    impl = dispatch.choose("tri_branch_fusion", main, dispatch.IMPLEMENTATIONS)
+    impl = dispatch.choose("tri_branch_fusion", main)
     if impl == "torch":
         return reference(att, conv, mlp, l_att, l_conv, l_mlp)
     return _forward_op(att, conv, mlp, l_att, l_conv, l_mlp, impl)

@@ -248,12 +248,12 @@ def test_rows_far_apart_are_copied(name):
 def test_operators_without_cuda_run_as_by_themselves():
     x = torch.randn(1, 6, 5, 4, device=device_of("cuda"))
     dispatch = mirage_kernels._runtime.dispatch
-    everywhere = dispatch.EVERYWHERE
-    with_cuda = dispatch.choose("an_operator", x, everywhere)
-    assert dispatch.choose("another", x, dispatch.IMPLEMENTATIONS) == "cuda"
+    declined = {"cuda": "it has no kernels in CUDA C++"}
+    with_cuda = dispatch.choose("an_operator", x, declined)
+    assert dispatch.choose("another", x) == "cuda"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mirage_kernels._runtime.dispatch, "_forced", None)
-        assert with_cuda == dispatch.choose("an_operator", x, everywhere) != "cuda"
+        assert with_cuda == dispatch.choose("an_operator", x, declined) != "cuda"
 
 
 def test_float64_is_refused_with_the_reason():
@@ -436,7 +436,7 @@ def test_a_gpu_without_triton(monkeypatch):
         assert relative_error(grad, exact) < 1e-5
     x = torch.randn(1, 6, 5, 4, device=device)
     dispatch = mirage_kernels._runtime.dispatch
-    assert dispatch.choose("without_cuda", x, dispatch.EVERYWHERE) == "torch"
+    assert dispatch.choose("without_cuda", x, {"cuda": "it has no kernels in CUDA C++"}) == "torch"
     mirage_kernels.spd_covariance(x)
     assert mirage_kernels.last_used("spd_covariance") == "cuda"
     mirage_kernels.spd_covariance(x.double())

@@ -79,6 +79,24 @@ def test_a_forced_implementation_that_cannot_run_says_why(x):
         norm(x.double())
 
 
+def test_reasons_against_implementations(x):
+    mirage_kernels.channel_layer_norm(x, torch.ones(4), torch.ones(4))
+    with mirage_kernels.use("torch"):
+        mirage_kernels.dense_conv2d(x, torch.ones(2, 4, 3, 3))
+        mirage_kernels.channel_attention(*torch.rand(3, 1, 65, 2, 2), torch.ones(1), 1)
+    reasons = mirage_kernels.why_not("dense_conv2d")
+    assert set(reasons) == {"cpp", "triton", "cuda"}
+    assert reasons["triton"] == "dense_conv2d has no kernel in triton: on GPUs it is cuDNN's"
+    assert reasons["cpp"] == dispatch._problem("cpp", "cpu")
+    reasons = mirage_kernels.why_not("channel_attention")
+    assert reasons["cuda"] == "its kernels take heads of up to 64 channels, not of 65"
+    torch.vmap(norm)(x[None])
+    assert "torch.func" in mirage_kernels.why_not("channel_layer_norm")["cpp"]
+    norm(torch.empty(1, 4, 3, 3, device="meta"))
+    assert mirage_kernels.why_not("channel_layer_norm")["cpp"].endswith("not on meta")
+    assert mirage_kernels.why_not("no_such_operator") == {}
+
+
 def test_environment_forces_one():
     code = """
         import torch, mirage_kernels
