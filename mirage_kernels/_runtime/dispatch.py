@@ -1,9 +1,9 @@
 """Which implementation of an operator runs, and why.
 
 Every operator has its plain PyTorch reference, ``"torch"``, which runs anywhere. Beside it there are kernels for CPUs
-(``"cpp"``) and for GPUs (``"triton"``, and ``"cuda"``: CUDA C++ for NVIDIA's); an operator says why it declines those that
-it lacks or that do not take the tensors of a call. A call runs on the first for its device that can run and is not
-declined; :func:`why_not` tells the reasons against the others. :func:`use` and the environment variable
+(``"cpp"``) and for GPUs (``"triton"``, and ``"cuda"``: CUDA C++ for NVIDIA's); an operator says why it declines those
+that it lacks or that do not take the tensors of a call. A call runs on the first for its device that can run and is
+not declined; :func:`why_not` tells the reasons against the others. :func:`use` and the environment variable
 ``MIRAGE_KERNELS`` force one, and a forced implementation that cannot run on the tensors raises with the reason.
 
 For tests without a GPU, ``TRITON_INTERPRET=1`` and ``MIRAGE_CUDA_EMULATE=1`` let kernels of the two run on CPU tensors.
