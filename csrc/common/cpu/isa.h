@@ -1,9 +1,12 @@
 // Run-time choice of instruction set.
 //
-// Every file named csrc/cpu/<operator>_kernels.cpp is compiled once per instruction set, with MIRAGE_ISA naming the
-// namespace its code goes to. The <operator>.cpp beside it is compiled once, for the baseline: it checks arguments
-// and calls the kernels through MIRAGE_DISPATCH_ISA. Kernel files may not use templates of the standard library: the
-// linker keeps one copy of each, and it could keep the one with instructions that this machine lacks.
+// Every kernel file (*_kernels.cpp) is compiled once per instruction set, with MIRAGE_ISA naming the namespace its code
+// goes to. The file beside it is compiled once, for the baseline: it checks arguments and calls the kernels through
+// MIRAGE_DISPATCH_ISA. Kernel files may not use templates of the standard library: the linker keeps one copy of each, and
+// it could keep the one with instructions that this machine lacks.
+//
+// avx512_bf16 is for products of bfloat16 alone: kernels that have some (cmake/isa.cmake names them) are compiled for it
+// on bfloat16 tensors and go through MIRAGE_DISPATCH_ISA_OF; all else runs there as on avx512.
 #pragma once
 
 namespace mirage::cpu {
@@ -17,21 +20,29 @@ const char* isa_name(Isa isa);
 }  // namespace mirage::cpu
 
 #if defined(MIRAGE_HAVE_X86_ISAS)
-#define MIRAGE_DECLARE_KERNEL(signature)      \
+#define MIRAGE_DECLARE_KERNEL(signature)         \
   namespace mirage::cpu::baseline { signature; } \
   namespace mirage::cpu::avx2 { signature; }     \
   namespace mirage::cpu::avx512 { signature; }   \
   namespace mirage::cpu::avx512_bf16 { signature; }
-#define MIRAGE_DISPATCH_ISA(call)                                         \
-  do {                                                                    \
-    switch (::mirage::cpu::active_isa()) {                                \
-      case ::mirage::cpu::Isa::avx512_bf16: return avx512_bf16::call;     \
-      case ::mirage::cpu::Isa::avx512: return avx512::call;               \
-      case ::mirage::cpu::Isa::avx2: return avx2::call;                   \
-      default: return baseline::call;                                     \
-    }                                                                     \
+#define MIRAGE_DISPATCH_ISA(call)                                     \
+  do {                                                                \
+    switch (::mirage::cpu::active_isa()) {                            \
+      case ::mirage::cpu::Isa::avx512_bf16:                           \
+      case ::mirage::cpu::Isa::avx512: return avx512::call;           \
+      case ::mirage::cpu::Isa::avx2: return avx2::call;               \
+      default: return baseline::call;                                 \
+    }                                                                 \
+  } while (0)
+#define MIRAGE_DISPATCH_ISA_OF(dtype, call)                                                                   \
+  do {                                                                                                        \
+    if ((dtype) == ::mirage::DType::bf16 && ::mirage::cpu::active_isa() == ::mirage::cpu::Isa::avx512_bf16) { \
+      return avx512_bf16::call;                                                                               \
+    }                                                                                                         \
+    MIRAGE_DISPATCH_ISA(call);                                                                                \
   } while (0)
 #else
 #define MIRAGE_DECLARE_KERNEL(signature) namespace mirage::cpu::baseline { signature; }
 #define MIRAGE_DISPATCH_ISA(call) return baseline::call
+#define MIRAGE_DISPATCH_ISA_OF(dtype, call) return baseline::call
 #endif

@@ -112,7 +112,7 @@ void run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, c
 }  // namespace
 
 void dense_conv2d(const Tensor& x, const Tensor& weight, const Tensor& y) {
-  MIRAGE_FOR_DTYPE(x.dtype, T, {
+  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, {
     using P = Operand<T>;
     if (weight.size[2] == 1) convolve<1, T>(x, OperandMatrix<P>(weight), y);
     else convolve<3, T>(x, TapMatrix<3, P>(weight, /*transposed=*/false), y);
@@ -121,7 +121,7 @@ void dense_conv2d(const Tensor& x, const Tensor& weight, const Tensor& y) {
 
 void dense_conv2d_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& grad_x,
                            const Tensor& grad_weight) {
-  MIRAGE_FOR_DTYPE(x.dtype, T, {
+  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, {
     if (weight.size[2] == 1) run_backward<1, T>(grad_y, x, weight, grad_x, grad_weight);
     else run_backward<3, T>(grad_y, x, weight, grad_x, grad_weight);
   })

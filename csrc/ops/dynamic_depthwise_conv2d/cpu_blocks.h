@@ -4,6 +4,8 @@
 // unrolled<N>(f) calls f with the integers below N as types.
 #pragma once
 
+#include <utility>
+
 #include "common/cpu/vec.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
@@ -13,15 +15,11 @@ struct Index {
   static constexpr int value = I;
 };
 
-template <int I, int N, class F>
-MIRAGE_INLINE void unrolled_from(F& f) {
-  if constexpr (I < N) {
-    f(Index<I>{});
-    unrolled_from<I + 1, N>(f);
-  }
-}
+// One call after the other rather than one inside the other: the compiler copies a function into each that inlines it.
+template <class F, int... I>
+MIRAGE_INLINE void unrolled_over(F& f, std::integer_sequence<int, I...>) { (f(Index<I>{}), ...); }
 template <int N, class F>
-MIRAGE_INLINE void unrolled(F f) { unrolled_from<0, N>(f); }
+MIRAGE_INLINE void unrolled(F f) { unrolled_over(f, std::make_integer_sequence<int, N>{}); }
 
 #define MIRAGE_UNROLLED(index) [&](auto index) __attribute__((always_inline))
 

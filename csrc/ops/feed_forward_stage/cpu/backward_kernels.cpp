@@ -209,7 +209,7 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
                                  const Tensor& norm_bias, double eps, const Tensor& project_in, const Tensor& dwconv,
                                  const Tensor& project_out, const Tensor* hidden, const Tensor& grad_x,
                                  const FeedForwardGradients& gradients) {
-  MIRAGE_FOR_DTYPE(x.dtype, T, {
+  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, {
     using A = Acc<T>;
     const BackwardPass<T> pass(grad_y, x, norm_weight, norm_bias, eps, project_in, dwconv, project_out, hidden, grad_x);
     const Sums& s = pass.sums();

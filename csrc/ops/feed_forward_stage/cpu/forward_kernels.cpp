@@ -163,7 +163,7 @@ class Stage {
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                         const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
                         const Tensor* hidden) {
-  MIRAGE_FOR_DTYPE(x.dtype, T, {
+  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, {
     using A = Acc<T>;
     const Weights<Operand<T>> w{InAccumulator<A>(norm_weight), InAccumulator<A>(norm_bias), InAccumulator<A>(dwconv),
                                 A(eps), OperandMatrix<Operand<T>>(project_in), OperandMatrix<Operand<T>>(project_out)};

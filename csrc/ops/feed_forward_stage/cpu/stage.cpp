@@ -27,8 +27,8 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
     check_dense("x, which is written over,", x, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   }
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA(
-      feed_forward_stage(x, norm_weight, norm_bias, eps, project_in, dwconv, project_out, y, hidden));
+  MIRAGE_DISPATCH_ISA_OF(x.dtype, feed_forward_stage(x, norm_weight, norm_bias, eps, project_in, dwconv, project_out, y,
+                                                     hidden));
 }
 
 void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,
@@ -46,8 +46,8 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
     return;
   }
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA(feed_forward_stage_backward(grad_y, x, norm_weight, norm_bias, eps, project_in, dwconv,
-                                                  project_out, hidden, grad_x, gradients));
+  MIRAGE_DISPATCH_ISA_OF(x.dtype, feed_forward_stage_backward(grad_y, x, norm_weight, norm_bias, eps, project_in,
+                                                              dwconv, project_out, hidden, grad_x, gradients));
 }
 
 }  // namespace mirage

@@ -238,7 +238,7 @@ void run(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, con
 void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale,
                           const MixerOptions& options, const MixerStatistics& statistics, const Tensor& grad_x,
                           const MixerGradients& gradients) {
-  MIRAGE_FOR_DTYPE(x.dtype, T, { run<T>(grad_y, x, weights, branch_scale, options, statistics, grad_x, gradients); })
+  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, { run<T>(grad_y, x, weights, branch_scale, options, statistics, grad_x, gradients); })
 }
 
 }  // namespace mirage::cpu::MIRAGE_ISA

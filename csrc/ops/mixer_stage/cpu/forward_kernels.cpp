@@ -220,7 +220,7 @@ void run(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scal
 
 void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& options,
                  const MixerStatistics& statistics, const Tensor& y) {
-  MIRAGE_FOR_DTYPE(x.dtype, T, { run<T>(x, weights, branch_scale, options, statistics, y); })
+  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, { run<T>(x, weights, branch_scale, options, statistics, y); })
 }
 
 }  // namespace mirage::cpu::MIRAGE_ISA

@@ -14,7 +14,7 @@ void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& bra
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   if (x.numel() == 0) return;
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA(mixer_stage(x, weights, branch_scale, options, statistics, y));
+  MIRAGE_DISPATCH_ISA_OF(x.dtype, mixer_stage(x, weights, branch_scale, options, statistics, y));
 }
 
 void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale,
@@ -29,7 +29,8 @@ void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeig
     return;
   }
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA(mixer_stage_backward(grad_y, x, weights, branch_scale, options, statistics, grad_x, gradients));
+  MIRAGE_DISPATCH_ISA_OF(x.dtype, mixer_stage_backward(grad_y, x, weights, branch_scale, options, statistics, grad_x,
+                                                       gradients));
 }
 
 }  // namespace mirage
