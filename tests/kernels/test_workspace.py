@@ -3,6 +3,8 @@
 import os
 import pickle
 import resource
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -42,6 +44,32 @@ def test_passes_after_the_first_take_no_new_memory():
             model(image)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
     assert faults < 10 * 200, "of 4 KiB: half of one feature map of 48 channels, where two passes have seventy"
+
+
+UNDER_A_LIMIT = """
+import resource
+import torch
+import mirage_kernels
+
+torch.set_num_threads(1)  # each thread's stack counts too
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (room << 20),) * 2)
+with mirage_kernels.use("cpp"):
+    y = mirage_kernels.channel_layer_norm(torch.ones(1, 48, 64, 64), torch.ones(48), torch.full((48,), 2.0))
+assert y.eq(2).all()
+torch.empty(room * 3 // 4 << 20, dtype=torch.uint8)
+"""
+
+
+@needs_cpp
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("room", [1024, 6144])
+def test_the_workspace_leaves_the_addresses_of_a_limited_process_to_it(room):
+    """``ulimit -v`` counts addresses, of which the workspace reserves many where there is no limit."""
+    code = f"room = {room}\n{UNDER_A_LIMIT}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @needs_cpp

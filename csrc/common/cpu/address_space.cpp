@@ -1,9 +1,11 @@
 #include "address_space.h"
 
 #include <cstdint>
+#include <cstdio>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #define MIRAGE_HAS_MMAP 1
 #endif
@@ -15,6 +17,18 @@ namespace mirage::cpu {
 size_t physical_memory() noexcept {
   const long pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
   return pages > 0 && bytes > 0 ? size_t(pages) * size_t(bytes) : 0;
+}
+
+size_t address_room() noexcept {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return SIZE_MAX;
+  unsigned long pages = 0;  // in use; none where the system does not tell
+  if (std::FILE* const file = std::fopen("/proc/self/statm", "r")) {
+    if (std::fscanf(file, "%lu", &pages) != 1) pages = 0;
+    std::fclose(file);
+  }
+  const size_t used = size_t(pages) * size_t(sysconf(_SC_PAGESIZE));
+  return used < limit.rlim_cur ? size_t(limit.rlim_cur) - used : 0;
 }
 
 void* reserve_addresses(size_t bytes) noexcept {
@@ -45,6 +59,7 @@ void discard_pages(void* data, size_t bytes) noexcept {
 #else
 
 size_t physical_memory() noexcept { return 0; }
+size_t address_room() noexcept { return SIZE_MAX; }
 void* reserve_addresses(size_t) noexcept { return nullptr; }
 bool commit_memory(void*, size_t) noexcept { return false; }
 void discard_pages(void*, size_t) noexcept {}

@@ -11,6 +11,9 @@ constexpr size_t kUnit = size_t(2) << 20;
 // The physical memory of the machine; 0 where that is unknown.
 size_t physical_memory() noexcept;
 
+// The bytes of addresses that the process may still take under its limit (ulimit -v); the largest number without one.
+size_t address_room() noexcept;
+
 // Addresses of `bytes` bytes, aligned to kUnit, which nothing may touch yet; null where the system gives none. `bytes`,
 // and everything below, in whole units.
 void* reserve_addresses(size_t bytes) noexcept;

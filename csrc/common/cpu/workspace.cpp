@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <mutex>
 #include <new>
 
@@ -15,6 +16,13 @@ constexpr std::align_val_t kAlignment{64};
 constexpr size_t kMostKept = size_t(2) << 30;
 constexpr size_t kAddresses = size_t(64) << 30;  // where the size of the memory is unknown
 
+// Addresses for the arena. Without a limit they cost nothing; under one, what the arena has reserved is lost to the rest
+// of the program, so it takes a small part, or none, and buffers come from the system one by one.
+size_t addresses() noexcept {
+  const size_t wanted = physical_memory() ? physical_memory() : kAddresses, room = address_room();
+  return room == SIZE_MAX ? wanted : std::min(wanted, room / 8);
+}
+
 void free_now(Workspace w) noexcept { ::operator delete(w.data, kAlignment); }
 
 // What came back while another thread was inside: a list, each in the memory of the buffer itself.
@@ -25,7 +33,7 @@ struct Waiting {
 
 struct Pool {
   std::mutex mutex;
-  Arena arena{physical_memory() ? physical_memory() : kAddresses, default_workspace_limit()};
+  Arena arena{addresses(), default_workspace_limit()};
   std::atomic<Waiting*> waiting{nullptr};
 
   // With the mutex held.
