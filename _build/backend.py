@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = (
     *("pyproject.toml", "setup.py", "MANIFEST.in", "CMakeLists.txt", "Makefile", "_build", "cmake", "csrc"),
     *("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "mirage", "mirage_kernels"),
-    *("tests", "benchmarks", "tools", "docs"),
+    *("tests", "benchmarks", "tools", "lab", "docs", "findings"),
 )
 """What a source distribution is made of (MANIFEST.in and pyproject.toml choose among it)."""
 NOT_SOURCES = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", "*.egg-info")
@@ -103,7 +103,13 @@ def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: A
 
 def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     metadata = metadata_directory and str(Path(metadata_directory).resolve())
-    return _run(build_meta.build_wheel, wheel_directory, config_settings, metadata)
+
+    def build(*arguments: Any) -> str:
+        for left in Path("build").glob("lib*"):  # setuptools would pack what an earlier build has left there
+            shutil.rmtree(left)
+        return build_meta.build_wheel(*arguments)
+
+    return _run(build, wheel_directory, config_settings, metadata)
 
 
 def build_sdist(sdist_directory: str, config_settings: Any = None) -> str:

@@ -3,6 +3,7 @@
 #   ON    machine code for sm_80 and sm_90a, and for what comes later PTX. That is of compute_80, which costs no pass of
 #         the compiler of its own: nothing in the sources is for compute_90 alone.
 #   AUTO  the GPUs of this machine alone, and nothing where there is none or no nvcc
+# MIRAGE_CUDA_ARCHITECTURES names others, as CMAKE_CUDA_ARCHITECTURES does.
 #
 # cmake -DMIRAGE_CUDA=AUTO -P cmake/cuda.cmake tells what it would be.
 
@@ -58,6 +59,9 @@ endfunction()
 
 function(mirage_choose_cuda architectures reason)
   set(everywhere 80 90a-real)
+  if(MIRAGE_CUDA_ARCHITECTURES)
+    set(everywhere ${MIRAGE_CUDA_ARCHITECTURES})
+  endif()
   set(found "")
   set(why "")
   if(MIRAGE_CUDA STREQUAL "ON")

@@ -12,11 +12,13 @@ For tests without a GPU, ``TRITON_INTERPRET=1`` and ``MIRAGE_CUDA_EMULATE=1`` le
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,11 +38,19 @@ NONE: dict[str, str] = {}
 _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def _find_openmp() -> None:
+    """The extension has OpenMP from PyTorch, whose symbols every library sees; from the system where it hides them."""
+    if sys.platform == "linux" and not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+
+
 def _load(module: str, why_missing: str) -> tuple[Any, str]:
     """An extension module, or None and the reason. A missing extension and a broken one read differently."""
     name = f"mirage_kernels.{module}"
     if importlib.util.find_spec(name) is None:
         return None, f"not built: {why_missing}"
+    _find_openmp()
     try:
         return importlib.import_module(name), ""
     except ImportError as error:

@@ -233,6 +233,17 @@ def test_source_distributions_are_complete(checkout, tmp_path):
     assert not any(name.endswith(".so") or name.startswith("build/") for name in names)
 
 
+def test_wheels_have_nothing_of_earlier_builds(checkout, tmp_path):
+    module = checkout / "mirage/gone.py"
+    module.touch()
+    assert build(checkout, BUILD_WHEEL, tmp_path / "first").returncode == 0
+    module.unlink()
+    assert build(checkout, BUILD_WHEEL, tmp_path / "second").returncode == 0
+    for folder, there in (("first", True), ("second", False)):
+        (wheel,) = (tmp_path / folder).iterdir()
+        assert ("mirage/gone.py" in contents(wheel)) == there
+
+
 def test_two_builds_of_a_checkout_wait_for_each_other(checkout, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
@@ -255,3 +266,25 @@ def test_a_read_only_folder_compiles(unwritable, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = (tmp_path / "out").iterdir()
     assert any(name.startswith("mirage_kernels/_native.") for name in contents(wheel))
+
+
+# ---- the wheel -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library, tag, problem", [
+    (b"\x7fELF libstdc++.so.6", "manylinux_2_34_x86_64", None),
+    (b"\x7fELF libgomp.so.1", "manylinux_2_34_x86_64", "links libgomp"),
+    (b"\x7fELF", "linux_x86_64", "its platform is no manylinux"),
+    (f"\x7fELF {ROOT}/csrc/a.h".encode(), "manylinux_2_34_x86_64", f"names {ROOT}"),
+    (None, "manylinux_2_34_x86_64", "expected the library _native alone, got none"),
+])  # fmt: skip
+def test_wheels_that_cannot_be_given_away(library, tag, problem, tmp_path):
+    from tools import check_wheel
+
+    wheel = tmp_path / f"mirage_kernels-1-cp311-cp311-{tag}.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("mirage_kernels/__init__.py", "")
+        if library is not None:
+            archive.writestr("mirage_kernels/_native.cpython-311-x86_64-linux-gnu.so", library)
+    found = check_wheel.problems(wheel)
+    assert len(found) == (problem is not None) and all(problem in line for line in found)
