@@ -204,15 +204,17 @@ def choose(operator: str, x: torch.Tensor, declined: Mapping[str, str] = NONE) -
         RuntimeError: if :func:`use` or ``MIRAGE_KERNELS`` forces one that cannot run, with the reason.
     """
     within = transforms.problem()
-    if _forced is not None and _forced != "torch":
+    if _forced is None:
+        chosen = "torch" if within else automatic(x, declined, operator)
+    elif _forced == "torch":
+        chosen = "torch"
+    else:
         problem = within or _problem(_forced, x.device.type, x.dtype)
         if problem:
             raise RuntimeError(f"{operator}: the implementation {_forced!r} was asked for but cannot run: {problem}")
-    chosen = "torch" if within else _forced
-    if chosen is None or (chosen == "cuda" and "cuda" in declined):
-        chosen = automatic(x, declined, operator)
-    elif chosen in declined:
-        chosen = "torch"
+        chosen = _forced
+        if chosen in declined:
+            chosen = automatic(x, declined, operator) if chosen == "cuda" else "torch"
     if chosen == "torch" and not torch.compiler.is_compiling():
         record(operator, "torch")
         _declined[operator] = declined, within, x.device.type, x.dtype

@@ -18,19 +18,18 @@ NAMESPACE = "mirage_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
-class Implementations:
+class Implementations(dict[str, ModuleType]):
     """The modules of an operator's implementations, ``<package>.<implementation>``, imported when first needed."""
 
     def __init__(self, package: str) -> None:
+        super().__init__()
         self._package = package
-        self._modules: dict[str, ModuleType] = {}
 
-    def __getitem__(self, name: str) -> ModuleType:
-        if name not in self._modules:
-            if name not in dispatch.KERNELS:
-                raise ValueError(f"impl: expected 'cpp', 'triton' or 'cuda', got {name!r}")
-            self._modules[name] = import_module(f"{self._package}.{name}")
-        return self._modules[name]
+    def __missing__(self, name: str) -> ModuleType:
+        if name not in dispatch.KERNELS:
+            raise ValueError(f"impl: expected 'cpp', 'triton' or 'cuda', got {name!r}")
+        self[name] = import_module(f"{self._package}.{name}")
+        return self[name]
 
 
 def define(
@@ -110,12 +109,16 @@ def _register_autograd(
     def with_autograd(keyset: Any, *args: Any) -> Any:
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        if is_grad_enabled() and any_requires_grad(*args):
             if torch._C._functorch.maybe_current_level() is not None:
                 raise NotImplementedError(_no_rule(name, "transforms of torch.func such as grad and vmap"))
             return Differentiable.apply(*args, keyset)
-        return _below_autograd(operator, keyset, args)
+        with below_autograd():
+            return redispatch(keyset & after_autograd, *args)
 
+    is_grad_enabled, any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+    below_autograd, after_autograd = torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
+    redispatch = operator.redispatch
     Differentiable.__name__ = Differentiable.__qualname__ = f"{name}_autograd"
     _library.impl(name, with_autograd, "Autograd", with_keyset=True)
 

@@ -14,6 +14,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+_compiler = torch.compiler
 _tracing = torch._C._get_tracing_state
 _level = torch._C._functorch.maybe_current_level
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -55,6 +56,6 @@ def problem() -> str:
         return "inside a transform of torch.func (vmap, grad, jvp, ...) only PyTorch's operators have rules"
     if forward_ad._current_level >= 0:
         return "only PyTorch's operators have forward-mode derivatives"
-    if (_tracing() is not None or torch.compiler.is_compiling()) and torch.onnx.is_in_onnx_export():
+    if (_compiler._is_compiling_flag or _tracing() is not None) and torch.onnx.is_in_onnx_export():
         return "ONNX has PyTorch's operators only"
     return ""
