@@ -25,8 +25,8 @@ from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion
 
 COMPOSITE_ON = ("cpu", "cuda")
 """Devices whose backward pass, autocast and memory the composites were written for."""
-_Two = tuple[Tensor, Tensor]
-_Three = tuple[Tensor, Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor]
 
 
 def choose(operator: str, x: Tensor) -> str:
@@ -100,7 +100,7 @@ def _norm_weights(x: Tensor, *weights: Tensor) -> list[Tensor]:
     return [w.to(accumulator(x.dtype)) for w in weights]
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, impl: str) -> _Three:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, impl: str) -> Triple:
     """The norm over channels in the dtype of x, and the mean and the reciprocal deviation of each pixel."""
     run = operator("channel_layer_norm", impl)
     if run is not None:
@@ -114,7 +114,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, impl: str) -
     return scaled.add_(_per_channel(bias, dtype)).to(x.dtype), mean, rstd
 
 
-def layer_norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, impl: str) -> _Three:
+def layer_norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, impl: str) -> Triple:
     """Gradients of x (in its dtype or the accumulator's), weight and bias."""
     run = operator("channel_layer_norm_backward", impl)
     if run is not None:
@@ -137,17 +137,17 @@ def _per_channel(vector: Tensor, dtype: torch.dtype) -> Tensor:
 # ---- convolutions --------------------------------------------------------------------------------------------------
 
 
-def mix(x: Tensor, weight: Tensor) -> Tensor:
+def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution; the weight [N, C, 1, 1] is rounded to the dtype of x."""
     return F.conv2d(x, weight.to(x.dtype))
 
 
-def mix_backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> _Two:
+def pointwise_conv_backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> Pair:
     """Gradients of x and weight, in the dtype of x."""
     return convolution_backward(grad_y, x, weight.to(x.dtype), padding=0, groups=1)
 
 
-def convolution_backward(grad_y: Tensor, x: Tensor, weight: Tensor, padding: int, groups: int) -> _Two:
+def convolution_backward(grad_y: Tensor, x: Tensor, weight: Tensor, padding: int, groups: int) -> Pair:
     ones, none = [1, 1], [0, 0]
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad_y, x, weight, None, ones, [padding, padding], ones, False, none, groups, [True, True, False]
@@ -168,7 +168,7 @@ def gate(h: Tensor, weight: Tensor, impl: str) -> Tensor:
     return F.gelu(first).mul_(second)
 
 
-def gate_backward(grad_y: Tensor, h: Tensor, weight: Tensor, impl: str) -> _Two:
+def gate_backward(grad_y: Tensor, h: Tensor, weight: Tensor, impl: str) -> Pair:
     """Gradients of h and weight, in the dtype of h."""
     weight = weight.to(h.dtype)
     run = operator("gated_depthwise_ffn_backward", impl)
@@ -194,7 +194,7 @@ def depthwise(x: Tensor, kernels: Tensor, impl: str) -> Tensor:
     return reference_depthwise(x, kernels) if run is None else run(x, kernels, impl)
 
 
-def depthwise_backward(grad_y: Tensor, x: Tensor, kernels: Tensor, impl: str) -> _Two:
+def depthwise_backward(grad_y: Tensor, x: Tensor, kernels: Tensor, impl: str) -> Pair:
     """Gradients of x and of the kernels [B, C, K, K], in the dtype of x."""
     kernels = kernels.to(x.dtype)
     run = operator("dynamic_depthwise_conv2d_backward", impl)
@@ -227,10 +227,10 @@ class Fusion(NamedTuple):
     temperature: Tensor
     conv: Tensor
     mlp: Tensor
-    alphas: _Three
+    alphas: Triple
 
 
-def fuse(f: Fusion, impl: str) -> _Two:
+def fuse(f: Fusion, impl: str) -> Pair:
     """`channel_attention_fusion` in the dtype of q, and the small matrices that its backward takes."""
     heads = f.temperature.shape[0]
     run = operator("channel_attention_fusion", impl) if _has_kernels(f, impl) else None
@@ -273,7 +273,7 @@ def _has_kernels(f: Fusion, impl: str) -> bool:
     return impl not in declined(f.q, f.temperature.shape[0])
 
 
-def _by_head(f: Fusion) -> _Three:
+def _by_head(f: Fusion) -> Triple:
     batch, channels, height, width = f.q.shape
     heads = f.temperature.shape[0]
     shape = (batch, heads, channels // heads, height * width)

@@ -76,7 +76,7 @@ def _reach(t: Tensor) -> int:
     return sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1)
 
 
-def is_line(t: Tensor) -> bool:
+def is_flat_plane(t: Tensor) -> bool:
     """True where all pixels of a plane of [B, C, H, W] are equally spaced, so that a plane is one long row."""
     return t.shape[2] <= 1 or t.stride(2) == t.shape[3] * t.stride(3)
 
@@ -102,7 +102,7 @@ def pointers(weights: Any, *names: str) -> dict[str, Tensor]:
 
 
 def precision_of_widened(dtype: torch.dtype) -> str:
-    """Of `tl.dot` on float32 values that come from `dtype`: those of 16 bit are exact in TF32, of the same range."""
+    """The precision of `tl.dot` on float32 values that come from `dtype`: 16-bit values are exact in TF32."""
     return "ieee" if is_exact(dtype) else "tf32"
 
 
@@ -116,7 +116,7 @@ def pixel_offsets(o_n, W, s_row, s_pixel, LINE: tl.constexpr):
 
 
 @triton.jit
-def widened(o, INT64: tl.constexpr):
+def index_dtype(o, INT64: tl.constexpr):
     """Indices or a size that are going to be multiplied by strides, in 64 bit where offsets need it."""
     if INT64:
         o = tl.cast(o, tl.int64)

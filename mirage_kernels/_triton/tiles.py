@@ -31,7 +31,7 @@ class ImageTile:
         return self.block_h * self.block_w
 
     def warps(self, wide: bool) -> int:
-        """Of a program that holds sums and loads of each pixel, two dozen at a time; `wide`: with 64-bit offsets."""
+        """Warps of a program that holds about two dozen values of each pixel; `wide`: with 64-bit offsets."""
         return 4 if self.pixels <= 16 and not wide else 8
 
     def programs(self, x: Tensor) -> int:
@@ -39,28 +39,29 @@ class ImageTile:
 
 
 def image_tile(x: Tensor, pixels: int) -> ImageTile:
-    """Of `pixels`, a power of two, also where the image has fewer, since `tl.dot` needs 16: rows of at most 32 columns,
-    so that neighbouring rows, which a convolution reads again, stay in the first-level cache."""
+    """A tile of `pixels`, a power of two, also where the image has fewer, since `tl.dot` needs 16. Rows have at most 32
+    columns, so that neighbouring rows, which a convolution reads again, stay in the first-level cache."""
     block_w = min(32, next_power_of_2(x.shape[3]), pixels)
     return ImageTile(pixels // block_w, block_w)
 
 
 def filling_tile(x: Tensor, pixels: int) -> ImageTile:
-    """As `image_tile`, of fewer pixels (at least the 16 that `tl.dot` needs) where there would be less than FILL."""
+    """Like `image_tile`, with fewer pixels (at least the 16 that `tl.dot` needs) where there would be less than FILL
+    programs."""
     while pixels > 16 and image_tile(x, pixels).programs(x) < FILL:
         pixels //= 2
     return image_tile(x, pixels)
 
 
 def filling_run(x: Tensor, pixels: int) -> int:
-    """Pixels of a program that takes them along the rows: as `filling_tile`."""
+    """How many pixels a program takes along the rows, chosen like `filling_tile`."""
     while pixels > 16 and x.shape[0] * triton.cdiv(x.shape[2] * x.shape[3], pixels) < FILL:
         pixels //= 2
     return pixels
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of `tl.dot` on operands of `dtype`."""
+    """The precision of `tl.dot` on operands of `dtype`."""
     return "ieee" if is_exact(dtype) or dtype != torch.float32 else "tf32"
 
 

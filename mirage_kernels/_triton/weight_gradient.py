@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._triton import tiles as triton_tiles
-from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton.launch import index_dtype, is_flat_plane, launch, needs_int64, pixel_offsets, plane_strides
 from mirage_kernels._triton.tiles import precision
 
 BLOCK = 32
@@ -46,8 +46,8 @@ def _product_kernel(
     columns = tl.cdiv(S, BLOCK_C)
     tiles = tl.cdiv(R, BLOCK_C) * columns
     i_split, i_tile = i_program // tiles, i_program % tiles
-    o_r = widened(i_tile // columns * BLOCK_C + tl.arange(0, BLOCK_C), INT64)
-    o_s = widened(i_tile % columns * BLOCK_C + tl.arange(0, BLOCK_C), INT64)
+    o_r = index_dtype(i_tile // columns * BLOCK_C + tl.arange(0, BLOCK_C), INT64)
+    o_s = index_dtype(i_tile % columns * BLOCK_C + tl.arange(0, BLOCK_C), INT64)
     of_sample = tl.cdiv(N, BLOCK_N)
     per_split = tl.cdiv(blocks, splits)
     b_sum = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
@@ -94,7 +94,7 @@ def product_over_pixels(left: Tensor, right: Tensor) -> Tensor:
         **plane_strides(right, "sr"),
         BLOCK_C=BLOCK,
         BLOCK_N=block_n,
-        LINE=is_line(left) and is_line(right),
+        LINE=is_flat_plane(left) and is_flat_plane(right),
         INT64=wide,
         PRECISION=precision(left.dtype),
         num_warps=4,

@@ -7,7 +7,7 @@ from torch import Tensor
 from mirage_kernels._runtime import checks, dispatch
 
 CUDA_CHANNELS = 64
-"""Of a head, up to which there are kernels in CUDA C++."""
+"""The most channels of a head that the kernels in CUDA C++ take."""
 
 
 def declined(q: Tensor, num_heads: int) -> dict[str, str]:

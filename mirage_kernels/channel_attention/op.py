@@ -46,20 +46,20 @@ def channel_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_
     return _forward_op(q, k, v, temperature, num_heads, impl)[0]
 
 
-_Two = tuple[Tensor, Tensor]
-_Four = tuple[Tensor, Tensor, Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]
+Quadruple = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Two:
+def _forward(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> Pair:
     dispatch.record("channel_attention", impl)
     return _implementations[impl].forward(q, k, v, temperature, num_heads)
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Two:
+def _plain(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> Pair:
     return reference(q, k, v, temperature, num_heads), plain_matrices(q, k, temperature, num_heads, q.dtype)
 
 
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> _Two:
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, num_heads: int, impl: str) -> Pair:
     return q.new_empty(q.shape), small_matrices(q, num_heads, q.dtype)
 
 
@@ -71,7 +71,7 @@ def _backward(
     temperature: Tensor,
     matrices: Tensor,
     impl: str,
-) -> _Four:
+) -> Quadruple:
     return _implementations[impl].backward(grad_out, q, k, v, temperature, matrices)
 
 
@@ -83,7 +83,7 @@ def _backward_fake(
     temperature: Tensor,
     matrices: Tensor,
     impl: str,
-) -> _Four:
+) -> Quadruple:
     return *(t.new_empty(t.shape) for t in (q, k, v)), temperature.new_empty(temperature.shape)
 
 

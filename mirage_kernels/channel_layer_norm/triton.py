@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._triton.config import channel_tile
-from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton.launch import index_dtype, is_flat_plane, launch, needs_int64, pixel_offsets, plane_strides
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def _forward_kernel(
     blocks = tl.cdiv(N, BLOCK_N)
     i_b = i_block // blocks
     o_n = (i_block % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    o_c = index_dtype(tl.arange(0, BLOCK_C), INT64)
     m_n = o_n < N
     m_c = o_c < C
     m = m_c[:, None] & m_n[None, :]
@@ -89,7 +89,7 @@ def _backward_kernel(
         i_program = i_program.to(tl.int64)
     i_b = i_program // programs_per_sample
     i_first = (i_program % programs_per_sample) * blocks_per_program
-    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    o_c = index_dtype(tl.arange(0, BLOCK_C), INT64)
     m_c = o_c < C
     b_w = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
     b_grad_w = tl.zeros([BLOCK_C], tl.float32)
@@ -145,7 +145,7 @@ def forward(
         C=channels,
         BLOCK_C=tile.block_c,
         BLOCK_N=tile.block_n,
-        LINE=is_line(x),
+        LINE=is_flat_plane(x),
         INT64=needs_int64(x, y),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
@@ -184,8 +184,8 @@ def backward(
         C=channels,
         BLOCK_C=tile.block_c,
         BLOCK_N=tile.block_n,
-        LINE_G=is_line(grad_y),
-        LINE=is_line(x),
+        LINE_G=is_flat_plane(grad_y),
+        LINE=is_flat_plane(x),
         INT64=needs_int64(x, grad_y, grad_x),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

@@ -23,9 +23,9 @@ def forward(
     dtype, x = x.dtype, _composite.working(x, impl)
     with _composite.without_autocast():
         normal, _, _ = _composite.layer_norm(x, norm_weight, norm_bias, eps, impl)
-        hidden = _composite.mix(normal, project_in)
+        hidden = _composite.pointwise_conv(normal, project_in)
         del normal
-        y = _composite.mix(_composite.gate(hidden, dwconv, impl), project_out)
+        y = _composite.pointwise_conv(_composite.gate(hidden, dwconv, impl), project_out)
     return y.add_(x).to(dtype).contiguous(), hidden.to(dtype) if keep_hidden else x.new_empty(0, dtype=dtype)
 
 
@@ -45,13 +45,16 @@ def backward(
     dtype, x, grad_y = x.dtype, _composite.working(x, impl), _composite.working(grad_y, impl)
     with _composite.without_autocast():
         normal, mean, rstd = _composite.layer_norm(x, norm_weight, norm_bias, eps, impl)
-        hidden = _composite.working(hidden, impl) if hidden.dim() == 4 else _composite.mix(normal, project_in)
+        if hidden.dim() == 4:
+            hidden = _composite.working(hidden, impl)
+        else:
+            hidden = _composite.pointwise_conv(normal, project_in)
         gated = _composite.gate(hidden, dwconv, impl)
-        grad_gated, grad_out = _composite.mix_backward(grad_y, gated, project_out)
+        grad_gated, grad_out = _composite.pointwise_conv_backward(grad_y, gated, project_out)
         del gated
         grad_hidden, grad_dwconv = _composite.gate_backward(grad_gated, hidden, dwconv, impl)
         del grad_gated, hidden
-        grad_normal, grad_in = _composite.mix_backward(grad_hidden, normal, project_in)
+        grad_normal, grad_in = _composite.pointwise_conv_backward(grad_hidden, normal, project_in)
         del grad_hidden, normal
         grad_x, grad_weight, grad_bias = _composite.layer_norm_backward(grad_normal, x, norm_weight, mean, rstd, impl)
     weights = (norm_weight, norm_bias, project_in, dwconv, project_out)

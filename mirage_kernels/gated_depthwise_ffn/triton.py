@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import gelu, gelu_slope, image_strides, launch, needs_int64, widened
+from mirage_kernels._triton.launch import gelu, gelu_slope, image_strides, index_dtype, launch, needs_int64
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _pair_kernel(
     u0, u1, u2, u3, u4, u5, u6, u7, u8 = _load_taps(p_weight, o_c, m_c)
     v0, v1, v2, v3, v4, v5, v6, v7, v8 = _load_taps(p_weight, o_c + M, m_c)
     p_1 = p_h + i_b * s_b + o_c[:, None] * s_c
-    half = widened(M, INT64)
+    half = index_dtype(M, INT64)
     p_2 = p_1 + half * s_c
     b_this1 = tl.zeros([BLOCK_P, BLOCK_X], tl.float32)  # sums of the row that the next one completes
     b_this2 = tl.zeros([BLOCK_P, BLOCK_X], tl.float32)

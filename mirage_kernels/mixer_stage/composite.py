@@ -44,7 +44,7 @@ def forward(
         del normal, x_att, x_mlp
         fused, matrices = _composite.fuse(_fusion(attention, conv, mlp, w), impl)
         del attention, conv, mlp
-        y = _composite.mix(fused, w.project_out)
+        y = _composite.pointwise_conv(fused, w.project_out)
     return y.add_(x).to(dtype).contiguous(), Statistics(matrices, kernels, *bn)
 
 
@@ -72,7 +72,7 @@ def backward(
         inner, mlp = _mlp(x_mlp, w)
         fusion = _fusion(attention, conv, mlp, w)
         fused, _ = _composite.fuse(fusion, impl)
-        grad_fused, grads["project_out"] = _composite.mix_backward(grad_y, fused, w.project_out)
+        grad_fused, grads["project_out"] = _composite.pointwise_conv_backward(grad_y, fused, w.project_out)
         del fused
         grad_q, grad_k, grad_v, grads["temperature"], grad_conv, grad_mlp, *grad_alphas = _composite.fuse_backward(
             grad_fused, fusion, statistics.attention, impl
@@ -102,7 +102,7 @@ def _like(grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def _project(x: Tensor, w: MixerWeights, impl: str) -> _Attention:
-    projected = _composite.mix(x, w.qkv)
+    projected = _composite.pointwise_conv(x, w.qkv)
     return _Attention(projected, _composite.depthwise(projected, _static(projected, w.qkv_dwconv), impl))
 
 
@@ -111,7 +111,7 @@ def _project_backward(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     kernels = _static(attention.projected, w.qkv_dwconv)
     grad_projected, of_samples = _composite.depthwise_backward(grad_qkv, attention.projected, kernels, impl)
-    grad_x, grad_qkv_weight = _composite.mix_backward(grad_projected, x, w.qkv)
+    grad_x, grad_qkv_weight = _composite.pointwise_conv_backward(grad_projected, x, w.qkv)
     return grad_x, {"qkv": grad_qkv_weight, "qkv_dwconv": of_samples.sum(0, dtype=accumulator(x.dtype))}
 
 
@@ -122,14 +122,14 @@ def _static(x: Tensor, weight: Tensor) -> Tensor:
 
 def _mlp(x: Tensor, w: MixerWeights) -> tuple[Tensor, Tensor]:
     """[B, 2c, H, W] before the GELU, and the branch."""
-    inner = _composite.mix(x, w.mlp_in.unsqueeze(-1))
-    return inner, _composite.mix(F.gelu(inner), w.mlp_out.unsqueeze(-1))
+    inner = _composite.pointwise_conv(x, w.mlp_in.unsqueeze(-1))
+    return inner, _composite.pointwise_conv(F.gelu(inner), w.mlp_out.unsqueeze(-1))
 
 
 def _mlp_backward(grad_y: Tensor, x: Tensor, w: MixerWeights, inner: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    grad_inner, grad_out = _composite.mix_backward(grad_y, F.gelu(inner), w.mlp_out.unsqueeze(-1))
+    grad_inner, grad_out = _composite.pointwise_conv_backward(grad_y, F.gelu(inner), w.mlp_out.unsqueeze(-1))
     grad_in = torch.ops.aten.gelu_backward(grad_inner, inner)
-    grad_x, grad_in = _composite.mix_backward(grad_in, x, w.mlp_in.unsqueeze(-1))
+    grad_x, grad_in = _composite.pointwise_conv_backward(grad_in, x, w.mlp_in.unsqueeze(-1))
     return grad_x, {"mlp_in": grad_in, "mlp_out": grad_out}
 
 

@@ -77,12 +77,12 @@ def forward(
     normal = F.batch_norm(
         x, bn.batch_mean, bn.batch_var, w.bn_weight.to(bn.batch_var), w.bn_bias.to(bn.batch_var), False, 0.0, eps
     )
-    gate, identity, detail = _composite.mix(normal, w.gic1).split((hidden, hidden - branch, branch), 1)
+    gate, identity, detail = _composite.pointwise_conv(normal, w.gic1).split((hidden, hidden - branch, branch), 1)
     gate = gate / _scalar(w.gate_temperature, bn)
     content = torch.cat((identity, _composite.depthwise(detail, _square(kernels), impl)), 1)
-    mixed = _composite.mix(F.gelu(gate).mul_(content), w.gic2)
+    mixed = _composite.pointwise_conv(F.gelu(gate).mul_(content), w.gic2)
     total = (mixed * branch_scale).add_(x).to(x.dtype)
-    return _composite.mix(total, w.proj_out), Maps(normal, gate, content, detail, total)
+    return _composite.pointwise_conv(total, w.proj_out), Maps(normal, gate, content, detail, total)
 
 
 def backward(
@@ -100,9 +100,9 @@ def backward(
     """Gradients of x and of the branch's weights by name."""
     grads = {}
     branch = x.shape[1]
-    grad_total, grads["proj_out"] = _composite.mix_backward(grad_y, maps.total, w.proj_out)
+    grad_total, grads["proj_out"] = _composite.pointwise_conv_backward(grad_y, maps.total, w.proj_out)
     gate = F.gelu(maps.gate)
-    grad_product, grads["gic2"] = _composite.mix_backward(
+    grad_product, grads["gic2"] = _composite.pointwise_conv_backward(
         (grad_total * branch_scale).to(x.dtype), gate * maps.content, w.gic2
     )
     grad_gate = torch.ops.aten.gelu_backward(grad_product * maps.content, maps.gate)
@@ -117,7 +117,7 @@ def backward(
     grads.update(of_generator)
     expanded = torch.cat((grad_gate / temperature, grad_content[:, :-branch], grad_detail), 1)
     del grad_gate, grad_content, grad_detail
-    grad_normal, grads["gic1"] = _composite.mix_backward(expanded, maps.normal, w.gic1)
+    grad_normal, grads["gic1"] = _composite.pointwise_conv_backward(expanded, maps.normal, w.gic1)
     del expanded
     grads["gic1"] = grads["gic1"].flatten(1).to(grad_rows.dtype)
     grads["gic1"][-branch:] += grad_rows

@@ -10,7 +10,7 @@ from mirage_kernels._runtime.library import accumulator
 from mirage_kernels._runtime.weights import Description, Weight, sizes
 
 TAPS = 49
-"""Of a generated kernel, 7x7."""
+"""The elements of a generated kernel, 7x7."""
 
 C, c, h, heads = sizes("C c h heads")
 

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton.launch import index_dtype, is_flat_plane, launch, needs_int64, pixel_offsets, plane_strides
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def _backward_kernel(
     b_grad_x = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
 
     for i in range(tiles):
-        o_c = widened(i * BLOCK_C + tl.arange(0, BLOCK_C), INT64)
+        o_c = index_dtype(i * BLOCK_C + tl.arange(0, BLOCK_C), INT64)
         m_c = o_c < C
         m = m_c[:, None] & m_n[None, :]
         m_square = m_r[:, None] & m_c[None, :]
@@ -230,7 +230,7 @@ def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         C=channels,
         BLOCK_C=block_c,
         BLOCK_N=block_n,
-        LINE=is_line(x),
+        LINE=is_flat_plane(x),
         INT64=needs_int64(x, products),
         PRECISION=_precision(),
         num_warps=4,
@@ -283,7 +283,7 @@ def backward(grad_y: Tensor, x: Tensor, mean: Tensor) -> Tensor:
         C=channels,
         BLOCK_C=block_c,
         BLOCK_N=block_n,
-        LINE=is_line(x),
+        LINE=is_flat_plane(x),
         INT64=needs_int64(x, grad_x, grad_y),
         PRECISION=_precision(),
         num_warps=4,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton.launch import is_line, launch, needs_int64, pixel_offsets, plane_strides, widened
+from mirage_kernels._triton.launch import index_dtype, is_flat_plane, launch, needs_int64, pixel_offsets, plane_strides
 from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes
 
 BLOCK_N = 1024
@@ -67,7 +67,7 @@ def _forward_kernel(
     i_program = tl.program_id(0)
     if INT64:
         i_program = i_program.to(tl.int64)
-    C = widened(C, INT64)
+    C = index_dtype(C, INT64)
     blocks = tl.cdiv(N, BLOCK)
     i_b, i_c = i_program // blocks // C, i_program // blocks % C
     o_n = i_program % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -125,7 +125,7 @@ def _backward_kernel(
     i_program = tl.program_id(0)
     if INT64:
         i_program = i_program.to(tl.int64)
-    C = widened(C, INT64)
+    C = index_dtype(C, INT64)
     blocks = tl.cdiv(N, BLOCK)
     i_b, i_c = i_program // blocks // C, i_program // blocks % C
     o_n = i_program % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -181,7 +181,7 @@ def forward(att: Tensor, conv: Tensor, mlp: Tensor, l_att: Tensor, l_conv: Tenso
         **plane_strides(conv, "sg"),
         **plane_strides(mlp, "sm"),
         BLOCK=BLOCK_N,
-        LINE=all(is_line(t) for t in branches),
+        LINE=all(is_flat_plane(t) for t in branches),
         INT64=needs_int64(*branches, out),
         num_warps=4,
     )
@@ -220,7 +220,7 @@ def backward(
         **plane_strides(conv, "sg"),
         **plane_strides(mlp, "sm"),
         BLOCK=BACKWARD_BLOCK_N,
-        LINE=all(is_line(t) for t in (grad_out, *branches)),
+        LINE=all(is_flat_plane(t) for t in (grad_out, *branches)),
         INT64=needs_int64(grad_out, *branches, grads[0]),
         num_warps=4,
     )

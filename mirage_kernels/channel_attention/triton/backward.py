@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import launch, plane_strides, widened
+from mirage_kernels._triton.launch import index_dtype, launch, plane_strides
 from mirage_kernels.channel_attention.triton.device import load_matrix, store_matrix, sum_matrices, tile_offsets
 from mirage_kernels.channel_attention.triton.forward import Branches, branch_arguments
 from mirage_kernels.channel_attention.triton.plan import HeadTile, head_tile, small_options
@@ -67,7 +67,7 @@ def apply_backward_kernel(
     i_head = i_program // splits
     i_b, i_c = i_head // HEADS, i_head % HEADS * D
     i_first = i_program % splits * blocks
-    C = widened(HEADS * D, INT64)
+    C = index_dtype(HEADS * D, INT64)
     o_d = tl.arange(0, BLOCK_D)
     b_attn = load_matrix(p_matrices + i_head * (2 * D + 2) * D, o_d, D)
     b_sum = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mirage_kernels._triton.launch import launch, plane_strides, pointers, widened
+from mirage_kernels._triton.launch import index_dtype, launch, plane_strides, pointers
 from mirage_kernels.channel_attention.matrices import small_matrices
 from mirage_kernels.channel_attention.triton.device import load_matrix, softmax_of_head, store_matrix, tile_offsets
 from mirage_kernels.channel_attention.triton.plan import head_tile, small_options
@@ -125,7 +125,7 @@ def apply_kernel(
         i_program = i_program.to(tl.int64)
     i_head = i_program // splits
     i_b, i_c = i_head // HEADS, i_head % HEADS * D
-    C = widened(HEADS * D, INT64)
+    C = index_dtype(HEADS * D, INT64)
     o_d = tl.arange(0, BLOCK_D)
     o_n = i_program % splits * BLOCK_N + tl.arange(0, BLOCK_N)  # blocks is 1
     m = (o_d < D)[:, None] & (o_n < N)[None, :]

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import is_line, needs_int64, precision_of_widened
+from mirage_kernels._triton.launch import is_flat_plane, needs_int64, precision_of_widened
 from mirage_kernels.channel_attention.reference import NORM_EPS
 
 
@@ -45,7 +45,7 @@ class HeadTile:
             "D": self.d,
             "BLOCK_D": self.block_d,
             "BLOCK_N": self.block_n,
-            "LINE": all(is_line(t) for t in tensors),
+            "LINE": all(is_flat_plane(t) for t in tensors),
             "INT64": needs_int64(*tensors),
             "PRECISION": self.precision,
             "num_warps": 4 if self.block_d <= 32 else 8,
@@ -66,6 +66,6 @@ def head_tile(x: Tensor, heads: int, elements: int = 2048, most_splits: int = 12
 
 
 def small_options(block_d: int, d: int) -> dict[str, Any]:
-    """Of a program that works on the d x d matrices of a head."""
+    """Constants of a program that works on the d x d matrices of a head."""
     block_s = max(1, min(16, 4096 // block_d**2))
     return {"EPS": NORM_EPS, "D": d, "BLOCK_D": block_d, "BLOCK_S": block_s, "num_warps": 4}

@@ -26,13 +26,13 @@ from mirage_kernels._triton.launch import (
     gelu,
     gelu_slope,
     image_strides,
-    is_line,
+    index_dtype,
+    is_flat_plane,
     launch,
     needs_int64,
     pixel_offsets,
     plane_strides,
     pointers,
-    widened,
 )
 from mirage_kernels._triton.tiles import (
     depthwise,
@@ -89,12 +89,12 @@ def gate_gradient_kernel(
     PRECISION: tl.constexpr,
 ):
     o_k, i_split, i_first, i_end = _channels_and_tiles(M, tiles, splits, BLOCK_K, INT64)
-    o_k = widened(o_k, INT64)
+    o_k = index_dtype(o_k, INT64)
     m_k = o_k < M
-    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    o_c = index_dtype(tl.arange(0, BLOCK_C), INT64)
     m_c = o_c < C
     dtype = p_grad_d.dtype.element_ty
-    half = widened(M, INT64) * H * W
+    half = index_dtype(M, INT64) * H * W
     b_w = tl.trans(matrix(p_weight, o_c, m_c, o_k, m_k, M)).to(dtype)
     b_grad_w = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
     for i_tile in range(i_first, i_end):
@@ -147,9 +147,9 @@ def hidden_gradient_kernel(
     PRECISION: tl.constexpr,
 ):
     o_k, i_split, i_first, i_end = _channels_and_tiles(OUT, tiles, splits, BLOCK_K, INT64)
-    o_k = widened(o_k, INT64)
+    o_k = index_dtype(o_k, INT64)
     m_k = o_k < OUT
-    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    o_c = index_dtype(tl.arange(0, BLOCK_C), INT64)
     m_c = o_c < C
     o_t = tl.arange(0, 16)  # the taps, padded
     dtype = p_grad_hidden.dtype.element_ty
@@ -228,7 +228,7 @@ def norm_gradient_kernel(
     programs = tl.cdiv(blocks, blocks_per_program)
     i_b = i_program // programs
     i_first = i_program % programs * blocks_per_program
-    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    o_c = index_dtype(tl.arange(0, BLOCK_C), INT64)
     m_c = o_c < C
     dtype = p_grad_hidden.dtype.element_ty
     b_w = tl.load(p_norm_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
@@ -240,7 +240,7 @@ def norm_gradient_kernel(
         m = m_c[:, None] & m_n[None, :]
         b_g = tl.zeros([BLOCK_C, BLOCK_N], tl.float32)
         for i_k in range(0, OUT, BLOCK_K):
-            o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+            o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
             m_k = o_k < OUT
             b_weight = tl.trans(matrix(p_weight, o_k, m_k, o_c, m_c, C)).to(dtype)
             o_h = (i_b * OUT + o_k[:, None]) * N + o_n[None, :]
@@ -384,8 +384,8 @@ def _norm_gradient(
         BLOCK_C=block_c,
         BLOCK_K=32,
         BLOCK_N=block_n,
-        LINE=is_line(x),
-        LINE_G=is_line(grad_y),
+        LINE=is_flat_plane(x),
+        LINE_G=is_flat_plane(grad_y),
         INT64=wide,
         PRECISION=precision(x.dtype),
         num_warps=8 if wide or exact or block_c > (64 if x.dtype == torch.float32 else 128) else 4,

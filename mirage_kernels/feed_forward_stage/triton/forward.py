@@ -19,13 +19,13 @@ from mirage_kernels._triton import tiles as triton_tiles
 from mirage_kernels._triton.launch import (
     gelu,
     image_strides,
-    is_line,
+    index_dtype,
+    is_flat_plane,
     launch,
     needs_int64,
     pixel_offsets,
     plane_strides,
     pointers,
-    widened,
 )
 from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix, moments, normalised, precision
 from mirage_kernels.feed_forward_stage.triton.plan import contract_tile, expand_tile
@@ -70,18 +70,18 @@ def _expand_kernel(
     m_n = o_n < N
     o_x = pixel_offsets(o_n, W, s_row, s_pixel, LINE)
     p_x += i_b * s_b
-    b_mean, b_rstd = moments(p_x, widened(tl.arange(0, BLOCK_C), INT64), o_x, s_c, m_n, eps, C)
+    b_mean, b_rstd = moments(p_x, index_dtype(tl.arange(0, BLOCK_C), INT64), o_x, s_c, m_n, eps, C)
     if STATISTICS:
         if i_split == 0:
             tl.store(p_mean + i_b * N + o_n, b_mean, mask=m_n)
             tl.store(p_rstd + i_b * N + o_n, b_rstd, mask=m_n)
     share = tl.cdiv(tl.cdiv(OUT, BLOCK_M), splits) * BLOCK_M
     for i_m in range(i_split * share, tl.minimum((i_split + 1) * share, OUT), BLOCK_M):
-        o_m = widened(i_m + tl.arange(0, BLOCK_M), INT64)
+        o_m = index_dtype(i_m + tl.arange(0, BLOCK_M), INT64)
         m_m = o_m < OUT
         b_hidden = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for i_k in range(0, C, BLOCK_K):
-            o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+            o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
             m_k = o_k < C
             b_y = normalised(p_x, p_norm_weight, p_norm_bias, o_k, m_k, o_x, s_c, m_n, b_mean, b_rstd)
             b_y = b_y.to(p_activated.dtype.element_ty)
@@ -119,13 +119,13 @@ def _contract_kernel(
         i_tile = i_tile.to(tl.int64)
     i_b, o_y, o_x = image_tile_of(i_tile, H, W, BLOCK_H, BLOCK_W)
     m_n = (o_y < H) & (o_x < W)
-    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    o_c = index_dtype(tl.arange(0, BLOCK_C), INT64)
     m_c = o_c < C
     p_first = p_activated + i_b * 2 * M * H * W
-    p_second = p_first + widened(M, INT64) * H * W
+    p_second = p_first + index_dtype(M, INT64) * H * W
     b_y = tl.zeros([BLOCK_C, BLOCK_H * BLOCK_W], tl.float32)
     for i_k in range(0, M, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < M
         b_gate = gelu(depthwise(p_first, p_taps, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 3))
         b_gate *= depthwise(p_second, p_taps + M * 9, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 3)
@@ -140,7 +140,7 @@ def _contract_kernel(
 
 
 class Norm(NamedTuple):
-    """Of each pixel, [B, H, W] in float32."""
+    """Statistics of the layer norm at each pixel, [B, H, W] in float32."""
 
     mean: Tensor
     rstd: Tensor
@@ -219,7 +219,7 @@ def expand(x: Tensor, w: FeedForwardWeights, eps: float, keep_norm: bool = False
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         STATISTICS=keep_norm,
-        LINE=is_line(x),
+        LINE=is_flat_plane(x),
         INT64=wide,
         PRECISION=precision(x.dtype),
         num_warps=8 if wide else 4,

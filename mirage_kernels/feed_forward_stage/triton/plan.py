@@ -12,9 +12,9 @@ from mirage_kernels._triton.config import next_power_of_2
 from mirage_kernels._triton.tiles import ImageTile, filling_tile
 
 MOST_CHANNELS = 256
-"""Of x: a program holds the sums of all of them for its pixels."""
+"""The limit on channels of x: a program holds the sums of all of them for its pixels."""
 MOST_WITHOUT_TENSOR_CORES = 128
-"""Channels of x: of more, in backward, products whose operands are in registers spill."""
+"""The limit in backward where operands of products are in registers: with more channels they spill."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def contract_tile(x: Tensor) -> ImageTile:
 
 
 def most_pixels(block_c: int, exact: bool) -> int:
-    """Of a program that holds so many channels of each; products without tensor cores have operands in registers."""
+    """Pixels of a program that holds `block_c` channels of each; without tensor cores operands are in registers."""
     return 64 if block_c <= (64 if exact else 128) else 32
 
 

@@ -1,7 +1,7 @@
 """``mixer_stage`` backward in Triton: what forward computed is computed again, and the gradient goes back through it in
 nine kernels of its own, among those of the operators.
 
-Of each product the kernels write both factors of its weight's gradient, which `weight_gradient` multiplies.
+For each product the kernels write both factors of its weight's gradient; `weight_gradient` multiplies them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from mirage_kernels import _composite
 from mirage_kernels._runtime.library import is_exact
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import is_line, launch, plane_strides, pointers, precision_of_widened
+from mirage_kernels._triton.launch import is_flat_plane, launch, plane_strides, pointers, precision_of_widened
 from mirage_kernels._triton.tiles import ImageTile, filling_tile
 from mirage_kernels._triton.weight_gradient import product_over_pixels
 from mirage_kernels.channel_attention.triton.backward import softmax_backward
@@ -75,7 +75,7 @@ class _Problem(NamedTuple):
 
     @property
     def tile(self) -> ImageTile:
-        """Of the kernels on tiles of the image."""
+        """The tile of the kernels that work on tiles of the image."""
         return filling_tile(self.x, 32)
 
     def tiled(self) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def _gated(p: _Problem, grad_conv: Tensor, training: bool, grads: dict[str, Tens
 
 
 def _gated_block(plan: Plan, exact: bool, pixels: int) -> int:
-    """Gated channels at a time: what leaves registers for the rest, found by compiling."""
+    """Gated channels per step of the loop, chosen by compiling so that registers do not spill."""
     return 32 if plan.precision == "tf32" or (exact and plan.block_b * pixels < 1024) else 16
 
 
@@ -341,7 +341,7 @@ def _input(
         **p.sizes(),
         BLOCK_K=16,
         BLOCK_N=p.plan.block_n,
-        LINE=is_line(p.x),
+        LINE=is_flat_plane(p.x),
         num_warps=8,
         num_stages=1,
     )

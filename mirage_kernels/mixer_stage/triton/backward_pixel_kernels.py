@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirage_kernels._triton.launch import gelu, gelu_slope, pixel_offsets, widened
+from mirage_kernels._triton.launch import gelu, gelu_slope, index_dtype, pixel_offsets
 from mirage_kernels._triton.tiles import matrix
 
 
@@ -39,17 +39,17 @@ def mlp_gradient_kernel(
 ):
     i_b, o_n = _pixels(N, BLOCK_N, INT64)
     m_n = o_n < N
-    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    o_b = index_dtype(tl.arange(0, BLOCK_B), INT64)
     m_b = o_b < BRANCH
     m = m_b[:, None] & m_n[None, :]
     dtype = p_hidden.dtype.element_ty
-    plane = widened(BRANCH, INT64) * N
+    plane = index_dtype(BRANCH, INT64) * N
     o_map = o_b[:, None] * N + o_n[None, :]
     b_in = tl.load(p_normal + (i_b * 3 + 2) * plane + o_map, mask=m, other=0.0)
     b_d = tl.load(p_grad_mlp + i_b * plane + o_map, mask=m, other=0.0)
     b_grad = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
     for i_k in range(0, 2 * BRANCH, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < 2 * BRANCH
         b_wi = matrix(p_mlp_in, o_k, m_k, o_b, m_b, BRANCH).to(dtype)
         b_inner = tl.dot(b_wi, b_in, input_precision=PRECISION)
@@ -81,11 +81,11 @@ def batch_norm_sums_kernel(
     PRECISION: tl.constexpr,
 ):
     i_b, o_n = _pixels(N, BLOCK_N, INT64)
-    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    o_b = index_dtype(tl.arange(0, BLOCK_B), INT64)
     m_b = o_b < BRANCH
     m = m_b[:, None] & (o_n < N)[None, :]
     dtype = p_grad_bn.dtype.element_ty
-    plane = widened(BRANCH, INT64) * N
+    plane = index_dtype(BRANCH, INT64) * N
     o_map = o_b[:, None] * N + o_n[None, :]
     b_d = tl.load(p_grad_detail + i_b * plane + o_map, mask=m, other=0.0)
     b_w = tl.trans(matrix(p_detail_weight, o_b, m_b, o_b, m_b, BRANCH)).to(dtype)
@@ -147,15 +147,15 @@ def input_gradient_kernel(
 ):
     i_b, o_n = _pixels(N, BLOCK_N, INT64)
     m_n = o_n < N
-    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    o_b = index_dtype(tl.arange(0, BLOCK_B), INT64)
     m_b = o_b < BRANCH
     m = m_b[:, None] & m_n[None, :]
-    plane = widened(BRANCH, INT64) * N
+    plane = index_dtype(BRANCH, INT64) * N
     o_map = o_b[:, None] * N + o_n[None, :]
     dtype = p_grad_x.dtype.element_ty
     b_ga = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
     for i_k in range(0, 3 * BRANCH, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < 3 * BRANCH
         p_d = p_grad_projected + i_b * 3 * plane + o_k[:, None] * N + o_n[None, :]
         b_d = tl.load(p_d, mask=m_k[:, None] & m_n[None, :], other=0.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirage_kernels._triton.launch import gelu, gelu_slope, widened
+from mirage_kernels._triton.launch import gelu, gelu_slope, index_dtype
 from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix
 from mirage_kernels.channel_attention.triton.device import load_matrix
 from mirage_kernels.mixer_stage.triton.device import batch_normalised, gated_sum, head_matrices, pixel_mlp
@@ -71,11 +71,11 @@ def fusion_gradient_kernel(
     m_n = (o_y < H) & (o_x < W)
     o_n = o_y * W + o_x
     dtype = p_fused.dtype.element_ty
-    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    o_b = index_dtype(tl.arange(0, BLOCK_B), INT64)
     m_b = o_b < BRANCH
     m = m_b[:, None] & m_n[None, :]
     o_map = o_b[:, None] * H * W + o_n[None, :]
-    plane = widened(BRANCH, INT64) * H * W  # of a branch
+    plane = index_dtype(BRANCH, INT64) * H * W  # of a branch
 
     p_n = p_normal + i_b * 3 * plane + o_map
     b_g = tl.load(p_n + plane, mask=m, other=0.0).to(tl.float32)
@@ -110,7 +110,7 @@ def fusion_gradient_kernel(
     b_dg = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
     b_dm = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
     for i_k in range(0, 3 * BRANCH, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < 3 * BRANCH
         p_grad = p_grad_y + i_b * 3 * plane + o_k[:, None] * H * W + o_n[None, :]
         b_d = tl.load(p_grad, mask=m_k[:, None] & m_n[None, :], other=0.0)
@@ -180,10 +180,10 @@ def gated_gradient_kernel(
     m_n = (o_y < H) & (o_x < W)
     o_n = o_y * W + o_x
     dtype = p_bn.dtype.element_ty
-    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    o_b = index_dtype(tl.arange(0, BLOCK_B), INT64)
     m_b = o_b < BRANCH
     m = m_b[:, None] & m_n[None, :]
-    plane = widened(BRANCH, INT64) * H * W
+    plane = index_dtype(BRANCH, INT64) * H * W
     o_map = i_b * plane + o_b[:, None] * H * W + o_n[None, :]
 
     b_n = tl.load(p_normal + o_map + (i_b * 2 + 1) * plane, mask=m, other=0.0).to(tl.float32)
@@ -205,7 +205,7 @@ def gated_gradient_kernel(
     b_grad = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
     b_sum = tl.zeros([BLOCK_K, BLOCK_H * BLOCK_W], tl.float32)
     for i_k in range(0, identities, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < identities
         m_out = m_k[:, None] & m_n[None, :]
         b_wg = matrix(p_gic1, o_k, m_k, o_b, m_b, BRANCH).to(dtype)
@@ -224,7 +224,7 @@ def gated_gradient_kernel(
         b_grad = tl.dot(tl.trans(b_wg), b_dg, b_grad, input_precision=PRECISION)
         b_grad = tl.dot(tl.trans(b_wi), b_dc, b_grad, input_precision=PRECISION)
     for i_k in range(0, BRANCH, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < BRANCH
         m_out = m_k[:, None] & m_n[None, :]
         b_wg = matrix(p_gic1, identities + o_k, m_k, o_b, m_b, BRANCH).to(dtype)
@@ -271,7 +271,7 @@ def query_key_gradient_kernel(
     _, o_y, o_x = image_tile_of(i_program % tiles, H, W, BLOCK_H, BLOCK_W)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    o_q = i_head % HEADS * D + widened(o_d, INT64)
+    o_q = i_head % HEADS * D + index_dtype(o_d, INT64)
     o_k = o_q + HEADS * D
     dtype = p_grad_qkv.dtype.element_ty
     p_sample = p_qkv + i_b * 3 * HEADS * D * H * W

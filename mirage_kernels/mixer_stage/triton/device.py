@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirage_kernels._triton.launch import gelu, widened
+from mirage_kernels._triton.launch import gelu, index_dtype
 from mirage_kernels._triton.tiles import depthwise, matrix
 
 
@@ -54,7 +54,7 @@ def gated_sum(
         b_w = matrix(p_gic2, o_b, m_b, o_k, m_k, HIDDEN).to(b_in.dtype)
         b_mixed = tl.dot(b_w, b_gate, b_mixed, input_precision=PRECISION)
     for i_k in range(0, BRANCH, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < BRANCH
         b_w = matrix(p_gic1, identities + o_k, m_k, o_b, m_b, BRANCH).to(b_in.dtype)
         b_gate = gelu(tl.dot(b_w, b_in, input_precision=PRECISION) / temperature)

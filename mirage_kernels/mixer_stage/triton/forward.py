@@ -25,7 +25,7 @@ from mirage_kernels.mixer_stage.triton.plan import Plan, plan_of
 from mirage_kernels.mixer_stage.weights import TAPS, MixerWeights, Statistics
 
 MOST_PARTS = 1024
-"""Of a sample's sums, which each program that generates kernels adds up; of more PyTorch's reduction is faster."""
+"""Programs that generate kernels add up a sample's partial sums; of more than these PyTorch's reduction is faster."""
 
 
 def forward(

@@ -1,7 +1,7 @@
 """The kernels of ``mixer_stage``'s forward, in the order in which they run: the moments of the batch norm (in
 training), the branches' first products, the generated kernels and the attention's small matrices, and the rest.
 
-Of a pixel of 3c channels they write 4c values beside y: q, k and v before their depthwise convolution, and the detail
+For a pixel of 3c channels they write 4c values besides y: q, k and v before their depthwise convolution, and the detail
 channels before theirs. The last kernel holds a tile of the image: from its x, detail and v it computes the three
 branches, their fusion and the sum. q and k after their convolution, gate, identity, the MLP's hidden channels and the
 branches exist in registers only; what they are made of is read again.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirage_kernels._triton.launch import gelu, pixel_offsets, widened
+from mirage_kernels._triton.launch import gelu, index_dtype, pixel_offsets
 from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix, moments, normalised
 from mirage_kernels.channel_attention.triton.device import softmax_of_head, store_matrix, sum_rows
 from mirage_kernels.mixer_stage.triton.device import batch_normalised, gated_sum, head_matrices, pixel_mlp, times
@@ -49,9 +49,9 @@ def moments_kernel(
     m_n = o_n < N
     o_x = pixel_offsets(o_n, W, s_row, s_pixel, LINE)
     p_x += i_program // blocks * s_b
-    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    o_c = index_dtype(tl.arange(0, BLOCK_C), INT64)
     b_mean, b_rstd = moments(p_x, o_c, o_x, s_c, m_n, norm_eps, 3 * BRANCH)
-    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    o_b = index_dtype(tl.arange(0, BLOCK_B), INT64)
     m_b = o_b < BRANCH
     b_n = normalised(p_x, p_norm_weight, p_norm_bias, BRANCH + o_b, m_b, o_x, s_c, m_n, b_mean, b_rstd)
     b_sum = tl.sum(tl.where(m_n[None, :], b_n, 0.0), 1)
@@ -159,14 +159,14 @@ def prepare_kernel(
     m_n = o_n < N
     o_x = pixel_offsets(o_n, W, s_row, s_pixel, LINE)
     p_x += i_b * s_b
-    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    o_c = index_dtype(tl.arange(0, BLOCK_C), INT64)
     b_mean, b_rstd = moments(p_x, o_c, o_x, s_c, m_n, norm_eps, 3 * BRANCH)
-    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    o_b = index_dtype(tl.arange(0, BLOCK_B), INT64)
     m_b = o_b < BRANCH
     b_n = normalised(p_x, p_norm_weight, p_norm_bias, o_b, m_b, o_x, s_c, m_n, b_mean, b_rstd)
     b_n = b_n.to(p_qkv.dtype.element_ty)
     for i_m in range(0, 3 * BRANCH, BLOCK_M):
-        o_m = widened(i_m + tl.arange(0, BLOCK_M), INT64)
+        o_m = index_dtype(i_m + tl.arange(0, BLOCK_M), INT64)
         m_m = o_m < 3 * BRANCH
         b_w = matrix(p_qkv_weight, o_m, m_m, o_b, m_b, BRANCH).to(p_qkv.dtype.element_ty)
         b_y = tl.dot(b_w, b_n, input_precision=PRECISION)
@@ -178,7 +178,7 @@ def prepare_kernel(
     b_g = batch_normalised(b_g, p_bn_mean, p_bn_var, p_bn_weight, p_bn_bias, o_b, m_b, bn_eps)
     b_g = b_g.to(p_qkv.dtype.element_ty)
     for i_m in range(0, BRANCH, BLOCK_M):
-        o_m = widened(i_m + tl.arange(0, BLOCK_M), INT64)
+        o_m = index_dtype(i_m + tl.arange(0, BLOCK_M), INT64)
         m_m = o_m < BRANCH
         b_w = matrix(p_detail_weight, o_m, m_m, o_b, m_b, BRANCH).to(p_qkv.dtype.element_ty)
         b_y = tl.dot(b_w, b_g, input_precision=PRECISION)
@@ -213,7 +213,7 @@ def gram_kernel(
     i_first = i_program % splits * tiles_per_split
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    o_q = i_head % HEADS * D + widened(o_d, INT64)
+    o_q = i_head % HEADS * D + index_dtype(o_d, INT64)
     o_k = o_q + HEADS * D
     p_qkv += i_b * 3 * HEADS * D * H * W
     b_gram = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
@@ -352,9 +352,9 @@ def finish_kernel(
     o_n = o_y * s_row + o_x * s_pixel
     dtype = p_y.dtype.element_ty
     p_x += i_b * s_b
-    o_c = widened(tl.arange(0, BLOCK_C), INT64)
+    o_c = index_dtype(tl.arange(0, BLOCK_C), INT64)
     b_mean, b_rstd = moments(p_x, o_c, o_n, s_c, m_n, norm_eps, 3 * BRANCH)
-    o_b = widened(tl.arange(0, BLOCK_B), INT64)
+    o_b = index_dtype(tl.arange(0, BLOCK_B), INT64)
     m_b = o_b < BRANCH
 
     b_g = normalised(p_x, p_norm_weight, p_norm_bias, BRANCH + o_b, m_b, o_n, s_c, m_n, b_mean, b_rstd)
@@ -374,7 +374,7 @@ def finish_kernel(
     b_a = tl.zeros([BLOCK_B, BLOCK_H * BLOCK_W], tl.float32)
     p_plane = p_qkv + (i_b * 3 + 2) * BRANCH * H * W
     for i_k in range(0, BRANCH, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < BRANCH
         b_v = depthwise(p_plane, p_qkv_taps + 2 * BRANCH * 9, o_k, m_k, o_y, o_x, H, W, H * W, W, 1, 3).to(dtype)
         p_attn, m = head_matrices(p_matrices, i_b, o_b, m_b, o_k, m_k, HEADS, (2 * D + 2) * D, D)
@@ -385,7 +385,7 @@ def finish_kernel(
     b_a, b_g, b_m = fuse(b_a, b_g, b_m, l_a, l_g, l_m)
     b_a, b_g, b_m = b_a.to(dtype), b_g.to(dtype), b_m.to(dtype)
     for i_k in range(0, 3 * BRANCH, BLOCK_K):
-        o_k = widened(i_k + tl.arange(0, BLOCK_K), INT64)
+        o_k = index_dtype(i_k + tl.arange(0, BLOCK_K), INT64)
         m_k = o_k < 3 * BRANCH
         m = m_k[:, None] & m_n[None, :]
         b_y = tl.load(p_x + o_k[:, None] * s_c + o_n[None, :], mask=m, other=0.0).to(tl.float32)

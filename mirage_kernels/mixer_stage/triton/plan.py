@@ -9,13 +9,13 @@ from torch import Tensor
 
 from mirage_kernels._runtime.library import is_exact
 from mirage_kernels._triton.config import next_power_of_2
-from mirage_kernels._triton.launch import is_line, needs_int64
+from mirage_kernels._triton.launch import is_flat_plane, needs_int64
 from mirage_kernels._triton.tiles import filling_run, precision
 from mirage_kernels.mixer_stage.weights import MixerWeights
 
 MOST_CHANNELS, MOST_WITHOUT_TENSOR_CORES, MOST_OF_A_HEAD = 384, 96, 32
-"""Of x, since a program holds all of a branch, a third of them, for its pixels (without tensor cores in registers); and
-of a head, whose products of q and k one holds."""
+"""Limits on channels: of x, because a program holds a branch, a third of them, for all its pixels (without tensor cores
+in registers); and of a head, because a program holds its products of q and k."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plan:
         return {"BRANCH": self.branch, "BLOCK_C": self.block_c, "BLOCK_B": self.block_b}
 
     def rows(self, x: Tensor) -> dict[str, Any]:
-        return {**self.channels(), "BLOCK_N": self.block_n, "LINE": is_line(x), "INT64": self.wide}
+        return {**self.channels(), "BLOCK_N": self.block_n, "LINE": is_flat_plane(x), "INT64": self.wide}
 
 
 def plan_of(x: Tensor, w: MixerWeights) -> Plan:
