@@ -1,13 +1,12 @@
 // The weights of blocks from a list of PyTorch's tensors.
 #pragma once
 
+#include <iterator>
+
 #include "bind_weights.h"
 #include "mirage/transformer_blocks.h"
 
 namespace mirage::python {
-
-inline constexpr std::array<const char*, 5> kFeedForwardNames = {"norm_weight", "norm_bias", "project_in", "dwconv",
-                                                                 "project_out"};
 
 class Blocks {
  public:
@@ -30,16 +29,13 @@ class Blocks {
   int64_t count() const { return int64_t(blocks_.size()); }
 
  private:
-  static constexpr size_t kWeights = kMixerNames.size() + kFeedForwardNames.size(), kEps = 3;
+  static constexpr size_t kMixer = std::size(kMixerWeights), kEps = 3;
+  static constexpr size_t kWeights = kMixer + std::size(kFeedForwardWeights);
 
   static BlockWeights block_from(Capsules::const_iterator weights, std::vector<double>::const_iterator eps, int device) {
-    const auto second = weights + kMixerNames.size();
-    const auto w = mixer_weights_from<MixerWeights>("weights", kMixerNames, {weights, second}, device);
-    auto f = from_capsules<FeedForwardWeights>("weights", kFeedForwardNames, {second, weights + kWeights}, device);
-    f.project_in = pointwise("project_in", f.project_in);
-    f.dwconv = depthwise3x3("dwconv", f.dwconv);
-    f.project_out = pointwise("project_out", f.project_out);
-    return {w, f, eps[0], eps[1], eps[2]};
+    const auto second = weights + kMixer;
+    return {to_MixerWeights({weights, second}, device), to_FeedForwardWeights({second, weights + kWeights}, device),
+            eps[0], eps[1], eps[2]};
   }
 
   Capsules capsules_;  // which keep the tensors alive

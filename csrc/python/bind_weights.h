@@ -1,12 +1,12 @@
 // Structs of tensors from lists of capsules.
 #pragma once
 
-#include <array>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "bind.h"
+#include "mirage/feed_forward_stage.h"
 #include "mirage/mixer_stage.h"
 
 namespace mirage::python {
@@ -26,24 +26,12 @@ inline Capsules capsules_of(const py::function& to_dlpack, const py::sequence& t
   return capsules;
 }
 
-inline constexpr std::array<const char*, kMixerWeights> kMixerNames = {
-    "norm_weight", "norm_bias", "qkv", "qkv_dwconv", "temperature", "bn_weight", "bn_bias", "bn_mean", "bn_var", "gic1",
-    "generator_in", "generator_out", "gate_temperature", "gic2", "proj_out", "mlp_in", "mlp_out", "alpha_att",
-    "alpha_conv", "alpha_mlp", "project_out"};
-
-inline constexpr std::array<const char*, 5> kMixerStatisticsNames = {"attention", "kernels", "branch_mean", "batch_mean",
-                                                                     "batch_var"};
-
-inline constexpr std::array<const char*, 19> kMixerGradientNames = {
-    "grad_norm_weight", "grad_norm_bias", "grad_qkv", "grad_qkv_dwconv", "grad_temperature", "grad_bn_weight",
-    "grad_bn_bias", "grad_gic1", "grad_generator_in", "grad_generator_out", "grad_gate_temperature", "grad_gic2",
-    "grad_proj_out", "grad_mlp_in", "grad_mlp_out", "grad_alpha_att", "grad_alpha_conv", "grad_alpha_mlp",
-    "grad_project_out"};
+template <size_t N>
+using Names = const char* const (&)[N];
 
 // A struct of tensors from capsules in the order of its members.
 template <class Struct, size_t N>
-Struct from_capsules(const char* argument, const std::array<const char*, N>& names, const Capsules& capsules,
-                     int device = kDeviceCpu) {
+Struct from_capsules(const char* argument, Names<N> names, const Capsules& capsules, int device = kDeviceCpu) {
   static_assert(sizeof(Struct) == N * sizeof(Tensor), "one name per member");
   if (capsules.size() != N) fail(argument, std::to_string(N) + " tensors", std::to_string(capsules.size()));
   Struct result;
@@ -51,6 +39,19 @@ Struct from_capsules(const char* argument, const std::array<const char*, N>& nam
   for (size_t i = 0; i < N; ++i) members[i] = from_dlpack(names[i], capsules[i], device);
   return result;
 }
+
+// Lets Python compare the names and their order with its own: `module.stage_weights[list]`, a tuple.
+template <size_t N>
+void publish(py::module_& m, const char* list, Names<N> names, size_t prefix = 0) {
+  if (!py::hasattr(m, "stage_weights")) m.attr("stage_weights") = py::dict();
+  py::tuple all(N);
+  for (size_t i = 0; i < N; ++i) all[i] = py::str(names[i] + prefix);
+  m.attr("stage_weights")[list] = all;
+}
+
+// ---- how PyTorch shapes a weight: the second argument in lists of weights -------------------------------------------
+
+inline Tensor as_it_is(const char*, const Tensor& t) { return t; }
 
 // The weight of a 1x1 convolution [out, in, 1, 1] or [out, in, 1] as a matrix.
 inline Tensor pointwise(const char* name, const Tensor& t, int ndim = 4) {
@@ -67,22 +68,43 @@ inline Tensor depthwise3x3(const char* name, const Tensor& t) {
   return flattened(t, 2);
 }
 
-// The weights, or their gradients, as the library takes them: matrices, and the temperatures of the heads as a vector.
-template <class Struct, size_t N>
-Struct mixer_weights_from(const char* argument, const std::array<const char*, N>& names, const Capsules& capsules,
-                          int device = kDeviceCpu) {
-  auto w = from_capsules<Struct>(argument, names, capsules, device);
-  for (auto [name, t] : {std::pair{"qkv", &w.qkv}, {"gic1", &w.gic1}, {"generator_in", &w.generator_in},
-                         {"generator_out", &w.generator_out}, {"gic2", &w.gic2}, {"proj_out", &w.proj_out},
-                         {"project_out", &w.project_out}}) {
-    *t = pointwise(name, *t);
-  }
-  w.mlp_in = pointwise("mlp_in", w.mlp_in, 3);
-  w.mlp_out = pointwise("mlp_out", w.mlp_out, 3);
-  w.qkv_dwconv = depthwise3x3("qkv_dwconv", w.qkv_dwconv);
-  check_ndim("temperature", w.temperature, 3);
-  w.temperature = flattened(w.temperature, 1);
-  return w;
+// The weight of a 1x1 convolution over one dimension, [out, in, 1].
+inline Tensor pointwise_1d(const char* name, const Tensor& t) { return pointwise(name, t, 3); }
+
+// One number for each head, [heads, 1, 1].
+inline Tensor per_head(const char* name, const Tensor& t) {
+  check_ndim(name, t, 3);
+  return flattened(t, 1);
 }
+
+// ---- weights and gradients of a stage from lists of capsules --------------------------------------------------------
+
+#define MIRAGE_WEIGHT_NAME(name, ...) #name,
+#define MIRAGE_GRADIENT_NAME(name, ...) "grad_" #name,
+#define MIRAGE_WEIGHT_TO_MATRIX(name, form, ...) w.name = form(#name, w.name);
+
+// Names, and functions from capsules to structs as the library takes them: matrices and vectors.
+#define MIRAGE_BIND_WEIGHTS(LIST, Weights, Gradients)                                                           \
+  inline constexpr const char* k##Weights[] = {LIST(MIRAGE_WEIGHT_NAME, MIRAGE_WEIGHT_NAME)};                   \
+  inline constexpr const char* k##Gradients[] = {LIST(MIRAGE_GRADIENT_NAME, MIRAGE_NO_WEIGHT)};                 \
+  inline Weights to_##Weights(const Capsules& capsules, int device = kDeviceCpu) {                              \
+    auto w = from_capsules<Weights>("weights", k##Weights, capsules, device);                                   \
+    LIST(MIRAGE_WEIGHT_TO_MATRIX, MIRAGE_WEIGHT_TO_MATRIX)                                                      \
+    return w;                                                                                                   \
+  }                                                                                                             \
+  inline Gradients to_##Gradients(const Capsules& capsules, int device = kDeviceCpu) {                          \
+    auto w = from_capsules<Gradients>("gradients", k##Gradients, capsules, device);                             \
+    LIST(MIRAGE_WEIGHT_TO_MATRIX, MIRAGE_NO_WEIGHT)                                                             \
+    return w;                                                                                                   \
+  }                                                                                                             \
+  inline void publish_##Weights(py::module_& m, const std::string& stage) {                                     \
+    publish(m, stage.c_str(), k##Weights);                                                                      \
+    publish(m, (stage + "_gradients").c_str(), k##Gradients, sizeof("grad_") - 1);                              \
+  }
+
+MIRAGE_BIND_WEIGHTS(MIRAGE_MIXER_WEIGHTS, MixerWeights, MixerGradients)
+MIRAGE_BIND_WEIGHTS(MIRAGE_FEED_FORWARD_WEIGHTS, FeedForwardWeights, FeedForwardGradients)
+
+inline constexpr const char* kMixerStatistics[] = {"attention", "kernels", "branch_mean", "batch_mean", "batch_var"};
 
 }  // namespace mirage::python

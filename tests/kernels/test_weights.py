@@ -1,11 +1,14 @@
-"""Descriptions of stages' weights: what follows from them."""
+"""Descriptions of stages' weights: what follows from them, and that C++ has the same names in the same order."""
 
 from typing import Annotated, NamedTuple
 
+import pytest
 import torch
+from harness import require
 from torch import Tensor
 
 from mirage_kernels import MixerWeights
+from mirage_kernels._runtime import dispatch
 from mirage_kernels._runtime.weights import Description, Weight, sizes
 from mirage_kernels.feed_forward_stage import weights as feed_forward
 from mirage_kernels.mixer_stage import weights as mixer
@@ -56,3 +59,16 @@ def test_the_shapes_of_the_stages():
     assert [found[name] for name in ("norm_bias", "project_in", "dwconv", "project_out")] == [
         tuple(p.shape) for p in parameters
     ]
+
+
+@pytest.mark.parametrize("impl", ["cpp", "cuda"])
+def test_cpp_has_the_same_weights(impl):
+    """In the same order: lists of tensors cross between the languages without names."""
+    require(impl)
+    library = {"cpp": dispatch.native, "cuda": dispatch.cuda}[impl]
+    names = library.stage_weights
+    assert names["mixer_stage"] == MixerWeights._fields
+    assert names["mixer_stage_gradients"] == mixer.LEARNED
+    assert names["mixer_stage_statistics"] == mixer.Statistics._fields
+    for name in ("feed_forward_stage", "feed_forward_stage_gradients"):
+        assert names[name] == feed_forward.FeedForwardWeights._fields

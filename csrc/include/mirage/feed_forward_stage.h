@@ -2,9 +2,21 @@
 // d = depthwise3x3(gelu(project_in(layer_norm(x)))), d1 and d2 its halves.
 #pragma once
 
+#include "mirage/stage_weights.h"
 #include "mirage/tensor.h"
 
 namespace mirage {
+
+// C channels, M pairs of hidden channels. All contiguous, of any type.
+#define MIRAGE_FEED_FORWARD_WEIGHTS(WEIGHT, BUFFER)     \
+  WEIGHT(norm_weight, as_it_is, C)                      \
+  WEIGHT(norm_bias, as_it_is, C)                        \
+  WEIGHT(project_in, pointwise, 2 * M, C)               \
+  WEIGHT(dwconv, depthwise3x3, 2 * M, 9)                \
+  WEIGHT(project_out, pointwise, C, M)
+
+// The gradients are contiguous, of the accumulator type, of the shapes of the weights.
+MIRAGE_DEFINE_WEIGHTS(MIRAGE_FEED_FORWARD_WEIGHTS, FeedForwardWeights, FeedForwardGradients);
 
 //   x                       [B, C, H, W]   any strides, f32 / f64 / f16 / bf16
 //   norm_weight, norm_bias  [C]            contiguous
@@ -17,10 +29,6 @@ namespace mirage {
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                         const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
                         const Tensor* hidden = nullptr);
-
-struct FeedForwardGradients {
-  Tensor norm_weight, norm_bias, project_in, dwconv, project_out;  // contiguous, of the accumulator type
-};
 
 // Recomputes forward from x tile by tile, or reads `hidden` where it is given. grad_y: any strides, dtype of x; grad_x:
 // contiguous, dtype of x. Scratch memory: a few megabytes per thread and at most 16 copies of the weights' gradients.

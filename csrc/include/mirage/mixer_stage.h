@@ -5,34 +5,41 @@
 // writes y. Nothing of the size of a feature map is stored in between.
 #pragma once
 
+#include "mirage/stage_weights.h"
 #include "mirage/tensor.h"
 
 namespace mirage {
 
-constexpr int kMixerWeights = 21;
 constexpr int kMixerKernelSize = 7;
+constexpr int kMixerKernelTaps = kMixerKernelSize * kMixerKernelSize;
 
-// C channels, c = C / 3, h hidden channels of the gated CNN. All contiguous, of any type: the kernels convert.
-struct MixerWeights {
-  Tensor norm_weight, norm_bias;            // [C]
-  Tensor qkv, qkv_dwconv;                   // [3c, c], [3c, 9]
-  Tensor temperature;                       // [heads]
-  Tensor bn_weight, bn_bias;                // [c]
-  Tensor bn_mean, bn_var;                   // [c] running statistics
-  Tensor gic1;                              // [2h, c]: gate, identity, detail
-  Tensor generator_in, generator_out;       // [c, c], [49c, c]
-  Tensor gate_temperature;                  // [1]
-  Tensor gic2, proj_out;                    // [c, h], [c, c]
-  Tensor mlp_in, mlp_out;                   // [2c, c], [c, 2c]
-  Tensor alpha_att, alpha_conv, alpha_mlp;  // [1]
-  Tensor project_out;                       // [C, C]
-};
+// C channels, c = C / 3, h hidden channels of the gated CNN. All contiguous, of any type: the kernels convert. bn_mean and
+// bn_var are running statistics; rows of gic1 are gate (h), identity (h - c) and detail (c).
+#define MIRAGE_MIXER_WEIGHTS(WEIGHT, BUFFER)                    \
+  WEIGHT(norm_weight, as_it_is, C)                              \
+  WEIGHT(norm_bias, as_it_is, C)                                \
+  WEIGHT(qkv, pointwise, 3 * c, c)                              \
+  WEIGHT(qkv_dwconv, depthwise3x3, 3 * c, 9)                    \
+  WEIGHT(temperature, per_head, heads)                          \
+  WEIGHT(bn_weight, as_it_is, c)                                \
+  WEIGHT(bn_bias, as_it_is, c)                                  \
+  BUFFER(bn_mean, as_it_is, c)                                  \
+  BUFFER(bn_var, as_it_is, c)                                   \
+  WEIGHT(gic1, pointwise, 2 * h, c)                             \
+  WEIGHT(generator_in, pointwise, c, c)                         \
+  WEIGHT(generator_out, pointwise, kMixerKernelTaps * c, c)     \
+  WEIGHT(gate_temperature, as_it_is, 1)                         \
+  WEIGHT(gic2, pointwise, c, h)                                 \
+  WEIGHT(proj_out, pointwise, c, c)                             \
+  WEIGHT(mlp_in, pointwise_1d, 2 * c, c)                        \
+  WEIGHT(mlp_out, pointwise_1d, c, 2 * c)                       \
+  WEIGHT(alpha_att, as_it_is, 1)                                \
+  WEIGHT(alpha_conv, as_it_is, 1)                               \
+  WEIGHT(alpha_mlp, as_it_is, 1)                                \
+  WEIGHT(project_out, pointwise, C, C)
 
-// The gradients of the weights, in the same order and shapes, of the accumulator type; BatchNorm's running statistics have none.
-struct MixerGradients {
-  Tensor norm_weight, norm_bias, qkv, qkv_dwconv, temperature, bn_weight, bn_bias, gic1, generator_in, generator_out,
-      gate_temperature, gic2, proj_out, mlp_in, mlp_out, alpha_att, alpha_conv, alpha_mlp, project_out;
-};
+// The gradients are of the accumulator type, of the shapes of the weights.
+MIRAGE_DEFINE_WEIGHTS(MIRAGE_MIXER_WEIGHTS, MixerWeights, MixerGradients);
 
 // What backward needs besides x, of the accumulator type, contiguous.
 struct MixerStatistics {

@@ -2,17 +2,11 @@
 // the batch norm of the gated CNN by its running statistics.
 #pragma once
 
+#include "mirage/feed_forward_stage.h"
 #include "mirage/mixer_stage.h"
 #include "mirage/tensor.h"
 
 namespace mirage {
-
-// M pairs of hidden channels. All contiguous, of any type.
-struct FeedForwardWeights {
-  Tensor norm_weight, norm_bias;  // [C]
-  Tensor project_in, dwconv;      // [2M, C], [2M, 9]
-  Tensor project_out;             // [C, M]
-};
 
 struct BlockWeights {
   MixerWeights mixer;

@@ -4,10 +4,12 @@
 
 #include "mirage/feed_forward_stage.h"
 #include "python/bind.h"
+#include "python/bind_weights.h"
 
 namespace mirage::python {
 
 MIRAGE_BINDINGS(m) {
+  publish_FeedForwardWeights(m, "feed_forward_stage");
   using Optional = std::optional<py::capsule>;
   m.def("feed_forward_stage",
         [](py::capsule x, py::capsule norm_weight, py::capsule norm_bias, double eps, py::capsule project_in,
@@ -22,17 +24,13 @@ MIRAGE_BINDINGS(m) {
   m.def("feed_forward_stage_backward",
         [](py::capsule grad_y, py::capsule x, py::capsule norm_weight, py::capsule norm_bias, double eps,
            py::capsule project_in, py::capsule dwconv, py::capsule project_out, const Optional& hidden,
-           py::capsule grad_x, const std::vector<py::capsule>& gradients) {
-          if (gradients.size() != 5) fail("gradients", "5 tensors", std::to_string(gradients.size()));
+           py::capsule grad_x, const Capsules& gradients) {
           const Tensor tg = from_dlpack("grad_y", grad_y), tx = from_dlpack("x", x),
                        tw = from_dlpack("norm_weight", norm_weight), tb = from_dlpack("norm_bias", norm_bias),
                        ti = matrix_from_dlpack("project_in", project_in), td = matrix_from_dlpack("dwconv", dwconv),
                        to = matrix_from_dlpack("project_out", project_out), tgx = from_dlpack("grad_x", grad_x),
                        th = hidden ? from_dlpack("hidden", *hidden) : Tensor{};
-          const FeedForwardGradients out{
-              from_dlpack("grad_norm_weight", gradients[0]), from_dlpack("grad_norm_bias", gradients[1]),
-              matrix_from_dlpack("grad_project_in", gradients[2]), matrix_from_dlpack("grad_dwconv", gradients[3]),
-              matrix_from_dlpack("grad_project_out", gradients[4])};
+          const FeedForwardGradients out = to_FeedForwardGradients(gradients);
           py::gil_scoped_release release;
           feed_forward_stage_backward(tg, tx, tw, tb, eps, ti, td, to, hidden ? &th : nullptr, tgx, out);
         });

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "mirage/cuda/feed_forward_stage.h"
+#include "python/bind_weights.h"
 #include "python/cuda/cuda_tensors.h"
 
 namespace mirage::python {
@@ -21,6 +22,7 @@ static void define_workspace(py::module_& m, const char* name, decltype(cuda::fe
 }
 
 MIRAGE_BINDINGS(m) {
+  publish_FeedForwardWeights(m, "feed_forward_stage");
   define_workspace(m, "feed_forward_stage_workspace", cuda::feed_forward_stage_problem,
                    cuda::feed_forward_stage_workspace);
   m.def("feed_forward_stage",
@@ -40,16 +42,12 @@ MIRAGE_BINDINGS(m) {
   m.def("feed_forward_stage_backward",
         [](py::capsule grad_y, py::capsule x, py::capsule norm_weight, py::capsule norm_bias, double eps,
            py::capsule project_in, py::capsule dwconv, py::capsule project_out, py::capsule grad_x,
-           const std::vector<py::capsule>& gradients, py::capsule workspace, uintptr_t stream, bool tf32) {
-          if (gradients.size() != 5) fail("gradients", "5 tensors", std::to_string(gradients.size()));
+           const Capsules& gradients, py::capsule workspace, uintptr_t stream, bool tf32) {
           const Tensor tg = tensor_of("grad_y", grad_y), tx = tensor_of("x", x),
                        tw = tensor_of("norm_weight", norm_weight), tb = tensor_of("norm_bias", norm_bias),
                        ti = matrix_of("project_in", project_in), td = matrix_of("dwconv", dwconv),
                        to = matrix_of("project_out", project_out), tgx = tensor_of("grad_x", grad_x);
-          const FeedForwardGradients out{
-              tensor_of("grad_norm_weight", gradients[0]), tensor_of("grad_norm_bias", gradients[1]),
-              matrix_of("grad_project_in", gradients[2]), matrix_of("grad_dwconv", gradients[3]),
-              matrix_of("grad_project_out", gradients[4])};
+          const FeedForwardGradients out = to_FeedForwardGradients(gradients, kDevice);
           const cuda::Options options = options_of(stream, tf32, workspace);
           py::gil_scoped_release release;
           cuda::feed_forward_stage_backward(tg, tx, tw, tb, eps, ti, td, to, tgx, out, options);

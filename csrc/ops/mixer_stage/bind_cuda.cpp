@@ -23,13 +23,15 @@ static void define_workspace(py::module_& m, const char* name, decltype(cuda::mi
 }
 
 MIRAGE_BINDINGS(m) {
+  publish_MixerWeights(m, "mixer_stage");
+  publish(m, "mixer_stage_statistics", kMixerStatistics);
   define_workspace(m, "mixer_stage_workspace", cuda::mixer_stage_problem, cuda::mixer_stage_workspace);
   m.def("mixer_stage", [](py::capsule x, const Capsules& weights, py::capsule branch_scale, bool training,
                           double norm_eps, double bn_eps, const Capsules& statistics, py::capsule y,
                           py::capsule workspace, uintptr_t stream, bool tf32) {
     const Tensor tx = tensor_of("x", x), ts = tensor_of("branch_scale", branch_scale), ty = tensor_of("y", y);
-    const auto w = mixer_weights_from<MixerWeights>("weights", kMixerNames, weights, kDevice);
-    const auto s = from_capsules<MixerStatistics>("statistics", kMixerStatisticsNames, statistics, kDevice);
+    const auto w = to_MixerWeights(weights, kDevice);
+    const auto s = from_capsules<MixerStatistics>("statistics", kMixerStatistics, statistics, kDevice);
     const cuda::Options options = options_of(stream, tf32, workspace);
     py::gil_scoped_release release;
     cuda::mixer_stage(tx, w, ts, {training, norm_eps, bn_eps}, s, ty, options);
@@ -42,9 +44,9 @@ MIRAGE_BINDINGS(m) {
                                    uintptr_t stream, bool tf32) {
     const Tensor tg = tensor_of("grad_y", grad_y), tx = tensor_of("x", x), ts = tensor_of("branch_scale", branch_scale),
                  to = tensor_of("grad_x", grad_x);
-    const auto w = mixer_weights_from<MixerWeights>("weights", kMixerNames, weights, kDevice);
-    const auto s = from_capsules<MixerStatistics>("statistics", kMixerStatisticsNames, statistics, kDevice);
-    const auto g = mixer_weights_from<MixerGradients>("gradients", kMixerGradientNames, gradients, kDevice);
+    const auto w = to_MixerWeights(weights, kDevice);
+    const auto s = from_capsules<MixerStatistics>("statistics", kMixerStatistics, statistics, kDevice);
+    const auto g = to_MixerGradients(gradients, kDevice);
     const cuda::Options options = options_of(stream, tf32, workspace);
     py::gil_scoped_release release;
     cuda::mixer_stage_backward(tg, tx, w, ts, {training, norm_eps, bn_eps}, s, to, g, options);

@@ -61,7 +61,7 @@ void transformer_blocks(const Tensor& x, const BlockWeights* blocks, int64_t cou
   if (x.data == y.data && x.numel() != 0) fail("y", "memory other than that of x", "the same");
   for (int64_t i = 0; i < count; ++i) {
     const FeedForwardWeights& f = blocks[i].feed_forward;
-    check_feed_forward_stage(x, f.norm_weight, f.norm_bias, f.project_in, f.dwconv, f.project_out);
+    check_feed_forward_stage(x, f);
     heads_of(x, blocks[i].mixer);
   }
   if (count == 1) return run(x, blocks[0], y);

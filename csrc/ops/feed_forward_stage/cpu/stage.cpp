@@ -35,13 +35,13 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
                                  const Tensor& norm_bias, double eps, const Tensor& project_in, const Tensor& dwconv,
                                  const Tensor& project_out, const Tensor* hidden, const Tensor& grad_x,
                                  const FeedForwardGradients& gradients) {
-  check_feed_forward_stage(x, norm_weight, norm_bias, project_in, dwconv, project_out);
+  const FeedForwardWeights weights{norm_weight, norm_bias, project_in, dwconv, project_out};
+  check_feed_forward_stage(x, weights);
   check_hidden(x, project_out, hidden);
-  check_feed_forward_stage_backward(grad_y, x, project_out, grad_x, gradients);
+  check_feed_forward_stage_backward(grad_y, x, weights, grad_x, gradients);
   if (x.numel() == 0) {
-    for (const Tensor* g : {&gradients.norm_weight, &gradients.norm_bias, &gradients.project_in, &gradients.dwconv,
-                            &gradients.project_out}) {
-      std::memset(g->data, 0, size_t(g->numel() * bytes_of(g->dtype)));
+    for (const auto& [name, gradient, weight] : feed_forward_gradients(weights, gradients)) {
+      std::memset(gradient.data, 0, size_t(gradient.numel() * bytes_of(gradient.dtype)));
     }
     return;
   }

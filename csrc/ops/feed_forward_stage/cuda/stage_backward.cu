@@ -57,8 +57,9 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
                                  const Tensor& norm_bias, double eps, const Tensor& project_in, const Tensor& dwconv,
                                  const Tensor& project_out, const Tensor& grad_x,
                                  const FeedForwardGradients& gradients, const Options& options) {
-  check_feed_forward_stage(x, norm_weight, norm_bias, project_in, dwconv, project_out);
-  check_feed_forward_stage_backward(grad_y, x, project_out, grad_x, gradients);
+  const FeedForwardWeights weights{norm_weight, norm_bias, project_in, dwconv, project_out};
+  check_feed_forward_stage(x, weights);
+  check_feed_forward_stage_backward(grad_y, x, weights, grad_x, gradients);
   const std::string problem = feed_forward_stage_backward_problem(x, project_out, options);
   if (!problem.empty()) fail("x", "what the CUDA kernel of feed_forward_stage_backward takes", problem);
   if (!is_near(grad_y)) fail("grad_y", "rows and columns less than 2^25 elements apart", kFar);

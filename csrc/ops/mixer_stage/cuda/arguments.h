@@ -32,35 +32,11 @@ inline MixerArguments mixer_arguments(const Tensor& x, const MixerWeights& w, co
                                       const MixerOptions& mixer, const MixerStatistics& statistics) {
   if (w.norm_weight.dtype != x.dtype) check_dtype("norm_weight", w.norm_weight, DType::f32);
   MixerArguments p = mixer_sizes(x, w.temperature.size[0], w.gic2.size[1]);
-  const struct {
-    const char* argument;
-    const Tensor& weight;
-    const void*& data;
-  } all[] = {{"norm_weight", w.norm_weight, p.norm_weight},
-             {"norm_bias", w.norm_bias, p.norm_bias},
-             {"qkv", w.qkv, p.qkv},
-             {"qkv_dwconv", w.qkv_dwconv, p.qkv_dwconv},
-             {"temperature", w.temperature, p.temperature},
-             {"bn_weight", w.bn_weight, p.bn_weight},
-             {"bn_bias", w.bn_bias, p.bn_bias},
-             {"bn_mean", w.bn_mean, p.bn_mean},
-             {"bn_var", w.bn_var, p.bn_var},
-             {"gic1", w.gic1, p.gic1},
-             {"generator_in", w.generator_in, p.generator_in},
-             {"generator_out", w.generator_out, p.generator_out},
-             {"gate_temperature", w.gate_temperature, p.gate_temperature},
-             {"gic2", w.gic2, p.gic2},
-             {"proj_out", w.proj_out, p.proj_out},
-             {"mlp_in", w.mlp_in, p.mlp_in},
-             {"mlp_out", w.mlp_out, p.mlp_out},
-             {"alpha_att", w.alpha_att, p.alpha_att},
-             {"alpha_conv", w.alpha_conv, p.alpha_conv},
-             {"alpha_mlp", w.alpha_mlp, p.alpha_mlp},
-             {"project_out", w.project_out, p.project_out}};
-  for (const auto& [argument, weight, data] : all) {
-    check_dtype(argument, weight, w.norm_weight.dtype);
-    data = weight.data;
-  }
+#define MIRAGE_SET_WEIGHT(name, ...)                       \
+  check_dtype(#name, w.name, w.norm_weight.dtype);         \
+  p.name = w.name.data;
+  MIRAGE_MIXER_WEIGHTS(MIRAGE_SET_WEIGHT, MIRAGE_SET_WEIGHT)
+#undef MIRAGE_SET_WEIGHT
   p.float_weights = w.norm_weight.dtype == DType::f32;
   p.x = x.data;
   // A window begins above the first row. If there is only one row its stride may be anything, hence zero.

@@ -113,11 +113,11 @@ struct MixerBackwardArguments : MixerArguments {
   float* grad_kernels;                     // [B, c, 49]
   float* vectors;                          // [B, 6, c]: see mixer_generator_backward_kernel
   float* batch_norm;                       // [B, 3, c]: see mixer_batch_norm_backward_kernel
-  struct {  // shapes: see mirage/mixer_stage.h
-    float *norm_weight, *norm_bias, *qkv, *qkv_dwconv, *temperature, *bn_weight, *bn_bias, *gic1, *generator_in,
-        *generator_out, *gate_temperature, *gic2, *proj_out, *mlp_in, *mlp_out, *alpha_att, *alpha_conv, *alpha_mlp,
-        *project_out;
+#define MIRAGE_GRADIENT_POINTER(name, ...) float* name;
+  struct {  // of the shapes in mirage/mixer_stage.h
+    MIRAGE_MIXER_WEIGHTS(MIRAGE_GRADIENT_POINTER, MIRAGE_NO_WEIGHT)
   } grad;
+#undef MIRAGE_GRADIENT_POINTER
 };
 
 // ---- activations in global memory ----------------------------------------------------------------------------------

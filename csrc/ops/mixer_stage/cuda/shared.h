@@ -11,6 +11,7 @@
 #include "common/cuda/norm.h"
 #include "common/cuda/gemm.h"
 #include "common/cuda/tiles.h"
+#include "mirage/mixer_stage.h"
 
 namespace mirage::cuda {
 
@@ -20,10 +21,10 @@ struct MixerArguments {
   const void* x;
   int64_t s_batch, s_channel, s_row, s_column;
   void* y;
-  // In the order of MixerWeights in mirage/mixer_stage.h, all of one type.
-  const void *norm_weight, *norm_bias, *qkv, *qkv_dwconv, *temperature, *bn_weight, *bn_bias, *bn_mean, *bn_var, *gic1,
-      *generator_in, *generator_out, *gate_temperature, *gic2, *proj_out, *mlp_in, *mlp_out, *alpha_att, *alpha_conv,
-      *alpha_mlp, *project_out;
+  // The weights by name, all of one type.
+#define MIRAGE_WEIGHT_POINTER(name, ...) const void* name;
+  MIRAGE_MIXER_WEIGHTS(MIRAGE_WEIGHT_POINTER, MIRAGE_WEIGHT_POINTER)
+#undef MIRAGE_WEIGHT_POINTER
   bool float_weights;  // the weights are float, even if x is not
   const float* branch_scale;
   float eps, bn_eps;

@@ -67,25 +67,9 @@ int64_t carve_workspace(MixerBackwardArguments& p, const MixerBackwardPlan& plan
 }
 
 void set_gradients(MixerBackwardArguments& p, const MixerGradients& g) {
-  p.grad = {g.norm_weight.as<float>(),
-            g.norm_bias.as<float>(),
-            g.qkv.as<float>(),
-            g.qkv_dwconv.as<float>(),
-            g.temperature.as<float>(),
-            g.bn_weight.as<float>(),
-            g.bn_bias.as<float>(),
-            g.gic1.as<float>(),
-            g.generator_in.as<float>(),
-            g.generator_out.as<float>(),
-            g.gate_temperature.as<float>(),
-            g.gic2.as<float>(),
-            g.proj_out.as<float>(),
-            g.mlp_in.as<float>(),
-            g.mlp_out.as<float>(),
-            g.alpha_att.as<float>(),
-            g.alpha_conv.as<float>(),
-            g.alpha_mlp.as<float>(),
-            g.project_out.as<float>()};
+#define MIRAGE_SET_GRADIENT(name, ...) p.grad.name = g.name.as<float>();
+  MIRAGE_MIXER_WEIGHTS(MIRAGE_SET_GRADIENT, MIRAGE_NO_WEIGHT)
+#undef MIRAGE_SET_GRADIENT
 }
 
 // The sums over blocks that make up the weight gradients; those of BatchNorm are complete already.
