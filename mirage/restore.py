@@ -57,8 +57,8 @@ BYTES_PER_HIDDEN_PIXEL = 64  # `fill_hidden`, of images with alpha
 # The network's, per pixel and channel of its `dim`. PyTorch's own operators leave holes in the heap, of some hundred
 # MiB at most, which weigh more in small images.
 FAST_BYTES_PER_CHANNEL = 40  # 36 measured (MIRAGE-S), 17 in bfloat16
-REFERENCE_BYTES_PER_CHANNEL = 200  # 186 measured at 512x512
-REFERENCE_BYTES_PER_CHANNEL_LARGE, REFERENCE_HEAP = 145, 256 << 20  # 133 and 249 MiB measured (MIRAGE-T)
+REFERENCE_BYTES_PER_CHANNEL = 220  # 201 measured at 640x448 (dim 12), 157 at 512x512 (MIRAGE-T)
+REFERENCE_BYTES_PER_CHANNEL_LARGE, REFERENCE_HEAP = 160, 256 << 20  # 145 at 1024x1024, 165 at 768x768 (MIRAGE-T)
 
 
 @dataclass(frozen=True)
