@@ -1,5 +1,5 @@
 # mirage_add_kernels(target sources...): compiles the sources once per instruction set into `target`, for avx512_bf16
-# those that multiply bfloat16, each time with MIRAGE_ISA naming the namespace their code goes to. csrc/common/cpu/isa.h
+# those that gain by it, each time with MIRAGE_ISA naming the namespace their code goes to. csrc/common/cpu/isa.h
 # says which one runs.
 
 set(kernel_options -Wall -Wextra -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-rounding-math
@@ -30,7 +30,7 @@ function(mirage_add_kernels target)
     mirage_add_isa(${target} avx2 FLAGS -mavx2 -mfma -mf16c SOURCES ${ARGN})
     mirage_add_isa(${target} avx512 FLAGS ${avx512_flags} SOURCES ${ARGN})
     set(bf16_sources ${ARGN})
-    list(FILTER bf16_sources INCLUDE REGEX "/(dense_conv2d|feed_forward_stage|mixer_stage)/")
+    list(FILTER bf16_sources INCLUDE REGEX "/(channel_layer_norm|dense_conv2d|feed_forward_stage|gated_depthwise_ffn|mixer_stage)/")
     mirage_add_isa(${target} avx512_bf16 FLAGS ${avx512_flags} -mavx512bf16 SOURCES ${bf16_sources})
   endif()
   mirage_add_isa(${target} baseline SOURCES ${ARGN})

@@ -15,7 +15,7 @@
     case ::mirage::DType::bf16: { using T = bf16; __VA_ARGS__; } break;  \
   }
 
-// The same for the maps of a kernel with products of bfloat16, which avx512_bf16 has for bfloat16 alone (isa.h).
+// The same for the maps of a kernel that avx512_bf16 has for bfloat16 alone (isa.h).
 #if defined(__AVX512BF16__)
 #define MIRAGE_FOR_MAP_DTYPE(dtype, T, ...) \
   if ((dtype) == ::mirage::DType::bf16) { using T = bf16; __VA_ARGS__; }

@@ -5,8 +5,8 @@
 // MIRAGE_DISPATCH_ISA. Kernel files may not use templates of the standard library: the linker keeps one copy of each, and
 // it could keep the one with instructions that this machine lacks.
 //
-// avx512_bf16 is for products of bfloat16 alone: kernels that have some (cmake/isa.cmake names them) are compiled for it
-// on bfloat16 tensors and go through MIRAGE_DISPATCH_ISA_OF; all else runs there as on avx512.
+// avx512_bf16 multiplies bfloat16 and rounds to it: kernels that gain by that (cmake/isa.cmake names them) are compiled for
+// it on bfloat16 tensors alone and go through MIRAGE_DISPATCH_ISA_OF; all else runs there as on avx512.
 #pragma once
 
 namespace mirage::cpu {

@@ -11,7 +11,7 @@ void channel_layer_norm_forward(const Tensor& x, const Tensor& weight, const Ten
   layer_norm::check_forward(x, weight, bias, y, mean, rstd);
   if (x.numel() == 0) return;
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA(channel_layer_norm_forward(x, weight, bias, eps, y, mean, rstd));
+  MIRAGE_DISPATCH_ISA_OF(x.dtype, channel_layer_norm_forward(x, weight, bias, eps, y, mean, rstd));
 }
 
 void channel_layer_norm_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& mean,
@@ -19,8 +19,8 @@ void channel_layer_norm_backward(const Tensor& grad_y, const Tensor& x, const Te
                                  const Tensor& grad_bias) {
   layer_norm::check_backward(grad_y, x, weight, mean, rstd, grad_x, grad_weight, grad_bias);
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA(
-      channel_layer_norm_backward(grad_y, x, weight, mean, rstd, grad_x, grad_weight, grad_bias));
+  MIRAGE_DISPATCH_ISA_OF(x.dtype, channel_layer_norm_backward(grad_y, x, weight, mean, rstd, grad_x, grad_weight,
+                                                              grad_bias));
 }
 
 }  // namespace mirage

@@ -208,7 +208,7 @@ void backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const
 // Element types of (x, y): the same, or a 16-bit x whose result 32-bit weights promote to float.
 #define MIRAGE_FOR_PAIR(x, y, call, ...)                                                   \
   if ((x).dtype == (y).dtype) {                                                            \
-    MIRAGE_FOR_DTYPE((x).dtype, T, { MIRAGE_FOR_CHANNELS(x, call, T, T, __VA_ARGS__) })    \
+    MIRAGE_FOR_MAP_DTYPE((x).dtype, T, { MIRAGE_FOR_CHANNELS(x, call, T, T, __VA_ARGS__) }) \
   } else if ((x).dtype == DType::f16) {                                                    \
     MIRAGE_FOR_CHANNELS(x, call, f16, float, __VA_ARGS__)                                  \
   } else {                                                                                 \

@@ -10,7 +10,7 @@ void gated_depthwise_ffn_forward(const Tensor& h, const Tensor& weight, const Te
   gated::check_forward(h, weight, y);
   if (y.numel() == 0) return;
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA(gated_depthwise_ffn_forward(h, weight, y));
+  MIRAGE_DISPATCH_ISA_OF(h.dtype, gated_depthwise_ffn_forward(h, weight, y));
 }
 
 void gated_depthwise_ffn_backward(const Tensor& grad_y, const Tensor& h, const Tensor& weight, const Tensor& grad_h,
@@ -18,7 +18,7 @@ void gated_depthwise_ffn_backward(const Tensor& grad_y, const Tensor& h, const T
   gated::check_backward(grad_y, h, weight, grad_h, grad_weight);
   if (grad_weight.numel() == 0) return;
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA(gated_depthwise_ffn_backward(grad_y, h, weight, grad_h, grad_weight));
+  MIRAGE_DISPATCH_ISA_OF(h.dtype, gated_depthwise_ffn_backward(grad_y, h, weight, grad_h, grad_weight));
 }
 
 }  // namespace mirage

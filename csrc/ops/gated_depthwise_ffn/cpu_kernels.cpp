@@ -333,12 +333,12 @@ void backward(const Tensor& grad_y, const Tensor& h, const Tensor& weight, const
 }  // namespace
 
 void gated_depthwise_ffn_forward(const Tensor& h, const Tensor& weight, const Tensor& y) {
-  MIRAGE_FOR_DTYPE(h.dtype, T, { forward<T>(h, weight, y); })
+  MIRAGE_FOR_MAP_DTYPE(h.dtype, T, { forward<T>(h, weight, y); })
 }
 
 void gated_depthwise_ffn_backward(const Tensor& grad_y, const Tensor& h, const Tensor& weight, const Tensor& grad_h,
                                   const Tensor& grad_weight) {
-  MIRAGE_FOR_DTYPE(h.dtype, T, { backward<T>(grad_y, h, weight, grad_h, grad_weight); })
+  MIRAGE_FOR_MAP_DTYPE(h.dtype, T, { backward<T>(grad_y, h, weight, grad_h, grad_weight); })
 }
 
 }  // namespace mirage::cpu::MIRAGE_ISA
