@@ -118,7 +118,6 @@ int main() {
 #if defined(MIRAGE_HAVE_X86_ISAS)
   if (mirage::cpu::active_isa() >= Isa::avx2) test_kernels(MIRAGE_KERNELS_OF(avx2));
   if (mirage::cpu::active_isa() >= Isa::avx512) test_kernels(MIRAGE_KERNELS_OF(avx512));
-  if (mirage::cpu::active_isa() >= Isa::avx512_bf16) test_kernels(MIRAGE_KERNELS_OF(avx512_bf16));
 #endif
   test_checks();
   return mirage::test::finish();
