@@ -28,8 +28,8 @@ class GroupTile:
     num_warps: int
 
 
-NARROW = {"convolve": GroupTile(16, 16, num_warps=2), "correlate": GroupTile(16, 16, num_warps=1)}
-WIDE = {"convolve": GroupTile(8, 32, num_warps=2), "correlate": GroupTile(8, 32, num_warps=1)}
+NARROW = {"convolve": GroupTile(16, 16, num_warps=2), "correlate": GroupTile(16, 16, num_warps=2)}
+WIDE = {"convolve": GroupTile(8, 32, num_warps=2), "correlate": GroupTile(8, 32, num_warps=2)}
 
 
 def _tile(kernel: str, width: int) -> GroupTile:
