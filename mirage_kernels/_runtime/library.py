@@ -116,7 +116,8 @@ def _register_autograd(
         with below_autograd():
             return redispatch(keyset & after_autograd, *args)
 
-    is_grad_enabled, any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+    is_grad_enabled = torch.is_grad_enabled
+    any_requires_grad = getattr(torch._C, "_any_requires_grad", _any_requires_grad)  # from torch 2.7 on
     below_autograd, after_autograd = torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
     redispatch = operator.redispatch
     Differentiable.__name__ = Differentiable.__qualname__ = f"{name}_autograd"
@@ -168,6 +169,10 @@ def _refuse_tangents(name: str, args: Sequence[Any]) -> None:
     """Below autograd a dual tensor would lose its tangent without a word."""
     if any(forward_ad.unpack_dual(t).tangent is not None for t in _tensors(args)):
         raise NotImplementedError(_no_rule(name, "forward-mode derivatives"))
+
+
+def _any_requires_grad(*args: Any) -> bool:
+    return any(isinstance(a, Tensor) and a.requires_grad for a in args)
 
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:

@@ -29,4 +29,7 @@ def concatenated(branch: Tensor) -> tuple[int, int, int, int]:
 
 def widest(*tensors: Tensor) -> Tensor:
     """The first float64 tensor, or the first: what an implementation has to be able to take."""
-    return next((t for t in tensors if t.dtype == torch.float64), tensors[0])
+    for t in tensors:  # not next() with a default, which Dynamo does not know before torch 2.7
+        if t.dtype == torch.float64:
+            return t
+    return tensors[0]

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.4")
 
 from harness import require
 from test_transformer_blocks import several
