@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from mirage.train.command import train
+
 __all__ = ["main"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -21,6 +23,9 @@ KEY = click.option("--key", help="Which network, where the file holds several: p
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """MIRAGE, all-in-one image restoration: measure it, restore images with it, check the installation."""
+
+
+main.add_command(train)
 
 
 @main.command()
