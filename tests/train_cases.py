@@ -36,5 +36,27 @@ def write_pictures(folder, count=4, size=(24, 32), seed=0):
 def settings(root, *overrides, out="run"):
     """A configuration that trains a network of dim 6 on the pictures of ``root/clean``, for 6 steps."""
     path = root / "config.yaml"
-    path.write_text(CONFIG.replace("ARGUMENTS", str(SMALL)))
+    if not path.exists():
+        path.write_text(CONFIG.replace("ARGUMENTS", str(SMALL)))
     return load_config(path, [f"data.root={root}", f"output.folder={root / out}", *overrides])
+
+
+def record(run, steps):
+    """Take steps by hand; what each one returned, and the gradients before it changed a weight."""
+    from mirage.train.data import batches
+    from mirage.train.run import _plain
+
+    gradients = []
+    names = [name for name, p in run.network.named_parameters() if p.requires_grad]
+    weights = [p for p in run.network.parameters() if p.requires_grad]
+    handle = _plain(run.optimizer).register_step_pre_hook(
+        lambda *_: gradients.append({name: p.grad.clone() for name, p in zip(names, weights, strict=True)})
+    )
+    stream = batches(run.data, run.samples, steps, 1, run.fabric.global_rank, run.fabric.world_size)
+    values = [run._step([next(stream)]) for _ in range(steps)]
+    handle.remove()
+    return {
+        "values": values,
+        "gradients": gradients,
+        "weights": {k: v.clone() for k, v in run.network.state_dict().items()},
+    }

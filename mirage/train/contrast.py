@@ -24,7 +24,9 @@ def gather_embeddings(z: Tensor, fabric: Any) -> Tensor:
     world = fabric.world_size
     if world == 1:
         return z
-    gathered = fabric.all_gather(z.detach())  # [world, B, D]
+    # Fabric's own all_gather calls a function that PyTorch warns of since 2.12.
+    gathered = [torch.empty_like(z) for _ in range(world)]
+    torch.distributed.all_gather(gathered, z.detach().contiguous())
     own = z + (world - 1) * (z - z.detach())  # the value of z exactly, its gradient times world
-    parts = [own if rank == fabric.global_rank else gathered[rank].to(z.dtype) for rank in range(world)]
+    parts = [own if rank == fabric.global_rank else gathered[rank] for rank in range(world)]
     return torch.cat(parts)

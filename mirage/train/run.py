@@ -146,10 +146,11 @@ class Run:
         saved_step, saved_at = self.step, time.monotonic()
         with _signals() as stop:
             while self.step < steps:
-                meter.add(*self._step(list(itertools.islice(stream, passes))))
+                meter.add(self._step(list(itertools.islice(stream, passes))))
                 self.seconds = clock.seconds()
                 if self.step % c.output.log_steps == 0:
-                    self._log("train", {**meter.means(), "lr": self.rates.at(self.step - 1), "seconds": self.seconds})
+                    means = self._average_over_processes(meter.means())
+                    self._log("train", {**means, "lr": self.rates.at(self.step - 1), "seconds": self.seconds})
                 if self.step % c.output.validate_steps == 0 or self.step == steps:
                     self.validate()
                 minutes = (time.monotonic() - saved_at) / 60
@@ -164,8 +165,12 @@ class Run:
         if saved_step != self.step:
             self.save()
 
-    def _step(self, parts: list[Any]) -> tuple[dict[str, float], float]:
-        """One optimizer step over the batches of its passes; the means of the loss's terms, and the gradient's norm."""
+    def _step(self, parts: list[Any]) -> dict[str, float]:
+        """One optimizer step over the batches of its passes.
+
+        Returns:
+            The loss, its terms and the gradient's norm; nothing where the step was left out.
+        """
         c = self.config
         torch.manual_seed(_step_seed(c.seed, self.step, self.fabric.global_rank))  # stochastic depth
         for group in self.optimizer.param_groups:
@@ -182,9 +187,12 @@ class Run:
             self.model, self.optimizer, max_norm=c.optimizer.clip or float("inf"), error_if_nonfinite=False
         )
         # Loss scaling of 16-bit floats tries scales that overflow, and leaves such steps out itself.
-        finite = all(map(_finite, values.values())) and (bool(torch.isfinite(norm)) or _scaler(self.fabric) is not None)
-        if self._agree(not finite)[0]:
-            self._not_finite(parts, values, float(norm), kept)
+        overflow = not bool(torch.isfinite(norm))
+        own = not all(map(_finite, values.values()))
+        anywhere, left_out = self._agree(own, own or (overflow and _scaler(self.fabric) is None))
+        if left_out:
+            where = " (of another process)" if anywhere and not own else ""
+            self._not_finite(parts, where, {**values, "gradient": float(norm)}, kept)
         else:
             self.optimizer.step()
             if self.average is not None:
@@ -192,7 +200,7 @@ class Run:
         self.optimizer.zero_grad()
         self.step += 1
         self.samples += c.data.batch
-        return values, float(norm)
+        return {} if left_out or overflow else {**values, "gradient": float(norm)}
 
     def _loss(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Any]:
         if self.loss.contrastive_weight == 0:
@@ -201,12 +209,10 @@ class Run:
         z_s, z_l = (gather_embeddings(z, self.fabric) for z in embeddings)
         return self.loss((restored, (z_s, z_l)), clean)
 
-    def _not_finite(self, parts: list[Any], values: dict[str, float], norm: float, buffers: list[Tensor]) -> None:
+    def _not_finite(self, parts: list[Any], where: str, values: dict[str, float], buffers: list[Tensor]) -> None:
         """Stop, or leave the weights and statistics as they were; either way say which pictures were in the batch."""
         names = [name for _, _, batch in parts for name in batch]
-        own = all(map(_finite, (*values.values(), norm)))
-        where = " (of another process)" if own and self.fabric.world_size > 1 else ""
-        found = ", ".join(f"{name} {value:.4g}" for name, value in {**values, "gradient": norm}.items())
+        found = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         message = f"step {self.step}: not finite{where}: {found}. The batch: {', '.join(names)}"
         if self.config.trainer.on_nan == "stop":
             raise FloatingPointError(message)
@@ -223,6 +229,12 @@ class Run:
         return tuple(bool(value > 0) for value in self.fabric.all_reduce(mine, reduce_op="sum"))
 
     # --- what is told
+
+    def _average_over_processes(self, means: dict[str, float]) -> dict[str, float]:
+        if self.fabric.world_size == 1 or not means:  # nothing on one process is nothing on all
+            return means
+        mine = torch.tensor(list(means.values()), dtype=torch.float32, device=self.fabric.device)
+        return dict(zip(means, self.fabric.all_reduce(mine, reduce_op="mean").tolist(), strict=True))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -265,20 +277,19 @@ class _Clock:
 
 
 class _Meter:
-    """Means over the steps since the last log; steps that were not finite are left out."""
+    """Means over the steps since the last log, without those that were left out."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.count = 0
 
-    def add(self, values: dict[str, float], norm: float) -> None:
-        values = {**values, "gradient": norm}
-        if all(map(_finite, values.values())):
-            self.count += 1
-            self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
+    def add(self, values: dict[str, float]) -> None:
+        self.count += bool(values)
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
-        means = {name: value / self.count for name, value in self.sums.items()} if self.count else {}
+        means = {name: value / self.count for name, value in self.sums.items()}
         self.sums, self.count = {}, 0
         return means
 
