@@ -59,7 +59,7 @@ class Schedule:
     warmup: int = 0  # steps over which the rate rises linearly, or ...
     warmup_epochs: float | None = None  # ... epochs
     horizon_epochs: float | None = None  # where cosine ends, if not with the training
-    by_epoch: bool = False  # the rate changes between epochs only, and the first epoch of a warm-up has a rate of 0
+    by_epoch: bool = False  # the rate changes between epochs only, and the first two have that of the first
     final_lr: float = 0.0  # where cosine and decay end
     decay_from: int | None = None  # wsd: the step at which the decay begins; without it the rate stays
 
@@ -199,6 +199,11 @@ def _check(config: Config) -> None:
         raise ConfigError(f"optimizer.betas: expected two numbers, got {config.optimizer.betas}")
     if t.ema is not None and not 0 < t.ema < 1:
         raise ConfigError(f"trainer.ema: expected a number between 0 and 1, got {t.ema}")
+    if t.strategy != "auto" and not t.strategy.startswith("ddp"):
+        raise ConfigError(
+            f"trainer.strategy: expected auto, ddp or one of its kinds (ddp_spawn, ...), got {t.strategy!r}: a network "
+            "of 10 million weights gains nothing from sharding them, and checkpoints hold them whole"
+        )
     for name, value in (("data.crop", d.crop), ("data.validation_crop", d.validation_crop)):
         if value <= 0 or value % 8:
             raise ConfigError(f"{name}: expected a positive multiple of 8, got {value}")

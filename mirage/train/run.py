@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirage.checkpoint import CheckpointError
+from mirage.checkpoint import CheckpointError, _load_into
 from mirage.train.build import build_average, build_loss, build_network, build_optimizer
 from mirage.train.config import Config, as_dict
 from mirage.train.contrast import gather_embeddings
@@ -101,10 +101,7 @@ class Run:
         Raises:
             CheckpointError: it is of another network, or its optimizer's state is.
         """
-        try:
-            self.network.load_state_dict(state.network)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: not of the network that the configuration describes. {error}") from error
+        _load_into(self.network, state.network, path)
         if self.average is not None:
             self.average.module.load_state_dict(state.average or state.network)
             self.average.n_averaged.fill_(state.step if state.average else 0)

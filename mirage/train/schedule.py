@@ -21,8 +21,11 @@ class Rates:
 
     The rate rises linearly over the warm-up, then falls along a cosine to ``final_lr`` at the end of the training (or
     at ``horizon_epochs``), or (``wsd``) stays constant until ``decay_from`` and falls linearly from there to
-    ``final_lr`` at the end. With ``by_epoch`` it changes between epochs only, as with the released code's scheduler:
-    epoch ``e`` of a warm-up of ``w`` has ``lr * e / (w - 1)``, so the first epoch changes no weight.
+    ``final_lr`` at the end.
+
+    With ``by_epoch`` it is what the released code's scheduler makes of it. That one is asked for the rate of the epoch
+    that has ended, so epoch ``e`` trains with the rate of epoch ``e - 1``, and in a warm-up of ``w`` epochs epoch ``e``
+    has ``lr * e / (w - 1)``: the first two epochs have a rate of 0 and change no weight but batch norm's statistics.
     """
 
     schedule: Schedule
@@ -39,7 +42,7 @@ class Rates:
         """The learning rate of optimizer step ``step``, counted from 0."""
         s = self.schedule
         if s.by_epoch:
-            epoch, warmup = int(step / self.steps_per_epoch), s.warmup_epochs or 0
+            epoch, warmup = max(0, int(step / self.steps_per_epoch) - 1), s.warmup_epochs or 0
             end = s.horizon_epochs or s.epochs or self.steps / self.steps_per_epoch
             return self.lr * epoch / max(1, warmup - 1) if epoch < warmup else self._cosine(epoch, warmup, end)
         warmup = s.warmup if s.warmup_epochs is None else s.warmup_epochs * self.steps_per_epoch

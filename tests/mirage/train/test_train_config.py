@@ -68,6 +68,7 @@ def test_included_files_lie_beneath(tmp_path):
         ("data.sets.0.sigma=null", r"data.sets\[0\]: expected degraded \(a folder\) or sigma"),
         ("data.sets.0.shards=a.tar", r"data.sets\[0\]: expected a folder \(clean\) or shards"),
         ("trainer.ema=1.0", "trainer.ema: expected a number between 0 and 1"),
+        ("trainer.strategy=fsdp", "trainer.strategy: expected auto, ddp or one of its kinds .* got 'fsdp'"),
         ("output.keep=0", "output.keep: expected at least 1"),
         ("seed", "expected key=value, got 'seed'"),
         ("seed=[", "seed: not readable as YAML"),
