@@ -22,6 +22,7 @@ class ConfigError(ValueError):
     """A configuration with an unknown key, a value of another type, or values that do not go together."""
 
 
+# --8<-- [start:keys]
 @dataclass
 class Model:
     size: Literal["tiny", "small"] = "tiny"
@@ -127,6 +128,8 @@ class Config:
     data: Data = field(default_factory=Data)
     trainer: Trainer = field(default_factory=Trainer)
     output: Output = field(default_factory=Output)
+
+# --8<-- [end:keys]
 
 
 def packaged() -> dict[str, Path]:
