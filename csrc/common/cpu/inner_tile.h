@@ -211,17 +211,17 @@ inline void store_dense(const Acc<T>* in, int64_t capacity, const Tile& tile, in
   }
 }
 
-// y = x + out for the pixels of a dense tile; `line` is scratch for one line.
+// y = x + out for the pixels of a dense tile, y of strides `to` with whole lines; `line` is scratch for one line.
 template <class T>
 inline void add_dense(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity,
-                      const Acc<T>* out, T* y, Acc<T>* line) {
+                      const Acc<T>* out, T* y, const Tensor& to, Acc<T>* line) {
   constexpr int L = kLanes<Acc<T>>;
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t r = 0; r < tile.rows; ++r) {
       const T* px = x + c * t.stride[1] + (tile.row + r) * t.stride[2] + tile.column * t.stride[3];
-      T* py = y + (c * tile.height + tile.row + r) * tile.width + tile.column;
+      T* py = y + c * to.stride[1] + (tile.row + r) * to.stride[2] + tile.column;
       const Acc<T>* po = out + c * capacity + r * tile.columns;
-      if (c + 1 < channels) prefetch_row_to_write(py + tile.height * tile.width, tile.columns);
+      if (c + 1 < channels) prefetch_row_to_write(py + to.stride[1], tile.columns);
       if (t.stride[3] == 1) {
         if (c + 1 < channels) prefetch_row(px + t.stride[1], tile.columns);
         int64_t i = 0;

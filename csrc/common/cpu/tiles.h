@@ -184,18 +184,18 @@ inline void normalise_tile(A* buffer, int64_t channels, int64_t capacity, const 
   clear_outside(buffer, channels, capacity, tile);
 }
 
-// y = x + out for the output pixels of a tile; `line` is scratch for one line.
+// y = x + out for the output pixels of a tile, y of strides `to` with whole lines; `line` is scratch for one line.
 template <class T>
 inline void add_tile(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity,
-                     const Acc<T>* out, T* y, Acc<T>* line) {
+                     const Acc<T>* out, T* y, const Tensor& to, Acc<T>* line) {
   using A = Acc<T>;
   constexpr int L = kLanes<A>;
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t r = 0; r < tile.rows; ++r) {
       const T* px = x + c * t.stride[1] + (tile.row + r) * t.stride[2] + tile.column * t.stride[3];
-      T* py = y + (c * tile.height + tile.row + r) * tile.width + tile.column;
+      T* py = y + c * to.stride[1] + (tile.row + r) * to.stride[2] + tile.column;
       const A* po = out + c * capacity + r * tile.stride;
-      if (c + 1 < channels) prefetch_row_to_write(py + tile.height * tile.width, tile.columns);
+      if (c + 1 < channels) prefetch_row_to_write(py + to.stride[1], tile.columns);
       if (t.stride[3] == 1) {
         if (c + 1 < channels) prefetch_row(px + t.stride[1], tile.columns);
         int64_t i = 0;

@@ -2,6 +2,7 @@
 // d = depthwise3x3(gelu(project_in(layer_norm(x)))), d1 and d2 its halves.
 #pragma once
 
+#include "mirage/region.h"
 #include "mirage/stage_weights.h"
 #include "mirage/tensor.h"
 
@@ -29,6 +30,11 @@ MIRAGE_DEFINE_WEIGHTS(MIRAGE_FEED_FORWARD_WEIGHTS, FeedForwardWeights, FeedForwa
 void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                         const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
                         const Tensor* hidden = nullptr);
+
+// The same of a part of a map. x: a window into it; y [B, C, rows.length(), columns.length()]: the pixels between the
+// outermost cuts (those in between mean nothing here), whole lines of any other strides, memory apart from x.
+void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
+                               const FeedForwardWeights& weights, double eps, const Tensor& y);
 
 // Recomputes forward from x tile by tile, or reads `hidden` where it is given. grad_y: any strides, dtype of x; grad_x:
 // contiguous, dtype of x. Scratch memory: a few megabytes per thread and at most 16 copies of the weights' gradients.

@@ -5,6 +5,7 @@
 // writes y. Nothing of the size of a feature map is stored in between.
 #pragma once
 
+#include "mirage/region.h"
 #include "mirage/stage_weights.h"
 #include "mirage/tensor.h"
 
@@ -59,6 +60,29 @@ struct MixerOptions {
 // tile.
 void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale, const MixerOptions& options,
                  const MixerStatistics& statistics, const Tensor& y);
+
+// ---- the passes by themselves, on parts of a map; in eval mode, without stochastic depth --------------------------------
+
+// What the matrices follow from, summed over the pixels of each cell of a grid: q k^T of each head (c * d numbers), |q|^2
+// and |k|^2 (c each), and the gated CNN's input (c). Sums of cells add up. d = c / heads.
+inline int64_t mixer_sums(int64_t c, int64_t heads) { return c * (c / heads) + 3 * c; }
+
+// x [B, C, h, w]: a window with a halo of one pixel around the cells; sums [B, rows.count, columns.count, mixer_sums], double,
+// contiguous.
+void mixer_stage_sums(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
+                      const MixerWeights& weights, const MixerOptions& options, const Tensor& sums);
+
+// From sums [N, mixer_sums] over pixels [N], both double and contiguous, what MixerStatistics has of a sample: attention
+// [N, heads, 2d + 2, d] and kernels [N, c, 49], both float or both double, contiguous.
+void mixer_stage_statistics(const Tensor& sums, const Tensor& pixels, const MixerWeights& weights,
+                            const MixerOptions& options, const Tensor& attention, const Tensor& kernels);
+
+// x [B, C, h, w]: a window with a halo of three pixels around the cells; attention and kernels as above, of [B, rows.count,
+// columns.count] cells, in the accumulator's type. y [B, C, rows.length(), columns.length()]: the pixels of the cells, whole
+// lines of any other strides, memory apart from x.
+void mixer_stage_apply(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
+                       const MixerWeights& weights, const MixerOptions& options, const Tensor& attention,
+                       const Tensor& kernels, const Tensor& y);
 
 // Recomputes forward from x, tile by tile. Scratch memory: about two megabytes per thread, 2 C feature maps of the
 // accumulator type (gradients that one pass leaves to the next), and at most 16 copies of the weights' gradients.

@@ -4,6 +4,7 @@
 
 #include "mirage/feed_forward_stage.h"
 #include "python/bind.h"
+#include "python/bind_region.h"
 #include "python/bind_weights.h"
 
 namespace mirage::python {
@@ -34,6 +35,15 @@ MIRAGE_BINDINGS(m) {
           py::gil_scoped_release release;
           feed_forward_stage_backward(tg, tx, tw, tb, eps, ti, td, to, hidden ? &th : nullptr, tgx, out);
         });
+  m.def("feed_forward_stage_region", [](py::capsule x, const Numbers& window, const Numbers& rows,
+                                        const Numbers& columns, const Capsules& weights, double eps, py::capsule y) {
+    const Tensor tx = from_dlpack("x", x), ty = from_dlpack("y", y);
+    const FeedForwardWeights w = to_FeedForwardWeights(weights);
+    const Cuts across = cuts_of("columns", columns), down = cuts_of("rows", rows);
+    const Window of_map = window_of(window);
+    py::gil_scoped_release release;
+    feed_forward_stage_region(tx, of_map, down, across, w, eps, ty);
+  });
 }
 
 }  // namespace mirage::python

@@ -18,16 +18,21 @@ inline int64_t heads_of(const Tensor& x, const MixerWeights& w) {
   return heads;
 }
 
-inline void check_mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale,
-                              const MixerStatistics& s) {
+inline void check_mixer_weights(const Tensor& x, const MixerWeights& w) {
   check_ndim("x", x, 4);
   check_ndim("gic2", w.gic2, 2);
-  const DType acc = accumulator_of(x.dtype);
   const int64_t C = x.size[1], c = C / 3, h = w.gic2.size[1];
   if (C == 0 || C % 3) fail("x", "a multiple of 3 channels", shape_of(x));
   const int64_t heads = heads_of(x, w);
   if (h < c) fail("gic2", "at least " + std::to_string(c) + " columns", shape_of(w.gic2));
   MIRAGE_MIXER_WEIGHTS(MIRAGE_CHECK_WEIGHT, MIRAGE_CHECK_WEIGHT)
+}
+
+inline void check_mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale,
+                              const MixerStatistics& s) {
+  check_mixer_weights(x, w);
+  const DType acc = accumulator_of(x.dtype);
+  const int64_t c = x.size[1] / 3, heads = w.temperature.size[0];
   check_dense("branch_scale", branch_scale, acc, {x.size[0]});
   check_dense("attention", s.attention, acc, {x.size[0], heads, 2 * (c / heads) + 2, c / heads});
   check_dense("kernels", s.kernels, acc, {x.size[0], c, kMixerKernelTaps});

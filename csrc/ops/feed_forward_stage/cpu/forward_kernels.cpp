@@ -95,10 +95,11 @@ class Stage {
   using A = Acc<T>;
   using P = Operand<T>;
 
-  Stage(const Tensor& x, const Weights<P>& w, int64_t hidden, const Tensor& y, T* kept)
-      : x_(x), w_(w), y_(y.as<T>()), kept_(kept), C_(x.size[1]), hidden_(hidden),
+  // x and y are whole maps; of y the pixels of the region are written.
+  Stage(const Tensor& x, const Weights<P>& w, int64_t hidden, const Region& region, const Tensor& y, T* kept)
+      : x_(x), w_(w), region_(region), y_(y), kept_(kept), C_(x.size[1]), hidden_(hidden),
         group_(hidden < kGroupPairs ? hidden : kGroupPairs),
-        tiling_(Tiling::choose<A>(x.size[2], x.size[3], 1, /*channels held=*/2 * C_ + 3 * kGroupPairs)),
+        tiling_(Tiling::choose<A>(region.rows, region.columns, 1, /*channels held=*/2 * C_ + 3 * kGroupPairs)),
         outer_(tiling_.outer_capacity<A>()), inner_(tiling_.inner_capacity<A>()) {}
 
   void run() const {
@@ -106,13 +107,22 @@ class Stage {
     const auto one = [&](int64_t sample, const Tile& tile, const Around<T>& around, A* room) {
       of_tile(sample, tile, around, room);
     };
-    if (x_.data == y_) return parallel_tiles_in_place<T>(x_, tiling_, scratch, one);
+    if (x_.data == y_.data) return parallel_tiles_in_place<T>(x_, tiling_, scratch, one);
     parallel_units<A>(x_.size[0] * tiles, scratch, [&](int64_t unit, A* room) {
-      one(unit / tiles, tiling_.tile<A>(unit % tiles), {}, room);
+      one(unit / tiles, placed(tiling_.tile<A>(unit % tiles)), {}, room);
     });
   }
 
  private:
+  // A tile of the region, in the map.
+  Tile placed(Tile tile) const {
+    tile.row += region_.row;
+    tile.column += region_.column;
+    tile.height = x_.size[2];
+    tile.width = x_.size[3];
+    return tile;
+  }
+
   void of_tile(int64_t sample, const Tile& tile, const Around<T>& around, A* scratch) const {
     A *normed = scratch, *h1 = normed + C_ * outer_, *h2 = h1 + group_ * outer_, *g = h2 + group_ * outer_,
       *out = g + group_ * inner_;
@@ -132,7 +142,7 @@ class Stage {
       const P* const gated = operand_rows<P>(g, pairs, inner_, tile.inner_pixels, g);
       mix_share(w_.project_out.at(0, first), C_, pairs, gated, inner_, tile.inner_pixels, first == 0, out);
     }
-    add_tile(px, x_, tile, C_, inner_, out, y_ + sample * C_ * tile.height * tile.width, g);
+    add_tile(px, x_, tile, C_, inner_, out, y_.as<T>() + sample * y_.stride[0], y_, g);
   }
 
   // h = gelu(project_in(in)) for `pairs` channels of one half, from channel `first` of it on.
@@ -152,7 +162,9 @@ class Stage {
 
   const Tensor& x_;
   const Weights<P>& w_;
-  T *const y_, *const kept_;
+  const Region region_;
+  const Tensor& y_;
+  T* const kept_;
   const int64_t C_, hidden_, group_;
   const Tiling tiling_;
   const int64_t outer_, inner_;
@@ -160,14 +172,15 @@ class Stage {
 
 }  // namespace
 
-void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
-                        const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
-                        const Tensor* hidden) {
+void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, double eps, const Region& region,
+                        const Tensor& y, const Tensor* hidden) {
   MIRAGE_FOR_MAP_DTYPE(x.dtype, T, {
     using A = Acc<T>;
-    const Weights<Operand<T>> w{InAccumulator<A>(norm_weight), InAccumulator<A>(norm_bias), InAccumulator<A>(dwconv),
-                                A(eps), OperandMatrix<Operand<T>>(project_in), OperandMatrix<Operand<T>>(project_out)};
-    Stage<T>(x, w, project_out.size[1], y, hidden ? hidden->as<T>() : nullptr).run();
+    using P = Operand<T>;
+    const Weights<P> w{InAccumulator<A>(weights.norm_weight), InAccumulator<A>(weights.norm_bias),
+                       InAccumulator<A>(weights.dwconv), A(eps), OperandMatrix<P>(weights.project_in),
+                       OperandMatrix<P>(weights.project_out)};
+    Stage<T>(x, w, weights.project_out.size[1], region, y, hidden ? hidden->as<T>() : nullptr).run();
   })
 }
 

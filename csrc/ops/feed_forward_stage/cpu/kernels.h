@@ -3,9 +3,17 @@
 #include "common/cpu/isa.h"
 #include "mirage/feed_forward_stage.h"
 
-MIRAGE_DECLARE_KERNEL(void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias,
-                                              double eps, const Tensor& project_in, const Tensor& dwconv,
-                                              const Tensor& project_out, const Tensor& y, const Tensor* hidden))
+namespace mirage::cpu {
+
+// Pixels of a map.
+struct Region { int64_t row, column, rows, columns; };
+
+}  // namespace mirage::cpu
+
+// x and y are whole maps, of which only the region and, in x, its halo need be there. y is written in whole lines. Where it
+// is x, both are contiguous and the region is all of it.
+MIRAGE_DECLARE_KERNEL(void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, double eps,
+                                              const Region& region, const Tensor& y, const Tensor* hidden))
 MIRAGE_DECLARE_KERNEL(void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,
                                                        const Tensor& norm_bias, double eps, const Tensor& project_in,
                                                        const Tensor& dwconv, const Tensor& project_out,

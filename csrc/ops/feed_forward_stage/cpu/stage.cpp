@@ -27,8 +27,22 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
     check_dense("x, which is written over,", x, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   }
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA_OF(x.dtype, feed_forward_stage(x, norm_weight, norm_bias, eps, project_in, dwconv, project_out, y,
-                                                     hidden));
+  const FeedForwardWeights weights{norm_weight, norm_bias, project_in, dwconv, project_out};
+  MIRAGE_DISPATCH_ISA_OF(x.dtype, feed_forward_stage(x, weights, eps, {0, 0, x.size[2], x.size[3]}, y, hidden));
+}
+
+void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
+                               const FeedForwardWeights& weights, double eps, const Tensor& y) {
+  check_feed_forward_stage(x, weights);
+  check_window(x, window);
+  check_cuts("rows", rows, window.height, window.row, x.size[2], 1);
+  check_cuts("columns", columns, window.width, window.column, x.size[3], 1);
+  check_lines("y", y, x.dtype, {x.size[0], x.size[1], rows.length(), columns.length()});
+  if (x.size[0] * x.size[1] == 0) return;
+  using namespace cpu;
+  const Tensor from = whole_map(x, window), to = whole_map(y, {window.height, window.width, rows.first(), columns.first()});
+  const Region region{rows.first(), columns.first(), rows.length(), columns.length()};
+  MIRAGE_DISPATCH_ISA_OF(x.dtype, feed_forward_stage(from, weights, eps, region, to, nullptr));
 }
 
 void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,
