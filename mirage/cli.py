@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from mirage.evaluate.command import evaluate
 from mirage.train.command import train
 
 __all__ = ["main"]
@@ -25,6 +26,7 @@ def main() -> None:
     """MIRAGE, all-in-one image restoration: measure it, restore images with it, check the installation."""
 
 
+main.add_command(evaluate)
 main.add_command(train)
 
 
