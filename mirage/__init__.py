@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from mirage import losses
 from mirage.checkpoint import CheckpointError, CheckpointWarning, from_checkpoint, load_checkpoint, save_checkpoint
 from mirage.model import MIRAGE, mirage_small, mirage_tiny
 
+if TYPE_CHECKING:
+    from mirage.restore.restorer import Restorer
+
 __all__ = [
     "MIRAGE",
     "CheckpointError",
     "CheckpointWarning",
+    "Restorer",
     "from_checkpoint",
     "load_checkpoint",
     "losses",
@@ -28,8 +32,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """Import the submodule ``mirage.<name>`` on first use."""
+def __getattr__(name: str) -> Any:
+    """Import the submodule ``mirage.<name>``, and `Restorer`, on first use."""
+    if name == "Restorer":
+        return importlib.import_module("mirage.restore.restorer").Restorer
     if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,11 +21,11 @@ from torch import nn
 
 import mirage
 import mirage.fast
-from mirage import memory, restore
+from mirage import memory
 from mirage.cli import main
 from mirage.images import MAX_PIXELS, ImageError, ImageHeader, ImageTooLarge, read_header, read_image
 from mirage.memory import AvailableMemory
-from mirage.restore import collect_jobs, needed_memory, restore_files
+from mirage.restore import budget, collect_jobs, needed_memory, restore_files
 
 GIB, MIB = 1 << 30, 1 << 20
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -109,7 +109,7 @@ def test_headers(data, expected, tmp_path) -> None:
 
 
 def test_small_huge_small_leaves_the_small_ones_done(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(restore, "available_memory", lambda: AvailableMemory(300 * MIB, "memory limit of a test"))
+    monkeypatch.setattr(budget, "available_memory", lambda: AvailableMemory(300 * MIB, "memory limit of a test"))
     model = mirage.fast.accelerate(mirage_mini().eval())
     outcomes = restore_files(model, collect_jobs(small_huge_small(tmp_path / "in"), tmp_path / "out"))
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]
@@ -125,9 +125,9 @@ def test_small_huge_small_leaves_the_small_ones_done(tmp_path, monkeypatch) -> N
 
 def test_what_is_kept_is_given_back_before_an_image_is_refused(tmp_path, monkeypatch) -> None:
     answers = iter([AvailableMemory(1, "before"), AvailableMemory(GIB, "after")])
-    monkeypatch.setattr(restore, "available_memory", lambda: next(answers))
+    monkeypatch.setattr(budget, "available_memory", lambda: next(answers))
     released = []
-    monkeypatch.setattr(restore.mirage_kernels, "release_workspace", lambda: released.append(1))
+    monkeypatch.setattr(budget.mirage_kernels, "release_workspace", lambda: released.append(1))
     (tmp_path / "a.png").write_bytes(png(PIXELS))
     (outcome,) = restore_files(Copy(), collect_jobs([tmp_path / "a.png"], tmp_path / "out"))
     assert outcome.error is None and released == [1]

@@ -1,0 +1,81 @@
+"""``mirage table6``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from mirage.commands.common import FILE, device_named, require
+
+__all__ = ["table6"]
+
+
+@click.command()
+@click.option("--image", type=FILE, help="Photograph for the forward pass.  [default: scikit-image's astronaut]")
+@click.option("--size", default=224, show_default=True, help="Side of the centre-cropped, resized input in pixels.")
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(min=1), help="Timed passes of each row.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: its own choice]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
+@click.option("--variant", "variants", multiple=True, type=click.Choice(["T", "S"]), help="Only this model.")
+@click.option(
+    "--implementation",
+    "implementations",
+    multiple=True,
+    type=click.Choice(["reference", "fast"]),
+    help="Only these modules.",
+)
+@click.option(
+    "--memory",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "tracker", "cuda", "fake"]),
+    help="How memory is found; 'fake' estimates it without allocating (a training pass takes up to 5 GiB).",
+)
+@click.option("--json", "json_path", type=FILE, help="Also write the rows as JSON.")
+@click.option("--csv", "csv_path", type=FILE, help="Also write the rows as CSV.")
+@click.option("--plot", "plot_path", type=FILE, help="Also draw memory and time as bars (.png, .svg, .pdf).")
+def table6(image, size, runs, device, threads, seed, variants, implementations, memory, json_path, csv_path, plot_path):
+    """Print the paper's Table 6 beside what this machine measures.
+
+    Parameters in millions, multiply-adds of one forward pass in 1e9, peak memory of one training-mode forward pass in
+    MiB, time of one evaluation-mode forward pass in seconds; batch 1.
+    """
+    import torch
+    from rich.console import Console
+
+    require("bench", "PIL", *(() if image else ("skimage",)), *(("matplotlib",) if plot_path else ()))
+    from mirage import table6 as table
+
+    if threads:
+        torch.set_num_threads(threads)
+    status = Console(stderr=True)
+    try:
+        result = table.run(
+            image=image,
+            size=size,
+            runs=runs,
+            device=str(device_named(device)),
+            seed=seed,
+            memory=memory,
+            variants=variants or table.VARIANTS,
+            implementations=implementations or table.IMPLEMENTATIONS,
+            on_step=lambda message: status.print(message, style="dim"),
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    _print_table(result)
+    for path, write in ((json_path, table.write_json), (csv_path, table.write_csv), (plot_path, table.plot)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(result, path)
+            status.print(f"wrote {path}", style="dim")
+
+
+def _print_table(result) -> None:
+    from rich.console import Console
+
+    from mirage import table6 as table
+
+    table.render(result, Console(width=None if sys.stdout.isatty() else 120))

@@ -1,0 +1,147 @@
+"""The model that restores: from a checkpoint, from weights that come with the package, or one that is there."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+__all__ = [
+    "DTYPES",
+    "load_model",
+    "packaged_weights",
+    "parse_dtype",
+    "prepare_module",
+    "resolve_device",
+    "resolve_weights",
+]
+
+SUFFIX = ".safetensors"
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def load_model(
+    weights: str | Path, *, fast: bool = True, device: str | torch.device = "cpu", key: str | None = None
+) -> nn.Module:
+    """The model of a checkpoint in evaluation mode on ``device``; with ``fast``, its modules replaced by the fast ones.
+
+    Args:
+        weights: a file, or the name of packaged weights; see `resolve_weights`.
+        key: which network of the file, where it holds several; see ``mirage.from_checkpoint``.
+
+    Raises:
+        ValueError, OSError: as ``mirage.from_checkpoint`` does.
+    """
+    import mirage
+
+    model = mirage.from_checkpoint(resolve_weights(weights), key=key).eval().to(device)
+    if fast:
+        import mirage.fast
+
+        model = mirage.fast.accelerate(model)
+    return model
+
+
+def weight_folders() -> list[Path]:
+    """Where packaged weights are looked for: inside the package, and beside it, as in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return [package / "weights", package.parent / "weights"]
+
+
+def packaged_weights() -> dict[str, Path]:
+    """The weights that come with this installation: name -> ``.safetensors`` file. Nothing is downloaded."""
+    found: dict[str, Path] = {}
+    for folder in weight_folders():
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def resolve_weights(weights: str | os.PathLike[str]) -> Path:
+    """The file that ``weights`` means: itself, or where there is no such file, the packaged weights of that name.
+
+    Raises:
+        FileNotFoundError: it has neither a folder nor a suffix, so it is no file's name, and no packaged weights have
+            it; the message lists those that are there. (Other names of files that are not there come back as they are,
+            for whoever reads them to report.)
+    """
+    path = Path(weights)
+    if path.is_file() or path.suffix or path.name != str(weights):
+        return path
+    packaged = packaged_weights()
+    if path.name in packaged:
+        return packaged[path.name]
+    there = ", ".join(sorted(packaged)) or "none in this installation"
+    raise FileNotFoundError(
+        f"weights: no file {str(weights)!r}, and no packaged weights of that name; there are: {there}"
+    )
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """``"fp32"``, ``"bf16"``, ``"fp16"``, their long names or torch's dtypes; None stays None.
+
+    Raises:
+        ValueError: another one.
+    """
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if dtype in DTYPES:
+        return DTYPES[dtype]  # type: ignore[index]
+    raise ValueError(f"dtype: expected fp32, bf16 or fp16, got {str(dtype)!r}")
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device called ``device``; ``"auto"`` is the GPU where there is one.
+
+    Raises:
+        ValueError: PyTorch knows no such device, or has no CUDA device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: expected auto, cpu or cuda[:N], got {device!r}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that is there, got {device!r}: no CUDA device is available to PyTorch")
+    return found
+
+
+def prepare_module(
+    module: nn.Module, *, fast: bool, device: torch.device | None, dtype: torch.dtype | None
+) -> nn.Module:
+    """A module that is there, ready to restore.
+
+    One that `mirage.fast.accelerate` recognises is not touched: a copy of it, which shares its weights unless they have
+    to be converted, is put in evaluation mode and accelerated. Another one is used itself, and put in evaluation mode.
+    """
+    from mirage.fast.swap import accelerate, candidates
+
+    if any(kind is not None and not kind.common for _, _, kind in candidates(module)):
+        tensors = [*module.parameters(), *module.buffers()]
+        converted = any(_differs(t, device, dtype) for t in tensors)
+        module = copy.deepcopy(module, {} if converted else {id(t): t for t in tensors})
+        if fast:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # what was recognised may be unfit in detail: run as it is
+                accelerate(module)
+    if device is not None or dtype is not None:
+        module.to(device=device, dtype=dtype)
+    return module.eval()
+
+
+def _differs(tensor: torch.Tensor, device: torch.device | None, dtype: torch.dtype | None) -> bool:
+    return (device is not None and tensor.device != torch.empty(0, device=device).device) or (
+        dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
+    )

@@ -1,0 +1,141 @@
+"""`Restorer`: a network and how to run it on images of any size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from torch import nn
+
+from mirage.restore.budget import Size, check_memory, parse_bytes
+from mirage.restore.loading import load_model, parse_dtype, prepare_module, resolve_device
+from mirage.restore.pixels import as_image, restore_array, where_of
+
+if TYPE_CHECKING:
+    from mirage.restore.files import Job, Outcome
+
+__all__ = ["ATTENTION", "Restorer"]
+
+ATTENTION = ("auto", "whole", "tile", "local", "global")
+
+
+class Restorer:
+    """Restores images with one network.
+
+    Args:
+        weights: a checkpoint file; the name of weights that come with the package (``"denoise"``); or a module, which
+            is left as it is: what runs is an accelerated copy in evaluation mode that shares its weights. (A module in
+            which `mirage.fast` recognises nothing runs itself, in evaluation mode.)
+        device: ``"auto"`` (the GPU where there is one; a module's own), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        dtype: what the network computes in: ``"fp32"``, ``"bf16"``, ``"fp16"`` or torch's dtypes. None: float32; a
+            module's own.
+        fast: the fast modules, or plain PyTorch.
+        key: which network of a checkpoint, where it holds several.
+
+    Raises:
+        ValueError, TypeError, OSError: an argument is wrong, or the weights cannot be read.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | nn.Module,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        memory: int | str | None = None,
+        tile: int | None = None,
+        overlap: int = 32,
+        attention: str = "auto",
+        fast: bool = True,
+        key: str | None = None,
+    ) -> None:
+        if attention not in ATTENTION:
+            raise ValueError(f"attention: expected one of {', '.join(ATTENTION)}, got {attention!r}")
+        self.attention, self.tile, self.overlap = attention, tile, overlap
+        self.memory = None if memory is None else parse_bytes(memory)
+        chosen = parse_dtype(dtype)
+        if isinstance(weights, nn.Module):
+            where = None if device == "auto" else resolve_device(device)
+            self.model = prepare_module(weights, fast=fast, device=where, dtype=chosen)
+        else:
+            self.model = load_model(Path(weights), fast=fast, device=resolve_device(device), key=key).to(chosen)
+
+    def __repr__(self) -> str:
+        device, dtype = where_of(self.model)
+        return f"Restorer({type(self.model).__name__}, device={str(device)!r}, dtype={dtype}, {self.attention!r})"
+
+    @overload
+    def __call__(self, array: np.ndarray) -> np.ndarray: ...
+    @overload
+    def __call__(self, array: list[np.ndarray]) -> list[np.ndarray]: ...
+    def __call__(self, array):
+        """Restore an image, or each of a list of images.
+
+        Args:
+            array: ``[H, W]`` or ``[H, W, C]``; uint8, uint16, or float32 in [0, 1]. C is 1 (grey), 2 (with alpha), 3 or
+                4 (with alpha).
+
+        Returns:
+            The same shape and type; alpha, and colours where it is 0, are the input's.
+
+        Raises:
+            TypeError, ValueError: ``array`` is of another type or shape, or holds NaN; the model returned such.
+            NotEnoughMemory: (a ValueError) the image needs more memory than there is.
+        """
+        if isinstance(array, (list, tuple)):
+            return [self(one) for one in array]
+        pixels = as_image(array)
+        self._check(Size(pixels.shape[1], pixels.shape[0], pixels.shape[2], pixels.dtype.itemsize * 8))
+        return self._restore(pixels).reshape(array.shape)
+
+    def files(
+        self,
+        inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        out_dir: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        check_memory: bool = True,
+        on_skip: Callable[[Path, str], None] | None = None,
+        **options: Any,
+    ) -> Iterator[Outcome]:
+        """Restore files, and all images of folders, into a folder. Needs the extra ``images``.
+
+        A target appears under its name only when it is complete. One that is there and not older than its source is
+        finished and left alone, so a run that was stopped goes on where it was. (It is not known which weights made
+        it: use another folder, or ``overwrite``, after changing them.)
+
+        Args:
+            inputs: files and folders.
+            out_dir: where results go, under the names of their inputs.
+            overwrite: restore again what is finished.
+            check_memory: refuse an image that takes more memory than is available, before it takes it.
+            on_skip: called with each file of a folder that looks like a picture and is not restored, and why.
+            options: ``format``, ``quality``, ``max_pixels``, as of `mirage.restore.files.FileOptions`.
+
+        Yields:
+            An `Outcome` for each file as it is done; its ``error`` says what failed, and the others are still done.
+        """
+        from mirage.restore.files import collect_jobs
+
+        given = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+        jobs = collect_jobs(map(Path, given), Path(out_dir), options.get("format", "same"), on_skip)
+        return self.run(jobs, overwrite=overwrite, check_memory=check_memory, **options)
+
+    def run(
+        self, jobs: Iterable[Job], *, overwrite: bool = False, check_memory: bool = True, **options: Any
+    ) -> Iterator[Outcome]:
+        """What `files` does, of jobs that `mirage.restore.collect_jobs` has listed."""
+        from mirage.restore.files import FileOptions, restore_each
+
+        check = self._check if check_memory else None
+        return restore_each(jobs, self._restore, FileOptions(overwrite=overwrite, **options), check)
+
+    def _check(self, header) -> None:
+        check_memory(self.model, header)
+
+    def _restore(self, pixels: np.ndarray) -> np.ndarray:
+        return restore_array(self.model, pixels)
