@@ -59,9 +59,13 @@ def run(config: str, overrides: tuple[str, ...]) -> None:
         f"{count:,} weights, {training.data.epoch:,} samples an epoch, {training.rates.steps:,} steps; "
         + (f"goes on from {training.resumed}" if training.resumed else f"writes to {training.config.output.folder}")
     )
+    for change in training.changes:
+        training.fabric.print(f"changed since: {change}")
     try:
         training.train()
     except Interrupted as stop:
+        if training.fabric.global_rank > 0:  # the first process would take an error here as a reason to be ended
+            return
         click.echo(str(stop), err=True)
         sys.exit(130)
     except (FloatingPointError, ValueError) as error:

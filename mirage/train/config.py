@@ -69,11 +69,12 @@ class Schedule:
 class PictureSet:
     name: str = ""  # in logs
     clean: str | None = None  # folder of clean pictures
-    degraded: str | None = None  # folder of degraded ones; without it noise is added to the clean ones
+    degraded: str | None = None  # folder of degraded ones; without it clean ones get rain or noise
     names: str | None = None  # text file with a name a line, relative to the folder: these files alone
     pair: str = "same"  # from a degraded name to the clean one: same, derain, dehaze, or "PATTERN => REPLACEMENT"
     shards: str | None = None  # WebDataset shards in the place of folders, such as "train-{000..031}.tar"
     sigma: Any = None  # of the noise, of 255: a number, or a range [low, high] drawn from for each sample
+    rain: bool = False  # streaks of rain, drawn for each sample, before the noise
     noise: Literal["float", "truncated"] = "float"  # as it is, or clipped and truncated to 8 bits (the released code)
     repeat: int = 1  # how often an epoch passes over the set
 
@@ -128,6 +129,7 @@ class Config:
     data: Data = field(default_factory=Data)
     trainer: Trainer = field(default_factory=Trainer)
     output: Output = field(default_factory=Output)
+
 
 # --8<-- [end:keys]
 
@@ -226,8 +228,8 @@ def _check_set(one: PictureSet, place: str) -> None:
     number = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 for value in sigma)
     if one.sigma is not None and not (number and 1 <= len(sigma) <= 2 and sigma == sorted(sigma)):
         raise ConfigError(f"{place}.sigma: expected a number or a range [low, high], got {one.sigma!r}")
-    if one.sigma is None and one.degraded is None and one.shards is None:
-        raise ConfigError(f"{place}: expected degraded (a folder) or sigma (noise)")
+    if one.sigma is None and not one.rain and one.degraded is None and one.shards is None:
+        raise ConfigError(f"{place}: expected degraded (a folder), sigma (noise) or rain=true")
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -257,6 +259,18 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def as_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain mappings, lists, text and numbers."""
     return dataclasses.asdict(config)
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], place: str = "") -> list[str]:
+    """Where two configurations differ, as lines ``optimizer.lr: 0.001 -> 0.0005``; keys that one lacks do not count."""
+    lines = []
+    for key in (key for key in old if key in new and old[key] != new[key]):
+        before, after, name = old[key], new[key], f"{place}{key}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changes(before, after, f"{name}.")
+        else:
+            lines.append(f"{name}: {before} -> {after}")
+    return lines
 
 
 def _merge(base: dict[str, Any], changes: Mapping[Any, Any]) -> dict[str, Any]:

@@ -156,9 +156,10 @@ def model_card(state: State, weights: str, *, data: str, licence: str, results: 
 
 def _what(one: dict[str, Any]) -> str:
     sigma = one.get("sigma")
+    rain = "synthetic rain" if one.get("rain") else ""
     if sigma is None:
-        return "pairs of pictures"
+        return rain or "pairs of pictures"
     bounds = sigma if isinstance(sigma, list) else [sigma]
     text = f"{bounds[0]:g}" if len(bounds) == 1 else f"{bounds[0]:g} to {bounds[1]:g}, drawn for each sample"
     kind = ", clipped and truncated to 8 bits" if one.get("noise") == "truncated" else ", neither rounded nor clipped"
-    return f"Gaussian noise of sigma {text}{kind}"
+    return f"{rain + ', and ' if rain else ''}Gaussian noise of sigma {text}{kind}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mirage.checkpoint import CheckpointError, _load_into
 from mirage.train.build import build_average, build_loss, build_network, build_optimizer
-from mirage.train.config import Config, as_dict
+from mirage.train.config import Config, as_dict, changes
 from mirage.train.contrast import gather_embeddings
 from mirage.train.data import TrainingSet, ValidationSet, batches
 from mirage.train.logs import Logs
@@ -42,6 +42,8 @@ class Run:
         average: its average (``torch.optim.swa_utils.AveragedModel``), or None.
         step: optimizer steps done.
         samples: samples seen by all processes together.
+        resumed: the checkpoint that it goes on from, or None.
+        changes: where the configuration differs from that checkpoint's.
 
     Raises:
         ConfigError, FileNotFoundError: the configuration, or what it names.
@@ -64,6 +66,7 @@ class Run:
         self.average = None if config.trainer.ema is None else build_average(network, config.trainer.ema)
         self.step = self.samples = 0
         self.seconds = 0.0
+        self.changes: list[str] = []
         self.resumed = self._resume()
         self.logs = Logs(Path(config.output.folder), self.step, config.output.tensorboard) if self._writes else None
 
@@ -122,6 +125,7 @@ class Run:
             return None
         path, state = found
         self.load(state, path)
+        self.changes = changes(state.config, as_dict(self.config)) if state.config else []
         return path
 
     # --- training

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mirage.train.config import Data
 from mirage.train.data.pictures import Reader
+from mirage.train.data.rain import rain_streaks
 from mirage.train.data.sets import Pair, find_pairs
 
 __all__ = ["Sample", "TrainingSet", "ValidationSet", "augment", "batches"]
@@ -158,7 +159,14 @@ def _read_pair(pair: Pair, read: Reader, crop: int) -> tuple[np.ndarray, np.ndar
 
 
 def _degrade(image: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndarray:
-    """``[H, W, 3]`` in [0, 1] with Gaussian noise, neither rounded nor clipped unless the pair says so."""
+    """``[H, W, 3]`` in [0, 1] with rain, and with Gaussian noise that is neither rounded nor clipped by itself.
+
+    Rain alone is clipped and rounded to 8 bits, as pictures of rain are.
+    """
+    if pair.rain:
+        image = np.clip(image + rain_streaks(*image.shape[:2], rng)[:, :, None], 0, 1)
+    if pair.sigma is None and pair.rain:
+        return np.rint(image * 255) / np.float32(255)
     if pair.sigma is None:
         return image
     sigma = np.float32(rng.uniform(*pair.sigma) / 255)

@@ -24,7 +24,8 @@ class Pair:
 
     Attributes:
         clean: what the network should give.
-        degraded: what it sees; None: the clean picture with noise.
+        degraded: what it sees; None: the clean picture with rain or noise.
+        rain: whether streaks of rain are added.
         sigma: bounds of the noise's standard deviation, of 255; None: no noise.
         truncated: noisy samples are clipped and truncated to 8 bits, as in the released code.
         set: name of the set.
@@ -32,6 +33,7 @@ class Pair:
 
     clean: Picture
     degraded: Picture | None
+    rain: bool
     sigma: tuple[float, float] | None
     truncated: bool
     set: str
@@ -54,7 +56,8 @@ def find_pairs(one: PictureSet, root: str | os.PathLike[str] = ".") -> list[Pair
         bounds = one.sigma if isinstance(one.sigma, list) else [one.sigma]
         sigma = (float(bounds[0]), float(bounds[-1]))
     source = one.shards or one.degraded or one.clean or ""
-    common = Pair(Picture("", ""), None, sigma, one.noise == "truncated", one.name or Path(source).name)
+    name = one.name or Path(source).name
+    common = Pair(Picture("", ""), None, one.rain, sigma, one.noise == "truncated", name)
     if one.shards is not None:
         pattern = one.shards if "://" in one.shards else str(root / one.shards)
         return [_of_shard(key, files, common) for key, files in shard_samples(pattern)]
@@ -119,11 +122,12 @@ def _of_shard(key: str, files: dict[str, Picture], common: Pair) -> Pair:
     """Clean and degraded are told apart by extensions, ``clean.png`` and ``degraded.png``; or there is one picture."""
     clean = [picture for extension, picture in files.items() if extension.startswith("clean.")]
     degraded = [picture for extension, picture in files.items() if extension.startswith("degraded.")]
-    if len(files) == 1 and common.sigma is not None and not degraded:
+    synthetic = common.sigma is not None or common.rain
+    if len(files) == 1 and synthetic and not degraded:
         return replace(common, clean=next(iter(files.values())))
     if len(clean) == len(degraded) == 1:
         return replace(common, clean=clean[0], degraded=degraded[0])
-    expected = "one picture, or " if common.sigma is not None else ""
+    expected = "one picture, or " if synthetic else ""
     raise ConfigError(
         f"{next(iter(files.values())).path}: sample {key!r}: expected {expected}clean.EXT and degraded.EXT, "
         f"got {', '.join(sorted(files))}"

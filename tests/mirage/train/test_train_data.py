@@ -16,6 +16,7 @@ from mirage.train import ConfigError
 from mirage.train.config import Data, PictureSet
 from mirage.train.data import TrainingSet, ValidationSet, augment, batches, find_pairs
 from mirage.train.data.pictures import Picture, Reader
+from mirage.train.data.rain import rain_streaks
 from mirage.train.data.samples import draw_mode
 
 
@@ -293,3 +294,64 @@ def test_shards_that_cannot_be_read_one_by_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="no shard at .*c.tar"):
         find_pairs(PictureSet(shards="c.tar", sigma=1), tmp_path)
     assert settings(tmp_path).data.sets[0].clean == "clean"
+
+
+# --- rain
+
+
+def test_rain_is_bright_streaks_of_one_direction_drawn_for_each_sample(tmp_path):
+    angles, covered = [], []
+    for seed in range(40):
+        streaks = rain_streaks(64, 96, np.random.default_rng(seed))
+        assert streaks.shape == (64, 96) and streaks.dtype == np.float32
+        assert streaks.min() >= 0 and streaks.max() <= 0.9
+        down, right = np.gradient(streaks.astype(float))
+        tensor = np.array([[(down * down).sum(), (down * right).sum()], [(down * right).sum(), (right * right).sum()]])
+        values, vectors = np.linalg.eigh(tensor)
+        assert values[0] < 0.3 * values[1]  # along the streaks there is little change
+        along = vectors[:, 0] * np.sign(vectors[0, 0])
+        drawn = np.random.default_rng(seed).uniform(-30, 30)
+        angles.append((drawn, np.rad2deg(np.arctan2(along[1], along[0])) - drawn))
+        covered.append((streaks > 0.05).mean())
+    drawn, errors = np.array(angles).T
+    assert np.abs(errors).max() < 10 and np.std(drawn) > 10
+    assert 0.01 < min(covered) < 0.15 < max(covered) < 0.7
+    assert np.array_equal(rain_streaks(8, 8, np.random.default_rng(0)), rain_streaks(8, 8, np.random.default_rng(0)))
+
+
+def test_a_streak_is_a_line_of_its_length_through_its_drop():
+    class Fixed:
+        """One drop in the middle, falling straight down."""
+
+        values = iter([0.0, 20.0, 0.5, 1.0, 0.5])
+
+        def uniform(self, low, high, size=None):
+            return np.full(size, 1.0) if size is not None else next(self.values)
+
+        def random(self, size):
+            drops = np.ones(size)
+            drops[size[0] // 2, size[1] // 2] = 0
+            return drops
+
+    streaks = rain_streaks(41, 41, Fixed())
+    column = streaks[:, 20]
+    assert np.allclose(column[11:30], 0.5, atol=1e-6) and np.allclose(column[:10], 0, atol=1e-6)
+    assert column.sum() == pytest.approx(0.5 * 20, rel=0.01)  # its length
+    assert np.allclose(streaks[20, [19, 21]], 0.5 * np.exp(-2), atol=1e-6) and np.allclose(
+        streaks[20, :17], 0, atol=1e-6
+    )
+
+
+def test_samples_of_rain(tmp_path):
+    write_pictures(tmp_path / "clean", 2, size=(64, 64))
+    sets = [PictureSet(clean="clean", rain=True), PictureSet(clean="clean", rain=True, sigma=25)]
+    rainy, noisy = (TrainingSet(Data(root=str(tmp_path), sets=[one], crop=64), 0) for one in sets)
+    differences = []
+    for number in range(8):
+        degraded, clean, _ = rainy[number]
+        assert torch.allclose((degraded * 255).round(), degraded * 255, atol=1e-3) and degraded.max() <= 1
+        assert (degraded - clean).min() >= -1e-6
+        differences.append(float((degraded - clean).max()))
+        other = noisy[number].degraded - degraded
+        assert float(other.std()) * 255 == pytest.approx(25, rel=0.1)
+    assert max(differences) > 0.2

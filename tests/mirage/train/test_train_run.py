@@ -129,7 +129,7 @@ def test_the_last_checkpoints_are_kept_and_no_temporary_file(root):
 def test_a_resumed_run_may_have_another_batch_and_goes_on_in_the_data(root):
     trained(root, "schedule.steps=3", "schedule.kind=wsd")
     resumed = Run(settings(root, "data.batch=4", "schedule.kind=wsd"))
-    assert resumed.samples == 6
+    assert resumed.samples == 6 and resumed.changes == ["schedule.steps: 3 -> 6", "data.batch: 2 -> 4"]
     resumed.train()
     assert resumed.samples == 6 + 3 * 4 and read_state(checkpoints(root / "run")[-1]).samples == 18
 
