@@ -37,7 +37,7 @@ def build_network(config: Config) -> nn.Module:
         raise ConfigError(f"model: {error}") from error
     ablate(network, ablation)
     if m.weights is not None:
-        mirage.load_checkpoint(m.weights, network)
+        mirage.load_checkpoint(m.weights, network, key=m.key)
     if build_loss(config).contrastive_weight == 0:
         for name in SPD_HEAD:
             if hasattr(network, name):

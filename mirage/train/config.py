@@ -33,6 +33,7 @@ class Model:
     fast: bool = True  # mirage.fast's modules, or the reference in plain PyTorch
     memory: Literal["low", "fast"] = "fast"  # what fast blocks keep from forward to backward
     weights: str | None = None  # a checkpoint whose weights training starts from
+    key: str | None = None  # which network, where it holds several: params, state_dict_ema, ...
 
 
 @dataclass

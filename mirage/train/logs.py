@@ -6,6 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from mirage.train.config import ConfigError
+
 __all__ = ["Logs"]
 
 
@@ -25,8 +27,10 @@ class Logs:
             _cut(path, step)
         self._events: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ConfigError("output.tensorboard: needs the package tensorboard, of the extra [train]") from error
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> str:

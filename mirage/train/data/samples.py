@@ -164,7 +164,8 @@ def _degrade(image: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndar
     Rain alone is clipped and rounded to 8 bits, as pictures of rain are.
     """
     if pair.rain:
-        image = np.clip(image + rain_streaks(*image.shape[:2], rng)[:, :, None], 0, 1)
+        height, width = image.shape[:2]
+        image = np.clip(image + rain_streaks(height, width, rng)[:, :, None], 0, 1)
     if pair.sigma is None and pair.rain:
         return np.rint(image * 255) / np.float32(255)
     if pair.sigma is None:

@@ -187,6 +187,26 @@ def test_without_the_contrastive_term_the_head_does_not_train(root):
     assert all(torch.equal(after[name], before[name]) == (name in head) for name, _ in run.network.named_parameters())
 
 
+def test_bfloat16_autocast_learns_as_float32_does(root):
+    curves = []
+    for precision in ("32-true", "bf16-mixed"):
+        trained(root, f"trainer.precision={precision}", "schedule.steps=10", out=precision)
+        curves.append([float(row["loss"]) for row in rows(root / precision / "train.csv")])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.03)
+    assert curves[0] != curves[1]
+    state = read_state(checkpoints(root / "bf16-mixed")[-1])
+    assert {value.dtype for name, value in state.network.items() if "num_batches" not in name} == {torch.float32}
+
+
+def test_the_network_of_a_file_with_several_is_named(root):
+    networks = [mirage.mirage_tiny(**settings(root).model.arguments).state_dict() for _ in range(2)]
+    torch.save({"first": networks[0], "second": networks[1]}, root / "two.pth")
+    with pytest.raises(CheckpointError, match="(?s)first.*second"):
+        Run(settings(root, f"model.weights={root / 'two.pth'}"))
+    run = Run(settings(root, f"model.weights={root / 'two.pth'}", "model.key=second"))
+    assert same(run.network.state_dict(), networks[1])
+
+
 def test_training_starts_from_weights(root):
     other = mirage.mirage_tiny(**settings(root).model.arguments)
     mirage.save_checkpoint(other, root / "start.safetensors")
