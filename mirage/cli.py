@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import click
 
+from mirage.analyze.command import analyze
 from mirage.commands.common import device_named as _device  # noqa: F401
 from mirage.commands.common import reading_weights as _reading_weights  # noqa: F401
 from mirage.commands.common import require as _require  # noqa: F401
@@ -27,6 +28,7 @@ def main() -> None:
     """MIRAGE, all-in-one image restoration: measure it, restore images with it, check the installation."""
 
 
+main.add_command(analyze)
 main.add_command(doctor)
 main.add_command(evaluate)
 main.add_command(export)

@@ -17,7 +17,8 @@ from mirage.evaluate.results import Failure, Results, Row
 from mirage.evaluate.sets import ImageSet, Item
 from mirage.images import read_image
 
-__all__ = ["CROP", "SIGMAS", "Average", "Evaluation", "Task", "crop_to_multiple", "evaluate", "prepare"]
+__all__ = ["CROP", "SIGMAS", "Average", "Evaluation", "Task", "crop_to_multiple", "evaluate", "prepare",
+           "read_rgb"]  # fmt: skip
 
 CROP = 16
 """The released evaluation cuts images to multiples of this, around their centre; CDD11's it leaves whole."""
@@ -217,9 +218,9 @@ def prepare(item: Item, sigma: float | None, seed: int = 0, noise: str = "float"
         ImageError: a file that cannot be read.
         ValueError: input and target have different sizes, or the image is smaller than ``crop``.
     """
-    target = crop_to_multiple(_read(item.target), crop)
+    target = crop_to_multiple(read_rgb(item.target), crop)
     if item.input is not None:
-        degraded = crop_to_multiple(_read(item.input), crop)
+        degraded = crop_to_multiple(read_rgb(item.input), crop)
         if degraded.shape != target.shape:
             sizes = [f"{x.shape[1]}x{x.shape[0]}" for x in (degraded, target)]
             raise ValueError(f"input and target have different sizes: {' and '.join(sizes)}")
@@ -248,7 +249,7 @@ def crop_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-def _read(path: Path) -> np.ndarray:
+def read_rgb(path: Path) -> np.ndarray:
     """An image file as ``[H, W, 3]``, float64 in [0, 1]."""
     pixels = read_image(path).pixels
     colours = pixels[..., : 1 if pixels.shape[2] <= 2 else 3]
