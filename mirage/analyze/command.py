@@ -9,12 +9,14 @@ from typing import Any
 
 import click
 
+from mirage.commands.common import device_named, reading_weights, require
+
 __all__ = ["analyze"]
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=click.Path(path_type=Path))
-@click.option("--weights", required=True, type=click.Path(path_type=Path), help="Checkpoint of a network.")
+@click.option("--weights", required=True, type=click.Path(path_type=Path), help="Checkpoint, or packaged weights.")
 @click.option("--key", help="Which network, where the file holds several: params, state_dict_ema, net, ...")
 @click.option("-o", "--out", "out_dir", required=True, type=click.Path(file_okay=False, path_type=Path),
               help="Folder for the figures.")  # fmt: skip
@@ -36,9 +38,7 @@ def analyze(inputs: tuple[Path, ...], weights: Path, key: str | None, out_dir: P
     import torch
     from rich.console import Console
 
-    from mirage.cli import _device, _reading_weights, _require
-
-    _require("evaluate", "PIL", "imagecodecs", "matplotlib")
+    require("evaluate", "PIL", "imagecodecs", "matplotlib")
     from mirage.analyze import draw
     from mirage.analyze.collect import analyze as collect
     from mirage.restore import load_model
@@ -47,8 +47,8 @@ def analyze(inputs: tuple[Path, ...], weights: Path, key: str | None, out_dir: P
         raise click.BadParameter(f"expected a multiple of 8, got {size}", param_hint="--size")
     if threads:
         torch.set_num_threads(threads)
-    with _reading_weights():
-        model = load_model(weights, fast=False, device=_device(device), key=key)  # every module's output is there
+    with reading_weights():
+        model = load_model(weights, fast=False, device=device_named(device), key=key)  # every module's output is there
     try:
         found = collect(model, _images(inputs, size, sigma, seed, limit))
     except ValueError as error:

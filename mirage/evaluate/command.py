@@ -8,12 +8,15 @@ from typing import Any
 
 import click
 
+from mirage.commands.common import device_named, reading_weights, require
+
 __all__ = ["evaluate"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PROTOCOLS = ["3deg", "5deg", "cdd11", "allweather", "underwater", "udc", "dehaze", "derain", "denoise"]
 METHODS = ["cbm3d", "nlm", "identity"]
+ATTENTION = ["auto", "whole", "tile", "local", "global"]
 
 
 @click.command()
@@ -21,7 +24,8 @@ METHODS = ["cbm3d", "nlm", "identity"]
               help="Test images: a folder (input/ and target/, or clean ones), or a list. Repeatable.")  # fmt: skip
 @click.option("--root", type=FOLDER, help="Folder below which the protocol's sets lie, as the released code has them.")
 @click.option("--list-root", type=FOLDER, help="Where the paths of text files begin.  [default: the file's folder]")
-@click.option("--weights", multiple=True, metavar="[LABEL=]CKPT", help="Checkpoint of a network. Repeatable.")
+@click.option("--weights", multiple=True, metavar="[LABEL=]CKPT",
+              help="Checkpoint, or name of packaged weights. Repeatable.")  # fmt: skip
 @click.option("--key", help="Which network, where the file holds several: params, state_dict_ema, net, ...")
 @click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), help="A classical method. Repeatable.")
 @click.option("--protocol", "protocol_name", type=click.Choice(PROTOCOLS),
@@ -43,6 +47,11 @@ METHODS = ["cbm3d", "nlm", "identity"]
 @click.option("--sheets", type=FOLDER, help="Draw input, restored image, target and error of every image into it.")
 @click.option("--paper/--no-paper", default=True, show_default=True, help="Print the paper's rows of the protocol.")
 @click.option("--fast/--reference", default=True, show_default=True, help="The fast modules, or plain PyTorch.")
+@click.option("--attention", default="auto", show_default=True, type=click.Choice(ATTENTION),
+              help="How an image that is too large for one pass is restored, as of mirage restore.")  # fmt: skip
+@click.option("--tile", type=click.IntRange(min=8), help="Side of tiles, as of mirage restore.")
+@click.option("--overlap", default=32, show_default=True, type=click.IntRange(min=0), help="Of tiles, in pixels.")
+@click.option("--memory", help="What restoring may take, such as 2G.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: its own choice]")
 def evaluate(list_metrics: bool, csv_path: Path | None, protocol_name: str | None, paper: bool, **options: Any) -> None:
@@ -54,7 +63,6 @@ def evaluate(list_metrics: bool, csv_path: Path | None, protocol_name: str | Non
     """
     from rich.console import Console
 
-    from mirage.cli import _require
     from mirage.evaluate.metrics import METRICS
     from mirage.evaluate.protocols import protocol
 
@@ -63,7 +71,7 @@ def evaluate(list_metrics: bool, csv_path: Path | None, protocol_name: str | Non
             click.echo(f"{entry.name}: {entry.definition}")
         return
     modules = ["imagecodecs", "PIL", "skimage", *(["matplotlib"] if options["sheets"] else [])]
-    _require("evaluate", *modules)
+    require("evaluate", *modules)
     of = protocol(protocol_name) if protocol_name is not None else None
     try:
         evaluation = _run(of, **options)
@@ -128,9 +136,8 @@ def _sets(given: tuple[str, ...], root: Path | None, list_root: Path | None, of:
     return found
 
 
-def _methods(*, weights: tuple[str, ...], methods: tuple[str, ...], key: str | None, fast: bool, device: str,
-             threads: int | None) -> list:  # fmt: skip
-    from mirage.cli import _device, _reading_weights, _require
+def _methods(*, weights: tuple[str, ...], methods: tuple[str, ...], device: str, threads: int | None,
+             **of_network: Any) -> list:  # fmt: skip
     from mirage.evaluate.methods import CLASSICAL, Network
 
     if not weights and not methods:
@@ -143,22 +150,21 @@ def _methods(*, weights: tuple[str, ...], methods: tuple[str, ...], key: str | N
             torch.set_num_threads(threads)
         for each in weights:
             label, equals, path = each.partition("=")
-            with _reading_weights():
-                found.append(Network(path if equals else each, label if equals else None, fast=fast,
-                                     device=_device(device), key=key))  # fmt: skip
+            with reading_weights():
+                found.append(Network(path if equals else each, label if equals else None, device=device_named(device),
+                                     **of_network))  # fmt: skip
     for name in dict.fromkeys(methods):
         if name == "cbm3d":
-            _require("baselines", "bm3d")
+            require("baselines", "bm3d")
         found.append(CLASSICAL[name]())
     return found
 
 
 def _require_metrics(names: tuple[str, ...]) -> None:
-    from mirage.cli import _require
     from mirage.evaluate.metrics import metric
 
     if any(metric(name).requires == "lpips" for name in names):
-        _require("lpips", "lpips", "torchvision")
+        require("lpips", "lpips", "torchvision")
 
 
 def _progress() -> Any:

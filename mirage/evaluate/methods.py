@@ -103,42 +103,38 @@ class Cbm3d(Method):
 
 
 class Network(Method):
-    """A trained model.
+    """A trained model, run by `mirage.restore.Restorer`.
 
     Args:
-        weights: what ``mirage.from_checkpoint`` reads.
+        weights: a checkpoint, or the name of packaged weights.
         label: in tables; the file's stem by default.
-        fast, device, key: as of `mirage.restore.load_model`.
+        attention, tile, overlap, fast, device, key, memory: as of `mirage.restore.Restorer`.
 
     Raises:
         ValueError, OSError: the checkpoint cannot be read.
     """
 
-    def __init__(self, weights: str | Path, label: str | None = None, *, fast: bool = True, device: Any = "cpu",
-                 key: str | None = None) -> None:  # fmt: skip
-        from mirage.restore import load_model
+    def __init__(self, weights: str | Path, label: str | None = None, *, attention: str = "auto",
+                 tile: int | None = None, overlap: int = 32, fast: bool = True, key: str | None = None,
+                 **options: Any) -> None:  # fmt: skip
+        from mirage.restore import Restorer, resolve_weights
 
-        path = Path(weights)
-        self.model = load_model(path, fast=fast, device=device, key=key)
+        path = resolve_weights(weights)
+        self.restorer = Restorer(path, attention=attention, tile=tile, overlap=overlap, fast=fast, key=key, **options)
         self.label = label or path.stem
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        modules = "fast modules" if fast else "plain PyTorch"
         self.key = key
-        self.definition = f"{path.name} (SHA-256 {self.digest[:12]}), {modules}, one pass over the whole image"
+        # auto is one pass, or global where memory does not allow it, which is equal to it
+        self.mode = (attention, tile, overlap) if attention in ("tile", "local") else ("one pass over the image",)
+        how = " ".join(map(str, self.mode))
+        modules = "fast modules" if fast else "plain PyTorch"
+        self.definition = f"{path.name} (SHA-256 {self.digest[:12]}), {modules}, {how}"
 
     def restore(self, image: np.ndarray, sigma: float | None) -> np.ndarray:
-        import torch
-
-        from mirage.restore import pad_to_multiple
-
-        parameter = next(self.model.parameters())
-        with torch.inference_mode():
-            x = torch.from_numpy(image).permute(2, 0, 1)[None].to(parameter.device, parameter.dtype)
-            y = self.model(pad_to_multiple(x))[0, :, : image.shape[0], : image.shape[1]]
-        return y.float().permute(1, 2, 0).cpu().numpy()
+        return self.restorer(image)
 
     def identity(self) -> dict[str, Any]:
-        return {"weights": self.digest, "key": self.key}
+        return {"weights": self.digest, "key": self.key, "mode": list(self.mode)}
 
 
 CLASSICAL: dict[str, type[Method]] = {"identity": Identity, "nlm": NonLocalMeans, "cbm3d": Cbm3d}
