@@ -1,7 +1,8 @@
 """Which files of a folder are photographs to restore, and which others look like some.
 
-A photograph is a file whose name ends as PNG's or JPEG's do and which begins as either does, whichever. What has such a
-name and begins otherwise is taken too, to be reported as broken, unless it is what another system keeps beside a file.
+A photograph is a file whose name ends as those of a format that is read (`mirage.images.SUFFIXES`) and which begins as
+any of them does. What has such a name and begins otherwise is taken too, to be reported as broken, unless it is what
+another system keeps beside a file.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from mirage.images import SIDECAR, SUFFIXES, begins_as_image
+from mirage.images import BEGINNING, SIDECAR, SUFFIXES, begins_as_image
 
 __all__ = ["photographs_in"]
 
 _OTHERS = """
-.apng .arw .avif .bmp .cr2 .cr3 .dng .exr .gif .hdr .heic .heif .hif .ico .j2k .jp2 .jpf .jxl .jxr .nef .orf .pbm .pef
-.pgm .pnm .ppm .psd .qoi .raf .raw .rw2 .sr2 .srw .svg .tga .tif .tiff .webp .xcf
+.apng .arw .bmp .cr2 .cr3 .dng .exr .gif .hdr .ico .j2k .jp2 .jpf .jxl .jxr .nef .orf .pbm .pef
+.pgm .pnm .ppm .psd .qoi .raf .raw .rw2 .sr2 .srw .svg .tga .xcf
 """
 OTHER_PICTURES = frozenset(_OTHERS.split())
 """Suffixes of pictures in formats that are not read."""
@@ -48,13 +49,13 @@ def _why_not(path: Path) -> str | None:
     if not path.is_file():
         return ""
     if suffix in OTHER_PICTURES:
-        return "neither PNG nor JPEG"
+        return "a format that is not read"
     if suffix and suffix not in SUFFIXES:
         return ""
     beginning = _beginning(path)
     is_image = begins_as_image(beginning)
     if not suffix:
-        return "a PNG or JPEG without the suffix of one" if is_image else ""
+        return "an image without the suffix of one" if is_image else ""
     if not is_image and (path.name.startswith("._") or beginning.startswith(SIDECAR)):
         return "an AppleDouble sidecar"
     return None
@@ -63,7 +64,7 @@ def _why_not(path: Path) -> str | None:
 def _beginning(path: Path) -> bytes:
     try:
         with open(path, "rb", buffering=0) as file:
-            return file.read(8)
+            return file.read(BEGINNING)
     except OSError:  # reported when the file is to be restored
         return b""
 

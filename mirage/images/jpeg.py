@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image as PIL
 from PIL import JpegImagePlugin
 
-from mirage.images.metadata import Metadata, upright
+from mirage.images.convert import density_of, rgb_of_cmyk
+from mirage.images.metadata import Metadata, turned_density, upright
 from mirage.images.types import ImageError, ImageFile, ImageHeader
 
 __all__ = ["decode_jpeg", "encode_jpeg", "jpeg_header"]
@@ -25,7 +26,6 @@ FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 MOST = 65533  # bytes in a segment
 TIFF_HEADERS = (b"II*\0", b"MM\0*")
-INCHES_IN_A_METRE = 0.0254
 
 
 @dataclass
@@ -34,6 +34,7 @@ class _Segments:
 
     picture: bytes = b""
     header: ImageHeader | None = None
+    depth: int = 8
     density: tuple[int, int, int] | None = None
     profile: dict[int, bytes] = field(default_factory=dict)
     profile_parts: int = 0
@@ -49,55 +50,54 @@ def jpeg_header(data: bytes) -> ImageHeader | None:
 def decode_jpeg(data: bytes) -> ImageFile:
     """Decode a JPEG: grey or RGB, CMYK made RGB, upright."""
     found = _split(data)
+    if found.depth != 8:
+        raise ImageError(f"a JPEG of {found.depth} bits per sample is not read")
     metadata = found.metadata
     orientation = metadata.settle()
     profile = _joined_profile(found)
     with JpegImagePlugin.JpegImageFile(io.BytesIO(found.picture)) as opened:
         opened.load()
-        image: PIL.Image = opened
-        if image.mode not in ("L", "RGB"):
-            image, profile = image.convert("RGB"), None
-        pixels = np.array(image)
-    density = found.density
+        if opened.mode in ("L", "RGB"):
+            pixels = np.array(opened)
+        else:
+            pixels, profile = rgb_of_cmyk(opened, profile, metadata.notes), None
+    density: tuple[float, float, int] | None = found.density
     if density is None or density[2] == 0:
         density = metadata.resolution() or density
-    if density is not None and orientation > 4:
-        density = (density[1], density[0], density[2])
     return ImageFile(
         upright(pixels[..., None] if pixels.ndim == 2 else pixels, orientation),
         "jpeg",
         icc_profile=profile,
         exif=metadata.exif,
-        density=density,
+        density=turned_density(density, orientation),
         xmp=metadata.xmp,
         comment=found.comment,
         notes=tuple(metadata.notes),
     )
 
 
-def encode_jpeg(image: ImageFile, quality: int) -> bytes:
-    """The file: 8 bits, no chroma subsampling, with what `ImageFile` has besides pixels and texts."""
-    pixels = image.pixels
-    if pixels.shape[2] in (2, 4):
-        raise ImageError("format: a JPEG has no alpha channel and this image has one; write PNG")
-    if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def encode_jpeg(image: ImageFile, quality: int) -> tuple[bytes, tuple[str, ...]]:
+    """The file, without chroma subsampling, with what `ImageFile` has besides texts; and what it could not carry."""
+    pixels, notes = image.pixels, []
     buffer = io.BytesIO()
     squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     PIL.fromarray(np.ascontiguousarray(squeezed)).save(buffer, "JPEG", quality=quality, subsampling=0)
     plain = buffer.getvalue()
     end = 4 + struct.unpack_from(">H", plain, 4)[0]  # of the JFIF segment, which Pillow writes first
     jfif = bytearray(plain[:end])
-    density = image.density or _density_of_chunks(image.chunks)
+    density = density_of(image)
     if density is not None:
-        x, y, unit = density
-        struct.pack_into(">BHH", jfif, 13, unit, x, y)
+        x, y, unit = round(density[0]), round(density[1]), density[2]
+        if 0 < x < 65536 and 0 < y < 65536:
+            struct.pack_into(">BHH", jfif, 13, unit, x, y)
     segments = [*_parts(APP1, EXIF, image.exif or b""), *_profile_segments(image.icc_profile or b"")]
     if image.xmp and len(XMP) + len(image.xmp) <= MOST:
         segments.append(_segment(APP1, XMP + image.xmp))
+    elif image.xmp:
+        notes.append(f"XMP left out: a JPEG has room for {MOST - len(XMP):,} bytes, and it has {len(image.xmp):,}")
     if image.comment:
         segments.append(_segment(COM, image.comment[:MOST]))
-    return bytes(jfif) + b"".join(segments) + plain[end:]
+    return bytes(jfif) + b"".join(segments) + plain[end:], tuple(notes)
 
 
 def _split(data: bytes) -> _Segments:
@@ -125,7 +125,8 @@ def _take(found: _Segments, marker: int, body: bytes) -> bool:
     """Note what a segment says; whether it is not part of the picture."""
     if marker in FRAMES and len(body) >= 6:
         depth, height, width, components = struct.unpack_from(">BHHB", body)
-        found.header = ImageHeader("jpeg", height, width, 1 if components == 1 else 3, 16 if depth > 8 else 8)
+        found.depth = depth
+        found.header = ImageHeader("jpeg", height, width, 1 if components == 1 else 3, 8)
     elif marker == APP0 and body.startswith(b"JFIF\0") and len(body) >= 12:
         unit, x, y = struct.unpack_from(">BHH", body, 7)
         if unit <= 2 and x and y and (unit or x != y):
@@ -163,17 +164,6 @@ def _joined_profile(found: _Segments) -> bytes | None:
         found.metadata.notes.append("colour profile left out: some of its parts are missing")
         return None
     return b"".join(part for _, part in sorted(found.profile.items()))
-
-
-def _density_of_chunks(chunks: tuple[tuple[bytes, bytes], ...]) -> tuple[int, int, int] | None:
-    """What PNG's pHYs says, as far as JFIF can say it: whole pixels per inch, up to 65535."""
-    body = next((body for kind, body in chunks if kind == b"pHYs" and len(body) == 9), None)
-    if body is None:
-        return None
-    x, y, unit = struct.unpack(">IIB", body)
-    if unit == 1:
-        x, y = round(x * INCHES_IN_A_METRE), round(y * INCHES_IN_A_METRE)
-    return (x, y, unit) if unit <= 1 and 0 < x < 65536 and 0 < y < 65536 else None
 
 
 def _profile_segments(profile: bytes) -> list[bytes]:

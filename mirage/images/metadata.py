@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Metadata", "upright"]
+__all__ = ["Metadata", "turned_density", "upright"]
 
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x0112, 0x011A, 0x011B, 0x0128
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # TIFF's types of whole numbers
@@ -28,11 +28,14 @@ class Metadata:
     """The EXIF block and the XMP packet of a file, as it was read.
 
     `settle` finds the orientation and makes both say that the picture is upright; `notes` says what was not read.
+    ``stored`` is the orientation that the format itself has a place for (TIFF's tag, the boxes of AVIF and HEIC), which
+    goes before both; None where it has no such place, or nothing there.
     """
 
     exif: bytes | None = None
     xmp: bytes | None = None
     notes: list[str] = field(default_factory=list)
+    stored: int | None = None
 
     def settle(self) -> int:
         """The orientation, 1 to 8, to be applied to the pixels."""
@@ -51,14 +54,19 @@ class Metadata:
             in_xmp = _XMP_ORIENTATION.search(self.xmp) if self.xmp is not None else None
         if orientation is None:
             orientation = int(in_xmp[2]) if in_xmp and not entries else 1
-        if orientation != 1:
+        said = orientation
+        if self.stored is not None:
+            orientation = self.stored
+            if said not in (1, self.stored):
+                self.notes.append(f"orientation {said} of EXIF or XMP not applied: the file's own says {self.stored}")
+        if said != 1 or orientation != 1:
             for at, layout in reversed(entries):
                 self.exif = _without_entry(self.exif or b"", at, layout)
             if self.xmp is not None:
                 self.xmp = _XMP_ORIENTATION.sub(rb"\g<1>1", self.xmp)
         return orientation
 
-    def resolution(self) -> tuple[int, int, int] | None:
+    def resolution(self) -> tuple[float, float, int] | None:
         """EXIF's resolution as `ImageFile.density` has it, in whole dots per inch or cm; None where it has none."""
         if self.exif is None:
             return None
@@ -96,6 +104,13 @@ class Metadata:
         if not values:
             return None, entries
         return (values[0] if 1 <= values[0] <= 8 else 1), entries
+
+
+def turned_density(density: tuple[float, float, int] | None, orientation: int) -> tuple[float, float, int] | None:
+    """A pixel density with x and y exchanged where the orientation exchanges width and height."""
+    if density is None or orientation <= 4:
+        return density
+    return density[1], density[0], density[2]
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

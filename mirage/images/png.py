@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image as PIL
 from PIL import PngImagePlugin
 
-from mirage.images.jpeg import EXIF, INCHES_IN_A_METRE
+from mirage.images.convert import INCHES_IN_A_METRE
 from mirage.images.metadata import Metadata, upright
 from mirage.images.types import ImageError, ImageFile, ImageHeader
 
@@ -24,8 +24,10 @@ __all__ = ["SIGNATURE", "decode_png", "encode_png", "png_header"]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOURS = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs")
+EXIF = b"Exif\0\0"
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 ANIMATION = b"acTL"
+SRGB = (1, 13)  # as cICP has it: what a picture without any such chunk is taken for
 XMP = b"XML:com.adobe.xmp"
 RAW_PROFILE = b"Raw profile type "  # ImageMagick's way to keep a block, in hexadecimal, in a text
 CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
@@ -67,10 +69,11 @@ def decode_png(data: bytes) -> ImageFile:
         chunks=chunks,
         xmp=metadata.xmp,
         notes=tuple(metadata.notes),
+        cicp=next(((body[0], body[1]) for kind, body in found.kept if kind == b"cICP" and len(body) == 4), None),
     )
 
 
-def encode_png(image: ImageFile) -> bytes:
+def encode_png(image: ImageFile) -> tuple[bytes, tuple[str, ...]]:
     """The file, of the sample depth of the pixels, with what `ImageFile` has besides a JPEG's comment."""
     pixels = np.ascontiguousarray(image.pixels[..., 0] if image.pixels.shape[2] == 1 else image.pixels)
     if image.pixels.dtype == np.uint16:
@@ -85,6 +88,8 @@ def encode_png(image: ImageFile) -> bytes:
     there = {kind for kind, _ in chunks}
     if image.icc_profile and b"iCCP" not in there:
         chunks.insert(0, (b"iCCP", b"ICC profile\0\0" + zlib.compress(image.icc_profile)))
+    elif image.cicp not in (None, SRGB) and b"cICP" not in there and max(image.cicp or ()) < 256:
+        chunks.insert(0, (b"cICP", bytes([*(image.cicp or ()), 0, 1])))
     if image.density is not None and b"pHYs" not in there:
         chunks.append((b"pHYs", _physical_size(image.density)))
     if image.exif:
@@ -92,7 +97,7 @@ def encode_png(image: ImageFile) -> bytes:
     if image.xmp:
         chunks.append((b"iTXt", XMP + b"\0\0\0\0\0" + image.xmp))
     head = len(SIGNATURE) + 25  # the signature and IHDR; everything kept may stand right behind them
-    return data[:head] + b"".join(_pack(kind, body) for kind, body in chunks) + data[head:]
+    return data[:head] + b"".join(_pack(kind, body) for kind, body in chunks) + data[head:], ()
 
 
 def _decode_16_bits(picture: bytes) -> np.ndarray:
@@ -196,7 +201,7 @@ def _inflated(data: bytes) -> bytes | None:
     return out if stream.eof else None
 
 
-def _physical_size(density: tuple[int, int, int]) -> bytes:
+def _physical_size(density: tuple[float, float, int]) -> bytes:
     """pHYs for a pixel density as `ImageFile` has it: pixels per metre."""
     x, y, unit = density
     per_metre = {0: 1.0, 1: 1 / INCHES_IN_A_METRE, 2: 100.0}[unit]

@@ -23,10 +23,10 @@ __all__ = ["restore"]
     "format_",
     default="same",
     show_default=True,
-    type=click.Choice(["same", "png", "jpeg"]),
-    help="Format of the results; 'same' keeps each file's own, PNG bit depth included.",
+    type=click.Choice(["same", "png", "jpeg", "tiff", "webp", "avif", "heic"]),
+    help="Format of the results; 'same' keeps each file's own, bit depth included.",
 )
-@click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="Of JPEG results.")
+@click.option("--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="Of all but PNG and TIFF.")
 @click.option("--max-pixels", type=click.IntRange(min=1), help="Refuse larger images.  [default: 178956970]")
 @click.option(
     "--check-memory/--no-check-memory",
@@ -38,17 +38,18 @@ __all__ = ["restore"]
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: its own choice]")
 def restore(inputs, weights, key, out_dir, format_, quality, max_pixels, check_memory, fast, device, threads):
-    """Restore image files, or all PNG and JPEG files in folders, into a folder.
+    """Restore image files, or all image files in folders, into a folder.
 
-    8- and 16-bit PNG, grey or RGB, and JPEG. Alpha is copied through, grey files stay grey (a file with three equal
-    channels counts as colour and may come back tinted). EXIF's orientation is applied; EXIF, XMP, colour profile and
-    density are carried over. Results keep the names of their inputs and replace earlier results, never an input. A file
-    that fails is reported and the others are still done; the exit status is then 1. Pictures in other formats, sidecars
-    of macOS (._a.jpg) and links to nothing are skipped in folders, and named.
+    PNG, JPEG, TIFF, WebP, AVIF and HEIC, 8 and 16 bits, grey or RGB. Alpha is copied through, grey files stay grey (a
+    file with three equal channels counts as colour and may come back tinted). The orientation is applied; EXIF, XMP,
+    colour profile and density are carried over, to other formats too. Results keep the names of their inputs and
+    replace earlier results, never an input. A file that fails is reported and the others are still done; the exit
+    status is then 1. Pictures in other formats, sidecars of macOS (._a.jpg) and links to nothing are skipped in
+    folders, and named.
     """
     import torch
 
-    require("images", "PIL", "imagecodecs")
+    require("images", "PIL", "imagecodecs", "tifffile")
     from mirage.restore import Restorer, collect_jobs
 
     if threads:

@@ -17,6 +17,7 @@ from mirage.images import (
     ImageError,
     ImageHeader,
     check_size,
+    check_writable,
     decode_image,
     read_bytes,
     read_header,
@@ -62,8 +63,8 @@ class FileOptions:
     """How files are read and written.
 
     Attributes:
-        format: ``"same"`` keeps what each file is (a PNG its bit depth too); ``"png"`` or ``"jpeg"`` converts.
-        quality: of the JPEG files written, 1 to 100.
+        format: ``"same"`` keeps what each file is, its bit depth too; a key of `mirage.images.FORMATS` converts.
+        quality: of the JPEG, WebP, AVIF and HEIC files written, 1 to 100.
         max_pixels: an image with more pixels is refused.
         overwrite: restore again what is finished; see `is_finished`.
     """
@@ -82,8 +83,8 @@ def collect_jobs(
 ) -> list[Job]:
     """List what to restore and where to, without reading more of a file than its first bytes.
 
-    A file goes to ``out_dir`` under its own name; a folder is searched through for PNG and JPEG files, which keep their
-    places below it. ``format`` is ``"same"``, ``"png"`` or ``"jpeg"`` and sets the suffix. A job carries an error in
+    A file goes to ``out_dir`` under its own name; a folder is searched through for image files, which keep their
+    places below it. ``format`` is ``"same"`` or a key of `FORMATS` and sets the suffix. A job carries an error in
     the place of being done where its input does not exist, is a folder without images, or where its target is one of
     the inputs or the target of an earlier job.
 
@@ -213,12 +214,12 @@ def _restore_file(
         image = decode_image(data, max_pixels=options.max_pixels)
         del data
         notes = image.notes
-        if options.format == "jpeg" and image.pixels.shape[2] in (2, 4):
-            raise ImageError("format: a JPEG has no alpha channel and this image has one; write PNG")
+        target = image.format if options.format == "same" else options.format
+        check_writable(target, image.pixels.shape[2], *image.pixels.shape[:2])
         restored = image.with_pixels(restore(image.pixels))
         del image
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        write_image(job.target, restored, None if options.format == "same" else options.format, quality=options.quality)
+        notes += write_image(job.target, restored, target, quality=options.quality)
     except (ImageError, NotEnoughMemory) as caught:
         error = str(caught)
     except Exception as caught:  # whatever one file does to the model or the disk, the others are still tried
@@ -238,7 +239,7 @@ def _expand(given: Path, out_dir: Path, skip: Callable[[Path, str], None]) -> li
         files = photographs_in(given, lambda path, reason: None if is_result(path) else skip(path, reason))
         files = [path for path in files if not is_result(path)]
         if not files:
-            raise FileNotFoundError("no PNG or JPEG files in this folder")
+            raise FileNotFoundError("no images in this folder")
         return [(path, path.relative_to(given)) for path in files]
     if not given.exists():
         raise FileNotFoundError("a link to nothing" if given.is_symlink() else "no such file or folder")

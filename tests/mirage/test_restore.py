@@ -15,7 +15,7 @@ from PIL import Image as PIL
 from torch import nn
 
 import mirage
-from mirage.images import ImageError, ImageFile, read_image, write_image
+from mirage.images import KNOWN, ImageError, ImageFile, read_image, write_image
 from mirage.restore import collect_jobs, fill_hidden, load_model, pad_to_multiple, restore_array, restore_files
 
 SIZES = [(1, 1), (7, 9), (8, 8), (33, 50), (1, 40), (40, 1)]
@@ -308,8 +308,8 @@ def test_a_bad_file_does_not_stop_the_others(tmp_path):
     errors = {o.source.name: o.error for o in outcomes}
     assert errors.pop("good.png") is None
     assert all(errors.values()), errors
-    assert "expected PNG or JPEG, got an empty file" in errors["empty.png"]
-    assert "expected PNG or JPEG" in errors["text.png"]
+    assert f"expected {KNOWN}, got an empty file" in errors["empty.png"]
+    assert f"expected {KNOWN}" in errors["text.png"]
     assert "broken PNG" in errors["truncated16.png"] and "broken JPEG" in errors["truncated.jpg"]
     assert "no such file" in errors["missing.png"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.png"]
@@ -362,7 +362,7 @@ def test_folders_keep_their_structure(tmp_path):
         assert all(o.error is None for o in outcomes)
     (tmp_path / "empty").mkdir()
     (outcome,) = run(Copy(), [tmp_path / "empty"], out)
-    assert "no PNG or JPEG files" in outcome.error
+    assert "no images in this folder" in outcome.error
 
 
 def test_earlier_results_are_replaced_and_failures_leave_them(tmp_path, monkeypatch):
@@ -385,10 +385,10 @@ def test_results_get_ordinary_permissions(tmp_path):
 
 
 def test_wrong_arguments(tmp_path):
-    with pytest.raises(ValueError, match="format: expected same, png, jpeg, got 'tiff'"):
-        collect_jobs([tmp_path], tmp_path, "tiff")
-    with pytest.raises(ImageError, match="format: expected one of png, jpeg, got 'tiff'"):
-        write_image(tmp_path / "a.tiff", ImageFile(noise((8, 8, 3))), "tiff")
+    with pytest.raises(ValueError, match="format: expected same, png, jpeg, tiff, webp, avif, heic, got 'gif'"):
+        collect_jobs([tmp_path], tmp_path, "gif")
+    with pytest.raises(ImageError, match="format: expected one of png, jpeg, tiff, webp, avif, heic, got 'gif'"):
+        write_image(tmp_path / "a.gif", ImageFile(noise((8, 8, 3))), "gif")
     with pytest.raises(ImageError, match=r"pixels: expected .* got \[8, 8, 3\] float64"):
         write_image(tmp_path / "a.png", ImageFile(np.zeros((8, 8, 3))))
 
@@ -413,5 +413,5 @@ def test_read_image_takes_the_content_for_what_it_is(tmp_path):
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     assert read_image(tmp_path / "a.png").format == "jpeg"
     PIL.fromarray(noise((8, 8, 3))).save(tmp_path / "b.bmp")
-    with pytest.raises(ImageError, match="expected PNG or JPEG, got a file that begins with 42 4d"):
+    with pytest.raises(ImageError, match=f"expected {KNOWN}, got a file that begins with 42 4d"):
         read_image(tmp_path / "b.bmp")
