@@ -96,13 +96,15 @@ def _print(found: Any, console: Any) -> None:
 
     from mirage.analyze.draw import PAPER_SIMILARITY, paper_rank
 
-    table = Table(title=f"Channels over {found.images} images", box=box.SIMPLE_HEAD)
+    title = f"Channels over {found.images} images: effective ranks, and cosines of channels"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("place")
-    for name in ("channels", "components with 90% of variance", "paper (T)", "entropy rank", "mean |cosine|"):
+    heads = ("channels", "90% of variance", "90% of energy", "paper (T)", "entropy rank", "mean |cosine|")
+    for name in heads:
         table.add_column(name, justify="right")
     for place, each in found.spectra.items():
-        table.add_row(place, str(each.channels), str(each.rank()), paper_rank(place), f"{each.entropy_rank:.1f}",
-                      f"{each.mean_similarity:.3f}")  # fmt: skip
+        table.add_row(place, str(each.channels), str(each.rank()), str(each.energy_rank()), paper_rank(place),
+                      f"{each.entropy_rank:.1f}", f"{each.mean_similarity:.3f}")  # fmt: skip
     console.print(table)
     if found.embeddings is None:
         console.print("no SPD head in these weights: no Figure 6", style="yellow")

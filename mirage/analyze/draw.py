@@ -76,10 +76,12 @@ def _figure4(analysis: Analysis) -> Table:
 
 
 def _ranks(analysis: Analysis) -> Table:
-    head = ("place", "channels", "components with 90% of the variance", "entropy rank", "mean |cosine| of channels",
+    head = ("place", "channels", "components with 90% of the variance",
+            "singular values with 90% of the energy", "entropy rank", "mean |cosine| of channels",
             "paper's effective rank (MIRAGE-T)")  # fmt: skip
     rows = [
-        (place, each.channels, each.rank(), each.entropy_rank, each.mean_similarity, paper_rank(place))
+        (place, each.channels, each.rank(), each.energy_rank(), each.entropy_rank, each.mean_similarity,
+         paper_rank(place))  # fmt: skip
         for place, each in analysis.spectra.items()
     ]
     return head, rows

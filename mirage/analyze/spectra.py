@@ -71,8 +71,13 @@ class Spectrum:
         return np.cumsum(self.variances) / total if total > 0 else np.zeros_like(self.variances)
 
     def rank(self, share: float = 0.9) -> int:
-        """How many principal components hold ``share`` of the variance: the paper's effective rank, at 0.9."""
+        """How many principal components hold ``share`` of the variance."""
         return int(np.searchsorted(self.explained, share - 1e-12) + 1) if self.explained[-1] > 0 else 0
+
+    def energy_rank(self, share: float = 0.9) -> int:
+        """How many singular values hold ``share`` of the sum of squares: as `rank`, of the matrix as it is."""
+        energy = np.cumsum(self.singular**2)
+        return int(np.searchsorted(energy, (share - 1e-12) * energy[-1]) + 1) if energy[-1] > 0 else 0
 
     @property
     def entropy_rank(self) -> float:

@@ -250,10 +250,15 @@ def crop_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """An image file as ``[H, W, 3]``, float64 in [0, 1]."""
+    """An image file as ``[H, W, 3]``, float64 in [0, 1]: grey in all three channels, alpha left out.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
     pixels = read_image(path).pixels
     colours = pixels[..., : 1 if pixels.shape[2] <= 2 else 3]
-    return np.broadcast_to(colours, (*colours.shape[:2], 3)) / float(np.iinfo(pixels.dtype).max)
+    scale = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
+    return np.broadcast_to(colours, (*colours.shape[:2], 3)) / scale
 
 
 def _settings(seed: int, noise: str, crop: int) -> dict[str, Any]:

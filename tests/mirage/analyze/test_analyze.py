@@ -65,7 +65,7 @@ def test_channels_that_are_one():
     moments = Moments(3)
     moments.add(np.stack([line, -2 * line, 3 * line]))
     spectrum = moments.spectrum()
-    assert spectrum.rank() == 1
+    assert spectrum.rank() == spectrum.energy_rank() == 1
     assert spectrum.mean_similarity == pytest.approx(1)
     np.testing.assert_allclose(spectrum.similarity, [[1, -1, 1], [-1, 1, -1], [1, -1, 1]], atol=1e-12)
     assert spectrum.entropy_rank == pytest.approx(1, abs=1e-5)
@@ -75,7 +75,14 @@ def test_channels_that_are_zero():
     moments = Moments(2)
     moments.add(np.zeros((2, 9)))
     spectrum = moments.spectrum()
-    assert (spectrum.rank(), spectrum.entropy_rank, spectrum.mean_similarity) == (0, 0, 0)
+    assert (spectrum.rank(), spectrum.energy_rank(), spectrum.entropy_rank, spectrum.mean_similarity) == (0, 0, 0, 0)
+
+
+def test_a_mean_that_channels_share_is_one_singular_value_and_no_variance():
+    moments = Moments(4)
+    moments.add(np.random.default_rng(4).standard_normal((4, 500)) + 30)
+    spectrum = moments.spectrum()
+    assert (spectrum.rank(), spectrum.energy_rank()) == (4, 1)
 
 
 def test_similarity_on_and_off_the_diagonal():
@@ -141,7 +148,7 @@ def test_the_command_draws_and_writes(model, tmp_path):
     arguments = ["analyze", tmp_path, "--weights", tmp_path / "w.safetensors", "-o", out, "--size", 32, "--sigma", 25]
     result = CliRunner().invoke(main, [str(each) for each in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert "Channels over 2 images" in result.output and "16x16 pixels are less than --size 32" in result.output
+    assert "Channels over 2 images:" in result.output and "16x16 pixels are less than --size 32" in result.output
     assert "31 of 192" in result.output and "off-diagonal" in result.output
     for figure in (3, 4, 5, 6):
         drawn = read_image(out / f"figure{figure}.png").pixels

@@ -121,6 +121,13 @@ def test_grey_alpha_and_16_bits_are_rgb_in_0_1(tmp_path):
     np.testing.assert_allclose(target, np.repeat(pixels[..., :1] / 65535, 3, axis=2), atol=1e-7)
 
 
+def test_float_images_are_taken_as_they_are(tmp_path):
+    values = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)
+    write_image(tmp_path / "a.tiff", ImageFile(values), "tiff")
+    _, target = prepare(tasks_of(tmp_path)[0].set.items[0], 25)
+    np.testing.assert_array_equal(target, values)
+
+
 def test_a_network_gets_the_image_as_it_is(clean, weights):
     method = Network(weights, fast=False)
     assert method.label == "mini"
