@@ -64,7 +64,8 @@ def fit(image: ImageFile, format: str) -> tuple[ImageFile, tuple[str, ...]]:
         what = "float32" if depth == 32 else f"{depth} bits"
         notes.append(f"samples of {what} rounded to {target} bits, for {spec.title}")
     if pixels.dtype == np.float32 and target != 32:
-        pixels = scaled(pixels, 8 if target == 8 else 16)
+        pixels = scaled(pixels, target)
+        pixels = pixels if target in (8, 16) else scaled(pixels, 16, target)
     elif target == 8 and pixels.dtype == np.uint16:
         pixels = scaled(pixels, 8)
     if pixels.shape[2] <= 2 and not spec.grey:

@@ -107,6 +107,8 @@ def exif_of_tiff(data: bytes, notes: list[str]) -> bytes | None:
     directory = first_directory(data)
     if directory is None:
         return None
+    if directory.lost:
+        notes.append(f"EXIF left out in part: {directory.lost} of its first entries cannot be read")
     big = data[2:4] in (b"+\0", b"\0+")
     kept = _with_children(data, replace(directory, entries=tuple(filter(_describes, directory.entries))), big)
     entries = [entry for entry in kept.entries if entry.tag not in (EXIF_IFD, GPS_IFD) or entry.children is not None]

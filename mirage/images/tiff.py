@@ -100,7 +100,7 @@ def encode_tiff(image: ImageFile) -> tuple[bytes, tuple[str, ...]]:
     order = ">" if exif is not None and exif[:2] == b"MM" else "<"
     buffer = io.BytesIO(_empty_page(exif or {"<": b"II*\0", ">": b"MM\0*"}[order] + bytes(4), order))
     scheme = SCHEMES[image.compression or "deflate"]
-    density = density_of(image)
+    density = density_of(image) or Metadata(exif=exif).resolution()  # tifffile says 1 dot where it is told nothing
     grey = pixels.shape[2] <= 2
     with tifffile.TiffWriter(buffer, append=True) as writer:
         writer.write(
