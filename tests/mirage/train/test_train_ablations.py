@@ -15,6 +15,9 @@ from mirage.cli import main
 from mirage.train import ABLATIONS, ConfigError, Run, build_loss, build_network
 from mirage.train.ablations import PartialMixer, ablate, find_ablation
 
+for _module in ("lightning_fabric", "yaml", "PIL"):
+    pytest.importorskip(_module, reason="the extra [train] is not installed")
+
 
 def test_the_whole_mixer_is_the_references():
     torch.manual_seed(0)

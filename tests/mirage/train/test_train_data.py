@@ -19,6 +19,9 @@ from mirage.train.data.pictures import Picture, Reader
 from mirage.train.data.rain import rain_streaks
 from mirage.train.data.samples import draw_mode
 
+for _module in ("yaml", "fsspec", "braceexpand"):
+    pytest.importorskip(_module, reason="the extra [train] is not installed")
+
 
 def pixels(path):
     return np.asarray(Image.open(path).convert("RGB"))
