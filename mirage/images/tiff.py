@@ -7,8 +7,10 @@ tifffile can add a picture to a file that begins with the block, so it does.
 from __future__ import annotations
 
 import io
+import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ __all__ = ["decode_tiff", "encode_tiff", "tiff_header"]
 
 WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = 256, 257, 258, 259, 262, 277, 339
 SUB_FILE, OFFSETS, ROWS_PER_STRIP, BYTE_COUNTS, TILE_OFFSETS, TILE_BYTE_COUNTS = 254, 273, 278, 279, 324, 325
+PLANES, TILE_WIDTH, TILE_LENGTH = 284, 322, 323
 EXTRA_SAMPLES, INK_SET, SUB_DIRECTORIES, SUBSAMPLING, XMP, PROFILE, DNG_VERSION = 338, 332, 330, 530, 700, 34675, 50706
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 KINDS = {
@@ -63,7 +66,7 @@ def decode_tiff(data: bytes) -> ImageFile:
     if directory is None:
         raise ImageError("broken TIFF: its first directory is not there")
     header = _header(directory)
-    _check_whole(directory, len(data))
+    _check_whole(directory, header, len(data))
     metadata = Metadata()
     metadata.exif = exif_of_tiff(data, metadata.notes)
     metadata.xmp = _bytes(directory, XMP)
@@ -173,11 +176,21 @@ def _alpha(directory: Directory) -> int | None:
     return next((i for i, meaning in enumerate(extra) if meaning in (ASSOCIATED, UNASSOCIATED)), None)
 
 
-def _check_whole(directory: Directory, length: int) -> None:
-    for offsets, counts in ((OFFSETS, BYTE_COUNTS), (TILE_OFFSETS, TILE_BYTE_COUNTS)):
-        ends = zip(directory.numbers(offsets), directory.numbers(counts), strict=False)
-        if any(offset + count > length for offset, count in ends):
-            raise ImageError("broken TIFF: image file is truncated")
+def _check_whole(directory: Directory, header: ImageHeader, length: int) -> None:
+    """Raise ImageError where strips or tiles are missing or cut off: tifffile makes them black."""
+    tiled = directory.get(TILE_OFFSETS) is not None
+    places = directory.numbers(TILE_OFFSETS if tiled else OFFSETS)
+    counts = directory.numbers(TILE_BYTE_COUNTS if tiled else BYTE_COUNTS) or (1,) * len(places)
+    down = directory.numbers(TILE_LENGTH if tiled else ROWS_PER_STRIP, (header.height,))[0]
+    across = directory.numbers(TILE_WIDTH, (header.width,))[0] if tiled else header.width
+    planes = directory.numbers(SAMPLES, (1,))[0] if directory.numbers(PLANES, (1,))[0] == 2 else 1
+    if not down or not across:
+        raise ImageError("broken TIFF: its strips or tiles have no size")
+    needed = -(-header.height // min(down, header.height)) * -(-header.width // across) * planes
+    if len(places) < needed or len(counts) != len(places):
+        raise ImageError(f"broken TIFF: {min(len(places), len(counts))} strips or tiles of {needed} are there")
+    if any(place + count > length for place, count in zip(places, counts, strict=True)):
+        raise ImageError("broken TIFF: image file is truncated")
 
 
 def _pixels(
@@ -187,7 +200,7 @@ def _pixels(
     import tifffile
 
     kind, (bits, floating) = _kind(directory), _sample(directory)
-    with tifffile.TiffFile(io.BytesIO(data)) as opened:
+    with _quiet(), tifffile.TiffFile(io.BytesIO(data)) as opened:
         page: Any = opened.pages[0]
         pages = _number_of(opened.pages.__len__)
         if pages > 1:
@@ -238,6 +251,18 @@ def _rgb_of_ycbcr(samples: np.ndarray, directory: Directory) -> np.ndarray:
     if set(directory.numbers(SUBSAMPLING, (2, 2))) != {1}:
         raise ImageError("a TIFF of YCbCr with subsampled colours, not compressed as JPEG, is not read")
     return np.array(PIL.fromarray(np.ascontiguousarray(samples[..., :3]), "YCbCr").convert("RGB"))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep tifffile from printing what it thinks of tags that the picture does without."""
+    logger = logging.getLogger("tifffile")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _in_range(samples: np.ndarray, notes: list[str]) -> np.ndarray:

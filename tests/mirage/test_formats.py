@@ -33,10 +33,12 @@ from exif_blocks import (
 )
 from PIL import Image as PIL
 from PIL import ImageCms, ImageOps
+from torch import nn
 
 from mirage.images import (
     FORMAT_SPECS,
     FORMATS,
+    SUFFIXES,
     ImageError,
     ImageFile,
     ImageTooLarge,
@@ -48,6 +50,7 @@ from mirage.images import (
     write_image,
 )
 from mirage.images.boxes import add_metadata, read_heif
+from mirage.restore import collect_jobs, restore_files
 
 imagecodecs = pytest.importorskip("imagecodecs")
 tifffile = pytest.importorskip("tifffile")
@@ -375,6 +378,55 @@ REFUSED = {
 def test_refusals_name_what_it_is(message, data) -> None:
     with pytest.raises(ImageError, match=message):
         decode_image(data())
+
+
+def test_tiffs_without_some_of_their_strips_are_refused_not_black() -> None:
+    data = tiff(scene(), metadata=None, rowsperstrip=8)
+    assert np.array_equal(decode_image(data).pixels, scene())
+    for tag, message in ((273, "0 strips or tiles of 4"), (278, "4 strips or tiles of 32")):
+        at = data.index(struct.pack("<H", tag), struct.unpack_from("<I", data, 4)[0])
+        kind, count = struct.unpack_from("<HI", data, at + 2)
+        broken = struct.pack("<HHI", 60000, kind, count) if tag == 273 else struct.pack("<HHIH", tag, kind, count, 1)
+        with pytest.raises(ImageError, match=message):
+            decode_image(data[:at] + broken + data[at + len(broken) :])
+
+
+def test_grids_of_tiles_are_one_picture() -> None:
+    y, x = np.mgrid[0:200, 0:150]
+    pixels = np.stack([x, y, 255 - x - y // 4], 2).clip(0, 255).astype(np.uint8)
+    turn = block([entry(ORIENTATION, SHORT, b"\6\0")])
+    data = saved(PIL.fromarray(pixels), "heic", quality=95, chroma=444, tile_size=64, icc_profile=ICC, exif=turn)
+    assert len(read_heif(data).items) > 10
+    header, image = read_header(data), decode_image(data)
+    assert (header.format, header.height, header.width, header.channels) == ("heic", 200, 150, 3)
+    assert farthest(image.pixels, np.rot90(pixels, -1)) <= 4 and image.icc_profile == ICC and image.notes == ()
+
+
+class Copy(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def test_a_folder_of_all_formats_is_restored(tmp_path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for given, suffix in FORMATS.items():
+        (folder / f"{given}{suffix}").write_bytes(source(given, 6))
+    (folder / "deep.png").write_bytes(png(scene().astype(np.uint16) * 257))
+    for format in ("same", *FORMATS):
+        jobs = collect_jobs([folder], tmp_path / format, format)
+        assert len(jobs) == len(FORMATS) + 1 or format != "same"
+        for outcome in restore_files(Copy(), jobs, format=format):
+            if outcome.error is not None:  # deep.png beside png.jpg, ...
+                assert "its output" in outcome.error
+                continue
+            image = decode_image(outcome.target.read_bytes())
+            given = SUFFIXES[outcome.source.suffix]
+            assert image.format == (given if format == "same" else format) == SUFFIXES[outcome.target.suffix]
+            deep = outcome.source.stem == "deep" and image.format not in ("png", "tiff")
+            assert len(outcome.notes) == deep and all("16 bits rounded to" in note for note in outcome.notes)
+            found = image.pixels if image.pixels.dtype == np.uint8 else np.rint(image.pixels / 257)
+            assert farthest(found, scene()) <= TOLERANCE[given] + TOLERANCE[image.format]
 
 
 def test_animations_are_read_by_their_first_picture() -> None:
