@@ -59,8 +59,9 @@ class Lines:
     def elements(self) -> int:
         return self.channels * self.capacity * self.width
 
-    def allocate(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._buffer = torch.empty(1, self.channels, self.capacity, self.width, dtype=dtype, device=device)
+    def take(self, memory: Tensor) -> None:
+        """Hold rows in `memory`, of :attr:`elements`."""
+        self._buffer = memory.view(1, self.channels, self.capacity, self.width)
 
     def release(self) -> None:
         """Forget rows and users, which know these lines too: so the memory is free at once."""

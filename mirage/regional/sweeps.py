@@ -29,7 +29,7 @@ __all__ = ["Settings", "run"]
 Source = Callable[[int, int], Tensor]
 Sink = Callable[[int, Tensor], None]
 STRIPS_SHARE = 3  # strips take at most this part of the memory, maps the rest
-FEWEST_ROWS, MOST_ROWS = 8, 256  # of a strip that is not prescribed
+FEWEST_ROWS, MOST_ROWS = 8, 64  # of a strip that is not prescribed; of more the kernels gain nothing
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class _Run:
         self.sweeps = list(_sweeps(steps))
         self.kept: dict[str, FeatureMap] = {}
         self.state = _State()
+        self.memory = torch.empty(0)
         strips, maps = self._share_memory(settings)
         self.strips = strips
         self.storage = Storage(settings.scratch, maps)
@@ -147,8 +148,7 @@ class _Run:
         """Runs `steps` over what is stored, and stores what `following`, a block, takes."""
         rows = self.settings.rows or self._rows(steps, following)
         chain = self._chain(steps, following, rows)
-        for each in chain.lines:
-            each.allocate(self.dtype, self.device)
+        self._give_memory(chain)
         start, state = chain.lines[0], self.state
         while start.stop < start.height:
             count, first = min(rows, start.height - start.stop), start.stop
@@ -160,6 +160,17 @@ class _Run:
         self.state = chain.state
         if chain.summing is not None and isinstance(following, Block):
             chain.state.statistics = chain.summing.statistics(self.dtype, following.weights.bn_eps)
+
+    def _give_memory(self, chain: _Chain) -> None:
+        """The same for all sweeps: every page of new memory would be a fault."""
+        needed = sum(each.elements for each in chain.lines)
+        if self.memory.numel() < needed:
+            self.memory = torch.empty(0)
+            self.memory = torch.empty(needed, dtype=self.dtype, device=self.device)
+        at = 0
+        for each in chain.lines:
+            each.take(self.memory[at : at + each.elements])
+            at += each.elements
 
     def _load(self, first: int, into: Tensor, state: _State) -> None:
         if not state.maps:
