@@ -121,7 +121,10 @@ class FeatureMap:
         height = self.shape[1] - self._rows
 
         def channel(i: int) -> None:
-            _transfer(fd, memoryview(lines[i]).cast("B"), (i * height + first) * self._row, reading)
+            lines_of, at = memoryview(lines[i]).cast("B"), (i * height + first) * self._row
+            _transfer(fd, lines_of, at, reading)
+            if reading:
+                _read_ahead(fd, at + len(lines_of), min(values.shape[1], height - first - values.shape[1]) * self._row)
 
         self._storage.each(channel, self.shape[0])
 
@@ -133,6 +136,13 @@ def _transfer(fd: int, buffer: memoryview, offset: int, reading: bool) -> None:
         if count <= 0:
             raise OSError(errno.EIO, "the scratch file ends before its map does")
         buffer, offset = buffer[count:], offset + count
+
+
+def _read_ahead(fd: int, offset: int, size: int) -> None:
+    """Starts to read the next strip from the disk, where it is not in the system's cache: channels lie too far apart in
+    a file for the system to see what comes next."""
+    if size > 0 and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 def _reserve(fd: int, size: int, folder: Path) -> None:
