@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -31,10 +34,20 @@ DECLINED = {name: f"parts of a map have no kernel in {name}" for name in ("trito
 
 def _choose(operator: str, x: Tensor) -> str:
     impl = dispatch.choose(operator, x, DECLINED)
-    if impl == "cpp" and not hasattr(dispatch.native, "mixer_stage_sums"):  # built from older sources
+    if impl == "cpp" and not hasattr(dispatch.native, "mixer_stage_sums"):
+        _tell_of_old_library()
         impl = "torch"
     dispatch.record(operator, impl)
     return impl
+
+
+@functools.cache
+def _tell_of_old_library() -> None:
+    warnings.warn(
+        "the C++ library was built from older sources, which had no kernels for parts of a map: PyTorch runs these, "
+        "several times slower; build it again (make setup)",
+        stacklevel=3,
+    )
 
 
 @torch.no_grad()

@@ -235,3 +235,16 @@ def test_what_ran_is_recorded(impl):
     in_strips(x, weights, 7)
     for operator in ("mixer_stage_sums", "mixer_stage_statistics", "mixer_stage_apply"):
         assert mirage_kernels.last_used(operator) == impl
+
+
+def test_a_library_of_older_sources_is_told_of(monkeypatch):
+    require("cpp")
+    from mirage_kernels._runtime import dispatch
+    from mirage_kernels.regions import op
+
+    x, weights, *_ = mixer_case((1, 12, 6, 5, 2))
+    monkeypatch.setattr(dispatch, "native", object())
+    op._tell_of_old_library.cache_clear()
+    with pytest.warns(UserWarning, match="the C\\+\\+ library was built from older sources"):
+        regions.mixer_stage_sums(x, weights, Window(6, 5), (0, 6), (0, 5))
+    assert mirage_kernels.last_used("mixer_stage_sums") == "torch"
