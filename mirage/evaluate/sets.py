@@ -22,7 +22,7 @@ __all__ = ["INPUTS", "TARGETS", "ImageSet", "Item", "find_sets", "target_of"]
 INPUTS = ("input", "inputs", "lq", "LQ", "low", "degraded", "rainy", "rain", "hazy", "haze", "blur", "blurry", "noisy",
           "data", "synthetic", "raw", "raw-890", "raw_890")  # fmt: skip
 TARGETS = ("target", "targets", "gt", "GT", "clean", "clear", "sharp", "high", "groundtruth", "ground_truth", "norain",
-           "reference", "reference-890", "reference_890", "HQ", "HR")  # fmt: skip
+           "original", "reference", "reference-890", "reference_890", "HQ", "HR")  # fmt: skip
 RENAMED = (("rain", "clean"), ("rain", "norain"), ("noisy", "clean"), ("low", "normal"), ("low", "high"),
            ("blur", "sharp"), ("hazy", "clear"), ("hazy", "GT"), ("NOISY", "GT"), ("lq", "gt"))  # fmt: skip
 """What stands in an input's name where its target's has another word."""
@@ -124,6 +124,7 @@ def _from_list(name: str, file: Path, root: Path) -> ImageSet:
     """A text file's images; a path below a folder called as `INPUTS` are is an input, its target beside that folder."""
     items: list[Item] = []
     skipped: list[tuple[Path, str]] = []
+    targets: dict[Path, dict[str, Path]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.replace(",", " ").split()
         if not fields or line.lstrip().startswith("#"):
@@ -137,8 +138,10 @@ def _from_list(name: str, file: Path, root: Path) -> ImageSet:
             skipped.append((missing, "no such file"))
         elif len(fields) == 2:
             items.append(Item(label, second, first))
-        elif (folder := _beside(first)) is not None:
-            target = target_of(first.stem, {path.stem: path for path in sorted(folder.iterdir())})
+        elif (folder := _beside(first, root)) is not None:
+            if folder not in targets:
+                targets[folder] = {path.stem: path for path in sorted(folder.iterdir())}
+            target = target_of(first.stem, targets[folder])
             if target is None:
                 skipped.append((first, f"no target for it in {folder}"))
             else:
@@ -152,11 +155,13 @@ def _from_list(name: str, file: Path, root: Path) -> ImageSet:
     return ImageSet(name, tuple(items), clean=kinds.pop(), skipped=tuple(skipped))
 
 
-def _beside(path: Path) -> Path | None:
-    """The folder of targets beside an input's folder."""
-    if path.parent.name not in INPUTS:
+def _beside(path: Path, root: Path) -> Path | None:
+    """The folder of targets beside the folder of inputs, below ``root``, that an input lies in."""
+    below = [folder for folder in path.parents if root in folder.parents]
+    above = next((folder for folder in below if folder.name in INPUTS), None)
+    if above is None:
         return None
-    return next((folder for each in TARGETS if (folder := path.parent.parent / each).is_dir()), None)
+    return next((folder for each in TARGETS if (folder := above.parent / each).is_dir()), None)
 
 
 def _images(folder: Path, skipped: list[tuple[Path, str]]) -> dict[str, Path]:

@@ -94,6 +94,11 @@ def test_lists(tmp_path):
     assert names(clean) == [("clean/a", None, "a.png")] and clean.clean
     (pairs,) = find_sets("P", tmp_path / "lists" / "pairs.txt", root=tmp_path)
     assert names(pairs) == [("rainy/rain-1", "rain-1.png", "norain-1.png")]
+    picture(tmp_path / "hazy" / "synthetic" / "part1" / "0025_0.8_0.04.png")
+    picture(tmp_path / "hazy" / "original" / "0025.png")
+    (tmp_path / "lists" / "hazy.txt").write_text("synthetic/part1/0025_0.8_0.04.png\n")
+    (hazy,) = find_sets("H", tmp_path / "lists" / "hazy.txt", root=tmp_path / "hazy")
+    assert names(hazy) == [("synthetic/part1/0025_0.8_0.04", "0025_0.8_0.04.png", "0025.png")]
     (tmp_path / "both.txt").write_text("clean/a.png\nrainy/rain-1.png\n")
     with pytest.raises(ValueError, match="set B: inputs with and without targets, which are two sets"):
         find_sets("B", tmp_path / "both.txt")
