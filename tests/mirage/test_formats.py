@@ -516,6 +516,37 @@ def test_colours_said_by_number_are_carried_where_they_can_be() -> None:
         )
 
 
+def grey_inks() -> bytes:
+    """A colour profile by which every mixture of inks is one middle grey (L* 53.7), but for black ink."""
+    fixed = [struct.pack(">i", round(number * 65536)) for number in (1, 0, 0, 0, 1, 0, 0, 0, 1)]
+    ramps = bytes(range(256))
+    table = (
+        b"mft1"
+        + bytes(4)
+        + bytes([4, 3, 2, 0])
+        + b"".join(fixed)
+        + ramps * 4
+        + bytes([137, 128, 128, 0, 128, 128]) * 8
+        + ramps * 3
+    )
+    white = b"".join(struct.pack(">i", round(number * 65536)) for number in (0.9642, 1, 0.8249))
+    tags = {b"A2B0": table, b"wtpt": b"XYZ " + bytes(4) + white}
+    at, packed, listed = 132 + 12 * len(tags), b"", b""
+    for name, body in tags.items():
+        listed += name + struct.pack(">II", at + len(packed), len(body))
+        packed += body + bytes(-len(body) % 4)
+    header = struct.pack(">I4sI4s4s4s12s4s28s12s48s", at + len(packed), b"", 0x02400000, b"prtr", b"CMYK", b"Lab ",
+                         bytes(12), b"acsp", b"", white, b"")  # fmt: skip
+    return header + struct.pack(">I", len(tags)) + listed + packed
+
+
+@pytest.mark.parametrize("format", ["jpeg", "tiff"])
+def test_cmyk_becomes_srgb_by_its_profile(format) -> None:
+    image = decode_image(saved(PIL.new("CMYK", (9, 9), (0, 255, 255, 0)), format, icc_profile=grey_inks()))
+    assert farthest(image.pixels, np.full((9, 9, 3), 128)) <= 1
+    assert image.icc_profile is None and image.notes == ("CMYK made sRGB by the file's colour profile",)
+
+
 @pytest.mark.parametrize("format", ["jpeg", "tiff"])
 def test_cmyk_says_how_it_became_rgb(format) -> None:
     cmyk = PIL.new("CMYK", (9, 9), (0, 255, 255, 0))
