@@ -223,7 +223,10 @@ def _format(data: bytes) -> str:
 
 def _call(function: str, format: str, *arguments):
     """A function of the module that reads and writes a format."""
-    return getattr(importlib.import_module(f"mirage.images.{_CODECS.get(format, format)}"), function)(*arguments)
+    try:
+        return getattr(importlib.import_module(f"mirage.images.{_CODECS.get(format, format)}"), function)(*arguments)
+    except ImportError as error:  # a build of a library without this format
+        raise ImageError(f"{_title(format)} cannot be read or written here: {error}") from error
 
 
 def _title(format: str) -> str:
