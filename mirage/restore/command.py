@@ -8,16 +8,17 @@ from typing import Any
 
 import click
 
-from mirage.commands.common import FOLDER, KEY, WEIGHTS, device_named, reading_weights, require
+from mirage.commands.common import KEY, WEIGHTS, device_named, reading_weights, require
+from mirage.distributed.command import ray_options, restore_with_ray
 
 __all__ = ["restore"]
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=click.Path())
 @WEIGHTS
 @KEY
-@click.option("-o", "--out", "out_dir", required=True, type=FOLDER, help="Output folder.")
+@click.option("-o", "--out", "out_dir", required=True, type=click.Path(file_okay=False), help="Output folder.")
 @click.option(
     "--format",
     "format_",
@@ -37,7 +38,8 @@ __all__ = ["restore"]
 @click.option("--fast/--reference", default=True, show_default=True, help="The fast modules, or plain PyTorch.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of PyTorch.  [default: its own choice]")
-def restore(inputs, weights, key, out_dir, format_, quality, max_pixels, check_memory, fast, device, threads):
+@ray_options
+def restore(inputs, weights, key, out_dir, format_, quality, max_pixels, check_memory, fast, device, threads, **ray):
     """Restore image files, or all image files in folders, into a folder.
 
     PNG, JPEG, TIFF, WebP, AVIF and HEIC, 8 and 16 bits, grey or RGB. Alpha is copied through, grey files stay grey (a
@@ -46,7 +48,13 @@ def restore(inputs, weights, key, out_dir, format_, quality, max_pixels, check_m
     replace earlier results, never an input. A file that fails is reported and the others are still done; the exit
     status is then 1. Pictures in other formats, sidecars of macOS (._a.jpg) and links to nothing are skipped in
     folders, and named.
+
+    With --engine ray, IN and OUT may also be URLs (s3://bucket/in), a manifest says what became of each file, and what
+    is done is left alone (docs/scale-out.md).
     """
+    if ray.pop("engine") == "ray":
+        ray.update(key=key, format=format_, quality=quality, max_pixels=max_pixels)
+        sys.exit(restore_with_ray(inputs, out_dir, weights, restorer={"fast": fast, "device": device}, **ray))
     import torch
 
     require("images", "PIL", "imagecodecs", "tifffile")
@@ -55,7 +63,7 @@ def restore(inputs, weights, key, out_dir, format_, quality, max_pixels, check_m
     if threads:
         torch.set_num_threads(threads)
     skipped: list[tuple[Path, str]] = []
-    jobs = collect_jobs(inputs, out_dir, format_, on_skip=lambda *file: skipped.append(file))
+    jobs = collect_jobs(map(Path, inputs), Path(out_dir), format_, on_skip=lambda *file: skipped.append(file))
     with reading_weights():
         restorer = Restorer(weights, fast=fast, device=device_named(device), key=key)
     options: dict[str, Any] = {"format": format_, "quality": quality, "check_memory": check_memory}
