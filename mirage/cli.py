@@ -16,6 +16,7 @@ from mirage.commands.export import export
 from mirage.commands.table6 import table6
 from mirage.commands.tune import tune
 from mirage.commands.version import version
+from mirage.demo.command import demo
 from mirage.evaluate.command import evaluate
 from mirage.restore.command import restore
 from mirage.train.command import train
@@ -29,6 +30,7 @@ def main() -> None:
 
 
 main.add_command(analyze)
+main.add_command(demo)
 main.add_command(doctor)
 main.add_command(evaluate)
 main.add_command(export)

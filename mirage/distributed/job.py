@@ -58,7 +58,7 @@ def restore(
     format: str = "same",
     quality: int = 95,
     max_pixels: int | None = None,
-    manifest: str | None = None,
+    manifest: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
     address: str | None = None,
@@ -104,7 +104,7 @@ def restore(
     given = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
     places = tuple(Place(os.fspath(one), storage_options or {}) for one in given)
     target = Place(os.fspath(out), storage_options or {})
-    records = Place(manifest or f"{os.fspath(out).rstrip('/')}/{MANIFEST}", storage_options or {})
+    records = Place(os.fspath(manifest or f"{os.fspath(out).rstrip('/')}/{MANIFEST}"), storage_options or {})
     _check(places, target, records, format, quality, batch, retries)
     network = _network(weights, key)
     chosen = {name: value for name, value in (restorer or {}).items() if value is not None}

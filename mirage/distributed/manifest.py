@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import posixpath
 import secrets
 import time
@@ -142,7 +143,7 @@ def _parts(place: Place, columns: list[str] | None = None) -> Iterator[tuple[Any
             yield future.result()
 
 
-def read_manifest(url: str, storage_options: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
+def read_manifest(url: str | os.PathLike[str], storage_options: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
     """The manifest as a ``pyarrow.Table``: the last row of each input, with the columns of `Record`.
 
     Args:
@@ -155,9 +156,9 @@ def read_manifest(url: str, storage_options: Mapping[str, Mapping[str, Any]] | N
     """
     import pyarrow as pa
 
-    tables = [table for table, _ in _parts(Place(url, storage_options or {}))]
+    tables = [table for table, _ in _parts(Place(os.fspath(url), storage_options or {}))]
     if not tables:
-        raise FileNotFoundError(f"no manifest at {url!r}")
+        raise FileNotFoundError(f"no manifest at {os.fspath(url)!r}")
     table = pa.concat_tables([part.replace_schema_metadata(None) for part in tables])
     last = {name: row for row, name in enumerate(table["input"].to_pylist())}
     return table.take(pa.array(sorted(last.values()), pa.int64()))

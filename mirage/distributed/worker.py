@@ -155,7 +155,8 @@ class Worker:
         if one.error is None:
             with _Step(one):
                 format = None if options.format == "same" else options.format
-                data = images.encode_image(one.image, format, quality=options.quality)
+                data, notes = images.encode_with_notes(one.image, format, quality=options.quality)
+                one.notes += notes
                 for attempt in range(one.attempt):
                     options.out.remove_temporary(task.target, f"{options.run}.{attempt}")
                 write = lambda: options.out.write(task.target, data, f"{options.run}.{one.attempt}")  # noqa: E731
