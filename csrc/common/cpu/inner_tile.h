@@ -2,6 +2,7 @@
 // channels spend no work on the halo. Depthwise convolutions read a tile with its halo and write an inner one.
 #pragma once
 
+#include "inside_plane.h"
 #include "tiles.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
@@ -189,6 +190,18 @@ inline void correlate(const A* x, int64_t x_stride, const A* g, int64_t g_stride
     correlate_taps<K, together>(x + ky * x_stride, x_stride, g, g_stride, rows, columns, sums + ky * K);
   }
   for (; ky < K; ++ky) correlate_taps<K, 1>(x + ky * x_stride, x_stride, g, g_stride, rows, columns, sums + ky * K);
+}
+
+// The same for a block that reaches outside the plane, where x is zero: the zeros are not multiplied where g is not finite.
+template <int K, class A>
+inline void correlate(const A* x, int64_t x_stride, const A* g, int64_t g_stride, int64_t rows, int64_t columns,
+                      const Outside& out, A* sums) {
+  A found[K * K] = {};
+  correlate<K>(x, x_stride, g, g_stride, rows, columns, found);
+  for (int i = 0; i < K * K; ++i) {
+    if (!is_finite(found[i])) found[i] = A(tap_sum(x, x_stride, g, g_stride, rows, columns, out, K, i / K, i % K));
+    sums[i] += found[i];
+  }
 }
 
 // The same tile with another halo.

@@ -5,6 +5,7 @@
 #include "common/cpu/dtypes.h"
 #include "common/cpu/gemm.h"
 #include "common/cpu/gradients.h"
+#include "common/cpu/inside_plane.h"
 #include "common/cpu/tiles.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
@@ -71,9 +72,10 @@ void convolve(const Tensor& x, const Matrix<P>& weights, const Tensor& y) {
   });
 }
 
-// total: [taps, M, C] (double) += the gradient of the weight.
-template <int K, class T>
-void add_weight_gradient(const Tensor& grad_y, const Tensor& x, double* total) {
+// total: [taps, M, C] (double) += add(tile, x, grad_y, sums) of every tile, `x` [C, outer] with its halo and `grad_y`
+// [M, inner] in lines as long as those of x, with zeros behind the last pixel.
+template <int K, class T, class Add>
+void sum_over_tiles(const Tensor& grad_y, const Tensor& x, double* total, const Add& add) {
   using A = Acc<T>;
   const int64_t C = x.size[1], M = grad_y.size[1];
   const Tiling tiling = Tiling::choose<A>(x.size[2], x.size[3], K / 2, C + M);
@@ -84,13 +86,41 @@ void add_weight_gradient(const Tensor& grad_y, const Tensor& x, double* total) {
     const Tile tile = tiling.tile<A>(unit % tiling.count());
     A *const in = scratch, *const grad = in + C * outer;
     load_tile(x.as<const T>() + sample * x.stride[0], x, tile, C, outer, in);
-    Tile lines = tile;  // as long as those of x, with zeros behind the last pixel
+    Tile lines = tile;
     lines.halo = 0;
     load_tile(grad_y.as<const T>() + sample * grad_y.stride[0], grad_y, lines, M, inner, grad);
+    add(tile, in, outer, grad, inner, sums);
+  });
+}
+
+// total: [taps, M, C] (double), zero, becomes the gradient of the weight.
+template <int K, class T>
+void weight_gradient(const Tensor& grad_y, const Tensor& x, double* total) {
+  using A = Acc<T>;
+  const int64_t C = x.size[1], M = grad_y.size[1], count = K * K * M * C;
+  sum_over_tiles<K, T>(grad_y, x, total, [&](const Tile& tile, const A* in, int64_t outer, const A* grad, int64_t inner,
+                                             A* sums) {
     for (int64_t tap = 0; tap < K * K; ++tap) {
       add_outer(grad, inner, M, in + tap / K * tile.stride + tap % K, outer, C, tile.inner_pixels, sums + tap * M * C, C);
     }
   });
+  if (K == 1 || all_finite(total, count)) return;
+  // A pixel of x or grad_y that is not finite has met the zeros around the plane or behind the lines of the other.
+  Buffer<double> again(count);
+  for (int64_t i = 0; i < count; ++i) again[i] = 0;
+  sum_over_tiles<K, T>(grad_y, x, again.get(), [&](const Tile& tile, const A* in, int64_t outer, const A* grad,
+                                                   int64_t inner, A* sums) {
+    const Outside out = outside(tile, K / 2);
+    for (int64_t i = 0; i < count; ++i) {
+      if (is_finite(total[i])) continue;
+      const int64_t tap = i / (M * C), m = i / C % M, c = i % C;
+      sums[i] += A(tap_sum(in + c * outer, tile.stride, grad + m * inner, tile.stride, tile.rows, tile.columns, out, K,
+                           tap / K, tap % K));
+    }
+  });
+  for (int64_t i = 0; i < count; ++i) {
+    if (!is_finite(total[i])) total[i] = again[i];
+  }
 }
 
 template <int K, class T>
@@ -102,7 +132,7 @@ void run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, c
   const int64_t matrix = weight.size[0] * weight.size[1];
   Buffer<double> total(K * K * matrix);
   for (int64_t i = 0; i < K * K * matrix; ++i) total[i] = 0;
-  add_weight_gradient<K, T>(grad_y, x, total.get());
+  weight_gradient<K, T>(grad_y, x, total.get());
   A* const to = grad_weight.as<A>();
   for (int64_t i = 0; i < matrix; ++i) {
     for (int64_t tap = 0; tap < K * K; ++tap) to[i * K * K + tap] = A(total[tap * matrix + i]);

@@ -2,6 +2,7 @@
 #include "cpu_kernels.h"
 
 #include "common/cpu/dtypes.h"
+#include "common/cpu/inside_plane.h"
 #include "common/cpu/parallel.h"
 #include "common/cpu/pixels.h"
 #include "cpu_blocks.h"
@@ -159,6 +160,31 @@ void reduce_lanes(const A* total, double* partial) {
   for (int64_t i = 0; i < K * K; ++i) partial[i] = double(sum<A>(load(total + i * L)));
 }
 
+// A unit's sums of the weight's gradient over the plane alone: `partial` again where it is not finite, because a gradient
+// of y that is not has met the zeros around x. padded_g, padded_x: scratch.
+template <class T>
+void sum_inside_plane(const Work& work, const Unit& unit, const Rows& rows, const Tensor& grad_y, const Tensor& x,
+                      Acc<T>* padded_g, Acc<T>* padded_x, double* partial) {
+  const int64_t K = work.kernel, halo = K / 2;
+  bool wrong[11 * 11];
+  for (int64_t i = 0; i < K * K; ++i) {
+    wrong[i] = !is_finite(partial[i]);
+    if (wrong[i]) partial[i] = 0;
+  }
+  for (int64_t first = unit.first; first < unit.last; first += rows.strip) {
+    const int64_t count = smaller(rows.strip, unit.last - first);
+    load_padded(unit.of<T>(grad_y), grad_y, rows, first, count, padded_g);
+    load_padded(unit.of<T>(x), x, rows, first - halo, count + K - 1, padded_x);
+    const Outside out = outside(first, 0, count, work.width, work.height, work.width, halo);
+    for (int64_t i = 0; i < K * K; ++i) {
+      if (wrong[i]) {
+        partial[i] += tap_sum(padded_x + rows.margin - halo, rows.stride, padded_g + rows.margin, rows.stride, count,
+                              work.width, out, K, i / K, i % K);
+      }
+    }
+  }
+}
+
 template <class T>
 void sum_segments(const Work& work, const double* partial, const Tensor& grad_weight) {
   const int64_t taps = work.kernel * work.kernel, planes = work.batch * work.channels;
@@ -202,7 +228,10 @@ void backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const
         correlate_from<K, 0>(padded_x + rows.margin - K / 2, g, rows.stride, work.width, count, total);
       }
     }
-    if (want_weight) reduce_lanes<K>(total, partial.get() + index * K * K);
+    if (!want_weight) return;
+    double* const sums = partial.get() + index * K * K;
+    reduce_lanes<K>(total, sums);
+    if (!all_finite(sums, K * K)) sum_inside_plane<T>(work, unit, rows, grad_y, x, padded_g, padded_x, sums);
   });
   if (want_weight) sum_segments<T>(work, partial.get(), grad_weight);
 }

@@ -5,6 +5,7 @@
 #include "cpu_kernels.h"
 
 #include "common/cpu/dtypes.h"
+#include "common/cpu/inside_plane.h"
 #include "common/cpu/parallel.h"
 #include "common/cpu/vec_math.h"
 
@@ -224,6 +225,22 @@ MIRAGE_INLINE void channel_gradients(const Ring<Acc<T>, R + 2>& grad_d, const Ri
   for (int k = 0; k < 9; ++k) store(sums + k * L, load(sums + k * L) + total[k]);
 }
 
+// The nine sums of channel_gradients for `rows` rows from `first` on, over the plane alone: neither the zeros around a nor
+// what the last vector holds behind grad_d count.
+template <class A, int N>
+__attribute__((noinline)) void sum_inside_plane(const Ring<A, N>& grad_d, const Ring<A, N>& a, int64_t first, int rows,
+                                                const Shape& s, A* sums) {
+  for (int tap = 0; tap < 9; ++tap) {
+    const int ky = tap / 3, shift = tap % 3 - 1;
+    const int64_t left = shift > 0 ? shift : 0, right = shift < 0 ? s.width + shift : s.width;
+    for (int i = 0; i < rows && left < right; ++i) {
+      const int64_t row = first + i + 1 - ky;  // of grad_d
+      if (row < 0 || row >= s.height) continue;
+      sums[tap] += dot(grad_d.row[i + 2 - ky] + left - shift, a.row[i] + left, right - left);
+    }
+  }
+}
+
 template <class T>
 void backward(const Tensor& grad_y, const Tensor& h, const Tensor& weight, const Tensor& grad_h,
               const Tensor& grad_weight) {
@@ -280,41 +297,50 @@ void backward(const Tensor& grad_y, const Tensor& h, const Tensor& weight, const
     };
 
     // Step by step: rows first .. first + R - 1 of grad_h need one more row of grad_d on each side, and those one
-    // more of a. The step before the first fills the buffers.
-    fill(0, u.begin - R);
-    fill(1, u.begin - R + 1);
-    for (int64_t first = u.begin - R; first < u.end; first += R) {
-      for (int i = 0; i < R; ++i) {
-        fill(i + 2, first + i + 2);
-        fill_g(i, first + i + 1);
-      }
-      for (int64_t x = 0; x < s.padded; x += L) {
-        Vec<A> d1[R], d2[R];
-        convolve<A, R>(a[0], x, w[0], d1);
-        convolve<A, R>(a[1], x, w[1], d2);
-#pragma GCC unroll 8
+    // more of a. The step before the first fills the buffers. Sums that are not finite are taken a second time.
+    A* const found = partial.get() + index * 18;
+    bool again = false;
+    while (true) {
+      fill(0, u.begin - R);
+      fill(1, u.begin - R + 1);
+      for (int64_t first = u.begin - R; first < u.end; first += R) {
         for (int i = 0; i < R; ++i) {
-          Vec<A> value, gradient;
-          vgelu_with_grad<A>(d1[i], value, gradient);
-          const Vec<A> gy = load(g.row[i] + x);
-          store(grad_d[0].row[i + 2] + x, gy * d2[i] * gradient);
-          store(grad_d[1].row[i + 2] + x, gy * value);
+          fill(i + 2, first + i + 2);
+          fill_g(i, first + i + 1);
         }
-      }
-      if (first >= u.begin) {
-        const int rows = u.end - first < R ? int(u.end - first) : R;
+        for (int64_t x = 0; x < s.padded; x += L) {
+          Vec<A> d1[R], d2[R];
+          convolve<A, R>(a[0], x, w[0], d1);
+          convolve<A, R>(a[1], x, w[1], d2);
+#pragma GCC unroll 8
+          for (int i = 0; i < R; ++i) {
+            Vec<A> value, gradient;
+            vgelu_with_grad<A>(d1[i], value, gradient);
+            const Vec<A> gy = load(g.row[i] + x);
+            store(grad_d[0].row[i + 2] + x, gy * d2[i] * gradient);
+            store(grad_d[1].row[i + 2] + x, gy * value);
+          }
+        }
+        if (first >= u.begin) {
+          const int rows = u.end - first < R ? int(u.end - first) : R;
+          for (int half = 0; half < 2; ++half) {
+            channel_gradients<T, R>(grad_d[half], a[half], slope[half], w[half], rows, s,
+                                    out[half] + first * s.width, sums + half * 9 * L);
+            if (again) sum_inside_plane(grad_d[half], a[half], first, rows, s, found + half * 9);
+          }
+        }
         for (int half = 0; half < 2; ++half) {
-          channel_gradients<T, R>(grad_d[half], a[half], slope[half], w[half], rows, s,
-                                  out[half] + first * s.width, sums + half * 9 * L);
+          a[half].advance();
+          slope[half].advance();
+          grad_d[half].advance();
         }
       }
-      for (int half = 0; half < 2; ++half) {
-        a[half].advance();
-        slope[half].advance();
-        grad_d[half].advance();
-      }
+      if (again) break;
+      for (int k = 0; k < 18; ++k) found[k] = sum<A>(load(sums + k * L));
+      if (all_finite(found, 18)) break;
+      for (int k = 0; k < 18; ++k) found[k] = A(0);
+      again = true;
     }
-    for (int k = 0; k < 18; ++k) partial[index * 18 + k] = sum<A>(load(sums + k * L));
   });
 
   T* const pw = static_cast<T*>(grad_weight.data);

@@ -128,7 +128,7 @@ class BackwardPass {
       for (int64_t j = 0; j < n; ++j) {
         const A* grad = k.grad_gated + (at + j) * O;
         correlate<3>(k.act + (at + j) * O + two + 1, two, grad + one + 1, one, k.tile.rows, k.tile.columns,
-                     sums + sums_.dwconv + (row + j) * 9);
+                     outside(k.tile, 1), sums + sums_.dwconv + (row + j) * 9);
         depthwise<3>(grad, one, turned_.get() + (row + j) * 9, k.grad_hidden + (at + j) * I, k.tile.rows,
                      k.tile.columns);
       }
