@@ -46,6 +46,9 @@ def _forward_kernel(
     b_x = tl.load(p_x + i_b * s_b + o_c[:, None] * s_c + pixels[None, :], mask=m, other=0.0).to(tl.float32)
     b_mean = tl.sum(b_x, 0) / C
     b_centred = tl.where(m_c[:, None], b_x - b_mean[None, :], 0.0)
+    b_rest = tl.sum(b_centred, 0) / C  # last bits of the mean: much of the deviation where that is small beside it
+    b_mean += b_rest
+    b_centred = tl.where(m_c[:, None], b_centred - b_rest[None, :], 0.0)
     b_rstd = 1.0 / tl.sqrt(tl.sum(b_centred * b_centred, 0) / C + eps)
     b_w = tl.load(p_weight + o_c, mask=m_c, other=0.0).to(tl.float32)
     b_b = tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)

@@ -16,6 +16,8 @@ from harness import (
 import mirage_kernels
 from mirage_kernels import channel_layer_norm
 from mirage_kernels.channel_layer_norm import cases, reference
+from mirage_kernels.feed_forward_stage import cases as feed_forward_stage
+from mirage_kernels.mixer_stage import cases as mixer_stage
 
 IMPLEMENTATIONS = ("cpp", "triton", "cuda")
 
@@ -113,6 +115,41 @@ def test_pairs_of_pixels(layout, wide, width):
     eager = evaluate(reference, inputs, grad)
     truth = evaluate(reference, in_float64(inputs), grad.double().cpu())
     assert_as_good_as_eager(torch.float16, results, eager, truth)
+
+
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+@pytest.mark.parametrize("channels", [24, 131])
+@pytest.mark.parametrize("ratio", [1e2, 1e3, 1e4])
+def test_a_mean_far_above_the_deviation(ratio, channels, impl):
+    """No further from the truth than eager is, although the mean's last bits are a good part of the deviation."""
+    require(impl)
+    x, weight, bias = inputs_of(2, channels, 5, 9)
+    x = (1000 + x.detach() / x.detach().std(1, keepdim=True) * (1000 / ratio)).requires_grad_()
+    inputs = [t.detach().to(device_of(impl)).requires_grad_() for t in (x, weight, bias)]
+    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
+    eager = evaluate(reference, inputs, grad)
+    truth = evaluate(reference, in_float64(inputs), grad.double().cpu())
+    with mirage_kernels.use(impl):
+        results = evaluate(channel_layer_norm, inputs, grad)
+    assert_as_good_as_eager(torch.float32, results, eager, truth)
+    assert relative_error(results[0], truth[0]) <= 2e-7 * ratio
+
+
+@pytest.mark.parametrize("impl", implementations(IMPLEMENTATIONS))
+@pytest.mark.parametrize("ratio", [1e2, 1e3, 1e4])
+@pytest.mark.parametrize("stage", [*feed_forward_stage.CASES, mixer_stage.EVAL], ids=lambda stage: stage.name)
+def test_a_mean_far_above_the_deviation_in_stages(stage, ratio, impl):
+    """Which begin with a norm of their own, forward and backward."""
+    require(impl)
+    inputs = [t.detach() for t in stage.inputs(stage.shapes[0], torch.float32, "cpu")]
+    inputs[0] = 1000 + inputs[0] / inputs[0].std(1, keepdim=True) * (1000 / ratio)
+    inputs = [t.to(device_of(impl)).requires_grad_() for t in inputs]
+    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
+    eager = evaluate(stage.reference, inputs, grad)
+    truth = evaluate(stage.reference, in_float64(inputs), grad.double().cpu())
+    with mirage_kernels.use(impl):
+        results = evaluate(stage.public, inputs, grad)
+    assert_as_good_as_eager(torch.float32, results, eager, truth)
 
 
 def test_errors_name_the_argument():

@@ -6,6 +6,16 @@
 
 namespace mirage::cpu::MIRAGE_ISA {
 
+// A mean that was summed in one go is off by some of its last bits, which is a good part of the deviation where that is
+// small beside the mean. From the averages of the deviations and of their squares: corrects the mean, and returns the
+// variance around it.
+template <class A>
+MIRAGE_INLINE Vec<A> correct_mean(Vec<A>& mean, Vec<A> deviation, Vec<A> square) {
+  mean += deviation;
+  const Vec<A> variance = square - deviation * deviation;
+  return select<A>(variance >= A(0), variance, square);  // rounding, or infinite squares
+}
+
 // Buffers are [channels, stride]; `pixels` of each row are whole vectors, of which `valid` pixels count.
 template <class A>
 struct NormTile {
@@ -18,14 +28,16 @@ struct NormTile {
     const A inverse = A(1) / A(channels);
     for (int64_t p = 0; p < pixels; p += kLanes<A>) {
       A* const at = x + p;
-      Vec<A> mean = {}, square = {};
+      Vec<A> mean = {}, rest = {}, square = {};
       for (int64_t k = 0; k < channels; ++k) mean += load(at + k * stride);
       mean *= inverse;
       for (int64_t k = 0; k < channels; ++k) {
         const Vec<A> e = load(at + k * stride) - mean;
+        rest += e;
         square += e * e;
       }
-      for (int i = 0; i < kLanes<A>; ++i) square[i] = A(1) / A(__builtin_sqrt(square[i] * inverse + eps));
+      square = correct_mean<A>(mean, rest * inverse, square * inverse);
+      for (int i = 0; i < kLanes<A>; ++i) square[i] = A(1) / A(__builtin_sqrt(square[i] + eps));
       for (int64_t k = 0; k < channels; ++k) store(at + k * stride, (load(at + k * stride) - mean) * square);
       store(rstd + p, square);
     }

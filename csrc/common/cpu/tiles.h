@@ -6,6 +6,7 @@
 #pragma once
 
 #include "dtypes.h"
+#include "layer_norm_tile.h"
 #include "parallel.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
@@ -162,7 +163,7 @@ inline void normalise_tile(A* buffer, int64_t channels, int64_t capacity, const 
   const A inverse = A(1) / A(channels);
   for (int64_t p = 0; p < tile.outer_pixels; p += K * L) {
     const int n = int((tile.outer_pixels - p) / L) < K ? int((tile.outer_pixels - p) / L) : K;
-    Vec<A> mean[K] = {}, square[K] = {};
+    Vec<A> mean[K] = {}, rest[K] = {}, square[K] = {};
     for (int64_t c = 0; c < channels; ++c) {
       for (int k = 0; k < n; ++k) mean[k] += load(buffer + c * capacity + p + k * L);
     }
@@ -170,11 +171,13 @@ inline void normalise_tile(A* buffer, int64_t channels, int64_t capacity, const 
     for (int64_t c = 0; c < channels; ++c) {
       for (int k = 0; k < n; ++k) {
         const Vec<A> d = load(buffer + c * capacity + p + k * L) - mean[k];
+        rest[k] += d;
         square[k] += d * d;
       }
     }
     for (int k = 0; k < n; ++k) {
-      for (int i = 0; i < L; ++i) square[k][i] = A(1) / A(__builtin_sqrt(square[k][i] * inverse + eps));
+      square[k] = correct_mean<A>(mean[k], rest[k] * inverse, square[k] * inverse);
+      for (int i = 0; i < L; ++i) square[k][i] = A(1) / A(__builtin_sqrt(square[k][i] + eps));
     }
     for (int64_t c = 0; c < channels; ++c) {
       A* row = buffer + c * capacity + p;

@@ -11,19 +11,30 @@ struct alignas(8) NormMoments {
   float mean, rstd;
 };
 
+// A mean that was summed in one go is off by some of its last bits, which is a good part of the deviation where that is
+// small beside the mean. From the averages of the deviations and of their squares: corrects the mean, and returns the
+// variance around it.
+MIRAGE_DEVICE float correct_mean(float& mean, float deviation, float square) {
+  mean += deviation;
+  const float variance = fmaf(-deviation, deviation, square);
+  return variance >= 0.0f ? variance : square;  // rounding, or infinite squares
+}
+
 // Computes them in two passes over `channels` elements that are `stride` apart.
 template <class T, class Stride>
 MIRAGE_DEVICE NormMoments norm_moments(const T* pixel, Stride stride, int channels, float eps) {
-  float sum = 0.0f, squares = 0.0f;
+  float sum = 0.0f, rest = 0.0f, squares = 0.0f;
 #pragma unroll 8
   for (int c = 0; c < channels; ++c) sum += to_float(pixel[c * stride]);
-  const float mean = sum / float(channels);
+  float mean = sum / float(channels);
 #pragma unroll 8
   for (int c = 0; c < channels; ++c) {
     const float centred = to_float(pixel[c * stride]) - mean;
+    rest += centred;
     squares = fmaf(centred, centred, squares);
   }
-  return {mean, 1.0f / sqrtf(squares / float(channels) + eps)};
+  const float variance = correct_mean(mean, rest / float(channels), squares / float(channels));
+  return {mean, 1.0f / sqrtf(variance + eps)};
 }
 
 // Normalises a pixel in place, and applies the norm's weight and bias [channels].
@@ -61,13 +72,19 @@ MIRAGE_DEVICE int64_t row_of(int64_t n, int width) { return n <= INT32_MAX ? int
 template <int kCount>
 MIRAGE_DEVICE float normalise_held(float (&value)[kCount], float sum, int channels, float eps, float* memory) {
   const float mean = sum_over_warps(sum, kTileWarps, memory) / float(channels);
-  float squares = 0.0f;
+  float rest = 0.0f, squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     value[i] = warp_index() + kTileWarps * i < channels ? value[i] - mean : 0.0f;
+    rest += value[i];
+  }
+  rest = sum_over_warps(rest, kTileWarps, memory + kTileThreads) / float(channels);  // the mean's own rounding error
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    value[i] = warp_index() + kTileWarps * i < channels ? value[i] - rest : 0.0f;
     squares = fmaf(value[i], value[i], squares);
   }
-  const float variance = sum_over_warps(squares, kTileWarps, memory + kTileThreads) / float(channels);
+  const float variance = sum_over_warps(squares, kTileWarps, memory) / float(channels);
   const float rstd = 1.0f / sqrtf(variance + eps);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) value[i] *= rstd;

@@ -1,5 +1,6 @@
 // Kernels of channel_layer_norm: a group of neighbouring pixels at a time, all channels of the group held in cache.
 #include "common/cpu/dtypes.h"
+#include "common/cpu/layer_norm_tile.h"
 #include "common/cpu/parallel.h"
 #include "common/cpu/pixels.h"
 #include "cpu_kernels.h"
@@ -7,8 +8,8 @@
 namespace mirage::cpu::MIRAGE_ISA {
 namespace {
 
-// K, the vectors of pixels per group: as many as leave registers for the sums where there are few channels; half of them
-// for many channels, so that a group of all channels stays in the first-level cache or near it.
+// K, the vectors of pixels per group: as many as leave registers for the sums where there are few channels; half of
+// them for many channels, so that a group of all channels stays in the first-level cache or near it.
 constexpr int kMostVectors = MIRAGE_VECTOR_BYTES == 64 ? 8 : 4;
 constexpr int64_t kManyChannels = 96;
 template <class A, int K> constexpr int64_t kGroup = K * kLanes<A>;
@@ -101,7 +102,7 @@ void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, double e
     for (int64_t begin = first; begin < last; begin += kGroup<A, K>) {
       const int64_t n = last - begin < kGroup<A, K> ? last - begin : kGroup<A, K>;
       load_group<K>(px, C, x.stride[1], plane, begin, n, buffer);
-      Vec<A> m[K] = {}, q[K] = {};
+      Vec<A> m[K] = {}, rest[K] = {}, q[K] = {};
       for (int64_t c = 0; c < C; ++c) {
         for (int k = 0; k < K; ++k) m[k] += load(buffer + c * kGroup<A, K> + k * L);
       }
@@ -109,10 +110,13 @@ void forward(const Tensor& x, const Tensor& weight, const Tensor& bias, double e
       for (int64_t c = 0; c < C; ++c) {
         for (int k = 0; k < K; ++k) {
           const Vec<A> d = load(buffer + c * kGroup<A, K> + k * L) - m[k];
+          rest[k] += d;
           q[k] += d * d;
         }
       }
-      for (int k = 0; k < K; ++k) q[k] = A(1) / vsqrt(q[k] * inverse + A(eps));
+      for (int k = 0; k < K; ++k) {
+        q[k] = A(1) / vsqrt(correct_mean<A>(m[k], rest[k] * inverse, q[k] * inverse) + A(eps));
+      }
       store_group_row<K>(pm + begin, m, n);
       store_group_row<K>(pr + begin, q, n);
       for (int64_t c = 0; c < C; ++c) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "common/cuda/device.h"
+#include "common/cuda/norm.h"
 #include "common/cuda/sums.h"
 #include "common/cuda/tensor_views.h"
 
@@ -87,7 +88,7 @@ MIRAGE_KERNEL(512, 1) layer_norm_kernel(const LayerNormArguments p) {
   for (int i = 0; i < kNormOwn; ++i, x += p.x_step) {
     if (at.in_bounds && i < own) held[i] = load_neighbours<kPack>(x);
   }
-  float mean[kPack] = {}, rstd[kPack] = {};
+  float mean[kPack] = {}, rest[kPack] = {}, rstd[kPack] = {};
 #pragma unroll
   for (int i = 0; i < kNormOwn; ++i) {
 #pragma unroll
@@ -96,6 +97,15 @@ MIRAGE_KERNEL(512, 1) layer_norm_kernel(const LayerNormArguments p) {
   sum_over_warps(mean, p.warps, buffer);
 #pragma unroll
   for (int j = 0; j < kPack; ++j) mean[j] /= float(p.channels);
+  // The last bits of the mean are a good part of the deviation where that is small beside it.
+#pragma unroll
+  for (int i = 0; i < kNormOwn; ++i) {
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) rest[j] += i < own ? held[i][j] - mean[j] : 0.0f;
+  }
+  sum_over_warps(rest, p.warps, buffer + p.warps * kPack * kLanes);
+#pragma unroll
+  for (int j = 0; j < kPack; ++j) mean[j] += rest[j] / float(p.channels);
 #pragma unroll
   for (int i = 0; i < kNormOwn; ++i) {
 #pragma unroll
@@ -104,7 +114,7 @@ MIRAGE_KERNEL(512, 1) layer_norm_kernel(const LayerNormArguments p) {
       rstd[j] = fmaf(centred, centred, rstd[j]);
     }
   }
-  sum_over_warps(rstd, p.warps, buffer + p.warps * kPack * kLanes);
+  sum_over_warps(rstd, p.warps, buffer);
 #pragma unroll
   for (int j = 0; j < kPack; ++j) rstd[j] = 1.0f / sqrtf(rstd[j] / float(p.channels) + p.eps);
   if (!at.in_bounds) return;
@@ -138,27 +148,28 @@ MIRAGE_KERNEL(512, 2) layer_norm_rereading_kernel(const LayerNormArguments p) {
   const NormPlace at = place_of<1>(p, int(block_index()));
   const TX* x = p.x.pixel<TX>(at.sample, at.first);
   const int last = at.in_bounds ? p.channels : 0;
-  float mean[1] = {}, rstd[1] = {};
+  float sum = 0.0f, rest = 0.0f, squares = 0.0f;
 #pragma unroll 4
-  for (int c = warp_index(); c < last; c += kNormWarps) mean[0] += to_float(x[c * p.x.s_channel]);
-  sum_over_warps(mean, kNormWarps, buffer);
-  mean[0] /= float(p.channels);
+  for (int c = warp_index(); c < last; c += kNormWarps) sum += to_float(x[c * p.x.s_channel]);
+  float mean = sum_over_warps(sum, kNormWarps, buffer) / float(p.channels);
 #pragma unroll 4
   for (int c = warp_index(); c < last; c += kNormWarps) {
-    const float centred = to_float(x[c * p.x.s_channel]) - mean[0];
-    rstd[0] = fmaf(centred, centred, rstd[0]);
+    const float centred = to_float(x[c * p.x.s_channel]) - mean;
+    rest += centred;
+    squares = fmaf(centred, centred, squares);
   }
-  sum_over_warps(rstd, kNormWarps, buffer + kNormWarps * kLanes);
-  rstd[0] = 1.0f / sqrtf(rstd[0] / float(p.channels) + p.eps);
+  rest = sum_over_warps(rest, kNormWarps, buffer + kNormWarps * kLanes) / float(p.channels);
+  squares = sum_over_warps(squares, kNormWarps, buffer) / float(p.channels);
+  const float rstd = 1.0f / sqrtf(correct_mean(mean, rest, squares) + p.eps);
   TY* y = p.output<TY>(at.sample, at.first);
 #pragma unroll 4
   for (int c = warp_index(); c < last; c += kNormWarps) {
-    const float normal = (to_float(x[c * p.x.s_channel]) - mean[0]) * rstd[0];
+    const float normal = (to_float(x[c * p.x.s_channel]) - mean) * rstd;
     y[int64_t(c) * p.pixels] = from_float<TY>(fmaf(normal, p.weight[c], p.bias[c]));
   }
   if (at.in_bounds && warp_index() == 0) {
-    p.mean[at.in_statistics] = mean[0];
-    p.rstd[at.in_statistics] = rstd[0];
+    p.mean[at.in_statistics] = mean;
+    p.rstd[at.in_statistics] = rstd;
   }
 }
 
