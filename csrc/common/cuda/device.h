@@ -315,7 +315,6 @@ template <class T>
 void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   const uint32_t* all = emulation::exchange(mine, 6);
-  if (lane_index() == 0) emulation::count_tensor_core_flop(2 * 16 * 8 * (kIsHalf<T> ? 16 : 8));
   const int g = lane_index() / 4, t = lane_index() % 4;
   for (int i = 0; i < 4; ++i) {
     const int row = i / 2, column = 2 * t + i % 2;  // row: 0 for the upper half of the fragment, 1 for the lower

@@ -35,9 +35,6 @@ struct Fiber {
 Order thread_order = Order::forward;
 int multiprocessor_count = 4;
 
-thread_local bool recording = false, executing = true;
-thread_local std::vector<Recorded> record;
-
 // The stacks are kept for later launches, each of which would otherwise map and unmap hundreds.
 unsigned char* stack_of(int thread) {
   static thread_local std::vector<std::unique_ptr<unsigned char[]>> stacks;
@@ -190,24 +187,7 @@ void set_multiprocessors(int count) { multiprocessor_count = count; }
 
 int multiprocessors() { return multiprocessor_count; }
 
-void start_record(bool execute) {
-  recording = true, executing = execute;
-  record.clear();
-}
-
-std::vector<Recorded> stop_record() {
-  recording = false, executing = true;
-  return std::move(record);
-}
-
-void count_tensor_core_flop(int64_t flop) {
-  if (recording) record.back().tensor_core_flop += flop;
-}
-
-void run(const Launch& launch, const std::function<void()>& body) {
-  if (recording) record.push_back({launch.name, launch.blocks, launch.threads, 0});
-  if (executing) Machine(launch, body).run();
-}
+void run(const Launch& launch, const std::function<void()>& body) { Machine(launch, body).run(); }
 
 void wait_for_block() { Machine::running->wait(State::at_block); }
 

@@ -9,8 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <string>
-#include <vector>
 
 namespace mirage::cuda::emulation {
 
@@ -33,19 +31,6 @@ struct Launch {
 
 // Runs `body` for every thread of the launch. Throws std::logic_error if threads of a block wait at different barriers.
 void run(const Launch& launch, const std::function<void()>& body);
-
-// One launch in the record.
-struct Recorded {
-  std::string name;
-  int64_t blocks;
-  int threads;
-  int64_t tensor_core_flop;
-};
-
-// Starts a record of this host thread's launches. Without `execute` they are recorded but not run, and touch no memory.
-void start_record(bool execute);
-std::vector<Recorded> stop_record();
-void count_tensor_core_flop(int64_t flop);
 
 extern thread_local int current_thread;     // index in its block
 extern thread_local int64_t current_block;  // index in the launch

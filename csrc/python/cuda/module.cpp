@@ -31,14 +31,5 @@ PYBIND11_MODULE(MIRAGE_MODULE, m) {
     if (count < 1) mirage::fail("count", "a positive number", std::to_string(count));
     mirage::cuda::emulation::set_multiprocessors(count);
   }, "How many the GPU has: among how many blocks kernels share their work.");
-  m.def("start_record", mirage::cuda::emulation::start_record, pybind11::arg("execute"),
-        "Keep a record of launches, which without `execute` touch no memory.");
-  m.def("stop_record", [] {
-    pybind11::list all;
-    for (const auto& [name, blocks, threads, flop] : mirage::cuda::emulation::stop_record()) {
-      all.append(pybind11::make_tuple(name, blocks, threads, flop));
-    }
-    return all;
-  }, "(kernel, blocks, threads of a block, FLOP on tensor cores) of every launch since start_record, and an end to it.");
 #endif
 }
