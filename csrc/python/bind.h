@@ -23,7 +23,12 @@ struct Registrar {
 
 }  // namespace mirage::python
 
-#define MIRAGE_BINDINGS(module)                                      \
-  static void register_functions(pybind11::module_& module);         \
-  static ::mirage::python::Registrar registrar(register_functions);  \
-  static void register_functions(pybind11::module_& module)
+// Names of their own in every use, so that several files can be compiled as one.
+#define MIRAGE_BINDINGS(module) MIRAGE_BINDINGS_NUMBERED(module, __COUNTER__)
+#define MIRAGE_BINDINGS_NUMBERED(module, number) MIRAGE_BINDINGS_JOINED(module, number)
+#define MIRAGE_BINDINGS_JOINED(module, number) \
+  MIRAGE_BINDINGS_NAMED(module, register_functions_##number, registrar_##number)
+#define MIRAGE_BINDINGS_NAMED(module, function, registrar) \
+  static void function(pybind11::module_& module);         \
+  static ::mirage::python::Registrar registrar(function);  \
+  static void function(pybind11::module_& module)
