@@ -22,7 +22,7 @@ size_t physical_memory() noexcept {
 size_t address_room() noexcept {
   rlimit limit{};
   if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return SIZE_MAX;
-  unsigned long pages = 0;  // in use; none where the system does not tell
+  unsigned long pages = 0;  // in use; 0 if the system does not say
   if (std::FILE* const file = std::fopen("/proc/self/statm", "r")) {
     if (std::fscanf(file, "%lu", &pages) != 1) pages = 0;
     std::fclose(file);

@@ -14,15 +14,15 @@ size_t physical_memory() noexcept;
 // The bytes of addresses that the process may still take under its limit (ulimit -v); the largest number without one.
 size_t address_room() noexcept;
 
-// Addresses of `bytes` bytes, aligned to kUnit, which nothing may touch yet; null where the system gives none. `bytes`,
-// and everything below, in whole units.
+// Reserves an address range of `bytes` bytes, aligned to kUnit, which nothing may touch yet. Returns null if the system
+// refuses. Here and below, `bytes` is a multiple of kUnit.
 void* reserve_addresses(size_t bytes) noexcept;
 
-// Lets memory be written, in huge pages where the system has them: a fault for every 2 MiB instead of every 4 KiB. Pages
-// come when they are touched. False where the system refuses.
+// Makes memory writable, in huge pages where the system has them: one page fault per 2 MiB instead of one per 4 KiB.
+// Pages are allocated when they are first touched. Returns false if the system refuses.
 bool commit_memory(void* data, size_t bytes) noexcept;
 
-// Gives the pages back; the memory may be written again, and then starts with new ones.
+// Returns the pages to the system. The memory stays writable: the next write allocates new pages.
 void discard_pages(void* data, size_t bytes) noexcept;
 
 }  // namespace mirage::cpu

@@ -9,8 +9,8 @@
 namespace mirage::cpu {
 namespace {
 
-constexpr size_t kLeast = size_t(256) << 20;  // addresses that are worth having
-constexpr size_t kCommit = size_t(32) << 20;  // at once
+constexpr size_t kLeast = size_t(256) << 20;  // the smallest range that is worth reserving
+constexpr size_t kCommit = size_t(32) << 20;  // made writable at a time
 
 size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -69,7 +69,7 @@ void Arena::put(void* data, size_t bytes) {
   if (kept_ > limit) trim(limit);
 }
 
-// From the top down: buffers are taken from the bottom up, so the pages there are used the least.
+// Works from the top down: buffers are taken from the bottom up, so pages at the top are used the least.
 size_t Arena::trim(size_t most) {
   const size_t before = kept_;
   for (auto range = free_.rbegin(); range != free_.rend() && kept_ > most; ++range) {
@@ -93,8 +93,8 @@ bool Arena::commit(size_t end) {
   return true;
 }
 
-// Takes the range out of what is kept, and counts on pages for it: all of a huge page comes, and what of it is free is
-// kept. The bytes of units that had none.
+// Subtracts the range from the free pages that are kept, and marks its units as having pages: a touched unit gets a
+// whole huge page, whose free part counts as kept. Returns the bytes of those units that had no pages before.
 size_t Arena::touch(size_t begin, size_t end) {
   size_t fresh = 0;
   for (size_t unit = begin / kUnit; unit * kUnit < end; ++unit) {

@@ -12,13 +12,14 @@ class Arena {
  public:
   static constexpr size_t kStep = size_t(64) << 10;  // buffers begin and end at multiples of it
 
-  // A range of `bytes` addresses, or of fewer where the system has no more. `bytes_limit`: of pages that stay free.
+  // Reserves `bytes` of addresses, or fewer if the system has no more. At most `bytes_limit` bytes of free pages are
+  // kept.
   Arena(size_t bytes, size_t bytes_limit);
 
-  // `bytes` in whole steps; null where nothing fits or the system refuses.
+  // Takes a buffer of `bytes`, a multiple of kStep. Returns null if nothing fits or the system refuses.
   void* take(size_t bytes);
   void put(void* data, size_t bytes);
-  // The number of bytes given back to the system until at most `most` are kept.
+  // Returns free pages to the system until at most `most` bytes of them are kept. Returns how many bytes that was.
   size_t trim(size_t most);
 
   bool owns(const void* data) const;

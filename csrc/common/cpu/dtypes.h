@@ -1,4 +1,4 @@
-// From a run-time DType to a kernel's element type.
+// Maps a run-time DType to a kernel's element type.
 #pragma once
 
 #include <type_traits>
@@ -15,7 +15,7 @@
     case ::mirage::DType::bf16: { using T = bf16; __VA_ARGS__; } break;  \
   }
 
-// The same for the maps of a kernel that avx512_bf16 has for bfloat16 alone (isa.h).
+// The same for activations, in kernels of which the avx512_bf16 build contains bfloat16 alone (isa.h).
 #if defined(__AVX512BF16__)
 #define MIRAGE_FOR_MAP_DTYPE(dtype, T, ...) \
   if ((dtype) == ::mirage::DType::bf16) { using T = bf16; __VA_ARGS__; }

@@ -1,10 +1,10 @@
 // Channel mixing: C[m][p] = sum_k A[m][k] B[k][p], rows of pixels, with register-blocked micro-kernels.
 //
 // B and C are buffers of channels times pixels, pixels contiguous; A is a weight matrix in row-major order. A block of
-// kMixRows x kMixVectors vectors of C stays in registers while k runs: per step kMixVectors loads of B and kMixRows
-// broadcasts of A feed kMixRows * kMixVectors multiply-adds. Elements of A and B are of the accumulator type or pairs of
-// channels (operands.h); `depth` counts elements, C is of the accumulator type. What happens to a finished vector is up
-// to the caller (an activation before it is stored, a sum with what is there), so that it needs no pass of its own.
+// kMixRows x kMixVectors vectors of C stays in registers while k runs: in each step kMixVectors loads of B and kMixRows
+// broadcasts of A feed kMixRows * kMixVectors multiply-adds. Elements of A and B are of the accumulator type or pairs
+// of channels (operands.h); `depth` counts elements, C is of the accumulator type. What happens to a finished vector is
+// up to the caller (an activation before it is stored, a sum with what is there), so that it needs no pass of its own.
 #pragma once
 
 #include "operands.h"
@@ -20,7 +20,8 @@ constexpr int kMixRows = 4, kMixVectors = 2;  // 8 of 16 (NEON has 32)
 // Pixels per block of registers. Buffers end on a multiple of the lanes, and may be read and written up to there.
 template <class A> constexpr int64_t kMixPixels = kMixVectors * kLanes<A>;
 
-// A finish for all vectors of a row at once: f(m, pixel, vectors), where `vectors` is an array of 1 to kMixVectors.
+// An epilogue that takes all vectors of a row at once: f(m, pixel, vectors), `vectors` being an array of 1 to
+// kMixVectors.
 template <class F>
 struct ByRow {
   F f;
@@ -41,7 +42,7 @@ MIRAGE_INLINE void finish_row(const F& finish, int64_t m, int64_t p, Vec<A> (&v)
   }
 }
 
-// Stores the vectors that a ByRow finish returns.
+// Stores the vectors of a row.
 template <class A, int V>
 MIRAGE_INLINE void store_each(A* p, const Vec<A> (&v)[V]) {
 #pragma GCC unroll 8
@@ -78,8 +79,9 @@ struct PixelRows {
   }
 };
 
-// B as the K x K pixels around each pixel, tap after tap: `data` is the first tap of the first pixel, in lines of `line`
-// pixels. Sums of a share of the taps are added up, so that rounding does not grow with their number.
+// Right operand: the K x K pixels around each pixel, tap after tap. `data` is the first tap of the first pixel, in
+// lines of `line` pixels. Partial sums over a few taps are added up, so that rounding errors do not grow with the
+// number of taps.
 template <int K, class P>
 struct TapRows {
   const P* data;

@@ -29,9 +29,9 @@ inline double cost_of_tiles(const Tiling& t, int64_t outer, int64_t inner) {
   return (held + 2 * dense) * (tiles + 0.5) * even / tiles;
 }
 
-// Tiles for which `outer` channels with the halo and `inner` dense ones fit in two megabytes, where their cost is least.
-// The shape alone decides. Two megabytes are more than most second-level caches: a product reads a panel of pixels once
-// per pass, and larger halos cost more than the next cache.
+// Tiles for which `outer` channels with the halo and `inner` dense ones fit in two megabytes, where their cost is
+// least. The shape alone decides. Two megabytes are more than most second-level caches: a product reads a panel of
+// pixels once per pass, and larger halos cost more than the next cache.
 template <class A>
 inline Tiling choose_dense(int64_t height, int64_t width, int64_t halo, int64_t outer, int64_t inner) {
   const int64_t budget = (int64_t(2048) << 10) / int64_t(sizeof(A)), L = kLanes<A>;
@@ -67,7 +67,7 @@ inline void clear_tails(A* buffer, int64_t channels, int64_t capacity, int64_t p
   }
 }
 
-// The tile without `skip` pixels of halo on each side, as dense lines; zeros behind them.
+// Copies the tile without its halo to dense lines, with zeros behind the last pixel.
 template <class A>
 inline void copy_dense(const A* in, int64_t in_capacity, const Tile& tile, int64_t channels, A* out,
                        int64_t out_capacity) {
@@ -122,8 +122,8 @@ inline void depthwise_rows(const A* x, int64_t stride, const A* w, A* y, int64_t
   }
 }
 
-// y[i][j] = sum w[ky][kx] x[i + ky][j + kx] for `rows` dense lines of `columns` pixels; x: lines of `stride` pixels, the
-// first tap of the first output.
+// y[i][j] = sum w[ky][kx] x[i + ky][j + kx] for `rows` dense lines of `columns` pixels; x: lines of `stride` pixels,
+// the first tap of the first output.
 template <int K, class A>
 inline void depthwise(const A* x, int64_t stride, const A* w, A* y, int64_t rows, int64_t columns) {
   int64_t r = 0;
@@ -158,7 +158,7 @@ MIRAGE_INLINE void correlate_line(const A* x, const A* g, int64_t g_stride, int6
   }
 }
 
-// R lines of taps, so that a line of x is read once for all of them.
+// Correlates R rows of taps together, so that each line of x is read once for all of them.
 template <int K, int R, class A>
 inline void correlate_taps(const A* x, int64_t x_stride, const A* g, int64_t g_stride, int64_t rows, int64_t columns,
                            A* sums) {
@@ -192,7 +192,8 @@ inline void correlate(const A* x, int64_t x_stride, const A* g, int64_t g_stride
   for (; ky < K; ++ky) correlate_taps<K, 1>(x + ky * x_stride, x_stride, g, g_stride, rows, columns, sums + ky * K);
 }
 
-// The same for a block that reaches outside the plane, where x is zero: the zeros are not multiplied where g is not finite.
+// The same for a block that reaches outside the plane, where x is zero: the zeros are not multiplied where g is not
+// finite.
 template <int K, class A>
 inline void correlate(const A* x, int64_t x_stride, const A* g, int64_t g_stride, int64_t rows, int64_t columns,
                       const Outside& out, A* sums) {
@@ -204,7 +205,7 @@ inline void correlate(const A* x, int64_t x_stride, const A* g, int64_t g_stride
   }
 }
 
-// The same tile with another halo.
+// Returns the same tile with another halo.
 template <class A>
 inline Tile with_halo(Tile t, int64_t halo) {
   t.halo = halo;
@@ -213,7 +214,7 @@ inline Tile with_halo(Tile t, int64_t halo) {
   return t;
 }
 
-// A dense tile to its place in contiguous planes.
+// Stores a dense tile at its place in contiguous planes.
 template <class T>
 inline void store_dense(const Acc<T>* in, int64_t capacity, const Tile& tile, int64_t channels, T* planes) {
   for (int64_t c = 0; c < channels; ++c) {

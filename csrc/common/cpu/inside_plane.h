@@ -1,7 +1,8 @@
 // Sums of products with the pixels under a tap, over the plane alone.
 //
-// The fast loops of weight gradients run over the zeros around a plane too, which is right as long as what they multiply
-// is finite: zero times infinity is NaN. Where a sum of theirs is not finite, these functions compute it again.
+// The fast loops of weight gradients run over the zeros around a plane too, which is right as long as what they
+// multiply is finite: zero times infinity is NaN. Where a sum of theirs is not finite, these functions compute it
+// again.
 #pragma once
 
 #include "tiles.h"
@@ -22,7 +23,8 @@ inline bool all_finite(const A* v, int64_t n) {
 // Lines and columns outside the plane, among those that the taps of a block of pixels reach.
 struct Outside { int64_t above, below, left, right; };
 
-// For `rows` x `columns` pixels from (row, column) on, of a plane of height x width, and taps up to `reach` pixels away.
+// For `rows` x `columns` pixels from (row, column) on, of a plane of height x width, and taps up to `reach` pixels
+// away.
 inline Outside outside(int64_t row, int64_t column, int64_t rows, int64_t columns, int64_t height, int64_t width,
                        int64_t reach) {
   const auto over = [](int64_t n) { return n > 0 ? n : 0; };
@@ -33,8 +35,8 @@ inline Outside outside(const Tile& t, int64_t reach) {
   return outside(t.row, t.column, t.rows, t.columns, t.height, t.width, reach);
 }
 
-// The sum of g[i][j] x[i + ky][j + kx] over those of `rows` x `columns` pixels whose tap lies in the plane. x: the tap of
-// the first pixel at ky = kx = 0; `taps`: size of the kernel.
+// The sum of g[i][j] x[i + ky][j + kx] over those of `rows` x `columns` pixels whose tap lies in the plane. x: the tap
+// of the first pixel at ky = kx = 0; `taps`: size of the kernel.
 template <class A>
 inline double tap_sum(const A* x, int64_t x_stride, const A* g, int64_t g_stride, int64_t rows, int64_t columns,
                       const Outside& out, int64_t taps, int64_t ky, int64_t kx) {

@@ -1,5 +1,5 @@
-// What products over channels multiply: rows of the accumulator type, or, where the processor multiplies bfloat16, pairs
-// of channels rounded to it.
+// Operands of a GEMM over channels: rows of the accumulator type or, where the processor multiplies bfloat16, rows of
+// pairs of channels that are rounded to it.
 //
 // A stage on bfloat16 tensors rounds a product's two operands as PyTorch does when it stores them; sums stay in float.
 // Channels 2k and 2k + 1 of a pixel share one element of row k, so that packed rows need no memory of their own.
@@ -78,7 +78,7 @@ MIRAGE_INLINE Vec<float> multiply_add(Vec<float> sum, Bf16Pairs a, Bf16Pairs b) 
 template <>
 MIRAGE_INLINE int64_t packed<bf16x2>(int64_t channels) { return (channels + 1) / 2; }
 
-// Rows of bfloat16 are rows of pairs already, where they end on a pair.
+// A bfloat16 row with an even number of channels is a row of pairs already.
 template <>
 struct OperandMatrix<bf16x2> : Matrix<bf16x2> {
   explicit OperandMatrix(const Tensor& t)

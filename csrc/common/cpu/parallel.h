@@ -1,8 +1,8 @@
-// Units of work over the threads, with scratch memory for each thread.
+// Distributes units of work over threads, with scratch memory for each thread.
 //
-// OpenMP where it is there: the library then shares the runtime that PyTorch has loaded and follows
-// torch.set_num_threads. One thread where it is not. What a unit computes must not depend on the thread that runs it,
-// so that results have the same bits at every thread count.
+// Uses OpenMP where it is available: the library then shares the runtime that PyTorch has loaded and follows
+// torch.set_num_threads. Without it there is one thread. What a unit computes must not depend on the thread that runs
+// it, so that results have the same bits at every thread count.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,9 @@ class Buffer {
   const Workspace room_;
 };
 
-// Units handed out to threads. Each has a share of its own, the same in every loop over as many units, so that what it
-// wrote in one stage it reads in the next out of its own cache. One that is done takes over from the end of another's.
+// Hands out units to threads. Each thread has a share of its own, the same in every loop over the same number of units,
+// so that it reads from its own cache what it wrote in the stage before. A thread that is done takes units from the end
+// of another's share.
 class Shares {
  public:
   Shares(int64_t units, int threads) : count_(threads < kMost ? threads : kMost) {
@@ -43,7 +44,7 @@ class Shares {
     }
   }
 
-  // A unit for the thread, or -1.
+  // Returns the thread's next unit, or -1 if none is left.
   int64_t next(int thread) {
     for (int i = 0; i < count_; ++i) {
       uint64_t* const range = &left_[(thread + i) % count_].range;

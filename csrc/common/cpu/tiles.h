@@ -62,9 +62,9 @@ struct Tiling {
   }
 };
 
-// Lines of a tile that lie in the plane, `halo` lines above and below included, as pixels from the first of them all on,
-// rounded outwards to whole vectors. What is left is zero, and so are the products of it: at a small plane's edges that
-// is a good part of a tile.
+// The range of a tile's pixels whose lines lie in the plane (the halo above and below included), rounded outwards to
+// whole vectors. Lines outside the plane are zero and need no multiplication: at the edges of a small plane they are a
+// good part of a tile.
 struct Span { int64_t begin, end; };
 template <class A>
 inline Span inside_plane(const Tile& t, int64_t halo) {
@@ -82,8 +82,7 @@ inline void clear_around(Span span, int64_t pixels, int64_t channels, int64_t ca
   }
 }
 
-// Asks for n consecutive elements ahead of their use: rows of a tile are too short, and too far apart, for the
-// processor to see a stream in them.
+// Prefetches n consecutive elements. The rows of a tile are too short and too far apart for the hardware prefetcher.
 template <class T>
 MIRAGE_INLINE void prefetch_row(const T* p, int64_t n) {
   constexpr int64_t line = 64 / sizeof(T);
@@ -95,12 +94,13 @@ MIRAGE_INLINE void prefetch_row_to_write(T* p, int64_t n) {
   for (int64_t i = 0; i < n; i += line) __builtin_prefetch(p + i, 1, 2);
 }
 
-// Where planes are written over while their tiles are read, what a halo of one pixel needs of its neighbours: the line
-// above and the line below, [channels, width], and the column to the left, [channels, rows]. Null where the planes hold it.
+// Copies of a tile's halo of one pixel, for planes that are overwritten while their tiles are read: the line above and
+// the line below, [channels, width], and the column to the left, [channels, rows]. Null if the plane still holds the
+// original.
 template <class T>
 struct Around { const T *above = nullptr, *below = nullptr, *left = nullptr; };
 
-// All channels of a tile with its halo: buffer [channels, capacity].
+// Loads all channels of a tile with its halo into buffer [channels, capacity].
 template <class T>
 inline void load_tile(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity, Acc<T>* buffer,
                       const Around<T>& around = {}) {
@@ -134,7 +134,7 @@ inline void load_tile(const T* x, const Tensor& t, const Tile& tile, int64_t cha
   }
 }
 
-// Zero where the halo lies outside the plane.
+// Clears the halo outside the plane.
 template <class A>
 inline void clear_outside(A* buffer, int64_t channels, int64_t capacity, const Tile& tile) {
   const int64_t lines = tile.rows + 2 * tile.halo;

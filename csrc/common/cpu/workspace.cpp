@@ -16,8 +16,8 @@ constexpr std::align_val_t kAlignment{64};
 constexpr size_t kMostKept = size_t(2) << 30;
 constexpr size_t kAddresses = size_t(64) << 30;  // where the size of the memory is unknown
 
-// Addresses for the arena. Without a limit they cost nothing; under one, what the arena has reserved is lost to the rest
-// of the program, so it takes a small part, or none, and buffers come from the system one by one.
+// How many addresses the arena reserves. Without an address limit they cost nothing. Under one, what the arena reserves
+// is lost to the rest of the program, so it takes a small part or nothing, and buffers come from the system one by one.
 size_t addresses() noexcept {
   const size_t wanted = physical_memory() ? physical_memory() : kAddresses, room = address_room();
   return room == SIZE_MAX ? wanted : std::min(wanted, room / 8);
@@ -25,7 +25,8 @@ size_t addresses() noexcept {
 
 void free_now(Workspace w) noexcept { ::operator delete(w.data, kAlignment); }
 
-// What came back while another thread was inside: a list, each in the memory of the buffer itself.
+// Buffers that were put back while another thread held the lock: a linked list whose nodes lie in the buffers
+// themselves.
 struct Waiting {
   Waiting* next;
   size_t bytes;
@@ -36,7 +37,7 @@ struct Pool {
   Arena arena{addresses(), default_workspace_limit()};
   std::atomic<Waiting*> waiting{nullptr};
 
-  // With the mutex held.
+  // The caller holds the mutex.
   void take_back() {
     for (Waiting* w = waiting.exchange(nullptr, std::memory_order_acquire); w != nullptr;) {
       Waiting* const next = w->next;

@@ -8,8 +8,8 @@
 
 namespace mirage::cpu::MIRAGE_ISA {
 
-// Units of work: (sample, head, run of pixels), each walked in tiles that stay in the first-level cache. The cut
-// depends on the shapes alone, so that sums have the same bits at every thread count.
+// Units of work: (sample, head, run of pixels). A unit is processed in tiles that stay in the first-level cache. How
+// the work is divided depends on the shapes alone, so that sums have the same bits at every thread count.
 struct HeadWork {
   int64_t batch, heads, d, pixels;
   int64_t tile;   // pixels per tile, a multiple of every vector's lanes
@@ -117,7 +117,7 @@ struct Sink {
 
 // ---- products -----------------------------------------------------------------------------------------------------
 
-// Rows of a block that leave registers for its operands.
+// Rows of a register block, chosen so that registers are left for its operands.
 constexpr int kBlockRows = MIRAGE_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int kBlockColumns = 4;
 constexpr int kMixVectors = MIRAGE_VECTOR_BYTES == 64 ? 4 : 2;
@@ -270,7 +270,7 @@ inline void reduce_lanes(const A* sums, int64_t count, A* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = sum<A>(load(sums + i * kLanes<A>));
 }
 
-// Partial sums of every unit, added up per (sample, head) in the order of the units.
+// Adds up the partial sums of all units of a (sample, head), in the order of the units.
 template <class A>
 inline void add_partials(const A* partial, int64_t units, int64_t count, double* total) {
   for (int64_t i = 0; i < count; ++i) total[i] = 0;

@@ -12,8 +12,8 @@ MIRAGE_DECLARE_KERNEL(void channel_attention_backward(const Tensor& grad_out, co
                                                       const Tensor& grad_k, const Tensor& grad_v,
                                                       const Tensor& grad_temperature))
 
-// The parts that the fused operator shares: the matrices from q and k, and their backward: from the gradient of attn,
-// grad_attn [B, heads, d, d], to those of q, k and temperature.
+// The parts that the fused operator shares: the pass that computes the matrices from q and k, and its backward, which
+// computes the gradients of q, k and temperature from that of attn, grad_attn [B, heads, d, d].
 MIRAGE_DECLARE_KERNEL(void attention_weights(const Tensor& q, const Tensor& k, const Tensor& temperature,
                                              const Tensor& matrices))
 MIRAGE_DECLARE_KERNEL(void attention_weights_backward(const double* grad_attn, const Tensor& q, const Tensor& k,

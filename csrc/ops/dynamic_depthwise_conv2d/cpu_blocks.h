@@ -15,7 +15,7 @@ struct Index {
   static constexpr int value = I;
 };
 
-// One call after the other rather than one inside the other: the compiler copies a function into each that inlines it.
+// The calls follow each other instead of nesting: every level of nesting would inline another copy of the function.
 template <class F, int... I>
 MIRAGE_INLINE void unrolled_over(F& f, std::integer_sequence<int, I...>) { (f(Index<I>{}), ...); }
 template <int N, class F>
@@ -101,7 +101,8 @@ MIRAGE_INLINE void correlate_block(const A* x, const A* g, int64_t stride, IVec<
   });
 }
 
-// The products of G neighbouring kernel columns over a strip; total: [K, K] vectors, at the first of the columns.
+// Adds to `total` the sums of products for G neighbouring kernel columns over a strip. total: [K, K] vectors, from the
+// first of those columns on.
 template <int K, int G, class A>
 __attribute__((noinline)) void correlate_columns(const A* x, const A* g, int64_t stride, int64_t width, int64_t rows,
                                                  A* total) {

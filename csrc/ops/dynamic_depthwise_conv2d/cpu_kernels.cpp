@@ -71,7 +71,7 @@ MIRAGE_INLINE void load_line(const T* p, int64_t pixel, int64_t n, Acc<T>* out) 
   store(out + n - L, load(p + n - L));
 }
 
-// Rows [first, first + count) of the plane at p, zero outside it.
+// Loads rows [first, first + count) of the plane at p, with zeros outside it.
 template <class T>
 void load_padded(const T* p, const Tensor& t, const Rows& rows, int64_t first, int64_t count, Acc<T>* out) {
   using A = Acc<T>;
@@ -89,7 +89,7 @@ void load_padded(const T* p, const Tensor& t, const Rows& rows, int64_t first, i
   for (int64_t c = 0; c < 2 * rows.margin; ++c) out[c] = A(0);
 }
 
-// The kernel of a unit's plane, column by column; rotated by 180 degrees for the gradient of x.
+// Loads the kernel of a unit's plane, column by column; rotated by 180 degrees for the gradient of x.
 template <class T>
 void load_kernel(const Tensor& weight, const Unit& unit, bool turned, Acc<T>* out) {
   const T* p = unit.of<T>(weight);
@@ -102,7 +102,7 @@ void load_kernel(const Tensor& weight, const Unit& unit, bool turned, Acc<T>* ou
   }
 }
 
-// V vectors of `count` output rows.
+// Computes V vectors of `count` output rows.
 template <int K, int V, class T>
 void convolve_vectors(const Acc<T>* x, int64_t stride, int64_t last, const Acc<T>* weight, T* y, int64_t width,
                       int64_t count) {
@@ -119,7 +119,7 @@ void convolve_vectors(const Acc<T>* x, int64_t stride, int64_t last, const Acc<T
   }
 }
 
-// `count` output rows of a strip; x: the padded row K/2 above the first.
+// Computes `count` output rows of a strip. x: the padded row K/2 above the first.
 template <int K, class T>
 void convolve_strip(const Acc<T>* x, const Rows& rows, const Acc<T>* weight, T* y, int64_t width, int64_t count) {
   constexpr int64_t L = kLanes<Acc<T>>;
@@ -153,15 +153,15 @@ void forward(const Tensor& x, const Tensor& weight, const Tensor& y) {
   });
 }
 
-// The sums over the lanes of K * K vectors.
+// Adds up the lanes of each of K * K vectors.
 template <int K, class A>
 void reduce_lanes(const A* total, double* partial) {
   constexpr int L = kLanes<A>;
   for (int64_t i = 0; i < K * K; ++i) partial[i] = double(sum<A>(load(total + i * L)));
 }
 
-// A unit's sums of the weight's gradient over the plane alone: `partial` again where it is not finite, because a gradient
-// of y that is not has met the zeros around x. padded_g, padded_x: scratch.
+// A unit's sums of the weight's gradient over the plane alone: `partial` again where it is not finite, because a
+// gradient of y that is not has met the zeros around x. padded_g, padded_x: scratch.
 template <class T>
 void sum_inside_plane(const Work& work, const Unit& unit, const Rows& rows, const Tensor& grad_y, const Tensor& x,
                       Acc<T>* padded_g, Acc<T>* padded_x, double* partial) {

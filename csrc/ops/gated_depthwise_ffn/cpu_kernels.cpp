@@ -112,7 +112,7 @@ MIRAGE_INLINE void splat_weights(const A* w, Vec<A> (&out)[9]) {
   for (int k = 0; k < 9; ++k) out[k] = splat(w[k]);
 }
 
-// R rows of the depthwise convolution at column x, from R + 2 rows.
+// Computes R rows of the depthwise convolution at column x from R + 2 rows.
 template <class A, int R>
 MIRAGE_INLINE void convolve(const Ring<A, R + 2>& a, int64_t x, const Vec<A> (&w)[9], Vec<A> (&d)[R]) {
 #pragma GCC unroll 8
@@ -225,8 +225,8 @@ MIRAGE_INLINE void channel_gradients(const Ring<Acc<T>, R + 2>& grad_d, const Ri
   for (int k = 0; k < 9; ++k) store(sums + k * L, load(sums + k * L) + total[k]);
 }
 
-// The nine sums of channel_gradients for `rows` rows from `first` on, over the plane alone: neither the zeros around a nor
-// what the last vector holds behind grad_d count.
+// The nine sums of channel_gradients for `rows` rows from `first` on, over the plane alone: neither the zeros around a
+// nor what the last vector holds behind grad_d count.
 template <class A, int N>
 __attribute__((noinline)) void sum_inside_plane(const Ring<A, N>& grad_d, const Ring<A, N>& a, int64_t first, int rows,
                                                 const Shape& s, A* sums) {

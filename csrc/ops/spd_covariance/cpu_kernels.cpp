@@ -1,6 +1,6 @@
 // Kernels of spd_covariance: one pass over memory. A chunk of pixels is centred by its own mean and multiplied with
-// itself while it is in cache; chunks are merged in double precision, always in the same order (Chan, Golub and LeVeque,
-// "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
+// itself while it is in cache; chunks are merged in double precision, always in the same order (Chan, Golub and
+// LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979).
 #include "common/cpu/dtypes.h"
 #include "common/cpu/parallel.h"
 #include "common/cpu/pixels.h"
@@ -11,8 +11,8 @@ namespace {
 
 // Side of the square of channel pairs whose sums stay in registers: 32 registers hold 4 x 4 sums, 16 hold 3 x 3.
 constexpr int kTile = MIRAGE_VECTOR_BYTES == 64 ? 4 : 3;
-constexpr int64_t kChunkElements = 32 * 1024;  // of a chunk of all channels: stays in the second-level cache
-constexpr int64_t kUnitsPerSample = 16;        // at most: each has sums of its own to merge
+constexpr int64_t kChunkElements = 32 * 1024;  // in a chunk of all channels, which stays in the second-level cache
+constexpr int64_t kUnitsPerSample = 16;        // at most, because the sums of each have to be merged
 
 Plane plane_of(const Tensor& t) { return {t.size[3], t.stride[2], t.stride[3]}; }
 
@@ -85,7 +85,8 @@ MIRAGE_INLINE void centre_row(const S* in, int64_t n, Acc<S>* out, Acc<S>& shift
   }
 }
 
-// Pixels [begin, begin + n) of every channel, centred, as rows of `buffer` [rows, chunk]; rows that no channel has are zero.
+// Loads and centres pixels [begin, begin + n) of every channel into `buffer` [rows, chunk]. Rows past the last channel
+// are zero.
 template <class T>
 void centre_chunk(const T* x, int64_t channel_stride, const Plane& plane, const Work& w, int64_t begin, int64_t n,
                   Acc<T>* buffer, Acc<T>* shift, Acc<T>* rest) {
@@ -102,7 +103,7 @@ void centre_chunk(const T* x, int64_t channel_stride, const Plane& plane, const 
   for (int64_t i = w.channels * w.chunk; i < w.rows * w.chunk; ++i) buffer[i] = 0;
 }
 
-// Sums of neighbouring lanes: those of a in the lower half of the result, those of b in the upper.
+// Adds neighbouring lanes: the sums of a are in the lower half of the result, those of b in the upper.
 #if defined(__clang__)
 constexpr bool kCanFold = false;
 template <class A> MIRAGE_INLINE Vec<A> fold(Vec<A> a, Vec<A>) { return a; }
@@ -116,7 +117,7 @@ MIRAGE_INLINE Vec<A> fold(Vec<A> a, Vec<A> b) {
 }
 #endif
 
-// The sums over the lanes of n vectors. Folding a tree of them costs less than summing each by itself.
+// Adds up the lanes of each of n vectors. Folding them as a tree costs less than summing each by itself.
 template <class A, int n>
 MIRAGE_INLINE void lane_sums(Vec<A>* v, A* out) {
   constexpr int L = kLanes<A>;
@@ -164,7 +165,8 @@ struct Moments {
     for (int64_t i = 0; i < channels * channels; ++i) products[i] = 0;
   }
 
-  // Adds n pixels of mean[c] + step[c], whose products about that mean are product(i, j). Overwrites nothing but itself.
+  // Adds n pixels of mean[c] + step[c], whose products about that mean are product(i, j). Overwrites nothing but
+  // itself.
   template <class F>
   MIRAGE_INLINE void merge(int64_t channels, int64_t n, const double* step, F product) {
     const double weight = double(count) * double(n) / double(count + n), share = double(n) / double(count + n);
@@ -177,7 +179,7 @@ struct Moments {
   }
 };
 
-// Per thread: what one chunk needs.
+// Scratch memory of one thread, for one chunk.
 template <class A>
 struct Scratch {
   double *step, *left;  // [C]

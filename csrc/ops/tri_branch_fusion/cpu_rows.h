@@ -150,7 +150,7 @@ class FusionBackward {
     call<bf16, float>(__VA_ARGS__);                                \
   }
 
-// Sums of three scalars' gradients: partials of every unit, in the order of the units.
+// Adds up the partial sums of the three scalars' gradients in the order of the units.
 inline void add_scalar_gradients(const double* partial, int64_t units, const Tensor& grad_l_att,
                                  const Tensor& grad_l_conv, const Tensor& grad_l_mlp) {
   double total[3] = {};

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kPairs = 24;  // hidden channel pairs at a time
 
-// Where the sums of each weight's gradient lie in those of a chunk.
+// Offsets of each weight's gradient in the sums of a chunk.
 struct Sums {
   int64_t norm, project_in, dwconv, project_out, count;
   Sums(int64_t C, int64_t M)
@@ -93,7 +93,7 @@ class BackwardPass {
     A *in, *grad_out, *grad_in, *grad_hidden, *gated_inner, *rstd;  // inner
   };
 
-  // The n pairs of hidden channels from `first` on.
+  // Runs backward for n pairs of hidden channels from `first` on.
   void group(const Work& k, int64_t first, int64_t n, A* sums) const {
     const int64_t O = outer_, I = inner_, one = k.by_one.stride, two = k.tile.stride;
     for (int half = 0; half < 2; ++half) {
@@ -148,7 +148,8 @@ class BackwardPass {
     }
   }
 
-  // gelu and its slope of n hidden channels, with the halo of two: computed again, or from what forward kept.
+  // Computes gelu and its derivative for n hidden channels, with the halo of two, from the input or from what forward
+  // kept.
   void activate(const Work& k, int64_t row, int64_t n, A* act, A* slope) const {
     const Span span = inside_plane<A>(k.tile, k.tile.halo);
     clear_around(span, k.tile.outer_pixels, n, outer_, act);

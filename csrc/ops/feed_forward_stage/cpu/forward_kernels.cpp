@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kGroupPairs = 24;  // hidden channel pairs at a time: a multiple of every kMixRows
 
-constexpr int kSideBySide = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;  // vectors: with 16 registers more would spill
+constexpr int kSideBySide = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;  // vectors at a time: with 16 registers more would spill
 
 template <class P>
 struct Weights {
@@ -45,7 +45,7 @@ MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const 
   for (int i = 0; i < N; ++i) store(g + i * L, d1[i] * d2[i]);
 }
 
-// The pixels of a tile without its halo.
+// Convolves and gates the pixels of a tile without its halo.
 template <class P, class A>
 MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2, const Tile& tile, A* g) {
   constexpr int L = kLanes<A>, N = kSideBySide;
@@ -68,7 +68,7 @@ MIRAGE_INLINE void gelu_vectors(A* at) {
   store_each(at, v);
 }
 
-// h = gelu(W n), and W n itself, without the halo, to `planes`.
+// h = gelu(W n). Also stores W n, without the halo, to `planes`.
 template <class T>
 void mix_and_keep(const Matrix<Operand<T>>& rows, int64_t channels, int64_t count, const Operand<T>* normed,
                   int64_t outer, const Tile& tile, Span span, Acc<T>* h, T* planes) {
