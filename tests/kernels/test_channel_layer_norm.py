@@ -11,10 +11,12 @@ from harness import (
     in_float64,
     relative_error,
     require,
+    slowly,
 )
 
 import mirage_kernels
 from mirage_kernels import channel_layer_norm
+from mirage_kernels._runtime import accuracy
 from mirage_kernels.channel_layer_norm import cases, reference
 from mirage_kernels.feed_forward_stage import cases as feed_forward_stage
 from mirage_kernels.mixer_stage import cases as mixer_stage
@@ -141,15 +143,19 @@ def test_a_mean_far_above_the_deviation(ratio, channels, impl):
 def test_a_mean_far_above_the_deviation_in_stages(stage, ratio, impl):
     """Which begin with a norm of their own, forward and backward."""
     require(impl)
+    if slowly(impl) and ratio != 1e3:
+        pytest.skip("one ratio where kernels run on the host")
     inputs = [t.detach() for t in stage.inputs(stage.shapes[0], torch.float32, "cpu")]
     inputs[0] = 1000 + inputs[0] / inputs[0].std(1, keepdim=True) * (1000 / ratio)
     inputs = [t.to(device_of(impl)).requires_grad_() for t in inputs]
     grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(inputs[0])
-    eager = evaluate(stage.reference, inputs, grad)
-    truth = evaluate(stage.reference, in_float64(inputs), grad.double().cpu())
+    names = ["output", *(f"grad_{name}" for name in stage.arguments)]
     with mirage_kernels.use(impl):
-        results = evaluate(stage.public, inputs, grad)
-    assert_as_good_as_eager(torch.float32, results, eager, truth)
+        found = accuracy.compare(
+            stage.public, stage.reference, inputs, grad, names, roundings=5, of_scalars="gradients of one number"
+        )
+    for result in found:
+        assert result.passed, result
 
 
 def test_errors_name_the_argument():
