@@ -139,7 +139,7 @@ def model_card(state: State, weights: str, *, data: str, licence: str, results: 
         f"| samples | {'; '.join(sets)} |",
         f"| crops | {d['crop']} x {d['crop']}, flips and quarter turns: {d.get('augment', 'all')} |",
         f"| steps | {state.step:,} of {d['batch']} crops |",
-        f"| time | {state.seconds / 3600:.1f} hours of training |",
+        f"| time | {state.seconds / 3600:.1f} hours, pauses included |",
         f"| loss | L1{f' + {fourier:g} Fourier' if fourier else ''}, {head} SPD head |",
         f"| optimiser | {o['name']}, betas {o['betas'][0]:g} and {o['betas'][1]:g}, weight decay {o['weight_decay']}, "
         f"gradients clipped to {o['clip']} |",
