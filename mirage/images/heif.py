@@ -20,7 +20,7 @@ __all__ = ["decode_avif", "decode_heic", "encode_avif", "encode_heic", "heif_hea
 
 SEQUENCES = (b"avis", b"msf1", b"hevc", b"hevx", b"hevm", b"hevs")
 FULL_CHROMA = 90  # the quality from which the colours are not stored at half the resolution
-SPEED = 8  # of libavif: a tenth of the default's time and less, at the same size and error
+SPEED = 8  # of libavif, 0 to 10; the default of imagecodecs takes a hundred times as long for 0.4 dB at the same size
 SRGB = (1, 13)
 BT601, IDENTITY = 6, 0  # matrices: YCbCr as JPEG has it; the colours themselves
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,6 +45,7 @@ OUTSIDE = 0.1  # how far from [0, 1] floating-point samples may lie to be taken 
 MOST_BYTES = (1 << 32) - (1 << 20)  # places in a TIFF are of 32 bits
 JPEG_INSIDE = (6, 7, 34892)  # compressions whose decoders give RGB
 COMPRESSIONS = {1: "none", 5: "lzw", 8: "deflate", 32946: "deflate"}
+_this_thread = threading.local()
 SCHEMES = {"none": None, "lzw": "lzw", "deflate": "zlib"}
 
 
@@ -255,14 +257,17 @@ def _rgb_of_ycbcr(samples: np.ndarray, directory: Directory) -> np.ndarray:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep tifffile from printing what it thinks of tags that the picture does without."""
-    logger = logging.getLogger("tifffile")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Keep tifffile from logging, in this thread, what it thinks of tags that the picture does without."""
+    logging.getLogger("tifffile").addFilter(_heard)  # once, however often
+    _this_thread.quiet = True
     try:
         yield
     finally:
-        logger.setLevel(level)
+        _this_thread.quiet = False
+
+
+def _heard(record: logging.LogRecord) -> bool:
+    return not getattr(_this_thread, "quiet", False)
 
 
 def _in_range(samples: np.ndarray, notes: list[str]) -> np.ndarray:

@@ -349,6 +349,14 @@ def test_metadata_that_cannot_be_read_leaves_the_picture(given, target) -> None:
     assert again.xmp == odd["xmp"] and again.icc_profile == odd["icc_profile"]
 
 
+def test_tags_that_are_wrong_are_not_logged(caplog) -> None:
+    data = tiff(scene(), software="tifffile.py", metadata=None)
+    wrong = data.replace(struct.pack("<HHI", 0x0131, 2, 12), struct.pack("<HHI", 0x0131, 2, 1 << 30))
+    assert np.array_equal(decode_image(wrong).pixels, scene()) and not caplog.records
+    with tifffile.TiffFile(io.BytesIO(wrong)) as opened:
+        assert opened.pages[0].tags and caplog.records  # others still hear it
+
+
 def test_a_cut_off_chunk_of_a_webp_leaves_the_picture() -> None:
     data = saved(stored(1), "webp", lossless=True, exif=photograph(b"\1\0"), xmp=XMP)
     image = decode_image(data[:-20])
