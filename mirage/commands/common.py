@@ -12,7 +12,12 @@ __all__ = ["FILE", "FOLDER", "KEY", "WEIGHTS", "device_named", "reading_weights"
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
-WEIGHTS = click.option("--weights", required=True, type=FILE, help="Checkpoint: .ckpt, .pth or .safetensors.")
+WEIGHTS = click.option(
+    "--weights",
+    required=True,
+    type=FILE,
+    help="Checkpoint (.ckpt, .pth, .safetensors), or the name of weights that come with the package.",
+)
 KEY = click.option("--key", help="Which network, where the file holds several: params, state_dict_ema, net, ...")
 
 

@@ -21,7 +21,8 @@ def export(output, weights, key):
     What csrc/examples/ reads, a program in C++ that restores photographs without Python.
     """
     from mirage.checkpoint import from_checkpoint, save_checkpoint
+    from mirage.restore import resolve_weights
 
     with reading_weights():
-        save_checkpoint(from_checkpoint(weights, key=key), output)
+        save_checkpoint(from_checkpoint(resolve_weights(weights), key=key), output)
     click.echo(f"wrote {output}")

@@ -25,7 +25,6 @@ OPTIONS = (
         type=click.IntRange(min=1),
         help="Ray: how many.  [default: one a GPU; without GPUs one for each four CPUs of a machine]",
     ),
-    click.option("--overwrite", is_flag=True, help="Ray: restore everything again, also what is done."),
     click.option("--manifest", help="Ray: folder of the manifest.  [default: OUT/manifest.parquet]"),
     click.option("--retry-failed", is_flag=True, help="Ray: try those again that failed in an earlier run."),
 )

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 import mirage_kernels
-from mirage.memory import available_memory, format_bytes
+from mirage.memory import AvailableMemory, available_memory, format_bytes
 from mirage.model import MIRAGE
 
 if TYPE_CHECKING:
     from mirage.images import ImageHeader
 
-__all__ = ["NotEnoughMemory", "check_memory", "is_out_of_memory", "needed_memory", "parse_bytes", "release_memory"]
+__all__ = [
+    "NotEnoughMemory",
+    "Size",
+    "anonymous_memory",
+    "check_memory",
+    "check_parts",
+    "choose_tile",
+    "is_out_of_memory",
+    "memory_left",
+    "needed_memory",
+    "network_memory",
+    "parse_bytes",
+    "release_memory",
+]
 
 # What an image takes at its peak, in bytes: the most that was measured at 512x512 and 1024x1024 pixels, dims 12 to 30,
 # by the rise of resident memory (VmHWM) around `restore_array`, and up to a tenth more.
@@ -29,6 +44,15 @@ BYTES_PER_HIDDEN_PIXEL = 64  # `fill_hidden`, of images with alpha
 FAST_BYTES_PER_CHANNEL = 40  # 36 measured (MIRAGE-S), 17 in bfloat16
 REFERENCE_BYTES_PER_CHANNEL = 220  # 201 measured at 640x448 (dim 12), 157 at 512x512 (MIRAGE-T)
 REFERENCE_BYTES_PER_CHANNEL_LARGE, REFERENCE_HEAP = 160, 256 << 20  # 145 at 1024x1024, 165 at 768x768 (MIRAGE-T)
+
+# In parts: the pixels, the result, and what the encoder takes, in multiples of the image's own bytes; and of a strip as
+# high as a tile, what waits for the next and what is converted, per pixel of it.
+IMAGES_AT_ONCE = 5
+STRIP_BYTES_PER_PIXEL = 36
+LARGEST_TILE, SMALLEST_TILE = 1024, 64
+"""Sides that are chosen from a budget."""
+UNKNOWN_TILE = 512
+"""Of networks whose memory is not known."""
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -92,22 +116,76 @@ def needed_memory(model: nn.Module, header: ImageHeader | Size) -> int:
     return header.pixels * per_pixel + (network_memory(model, header.pixels) if on_cpu else 0)
 
 
-def check_memory(model: nn.Module, header: ImageHeader | Size) -> None:
-    """Ask before memory is taken, also once what is kept has been given back.
+def anonymous_memory() -> int:
+    """Bytes of this process's own memory (RssAnon: no files, nothing shared); 0 where the system does not tell."""
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    match = re.search(r"^RssAnon:\s+(\d+) kB", text, re.M)
+    return int(match[1]) * 1024 if match else 0
+
+
+def memory_left(memory: int | None = None) -> AvailableMemory | None:
+    """What this process may still take on the host: what the system has, and of a budget what is not taken yet."""
+    available = available_memory()
+    if memory is None:
+        return available
+    left = AvailableMemory(max(0, memory - anonymous_memory()), f"memory budget, {format_bytes(memory)}")
+    return left if available is None or left.bytes < available.bytes else available
+
+
+def check_memory(model: nn.Module, header: ImageHeader | Size, memory: int | None = None) -> None:
+    """Ask before memory is taken for one pass, also once what is kept has been given back.
+
+    Args:
+        memory: a budget in bytes for this process's own memory.
 
     Raises:
         NotEnoughMemory: an image needs more than there is.
     """
-    needed = needed_memory(model, header)
-    available = available_memory()
-    if available is not None and needed > available.bytes:
+    _ask(needed_memory(model, header), header, memory, "--no-check-memory tries all the same")
+
+
+def check_parts(header: ImageHeader | Size, memory: int | None = None) -> None:
+    """What `check_memory` is where an image is restored in parts, and only its pixels are in memory.
+
+    Raises:
+        NotEnoughMemory: as there.
+    """
+    needed = header.pixels * header.channels * header.depth // 8 * IMAGES_AT_ONCE
+    _ask(needed, header, memory, "--no-check-memory tries all the same")
+
+
+def _ask(needed: int, header: ImageHeader | Size, memory: int | None, advice: str) -> None:
+    left = memory_left(memory)
+    if left is not None and needed > left.bytes:
         release_memory()
-        available = available_memory()
-    if available is not None and needed > available.bytes:
+        left = memory_left(memory)
+    if left is not None and needed > left.bytes:
         raise NotEnoughMemory(
             f"not enough memory: {header.width}x{header.height} pixels need about {format_bytes(needed)}, "
-            f"{format_bytes(available.bytes)} are available ({available.bound}); --no-check-memory tries all the same"
+            f"{format_bytes(left.bytes)} are available ({left.bound}); {advice}"
         )
+
+
+def choose_tile(model: nn.Module, left: int, width: int) -> int:
+    """The side of the largest tiles, up to `LARGEST_TILE`, that ``left`` bytes are enough for in an image so wide.
+
+    Raises:
+        NotEnoughMemory: they are not enough for tiles of `SMALLEST_TILE`.
+    """
+    area = network_memory(model, 1 << 20) / (1 << 20)  # bytes a pixel of a tile
+    if area == 0:
+        return UNKNOWN_TILE
+    row = width * STRIP_BYTES_PER_PIXEL
+    side = (math.sqrt(row * row + 4 * area * max(0, left)) - row) / (2 * area)
+    if side < SMALLEST_TILE:
+        needed = format_bytes(area * SMALLEST_TILE**2 + row * SMALLEST_TILE)
+        raise NotEnoughMemory(
+            f"not enough memory: the smallest tiles need about {needed}, {format_bytes(max(0, left))} are left"
+        )
+    return min(LARGEST_TILE, int(side) // 8 * 8)
 
 
 def release_memory() -> None:

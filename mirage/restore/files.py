@@ -29,6 +29,8 @@ from mirage.restore.pixels import restore_array
 
 __all__ = ["FileOptions", "Job", "Outcome", "collect_jobs", "is_finished", "restore_each", "restore_files"]
 
+Restore = Callable[[np.ndarray, Callable[[str], None]], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -45,7 +47,7 @@ class Outcome:
 
     Attributes:
         error: None where ``target`` is there.
-        notes: what of the file's metadata could not be read or carried over.
+        notes: what of the file's metadata could not be read or carried over, and where memory ran out.
         skipped: ``target`` was there already, from an earlier run.
         seconds: that it took.
     """
@@ -161,7 +163,7 @@ def restore_files(
     check = _memory_check(model) if check_memory else None
     options = FileOptions(format, quality, max_pixels, overwrite=True)
     outcomes = []
-    for outcome in restore_each(jobs, lambda pixels: restore_array(model, pixels), options, check):
+    for outcome in restore_each(jobs, lambda pixels, note: restore_array(model, pixels), options, check):
         outcomes.append(outcome)
         if on_done is not None:
             on_done(outcome)
@@ -174,14 +176,15 @@ def _memory_check(model: nn.Module) -> Callable[[ImageHeader], None]:
 
 def restore_each(
     jobs: Iterable[Job],
-    restore: Callable[[np.ndarray], np.ndarray],
+    restore: Restore,
     options: FileOptions,
     check: Callable[[ImageHeader], None] | None = None,
 ) -> Iterator[Outcome]:
     """Do the jobs one after the other.
 
     Args:
-        restore: of the pixels of an image, [H, W, C], uint8 or uint16, makes the restored ones.
+        restore: of the pixels of an image, [H, W, C], uint8 or uint16, makes the restored ones; its second argument
+            takes sentences that a user should see.
         check: raises where an image with this header shall not be tried.
     """
     for job in jobs:
@@ -198,12 +201,12 @@ def restore_each(
 
 def _restore_file(
     job: Job,
-    restore: Callable[[np.ndarray], np.ndarray],
+    restore: Restore,
     options: FileOptions,
     check: Callable[[ImageHeader], None] | None,
     begin: float,
 ) -> Outcome:
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     error = None
     try:
         data = read_bytes(job.source)
@@ -213,10 +216,10 @@ def _restore_file(
             check(header)
         image = decode_image(data, max_pixels=options.max_pixels)
         del data
-        notes = image.notes
+        notes += image.notes
         target = image.format if options.format == "same" else options.format
         check_writable(target, image.pixels.shape[2], *image.pixels.shape[:2])
-        restored = image.with_pixels(restore(image.pixels))
+        restored = image.with_pixels(restore(image.pixels, notes.append))
         del image
         job.target.parent.mkdir(parents=True, exist_ok=True)
         notes += write_image(job.target, restored, target, quality=options.quality)
@@ -225,7 +228,7 @@ def _restore_file(
     except Exception as caught:  # whatever one file does to the model or the disk, the others are still tried
         what = str(caught) or ("out of memory" if isinstance(caught, MemoryError) else "no message")
         error = f"{type(caught).__name__}: {what}"
-    return Outcome(job.source, job.target, error, notes, seconds=time.perf_counter() - begin)
+    return Outcome(job.source, job.target, error, tuple(notes), seconds=time.perf_counter() - begin)
 
 
 def _expand(given: Path, out_dir: Path, skip: Callable[[Path, str], None]) -> list[tuple[Path, Path]]:

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from mirage.restore.budget import Size, check_memory, parse_bytes
+from mirage.restore.budget import Size, parse_bytes
 from mirage.restore.loading import load_model, parse_dtype, prepare_module, resolve_device
-from mirage.restore.pixels import as_image, restore_array, where_of
+from mirage.restore.modes import ATTENTION, Settings, check_image, restore_image
+from mirage.restore.pixels import as_image, where_of
+from mirage.restore.tiles import check_tile
 
 if TYPE_CHECKING:
+    from mirage.images import ImageHeader
     from mirage.restore.files import Job, Outcome
 
 __all__ = ["ATTENTION", "Restorer"]
-
-ATTENTION = ("auto", "whole", "tile", "local", "global")
 
 
 class Restorer:
@@ -31,6 +32,17 @@ class Restorer:
             is left as it is: what runs is an accelerated copy in evaluation mode that shares its weights. (A module in
             which `mirage.fast` recognises nothing runs itself, in evaluation mode.)
         device: ``"auto"`` (the GPU where there is one; a module's own), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        memory: bytes that this process's own memory may come to, such as ``"2G"`` or ``1 << 31``; on a GPU, of its
+            memory. None: what is there.
+        tile: side of tiles in pixels, a multiple of 8, at most (all are equal, and as few as possible). None: from
+            the memory. Where it is given, ``"auto"`` means ``"tile"``.
+        overlap: the least that neighbouring tiles share, in pixels.
+        attention: ``"auto"``: one pass where memory is enough for it, else ``"global"``, which is equal to it;
+            ``"whole"``: one pass, or an error; ``"tile"``: each tile by itself, blended; ``"local"``: with the
+            statistics of windows of about the size that the network was trained on; ``"global"``: in strips, with the
+            statistics of the whole image, feature maps in files without a name. See docs/restore.md.
+        window: of ``"local"``: side of its windows in pixels, a multiple of 8.
+        scratch: of ``"local"`` and ``"global"``: folder for feature maps. None: the system's for temporary files.
         dtype: what the network computes in: ``"fp32"``, ``"bf16"``, ``"fp16"`` or torch's dtypes. None: float32; a
             module's own.
         fast: the fast modules, or plain PyTorch.
@@ -38,6 +50,8 @@ class Restorer:
 
     Raises:
         ValueError, TypeError, OSError: an argument is wrong, or the weights cannot be read.
+
+    Calls from several threads at once are safe, and give what they give one after the other.
     """
 
     def __init__(
@@ -50,13 +64,26 @@ class Restorer:
         tile: int | None = None,
         overlap: int = 32,
         attention: str = "auto",
+        window: int = 192,
+        scratch: str | os.PathLike[str] | None = None,
         fast: bool = True,
         key: str | None = None,
     ) -> None:
         if attention not in ATTENTION:
             raise ValueError(f"attention: expected one of {', '.join(ATTENTION)}, got {attention!r}")
-        self.attention, self.tile, self.overlap = attention, tile, overlap
-        self.memory = None if memory is None else parse_bytes(memory)
+        if tile is not None and attention not in ("auto", "tile"):
+            raise ValueError(f"tile: goes with attention tile, got attention={attention!r}")
+        check_tile(tile, overlap)
+        if not isinstance(window, int) or window <= 0 or window % 8:
+            raise ValueError(f"window: expected a positive multiple of 8, got {window!r}")
+        self.settings = Settings(
+            attention=attention if tile is None else "tile",
+            memory=None if memory is None else parse_bytes(memory),
+            tile=tile,
+            overlap=overlap,
+            window=window,
+            scratch=scratch,
+        )
         chosen = parse_dtype(dtype)
         if isinstance(weights, nn.Module):
             where = None if device == "auto" else resolve_device(device)
@@ -66,7 +93,7 @@ class Restorer:
 
     def __repr__(self) -> str:
         device, dtype = where_of(self.model)
-        return f"Restorer({type(self.model).__name__}, device={str(device)!r}, dtype={dtype}, {self.attention!r})"
+        return f"Restorer({type(self.model).__name__}, device={str(device)!r}, dtype={dtype}, {self.settings})"
 
     @overload
     def __call__(self, array: np.ndarray) -> np.ndarray: ...
@@ -134,8 +161,8 @@ class Restorer:
         check = self._check if check_memory else None
         return restore_each(jobs, self._restore, FileOptions(overwrite=overwrite, **options), check)
 
-    def _check(self, header) -> None:
-        check_memory(self.model, header)
+    def _check(self, header: ImageHeader | Size) -> None:
+        check_image(self.model, header, self.settings)
 
-    def _restore(self, pixels: np.ndarray) -> np.ndarray:
-        return restore_array(self.model, pixels)
+    def _restore(self, pixels: np.ndarray, note: Callable[[str], None] = lambda _: None) -> np.ndarray:
+        return restore_image(self.model, pixels, self.settings, note)

@@ -248,6 +248,7 @@ def test_the_command_refuses_by_size_and_goes_on(weights, tmp_path) -> None:
         "cpu",
         "-o",
         str(tmp_path / "out"),
+        "--overwrite",
     ]
     result = CliRunner().invoke(main, common)
     assert result.exit_code == 1 and "restored 2 of 3" in result.output
@@ -276,6 +277,8 @@ def test_the_command_under_a_real_limit(which, weights, tmp_path) -> None:
         "-o",
         tmp_path / "out",
         which,
+        "--attention",
+        "whole",
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
