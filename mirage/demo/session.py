@@ -16,7 +16,7 @@ from mirage.images import FORMATS, ImageError, decode_image, encode_with_notes, 
 __all__ = ["MODES", "Limits", "Refused", "Restored", "Studio"]
 
 MODES = {
-    "auto": "Automatic: whole where the memory is enough",
+    "auto": "Automatic: whole where the memory is enough, else global",
     "whole": "Whole: the network sees all of the picture at once",
     "tile": "Tiles: the least memory, each tile by itself",
     "local": "Local: every pixel by its neighbourhood, as in training",

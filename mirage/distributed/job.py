@@ -19,6 +19,7 @@ from mirage.distributed.worker import WorkerOptions
 __all__ = ["Summary", "restore"]
 
 MANIFEST = "manifest.parquet"
+WHERE = ("device", "memory", "fast", "scratch")  # arguments of `Restorer` that leave results as they are, to rounding
 BATCH_BYTES = 64 << 20  # of the files in a batch: large ones come in smaller numbers, for the last batches' sake
 
 
@@ -217,8 +218,8 @@ def _network(weights: Any, key: str | None) -> Any:
 
 def _settings(network: Any, chosen: Mapping[str, Any], format: str, quality: int) -> dict[str, Any]:
     """What decides the results' pixels and bytes, but for the inputs."""
-    others = {name: str(value) for name, value in sorted(chosen.items()) if name not in ("device", "memory", "fast")}
-    return {"weights": _fingerprint(network), "format": format, "quality": quality, **others}
+    how = {name: str(value) for name, value in sorted(chosen.items()) if name not in WHERE}
+    return {"weights": _fingerprint(network), "format": format, "quality": quality, **how}
 
 
 def _fingerprint(network: Any) -> str:
