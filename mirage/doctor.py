@@ -1,8 +1,8 @@
 """What runs here and whether it is right: ``mirage doctor``.
 
-Versions, devices and implementations, and what :mod:`mirage.self_check` finds: the error of every operator on every
-implementation. ``mirage doctor --gpu`` does so on a GPU, on images large enough for every kernel there, in all dtypes,
-and times them.
+Versions, devices and implementations, which of these each operator runs on and why not on the others, and what
+:mod:`mirage.self_check` finds: the error of every operator on every implementation. ``mirage doctor --gpu`` does so on
+a GPU, on images large enough for every kernel there, in all dtypes, and times them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from mirage.self_check import Check, check_operators
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 __all__ = [
     "Check",
+    "Choice",
     "Report",
     "check_operators",
+    "choices",
     "cpu_name",
     "examine",
     "package_version",
@@ -37,12 +40,28 @@ CPU_FLAGS = "avx2 fma f16c avx512f avx512bw avx512vl avx512_bf16 avx512_fp16 amx
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What an operator runs on by itself on one kind of device, where the sizes of a call do not matter.
+
+    Attributes:
+        implementation: its kernels, or ``"torch"``.
+        why_not: for each of the other kernels the reason.
+    """
+
+    operator: str
+    device: str
+    implementation: str
+    why_not: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything ``mirage doctor`` found."""
 
     versions: dict[str, str]
     devices: list[dict[str, Any]]
     implementations: dict[str, str]
+    choices: tuple[Choice, ...]
     checks: tuple[Check, ...]
 
     @property
@@ -69,7 +88,22 @@ def examine(*, check: bool = True, gpu: bool = False) -> Report:
         versions=_versions(),
         devices=_devices(),
         implementations=dict(mirage_kernels.available()),
+        choices=choices(),
         checks=run() if check else (),
+    )
+
+
+def choices() -> tuple[Choice, ...]:
+    """What every operator runs on here, on the CPU and on a GPU if there is one."""
+    from mirage_kernels._runtime import dispatch
+    from mirage_kernels._runtime.cases import operators
+
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    declined = {operator.name: operator.declined for operator in operators()}
+    return tuple(
+        Choice(name, device, *dispatch.outlook(device, of_operator))
+        for device in devices
+        for name, of_operator in declined.items()
     )
 
 
@@ -142,6 +176,21 @@ def _devices() -> list[dict[str, Any]]:
     return [cpu, *gpus]
 
 
+def _choices_table(made: tuple[Choice, ...]) -> Table:
+    """One row for all operators that run on the same, for the same reasons."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("Operator", "Device", "Runs on", "Why not the others", title="Choices", title_justify="left")
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for choice in made:
+        reasons = "\n".join(f"{name}: {reason}" for name, reason in choice.why_not.items())
+        alike.setdefault((choice.device, choice.implementation, reasons), []).append(choice.operator)
+    for (device, implementation, reasons), names in alike.items():
+        table.add_row(Text("\n".join(names)), device, implementation, Text(reasons))
+    return table
+
+
 def render(report: Report, console: Console) -> None:
     """Print the report to a rich console."""
     from rich.table import Table
@@ -157,6 +206,7 @@ def render(report: Report, console: Console) -> None:
     for device in report.devices:
         two_columns(device["device"], ((k, v) for k, v in device.items() if k != "device"))
     two_columns("Implementations", report.implementations.items())
+    console.print(_choices_table(report.choices))
     if not report.checks:
         return
     table = Table(title="Operators against float64 (forward and backward)", title_justify="left")

@@ -22,7 +22,8 @@ import mirage.fast
 import mirage_kernels
 from mirage.losses import MirageLoss
 from mirage_kernels import FeedForwardWeights, MixerWeights
-from mirage_kernels._runtime.tuning import IMPLEMENTATIONS, Tuning, choice_key, launch_key
+from mirage_kernels._runtime.implementations import ON_GPUS
+from mirage_kernels._runtime.tuning import FP_FUSION, Tuning, choice_key, launch_key
 
 __all__ = ["Chooser", "Tuner", "tune"]
 
@@ -51,17 +52,17 @@ class Tuner:
         key = launch_key(kernel, args, options)
         if key not in self.times:
             self._choose(key, kernel, programs, args, options)
-        kernel[(programs,)](*args, **(options | self.launches.get(key, {})))
+        kernel[(programs,)](*args, **(options | self.launches.get(key, {})), **FP_FUSION)
 
     def _choose(self, key: str, kernel: Any, programs: int, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        built_in = self._time(lambda: kernel[(programs,)](*args, **options))
+        built_in = self._time(lambda: kernel[(programs,)](*args, **options, **FP_FUSION))
         best, chosen = built_in, {}
         for warps, stages in itertools.product(WARPS, STAGES):
             other = {"num_warps": warps, "num_stages": stages}
             if other.items() <= options.items():
                 continue
             try:
-                time = self._time(partial(kernel[(programs,)], *args, **(options | other)))
+                time = self._time(partial(kernel[(programs,)], *args, **(options | other), **FP_FUSION))
             except Exception as error:
                 if type(error).__name__ != "OutOfResources":  # Triton's own: this kernel does not fit so
                     raise
@@ -92,13 +93,13 @@ class Chooser(TorchDispatchMode):
         self._time = time
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "mirage_kernels" and args and args[-1] in IMPLEMENTATIONS:
+        if func.namespace == "mirage_kernels" and args and args[-1] in ON_GPUS:
             name = func._schema.name.split("::")[1]
             if name == "transformer_blocks":
                 self.compare(name, args[0], partial(self._by_stages, *args[:-1]), partial(func, *args))
             else:
                 x = args[name.endswith("_backward")]  # which comes after the gradient of the output
-                self.compare(name, x, *(partial(func, *args[:-1], impl) for impl in IMPLEMENTATIONS))
+                self.compare(name, x, *(partial(func, *args[:-1], impl) for impl in ON_GPUS))
         return func(*args, **(kwargs or {}))
 
     def compare(self, name: str, x: torch.Tensor, triton: Callable[[], object], cuda: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""What the stages of a block share: which implementation runs, and the steps that their composites are made of.
+"""What the stages of a block share: layouts, and the steps that their composites are made of.
 
 A composite computes a stage as a chain of steps, and its gradient from formulas, so that nothing but the stage's input
 and a few small statistics has to live from forward to backward. Its steps are the registered operators of `impl`
@@ -16,37 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage_kernels._runtime import dispatch, transforms
+from mirage_kernels._runtime import transforms
+from mirage_kernels._runtime.implementations import KERNELS
 from mirage_kernels._runtime.library import accumulator
 from mirage_kernels.channel_attention.checks import declined
 from mirage_kernels.channel_attention.reference import NORM_EPS
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference_depthwise
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion
 
-COMPOSITE_ON = ("cpu", "cuda")
-"""Devices whose backward pass, autocast and memory the composites were written for."""
 Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
-
-
-def choose(operator: str, x: Tensor) -> str:
-    """The implementation for a call of a stage: as `dispatch.choose`, and "composite" where it falls back on "torch".
-
-    A forced "torch" stays what it is everywhere: the reference expression with PyTorch's own autograd. So does that of
-    a transform, which has no rules for the operators of a composite either, and that of devices other than CPU and
-    CUDA, on which no operator is registered.
-    """
-    chosen = dispatch.choose(operator, x)
-    if chosen != "torch" or dispatch._forced == "torch" or x.device.type not in COMPOSITE_ON:
-        return chosen
-    return chosen if transforms.problem() else "composite"
-
-
-def instead_of_cuda(x: Tensor) -> str:
-    """What runs the part of a stage that CUDA C++ has no kernel for, or none for such an x: "cuda", which then means a
-    composite of its operators, where there is no Triton."""
-    chosen = dispatch.automatic(x)
-    return "composite" if chosen == "torch" else chosen
 
 
 @contextlib.contextmanager
@@ -81,11 +60,16 @@ def working(x: Tensor, impl: str) -> Tensor:
     return x if impl == "triton" else x.to(accumulator(x.dtype))
 
 
+def of_weight(grad: Tensor, weight: Tensor) -> Tensor:
+    """A gradient in the dtype and shape of its weight, contiguous."""
+    return grad.reshape(weight.shape).to(weight.dtype).contiguous()
+
+
 def operator(name: str, impl: str) -> Any:
     """The registered operator `name` where `impl` has one, None for the plain formulas."""
     if impl == "composite":
         return None
-    if impl not in dispatch.KERNELS:
+    if impl not in KERNELS:
         raise ValueError(f"impl: expected 'cpp', 'triton', 'cuda' or 'composite', got {impl!r}")
     return getattr(torch.ops.mirage_kernels, name).default
 

@@ -37,6 +37,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported: interpret
 import torch  # noqa: E402
 
 from mirage_kernels._runtime import cases  # noqa: E402
+from mirage_kernels._runtime.tuning import FP_FUSION  # noqa: E402
 from tools.cuda_resources import SHARED, blocks_of  # noqa: E402
 from tools.meta_device import Operators, launching  # noqa: E402
 
@@ -113,7 +114,7 @@ class AbsentDriver:
         from triton.runtime import driver
 
         driver.set_active(self)
-        return kernel.warmup(*args, grid=(programs,), **options)
+        return kernel.warmup(*args, grid=(programs,), **options, **FP_FUSION)
 
 
 class Compiler:

@@ -36,7 +36,7 @@ def kernels_of(name: str) -> Callable[..., Any]:
 def launching(hook: Callable[..., None]) -> Iterator[None]:
     """Triton is what runs on the meta device, and `hook` is called instead of launching: see `launch.launch_hook`."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(dispatch._default, meta="triton"))
+        stack.enter_context(dispatch.by_itself("triton", "meta"))
         stack.enter_context(mock.patch.object(launch, "launch_hook", hook))
         stack.enter_context(mock.patch.object(torch, "is_autocast_enabled", lambda *device: False))  # meta has none
         stack.enter_context(mock.patch.object(torch, "autocast", lambda *device, **enabled: contextlib.nullcontext()))

@@ -1,4 +1,5 @@
-"""What is true of an operator, said once: each operator's folder has a ``cases.py`` that defines ``CASES``.
+"""What is true of an operator, said once: each operator's folder has a ``cases.py`` that defines ``CASES``, which its
+``op.py`` registers together with the functions.
 
 Tests, ``mirage doctor``, benchmarks and the compilation of Triton's kernels iterate over :func:`operators`.
 """
@@ -6,14 +7,14 @@ Tests, ``mirage doctor``, benchmarks and the compilation of Triton's kernels ite
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mirage_kernels._runtime.implementations import KERNELS
 
 Shape = tuple[int, ...]
 """What an operator's `make` takes: [B, C, H, W] of its main argument, and what else says how large the others are."""
@@ -75,7 +76,7 @@ class Operator:
         flops: of forward, two for a multiply-add, from the shapes of the arguments: products and convolutions of the
             reference, as `torch.utils.flop_counter` counts them. Backward has twice as many, one for each factor.
         call: calls a function like the public one on the arguments; returns one tensor.
-        implementations: those of its own that it has, beside ``"torch"``.
+        declined: the implementations that it lacks, each with the reason.
         mode: which of several modes of one function this is.
         compiled: shapes for which Triton's kernels are compiled beside those of the networks.
         is_stage: whether it is half a block of the network, or more: slow in Triton's interpreter.
@@ -91,21 +92,24 @@ class Operator:
     in_network: Callable[[int, int], list[Shape]]
     flops: Callable[..., int]
     call: Callable[..., Tensor] = _directly
-    implementations: tuple[str, ...] = ("cpp", "triton", "cuda")
+    declined: Mapping[str, str] = field(default_factory=dict)
     mode: str = ""
     compiled: tuple[Shape, ...] = ()
     is_stage: bool = False
     gradients: bool = True
 
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """Those of its own that it has, beside ``"torch"``."""
+        return tuple(name for name in KERNELS if name not in self.declined)
+
     def public(self, *tensors: Tensor) -> Tensor:
         """The public function."""
-        import mirage_kernels
-
-        return self.call(getattr(mirage_kernels, self.name), *tensors)
+        return self.call(REGISTERED[self.name][1][0], *tensors)
 
     def reference(self, *tensors: Tensor) -> Tensor:
         """Its definition in plain PyTorch."""
-        return self.call(import_module(f"mirage_kernels.{self.name}").reference, *tensors)
+        return self.call(REGISTERED[self.name][1][1], *tensors)
 
     def inputs(self, shape: Shape, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> list[Tensor]:
         """The arguments, each requiring its gradient; the same for the same seed."""
@@ -136,15 +140,20 @@ class Operator:
         return 3 * arguments + 2 * result if both else arguments + result
 
 
+Functions = tuple[Callable[..., Any], Callable[..., Any]]
+REGISTERED: dict[str, tuple[tuple[Operator, ...], Functions]] = {}
+"""By name: an operator's cases, its public function and its reference. Each ``op.py`` registers its own."""
+
+
+def register(cases: tuple[Operator, ...], public: Callable[..., Any], reference: Callable[..., Any]) -> None:
+    """Make an operator known to all that iterate over :func:`operators`; `cases` are its modes, of one name."""
+    (name,) = {case.name for case in cases}
+    REGISTERED[name] = cases, (public, reference)
+
+
 def operators(names: Iterable[str] | None = None) -> list[Operator]:
-    """Every operator that has a ``cases.py`` and each of its modes, or those of `names`."""
-    folder = Path(__file__).resolve().parent.parent
-    known = sorted(file.parent.name for file in folder.glob("[!_]*/cases.py"))
-    return [
-        operator
-        for name in (known if names is None else names)
-        for operator in import_module(f"mirage_kernels.{name}.cases").CASES
-    ]
+    """Every operator and each of its modes, by name, or those of `names`."""
+    return [operator for name in (sorted(REGISTERED) if names is None else names) for operator in REGISTERED[name][0]]
 
 
 def pixels(shape: Iterable[int]) -> int:

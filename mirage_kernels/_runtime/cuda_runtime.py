@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import dispatch
-from mirage_kernels._runtime.library import dl
+from mirage_kernels._runtime.library import to_dlpack
 
 FAR = 1 << 25  # elements between rows or columns, see kFar in csrc/common/cuda/call_checks.h
 
@@ -40,7 +40,20 @@ def call(name: str, tensors: Sequence[Tensor], workspace_bytes: int = 0, tf32: b
     """A function of the library on the GPU of the first tensor, with so much scratch memory, on the current stream."""
     memory = workspace(workspace_bytes, tensors[0])
     with on_device_of(tensors[0]) as stream:
-        getattr(library(), name)(list(map(dl, tensors)), dl(memory), stream, tf32)
+        getattr(library(), name)(list(map(to_dlpack, tensors)), to_dlpack(memory), stream, tf32)
+
+
+def problem(x: Tensor, workspace_function: str, *arguments: Any) -> str:
+    """Why a stage's kernels do not take such an `x`; empty where they do: the library then tells the bytes of scratch
+    memory that they need, and None where there is no kernel for so many channels or not the shared memory for one."""
+    if on_device(x, workspace_function, *arguments) is not None:
+        return ""
+    stage = workspace_function.removesuffix("_workspace")
+    return f"no kernel of {stage} takes x of shape {list(x.shape)} in {x.dtype} on {_device_name(x)}"
+
+
+def _device_name(x: Tensor) -> str:
+    return torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else "the emulated GPU"
 
 
 def workspace(size: int, x: Tensor) -> Tensor:
@@ -57,5 +70,13 @@ def of_one_dtype(dtype: torch.dtype, *weights: Tensor) -> list[Tensor]:
 
 def near(maps: Tensor) -> Tensor:
     """`maps` [B, C, H, W], or a contiguous copy where its pixels lie further apart than the stages' kernels take."""
-    far = any(size > 1 and stride >= FAR for size, stride in zip(maps.shape[2:], maps.stride()[2:], strict=True))
-    return maps.contiguous() if far else maps
+    return maps.contiguous() if is_far(maps) else maps
+
+
+def as_if_near(maps: Tensor) -> Tensor:
+    """`near(maps)` without its values."""
+    return torch.empty(maps.shape, dtype=maps.dtype, device=maps.device) if is_far(maps) else maps
+
+
+def is_far(maps: Tensor) -> bool:
+    return any(size > 1 and stride >= FAR for size, stride in zip(maps.shape[2:], maps.stride()[2:], strict=True))

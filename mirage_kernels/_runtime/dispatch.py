@@ -1,10 +1,14 @@
 """Which implementation of an operator runs, and why.
 
 Every operator has its plain PyTorch reference, ``"torch"``, which runs anywhere. Beside it there are kernels for CPUs
-(``"cpp"``) and for GPUs (``"triton"``, and ``"cuda"``: CUDA C++ for NVIDIA's); an operator says why it declines those
-that it lacks or that do not take the tensors of a call. A call runs on the first for its device that can run and is
-not declined; :func:`why_not` tells the reasons against the others. :func:`use` and the environment variable
-``MIRAGE_KERNELS`` force one, and a forced implementation that cannot run on the tensors raises with the reason.
+(``"cpp"``) and for GPUs (``"triton"``, and ``"cuda"``: CUDA C++ for NVIDIA's).
+
+There is one way to decline a call: a predicate that gives the reason in a sentence, or nothing where the call can run.
+:func:`_problem` is that of an implementation on a machine, a device and a dtype; an operator has one for what it lacks
+or what its kernels do not take (`declined` of :func:`choose`), and the modules of a stage have ``forward_problem`` and
+``backward_problem`` (see :class:`mirage_kernels._runtime.library.Implementations`). A call runs on the first for its
+device that has no reason against it; :func:`why_not` tells those against the others. :func:`use` and the environment
+variable ``MIRAGE_KERNELS`` force one: the same predicates then raise, with the same reasons.
 
 For tests without a GPU, ``TRITON_INTERPRET=1`` and ``MIRAGE_CUDA_EMULATE=1`` let kernels of the two run on CPU tensors.
 """
@@ -25,16 +29,16 @@ from typing import Any
 import torch
 
 from mirage_kernels._runtime import transforms, tuning
+from mirage_kernels._runtime.implementations import IMPLEMENTATIONS, KERNELS, ON_GPUS, RANKED
 
-IMPLEMENTATIONS = ("torch", "cpp", "triton", "cuda")
-KERNELS = IMPLEMENTATIONS[1:]
-"""Those that an operator may lack or decline a call for."""
 OLDEST_TRITON = (3, 4)
 """The first whose compiler takes every kernel; earlier ones end the whole process in a failed assertion at some."""
 TRITON_PACKAGES = ("triton", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm", "triton-windows")
 """Under which names the module ``triton`` is distributed."""
 NONE: dict[str, str] = {}
 """No implementation declines."""
+COMPOSITE_ON = ("cpu", "cuda")
+"""Devices whose backward pass, autocast and memory the composites of stages were written for."""
 _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -95,7 +99,7 @@ _triton_problem = _find_triton_problem()
 
 
 def _problem(implementation: str, device_type: str, dtype: torch.dtype | None = None) -> str:
-    """Why `implementation` cannot run on such tensors; empty when it can. One predicate for probing and enforcing."""
+    """Why `implementation` cannot run on such tensors on this machine, whatever the operator; empty when it can."""
     if implementation == "cpp":
         if native is None:
             return _native_problem
@@ -121,10 +125,8 @@ def _problem(implementation: str, device_type: str, dtype: torch.dtype | None = 
 
 
 def _automatic(device_type: str) -> str:
-    """Triton before CUDA C++ on GPUs, C++ on CPUs. No GPU has timed the two yet; a tuning file
-    (:mod:`mirage_kernels._runtime.tuning`) may choose the other per operator."""
-    preferred = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}.get(device_type, ())
-    return next((name for name in preferred if not _problem(name, device_type)), "torch")
+    """The first of `RANKED` that is there."""
+    return next((name for name in RANKED.get(device_type, ()) if not _problem(name, device_type)), "torch")
 
 
 def _from_environment() -> str | None:
@@ -136,6 +138,7 @@ def _from_environment() -> str | None:
 
 # Plain module globals, so that torch.compile traces the choice and guards on it.
 _forced: str | None = _from_environment()
+_strict = False
 _default = {device: _automatic(device) for device in ("cpu", "cuda")}
 _last_used: dict[str, str] = {}
 _declined: dict[str, tuple[Mapping[str, str], str, str, torch.dtype]] = {}
@@ -147,27 +150,47 @@ runnable = {
 
 
 @contextlib.contextmanager
-def use(implementation: str) -> Iterator[None]:
+def use(implementation: str, *, strict: bool = False) -> Iterator[None]:
     """Force one implementation for every operator called inside the ``with`` block.
 
     Args:
-        implementation: ``"torch"``, ``"cpp"``, ``"triton"`` or ``"cuda"``. Operators that have no kernels in CUDA C++,
-            or none for such tensors, run under the last as they do by themselves (see :func:`why_not`).
+        implementation: ``"torch"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+        strict: What happens where an operator has no kernels in it, or none for the tensors of a call. By default such
+            an operator runs as it does by itself, so that a whole network can be run under the setting
+            (:func:`last_used` and :func:`why_not` tell); with ``strict`` it raises.
 
     The setting is process-wide, like the flags in ``torch.backends``. A backward pass runs on the implementation that
     ran forward, also after the block has ended.
 
     Raises:
-        ValueError: for another name. An implementation that cannot run on a tensor raises RuntimeError at the call.
+        ValueError: for another name.
+        RuntimeError: at a call whose tensors the implementation cannot run on, or, with ``strict``, whose operator
+            declines it, with the reason that :func:`why_not` would tell.
     """
-    global _forced
+    global _forced, _strict
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation: expected one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
-    previous, _forced = _forced, implementation
+    previous = _forced, _strict
+    _forced, _strict = implementation, strict
     try:
         yield
     finally:
-        _forced = previous
+        _forced, _strict = previous
+
+
+@contextlib.contextmanager
+def by_itself(implementation: str | None = None, *devices: str) -> Iterator[None]:
+    """Inside, nothing is forced. With an `implementation` that is what calls run on by themselves on `devices` (on all
+    by default): as on a machine that has no better. For tests and tools."""
+    global _forced, _strict, _default
+    previous = _forced, _strict, _default
+    _forced, _strict = None, False
+    if implementation is not None:
+        _default = _default | dict.fromkeys(devices or _default, implementation)
+    try:
+        yield
+    finally:
+        _forced, _strict, _default = previous
 
 
 def available() -> dict[str, str]:
@@ -194,11 +217,15 @@ def may_run(implementation: str) -> bool:
     return _forced in (None, implementation) and not _problem(implementation, "cpu")
 
 
-def choose(operator: str, x: torch.Tensor, declined: Mapping[str, str] = NONE) -> str:
+def choose(operator: str, x: torch.Tensor, declined: Mapping[str, str] = NONE, otherwise: str = "torch") -> str:
     """The implementation for a call of `operator` whose main tensor is `x`.
 
-    `declined`: those that the operator lacks or that do not take its tensors, each with the reason. Where one of them
-    is forced, which forces all operators, "cuda" leaves such a call to run as it does by itself, others to "torch".
+    Args:
+        declined: those that the operator lacks or that do not take its tensors, each with the reason. Where one of
+            them is forced, which forces all operators, "cuda" leaves such a call to run as it does by itself, others
+            to "torch".
+        otherwise: "composite" for a stage, what runs in the place of "torch" on `COMPOSITE_ON`: a chain of steps with
+            gradients of its own. Not where "torch" is forced, nor under transforms, which have no rules for its steps.
 
     Raises:
         RuntimeError: if :func:`use` or ``MIRAGE_KERNELS`` forces one that cannot run, with the reason.
@@ -206,42 +233,89 @@ def choose(operator: str, x: torch.Tensor, declined: Mapping[str, str] = NONE) -
     within = transforms.problem()
     if _forced is None:
         chosen = "torch" if within else automatic(x, declined, operator)
+        if chosen == "cpp":
+            return chosen
     elif _forced == "torch":
         chosen = "torch"
     else:
-        problem = within or _problem(_forced, x.device.type, x.dtype)
-        if problem:
-            raise RuntimeError(f"{operator}: the implementation {_forced!r} was asked for but cannot run: {problem}")
-        chosen = _forced
-        if chosen in declined:
-            chosen = automatic(x, declined, operator) if chosen == "cuda" else "torch"
-    if chosen == "torch" and not torch.compiler.is_compiling():
-        record(operator, "torch")
-        _declined[operator] = declined, within, x.device.type, x.dtype
+        chosen = _enforced(operator, x, declined, within)
+    if chosen == "torch":
+        if not torch.compiler.is_compiling():
+            record(operator, "torch")
+            _declined[operator] = declined, within, x.device.type, x.dtype
+        if not within and _forced != "torch" and x.device.type in COMPOSITE_ON:
+            return otherwise
     return chosen
+
+
+def _enforced(operator: str, x: torch.Tensor, declined: Mapping[str, str], within: str) -> str:
+    """As :func:`choose`, where kernels are forced."""
+    assert _forced is not None
+    problem = within or _problem(_forced, x.device.type, x.dtype) or (declined.get(_forced, "") if _strict else "")
+    if problem:
+        raise RuntimeError(_refusal(operator, _forced, problem))
+    if _forced not in declined:
+        return _forced
+    if not torch.compiler.is_compiling():
+        _declined[operator] = declined, within, x.device.type, x.dtype
+    return automatic(x, declined, operator) if _forced == "cuda" else "torch"
+
+
+def _refusal(operator: str, implementation: str, problem: str) -> str:
+    return f"{operator}: the implementation {implementation!r} was asked for but cannot run: {problem}"
+
+
+def decline(operator: str, x: torch.Tensor, declined: Mapping[str, str]) -> None:
+    """Keep for :func:`why_not` which kernels of a stage did not take a call that had been given to them, and why.
+
+    Raises:
+        RuntimeError: if one of them was asked for strictly.
+    """
+    if _strict and _forced is not None and _forced in declined:
+        raise RuntimeError(_refusal(operator, _forced, declined[_forced]))
+    if declined:
+        _declined[operator] = declined, "", x.device.type, x.dtype
+    else:
+        _declined.pop(operator, None)
 
 
 def automatic(x: torch.Tensor, declined: Mapping[str, str] = NONE, operator: str | None = None) -> str:
     """As :func:`choose` where nothing is forced: on a GPU what was measured to be faster there, or the default."""
     chosen = _default.get(x.device.type, "torch")
-    if operator is not None and chosen in tuning.IMPLEMENTATIONS:
-        chosen = _measured(operator, x, declined) or chosen
-    unknown = chosen in tuning.IMPLEMENTATIONS and x.dtype not in _HALF_AND_SINGLE
-    return "torch" if unknown or chosen in declined else chosen
+    if chosen in ON_GPUS:
+        if operator is not None:
+            chosen = _measured(operator, x, declined) or chosen
+        if x.dtype not in _HALF_AND_SINGLE:
+            return "torch"
+    return "torch" if chosen in declined else chosen
 
 
 def why_not(operator: str) -> dict[str, str]:
     """Why the last call of `operator` (its public name) that ran on "torch" or a composite did not run on the others:
-    the reason for each implementation but "torch"; empty for those that nothing but :func:`use` kept away."""
+    the reason for each implementation but "torch"; empty for those that nothing but :func:`use` kept away. Of a stage
+    also where the kernels of one left a call to another's; its backward pass is asked for as ``<operator>_backward``.
+    """
     if operator not in _declined:
         return {}
     declined, within, device_type, dtype = _declined[operator]
     return {name: declined.get(name) or within or _problem(name, device_type, dtype) for name in KERNELS}
 
 
+def outlook(device_type: str, declined: Mapping[str, str] = NONE) -> tuple[str, dict[str, str]]:
+    """What an operator runs on here by default on such a device, and why not on each of the other kernels, as far as
+    that does not depend on the tensors. `declined` as in :func:`choose`."""
+    runnable_here = [name for name in KERNELS if name not in declined and not _problem(name, device_type)]
+    chosen = _default.get(device_type, "torch") if _forced is None else _forced
+    if chosen not in runnable_here:
+        chosen = "torch"
+    rest = f"{chosen} is asked for" if _forced is not None else f"{chosen} comes first"
+    others = (name for name in KERNELS if name != chosen)
+    return chosen, {name: declined.get(name) or _problem(name, device_type) or rest for name in others}
+
+
 def for_backward(operator: str, x: torch.Tensor, forward: str) -> str:
     """The implementation of an operator's backward pass, where `forward` ran forward: that, if it was forced."""
-    if _forced is not None or forward not in tuning.IMPLEMENTATIONS:
+    if _forced is not None or forward not in ON_GPUS:
         return forward
     return _measured(f"{operator}_backward", x, NONE) or forward
 

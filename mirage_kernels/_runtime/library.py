@@ -13,23 +13,56 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from mirage_kernels._runtime import dispatch, tuning
+from mirage_kernels._runtime.implementations import KERNELS, ON_GPUS
 
 NAMESPACE = "mirage_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
 class Implementations(dict[str, ModuleType]):
-    """The modules of an operator's implementations, ``<package>.<implementation>``, imported when first needed."""
+    """The modules of an operator's implementations, ``<package>.<implementation>``, imported when first needed.
+
+    Each has ``forward`` and ``backward``. Those of stages for GPUs also have ``forward_problem(x, *sizes)`` and
+    ``backward_problem(x, *sizes)``: why their kernels do not take such a call, empty where they do. See :meth:`taking`.
+    """
 
     def __init__(self, package: str) -> None:
         super().__init__()
         self._package = package
 
     def __missing__(self, name: str) -> ModuleType:
-        if name not in dispatch.KERNELS:
+        if name not in KERNELS:
             raise ValueError(f"impl: expected 'cpp', 'triton' or 'cuda', got {name!r}")
         self[name] = import_module(f"{self._package}.{name}")
         return self[name]
+
+    def taking(self, name: str, impl: str, x: Tensor, *sizes: Any) -> tuple[str, ModuleType | None]:
+        """What runs a call of the stage's operator `name` that was given to `impl`.
+
+        That itself where its kernels take it. Where those in CUDA C++ do not, it is what such an `x` runs on by itself;
+        where Triton's do not, a chain of its operators, as everywhere that nothing else is left.
+
+        Returns:
+            The implementation and its module; None in the place of the module for the chain of operators of that
+            implementation (see :mod:`mirage_kernels._composite`).
+
+        Raises:
+            RuntimeError: if an implementation was asked for strictly and its kernels decline, with the reason.
+        """
+        if impl == "composite":
+            return impl, None
+        predicate = "backward_problem" if name.endswith("_backward") else "forward_problem"
+        declined: dict[str, str] = {}
+        while impl not in ("composite", *declined):
+            problem = getattr(self[impl], predicate)(x, *sizes) if impl in ON_GPUS else ""
+            if not problem:
+                break
+            declined[impl] = problem
+            if impl == "cuda":
+                by_itself = dispatch.automatic(x)
+                impl = "composite" if by_itself == "torch" else by_itself
+        dispatch.decline(name, x, declined)
+        return impl, None if impl == "composite" or impl in declined else self[impl]
 
 
 def define(
@@ -95,7 +128,8 @@ def _register_autograd(
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
             *args, keyset = args
-            result = _below_autograd(operator, keyset, args)
+            with below_autograd():
+                result = redispatch(keyset & after_autograd, *args)
             setup_context(ctx, args, result)
             if tuning.named and hasattr(ctx, "impl"):
                 ctx.impl = dispatch.for_backward(name, args[0], ctx.impl)
@@ -110,9 +144,9 @@ def _register_autograd(
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
         if is_grad_enabled() and any_requires_grad(*args):
-            if torch._C._functorch.maybe_current_level() is not None:
+            if level() is not None:
                 raise NotImplementedError(_no_rule(name, "transforms of torch.func such as grad and vmap"))
-            return Differentiable.apply(*args, keyset)
+            return apply(*args, keyset)
         with below_autograd():
             return redispatch(keyset & after_autograd, *args)
 
@@ -120,6 +154,7 @@ def _register_autograd(
     any_requires_grad = getattr(torch._C, "_any_requires_grad", _any_requires_grad)  # from torch 2.7 on
     below_autograd, after_autograd = torch._C._AutoDispatchBelowAutograd, torch._C._after_autograd_keyset
     redispatch = operator.redispatch
+    apply, level = Differentiable.apply, torch._C._functorch.maybe_current_level
     Differentiable.__name__ = Differentiable.__qualname__ = f"{name}_autograd"
     _library.impl(name, with_autograd, "Autograd", with_keyset=True)
 
@@ -128,15 +163,15 @@ def _where_it_runs(kernel: Callable[..., Any], plain: Callable[..., Any], device
     """`kernel` where the implementation that a call names, its last argument, is there; else `plain`: the name may come
     from a file that was recorded on another machine."""
 
+    runnable = dispatch.runnable
+
     def run(*args: Any) -> Any:
-        return kernel(*args) if args[-1] in dispatch.runnable[device_type] else plain(*args)
+        return kernel(*args) if args[-1] in runnable[device_type] else plain(*args)
 
     return run
 
 
-def _register_differentiable(
-    name: str, operator: torch._ops.OpOverload, differentiable: Callable[..., Any]
-) -> None:
+def _register_differentiable(name: str, operator: torch._ops.OpOverload, differentiable: Callable[..., Any]) -> None:
     """Gradients of an operator with lists of tensors, by those of the operators that it stands for."""
 
     def with_autograd(keyset: Any, *args: Any) -> Any:
@@ -217,9 +252,9 @@ def _round(value: Any, dtype: torch.dtype, device_type: str) -> Any:
     return value.to(dtype) if eligible and value.device.type == device_type else value
 
 
-def dl(tensor: Tensor) -> Any:
-    """The tensor as the native library takes it: a DLPack capsule, which carries its pointer, sizes and strides."""
-    return torch._C._to_dlpack(tensor)
+to_dlpack = torch._C._to_dlpack
+"""A tensor as the native library takes it: a DLPack capsule, which carries its pointer, sizes and strides. No function
+around it: a stage hands over thirty tensors."""
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

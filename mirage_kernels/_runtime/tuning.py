@@ -21,12 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirage_kernels._runtime.implementations import ON_GPUS
+
 VARIABLE = "MIRAGE_TUNING"
 VERSION = 1
 LIMITS = {"num_warps": (1, 2, 4, 8, 16, 32), "num_stages": (1, 2, 3, 4, 5)}
 """What a launch takes of each."""
-IMPLEMENTATIONS = ("triton", "cuda")
-"""Between which a file chooses."""
+FP_FUSION: dict[str, Any] = {} if os.environ.get("TRITON_DEFAULT_FP_FUSION") else {"enable_fp_fusion": True}
+"""Given to every launch and compilation: products and sums are contracted into fused multiply-adds. Triton does so by
+default up to 3.9 and not after; its variable decides where it is set."""
 PIXELS = tuple(4**k for k in range(4, 13))
 """Where one class of sizes ends and the next begins: from 256 pixels of all samples together to 4096 x 4096."""
 
@@ -79,8 +82,8 @@ def load(path: str | Path) -> Tuning:
     try:
         found = Tuning(contents["device"], contents["triton"], contents["launches"], contents.get("choices", {}))
         for key, choice in found.choices.items():
-            if choice not in IMPLEMENTATIONS:
-                expected = " or ".join(IMPLEMENTATIONS)
+            if choice not in ON_GPUS:
+                expected = " or ".join(ON_GPUS)
                 raise ValueError(f"{VARIABLE}: choice of {key!r}: expected {expected}, got {choice!r}")
         for key, options in found.launches.items():
             for name, value in options.items():

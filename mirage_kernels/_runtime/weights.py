@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,16 @@ class Weight:
     def source(self) -> str:
         """The shape as Python writes it."""
         return f"({', '.join(map(str, self.shape))},)"
+
+
+def empty_gradients(weights: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Memory for a kernel to write the gradients of `weights` to: contiguous, of `dtype`."""
+    return [torch.empty(w.shape, dtype=dtype, device=w.device) for w in weights]
+
+
+def in_own_dtypes(grads: Iterable[Tensor], weights: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Each gradient in the dtype of its weight."""
+    return (grad.to(weight.dtype) for grad, weight in zip(grads, weights, strict=True))
 
 
 class Description:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mirage_kernels._runtime import tuning
 from mirage_kernels._runtime.library import is_exact
+from mirage_kernels._runtime.tuning import FP_FUSION
 
 _OF_A_LAUNCH = frozenset(("num_warps", "num_stages"))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -40,9 +41,9 @@ def launch(kernel: Any, programs: int, device: torch.device, *args: Any, **named
     elif device.type == "cuda":
         options = tuning.apply(kernel, device, args, options)
         with torch.cuda.device(device):
-            kernel[(programs,)](*args, **options)
+            kernel[(programs,)](*args, **options, **FP_FUSION)
     else:
-        kernel[(programs,)](*args, **options)
+        kernel[(programs,)](*args, **options, **FP_FUSION)
 
 
 @functools.cache

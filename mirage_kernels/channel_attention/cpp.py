@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import dl, native
+from mirage_kernels._runtime.library import native, to_dlpack
 from mirage_kernels.channel_attention.matrices import small_matrices
 
 
@@ -12,7 +12,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     out = torch.empty(q.shape, dtype=q.dtype)
     matrices = small_matrices(q, num_heads, q.dtype)
-    native().channel_attention_forward(*map(dl, (q, k, v, temperature.reshape(num_heads), out, matrices)))
+    native().channel_attention_forward(*map(to_dlpack, (q, k, v, temperature.reshape(num_heads), out, matrices)))
     return out, matrices
 
 
@@ -23,5 +23,5 @@ def backward(
     grad_temperature = torch.empty(temperature.shape, dtype=temperature.dtype)
     heads = matrices.shape[1]
     inputs = (grad_out, q, k, v, temperature.reshape(heads), matrices)
-    native().channel_attention_backward(*map(dl, (*inputs, *grads, grad_temperature.view(heads))))
+    native().channel_attention_backward(*map(to_dlpack, (*inputs, *grads, grad_temperature.view(heads))))
     return *grads, grad_temperature

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
-from mirage_kernels._runtime.library import dl, is_exact
+from mirage_kernels._runtime.library import is_exact, to_dlpack
 from mirage_kernels.channel_attention.matrices import small_matrices
 
 
@@ -16,7 +16,7 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     matrices = small_matrices(q, num_heads, q.dtype)
     tensors = (q, k, v, temperature.reshape(num_heads), out, matrices)
-    size = cuda_runtime.on_device(q, "channel_attention_workspace", dl(q), num_heads)
+    size = cuda_runtime.on_device(q, "channel_attention_workspace", to_dlpack(q), num_heads)
     cuda_runtime.call("channel_attention_forward", tensors, size, tf32=not is_exact(q.dtype))
     return out, matrices
 
@@ -28,7 +28,7 @@ def backward(
     grad_temperature = torch.empty(temperature.shape, dtype=temperature.dtype, device=q.device)
     heads = matrices.shape[1]
     inputs = (grad_out, q, k, v, temperature.reshape(heads), matrices)
-    size = cuda_runtime.on_device(q, "channel_attention_workspace", dl(q), heads)
+    size = cuda_runtime.on_device(q, "channel_attention_workspace", to_dlpack(q), heads)
     tensors = (*inputs, *grads, grad_temperature.view(heads))
     cuda_runtime.call("channel_attention_backward", tensors, size, tf32=not is_exact(q.dtype))
     return *grads, grad_temperature

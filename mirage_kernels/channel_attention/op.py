@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
-from mirage_kernels.channel_attention.cases import flops
+from mirage_kernels.channel_attention.cases import CASES, flops
 from mirage_kernels.channel_attention.checks import check_attention, declined
 from mirage_kernels.channel_attention.matrices import plain_matrices, small_matrices
 from mirage_kernels.channel_attention.reference import channel_attention as reference
@@ -117,3 +118,4 @@ _forward_op = define(
     plain=_plain,
 )
 register_flops("channel_attention", flops)
+register(CASES, channel_attention, reference)

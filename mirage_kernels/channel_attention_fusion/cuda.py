@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
-from mirage_kernels._runtime.library import dl, is_exact
+from mirage_kernels._runtime.library import is_exact, to_dlpack
 from mirage_kernels.channel_attention_fusion.pack import for_backward, for_forward, gradients
 
 
 def _call(direction: str, tensors: tuple[Tensor, ...], q: Tensor, num_heads: int) -> None:
-    size = cuda_runtime.on_device(q, "channel_attention_fusion_workspace", dl(q), num_heads)
+    size = cuda_runtime.on_device(q, "channel_attention_fusion_workspace", to_dlpack(q), num_heads)
     cuda_runtime.call(f"channel_attention_fusion_{direction}", tensors, size, tf32=not is_exact(q.dtype))
 
 

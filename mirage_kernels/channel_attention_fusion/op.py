@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.channel_attention.checks import check_attention, declined
 from mirage_kernels.channel_attention.matrices import plain_matrices, small_matrices
-from mirage_kernels.channel_attention_fusion.cases import flops
+from mirage_kernels.channel_attention_fusion.cases import CASES, flops
 from mirage_kernels.channel_attention_fusion.reference import channel_attention_fusion as reference
 from mirage_kernels.tri_branch_fusion.checks import check_branch, check_scalars
 from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes, widest
@@ -123,3 +124,4 @@ _forward_op = define(
     plain=_plain,
 )
 register_flops("channel_attention_fusion", flops)
+register(CASES, channel_attention_fusion, reference)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import accumulator, dl, native
+from mirage_kernels._runtime.library import accumulator, native, to_dlpack
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -11,18 +11,24 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
     y = torch.empty(x.shape, dtype=dtype)
     mean, rstd = (torch.empty(_pixels(x), dtype=accumulator(dtype)) for _ in range(2))
     weight, bias = weight.contiguous(), bias.contiguous()
-    native().channel_layer_norm_forward(dl(_loadable(x, dtype)), dl(weight), dl(bias), eps, dl(y), dl(mean), dl(rstd))
+    native().channel_layer_norm_forward(
+        to_dlpack(_loadable(x, dtype)),
+        to_dlpack(weight),
+        to_dlpack(bias),
+        eps,
+        to_dlpack(y),
+        to_dlpack(mean),
+        to_dlpack(rstd),
+    )
     return y, mean, rstd
 
 
-def backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     source = _loadable(x, grad_y.dtype)
     grad_x = torch.empty(x.shape, dtype=source.dtype)
     grad_weight, grad_bias = (torch.empty(weight.shape, dtype=weight.dtype) for _ in range(2))
     arguments = (grad_y, source, weight.contiguous(), mean, rstd, grad_x, grad_weight, grad_bias)
-    native().channel_layer_norm_backward(*map(dl, arguments))
+    native().channel_layer_norm_backward(*map(to_dlpack, arguments))
     return grad_x.to(x.dtype), grad_weight, grad_bias
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.library import Implementations, accumulator, define
+from mirage_kernels.channel_layer_norm.cases import CASES
 from mirage_kernels.channel_layer_norm.reference import channel_layer_norm as reference
 from mirage_kernels.tri_branch_fusion.dtypes import widest
 
@@ -108,3 +110,4 @@ _forward_op = define(
     setup_context=_setup_context,
     plain=_plain,
 )
+register(CASES, channel_layer_norm, reference)

@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
-from mirage_kernels.dense_conv2d.cases import flops
+from mirage_kernels.dense_conv2d.cases import CASES, DECLINED, flops
 from mirage_kernels.dense_conv2d.reference import dense_conv2d as reference
 
 SIZES = (1, 3)
-DECLINED = {name: f"dense_conv2d has no kernel in {name}: on GPUs it is cuDNN's" for name in ("triton", "cuda")}
 _implementations = Implementations(__package__)
 
 
@@ -103,3 +103,4 @@ _forward_op = define(
     plain=lambda *args: reference(*args[:-1]),
 )
 register_flops("dense_conv2d", flops, gradients=lambda grad_y, x, weight, *want: sum(want[:2]))
+register(CASES, dense_conv2d, reference)

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import dl, native
+from mirage_kernels._runtime.library import native, to_dlpack
 
 
 def forward(x: Tensor, weight: Tensor) -> Tensor:
     y = torch.empty(x.shape, dtype=x.dtype)
-    native().dynamic_depthwise_conv2d_forward(dl(x), dl(weight), dl(y))
+    native().dynamic_depthwise_conv2d_forward(to_dlpack(x), to_dlpack(weight), to_dlpack(y))
     return y
 
 
@@ -17,5 +17,5 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     grad_x = torch.empty(x.shape if want_x else 0, dtype=x.dtype)
     grad_weight = torch.empty(weight.shape if want_weight else 0, dtype=weight.dtype)
-    native().dynamic_depthwise_conv2d_backward(*map(dl, (grad_y, x, weight, grad_x, grad_weight)))
+    native().dynamic_depthwise_conv2d_backward(*map(to_dlpack, (grad_y, x, weight, grad_x, grad_weight)))
     return grad_x, grad_weight

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
-from mirage_kernels.dynamic_depthwise_conv2d.cases import flops
+from mirage_kernels.dynamic_depthwise_conv2d.cases import CASES, flops
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference
 
 KERNEL_SIZES = (3, 5, 7, 9, 11)
@@ -110,3 +111,4 @@ _forward_op = define(
     plain=lambda *args: reference(*args[:-1]),
 )
 register_flops("dynamic_depthwise_conv2d", flops, gradients=lambda grad_y, x, weight, *want: sum(want[:2]))
+register(CASES, dynamic_depthwise_conv2d, reference)

@@ -60,4 +60,4 @@ def backward(
     weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
     grads = (grad_weight, grad_bias, grad_in, grad_dwconv, grad_out)
     total = torch.add(grad_x, grad_y).to(dtype).contiguous()
-    return total, *(g.to(w.dtype).contiguous() for g, w in zip(grads, weights, strict=True))
+    return total, *map(_composite.of_weight, grads, weights)

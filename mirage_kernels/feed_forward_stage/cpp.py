@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import accumulator, dl, native, result
+from mirage_kernels._runtime.library import accumulator, native, result, to_dlpack
+from mirage_kernels._runtime.weights import empty_gradients, in_own_dtypes
 
 
 def forward(
@@ -21,9 +22,11 @@ def forward(
     y, hidden = result(x.shape, x.dtype), torch.empty(0, dtype=x.dtype)
     if keep_hidden:
         hidden = result((x.shape[0], dwconv.shape[0], *x.shape[2:]), x.dtype)
-    norm_w, norm_b, *matrices = (dl(t.contiguous()) for t in (norm_weight, norm_bias, project_in, dwconv, project_out))
-    kept = dl(hidden) if keep_hidden else None
-    native().feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), kept)
+    norm_w, norm_b, *matrices = (
+        to_dlpack(t.contiguous()) for t in (norm_weight, norm_bias, project_in, dwconv, project_out)
+    )
+    kept = to_dlpack(hidden) if keep_hidden else None
+    native().feed_forward_stage(to_dlpack(x), norm_w, norm_b, eps, *matrices, to_dlpack(y), kept)
     return y, hidden
 
 
@@ -39,11 +42,18 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, ...]:
     weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
-    dtype = accumulator(x.dtype)
-    grad_x, grads = result(x.shape, x.dtype), [torch.empty(w.shape, dtype=dtype) for w in weights]
-    norm_w, norm_b, *rest = (dl(w.contiguous()) for w in weights)
-    kept = dl(hidden) if hidden.dim() == 4 else None
+    grad_x, grads = result(x.shape, x.dtype), empty_gradients(weights, accumulator(x.dtype))
+    norm_w, norm_b, *rest = (to_dlpack(w.contiguous()) for w in weights)
+    kept = to_dlpack(hidden) if hidden.dim() == 4 else None
     native().feed_forward_stage_backward(
-        dl(grad_y), dl(x), norm_w, norm_b, eps, *rest, kept, dl(grad_x), [dl(g) for g in grads]
+        to_dlpack(grad_y),
+        to_dlpack(x),
+        norm_w,
+        norm_b,
+        eps,
+        *rest,
+        kept,
+        to_dlpack(grad_x),
+        list(map(to_dlpack, grads)),
     )
-    return grad_x, *(g.to(w.dtype) for g, w in zip(grads, weights, strict=True))
+    return grad_x, *in_own_dtypes(grads, weights)

@@ -6,7 +6,21 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
-from mirage_kernels._runtime.library import dl, is_exact
+from mirage_kernels._runtime.library import is_exact, to_dlpack
+from mirage_kernels._runtime.weights import empty_gradients, in_own_dtypes
+
+
+def forward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool = False) -> str:
+    return _problem("feed_forward_stage_workspace", x, project_out)
+
+
+def backward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool = False) -> str:
+    return _problem("feed_forward_stage_backward_workspace", x, project_out)
+
+
+def _problem(workspace: str, x: Tensor, project_out: Tensor) -> str:
+    near = to_dlpack(cuda_runtime.as_if_near(x))
+    return cuda_runtime.problem(x, workspace, near, to_dlpack(project_out), not is_exact(x.dtype))
 
 
 def forward(
@@ -17,19 +31,16 @@ def forward(
     dwconv: Tensor,
     project_out: Tensor,
     eps: float,
-) -> Tensor | None:
-    """None where no kernel takes so many channels, or the GPU has not the shared memory for them."""
+) -> Tensor:
     x = cuda_runtime.near(x)
     library, tf32 = cuda_runtime.library(), not is_exact(x.dtype)
     weights = cuda_runtime.of_one_dtype(x.dtype, norm_weight, norm_bias, project_in, dwconv, project_out)
-    norm_w, norm_b, *matrices = map(dl, weights)
+    norm_w, norm_b, *matrices = map(to_dlpack, weights)
     with cuda_runtime.on_device_of(x) as stream:
-        size = library.feed_forward_stage_workspace(dl(x), matrices[-1], tf32)
-        if size is None:
-            return None
+        size = library.feed_forward_stage_workspace(to_dlpack(x), matrices[-1], tf32)
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        workspace = dl(cuda_runtime.workspace(size, x))
-        library.feed_forward_stage(dl(x), norm_w, norm_b, eps, *matrices, dl(y), workspace, stream, tf32)
+        workspace = to_dlpack(cuda_runtime.workspace(size, x))
+        library.feed_forward_stage(to_dlpack(x), norm_w, norm_b, eps, *matrices, to_dlpack(y), workspace, stream, tf32)
     return y
 
 
@@ -42,21 +53,28 @@ def backward(
     dwconv: Tensor,
     project_out: Tensor,
     eps: float,
-) -> tuple[Tensor, ...] | None:
-    """None where no kernel takes so many channels, or the GPU has not the shared memory for them."""
+) -> tuple[Tensor, ...]:
     grad_y, x = cuda_runtime.near(grad_y), cuda_runtime.near(x)
     library, tf32 = cuda_runtime.library(), not is_exact(x.dtype)
     weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
-    norm_w, norm_b, *matrices = map(dl, cuda_runtime.of_one_dtype(x.dtype, *weights))
+    norm_w, norm_b, *matrices = map(to_dlpack, cuda_runtime.of_one_dtype(x.dtype, *weights))
     with cuda_runtime.on_device_of(x) as stream:
-        size = library.feed_forward_stage_backward_workspace(dl(x), matrices[-1], tf32)
-        if size is None:
-            return None
+        size = library.feed_forward_stage_backward_workspace(to_dlpack(x), matrices[-1], tf32)
         grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        grads = [torch.empty(w.shape, dtype=torch.float32, device=x.device) for w in weights]
-        workspace = dl(cuda_runtime.workspace(size, x))
-        gradients = list(map(dl, grads))
+        grads = empty_gradients(weights, torch.float32)
+        workspace = to_dlpack(cuda_runtime.workspace(size, x))
+        gradients = list(map(to_dlpack, grads))
         library.feed_forward_stage_backward(
-            dl(grad_y), dl(x), norm_w, norm_b, eps, *matrices, dl(grad_x), gradients, workspace, stream, tf32
+            to_dlpack(grad_y),
+            to_dlpack(x),
+            norm_w,
+            norm_b,
+            eps,
+            *matrices,
+            to_dlpack(grad_x),
+            gradients,
+            workspace,
+            stream,
+            tf32,
         )
-    return grad_x, *(g.to(w.dtype) for g, w in zip(grads, weights, strict=True))
+    return grad_x, *in_own_dtypes(grads, weights)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.feed_forward_stage import composite, cpp
-from mirage_kernels.feed_forward_stage.cases import flops
+from mirage_kernels.feed_forward_stage.cases import CASES, flops
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference
 from mirage_kernels.feed_forward_stage.weights import DESCRIPTION, FeedForwardWeights, shapes
 
@@ -63,7 +64,7 @@ def feed_forward_stage(
     """
     weights = FeedForwardWeights(norm_weight, norm_bias, project_in, dwconv, project_out)
     check(x, weights)
-    impl = _composite.choose("feed_forward_stage", x)
+    impl = dispatch.choose("feed_forward_stage", x, otherwise="composite")
     if impl == "torch":
         return reference(x, *weights, eps)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
@@ -81,19 +82,15 @@ def check(x: Tensor, weights: FeedForwardWeights) -> None:
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     *inputs, impl = arguments
-    *tensors, eps, keep_hidden = inputs
-    if impl == "cuda":
-        y = _implementations["cuda"].forward(*tensors, eps)
-        if y is not None:
-            dispatch.record("feed_forward_stage", impl)
-            return y, tensors[0].new_empty(0)
-        impl = _composite.instead_of_cuda(tensors[0])
-    dispatch.record("feed_forward_stage", impl)
     if impl == "cpp":
+        dispatch.record("feed_forward_stage", impl)
         return cpp.forward(*inputs)
-    if impl == "triton" and not keep_hidden and _implementations["triton"].can_run(tensors[0]):
-        return _implementations["triton"].forward(*tensors, eps), tensors[0].new_empty(0)
-    return composite.forward(*inputs, impl)
+    *tensors, eps, keep_hidden = inputs
+    impl, module = _implementations.taking("feed_forward_stage", impl, tensors[0], tensors[-1], keep_hidden)
+    dispatch.record("feed_forward_stage", impl)
+    if module is None:
+        return composite.forward(*inputs, impl)
+    return module.forward(*inputs) if module is cpp else (module.forward(*tensors, eps), tensors[0].new_empty(0))
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -104,17 +101,14 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _backward(*arguments: Any) -> tuple[Tensor, ...]:
     *inputs, impl = arguments
-    *tensors, hidden, eps = inputs
-    if impl == "cuda":
-        grads = _implementations["cuda"].backward(*tensors, eps)
-        if grads is not None:
-            return grads
-        impl = _composite.instead_of_cuda(tensors[1])
     if impl == "cpp":
         return cpp.backward(*inputs)
-    if impl == "triton" and hidden.dim() != 4 and _implementations["triton"].can_run_backward(tensors[1]):
-        return _implementations["triton"].backward(*tensors, eps)
-    return composite.backward(*inputs, impl)
+    *tensors, hidden, eps = inputs
+    is_kept = hidden.dim() == 4
+    impl, module = _implementations.taking("feed_forward_stage_backward", impl, tensors[1], tensors[-1], is_kept)
+    if module is None:
+        return composite.backward(*inputs, impl)
+    return module.backward(*inputs) if module is cpp else module.backward(*tensors, eps)
 
 
 def _backward_fake(grad_y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -153,3 +147,4 @@ _forward_op = define(
     plain=lambda *args: _forward(*args[:-1], "composite"),
 )
 register_flops("feed_forward_stage", flops)
+register(CASES, feed_forward_stage, reference)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
-from mirage_kernels._runtime.library import dl
+from mirage_kernels._runtime.library import to_dlpack
 
 
 def forward(h: Tensor, weight: Tensor) -> Tensor:
@@ -14,7 +14,7 @@ def forward(h: Tensor, weight: Tensor) -> Tensor:
     y = torch.empty(batch, channels // 2, height, width, dtype=h.dtype, device=h.device)
     taps = weight.reshape(channels, 9).contiguous()
     with cuda_runtime.on_device_of(h) as stream:
-        cuda_runtime.library().gated_depthwise_ffn_forward(dl(h), dl(taps), dl(y), stream)
+        cuda_runtime.library().gated_depthwise_ffn_forward(to_dlpack(h), to_dlpack(taps), to_dlpack(y), stream)
     return y
 
 
@@ -24,7 +24,7 @@ def backward(grad_y: Tensor, h: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]
     grad_h = torch.empty(h.shape, dtype=h.dtype, device=h.device)
     grad_taps = torch.empty(taps.shape, dtype=h.dtype, device=h.device)
     with cuda_runtime.on_device_of(h) as stream:
-        size = library.gated_depthwise_ffn_backward_workspace(dl(h), dl(taps))
+        size = library.gated_depthwise_ffn_backward_workspace(to_dlpack(h), to_dlpack(taps))
         tensors = (grad_y, h, taps, grad_h, grad_taps, cuda_runtime.workspace(size, h))
-        library.gated_depthwise_ffn_backward(*map(dl, tensors), stream)
+        library.gated_depthwise_ffn_backward(*map(to_dlpack, tensors), stream)
     return grad_h, grad_taps.view(weight.shape)

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
-from mirage_kernels.gated_depthwise_ffn.cases import flops
+from mirage_kernels.gated_depthwise_ffn.cases import CASES, flops
 from mirage_kernels.gated_depthwise_ffn.reference import gated_depthwise_ffn as reference
 
 _implementations = Implementations(__package__)
@@ -99,3 +100,4 @@ _forward_op = define(
     plain=lambda *args: reference(*args[:-1]),
 )
 register_flops("gated_depthwise_ffn", flops)
+register(CASES, gated_depthwise_ffn, reference)

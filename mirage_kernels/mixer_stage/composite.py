@@ -94,11 +94,7 @@ def backward(
             grad_normal, x, w.norm_weight, mean, rstd, impl
         )
     total = torch.add(grad_x, grad_y).to(dtype).contiguous()
-    return total, *(_like(grads[name], getattr(w, name)) for name in LEARNED)
-
-
-def _like(grad: Tensor, weight: Tensor) -> Tensor:
-    return grad.reshape(weight.shape).to(weight.dtype).contiguous()
+    return total, *(_composite.of_weight(grads[name], getattr(w, name)) for name in LEARNED)
 
 
 def _project(x: Tensor, w: MixerWeights, impl: str) -> _Attention:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import accumulator, dl, native, result
+from mirage_kernels._runtime.library import accumulator, native, result, to_dlpack
+from mirage_kernels._runtime.weights import empty_gradients, in_own_dtypes
 from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, Statistics, scale_of, statistics_shapes
 
 
@@ -16,8 +17,10 @@ def forward(
     running = (w.bn_mean.to(dtype, copy=True), w.bn_var.to(dtype, copy=True))
     statistics = Statistics(*(torch.empty(shape, dtype=dtype) for shape in shapes[:3]), *running)
     y = result(x.shape, x.dtype)
-    weights, scale = [dl(t.contiguous()) for t in w], dl(scale_of(x, branch_scale))
-    native().mixer_stage(dl(x), weights, scale, training, norm_eps, bn_eps, [dl(t) for t in statistics], dl(y))
+    weights, scale = [to_dlpack(t.contiguous()) for t in w], to_dlpack(scale_of(x, branch_scale))
+    native().mixer_stage(
+        to_dlpack(x), weights, scale, training, norm_eps, bn_eps, list(map(to_dlpack, statistics)), to_dlpack(y)
+    )
     return y, statistics
 
 
@@ -31,12 +34,16 @@ def backward(
     norm_eps: float,
     bn_eps: float,
 ) -> tuple[Tensor, ...]:
-    dtype = accumulator(x.dtype)
     learned = [getattr(w, name) for name in LEARNED]
-    grad_x, grads = result(x.shape, x.dtype), [torch.empty(t.shape, dtype=dtype) for t in learned]
+    grad_x, grads = result(x.shape, x.dtype), empty_gradients(learned, accumulator(x.dtype))
     native().mixer_stage_backward(
-        *(dl(grad_y), dl(x), [dl(t.contiguous()) for t in w], dl(scale_of(x, branch_scale))),
-        *(training, norm_eps, bn_eps, [dl(t.contiguous()) for t in statistics]),
-        *(dl(grad_x), [dl(g) for g in grads]),
+        *(
+            to_dlpack(grad_y),
+            to_dlpack(x),
+            [to_dlpack(t.contiguous()) for t in w],
+            to_dlpack(scale_of(x, branch_scale)),
+        ),
+        *(training, norm_eps, bn_eps, [to_dlpack(t.contiguous()) for t in statistics]),
+        *(to_dlpack(grad_x), list(map(to_dlpack, grads))),
     )
-    return grad_x, *(g.to(t.dtype) for g, t in zip(grads, learned, strict=True))
+    return grad_x, *in_own_dtypes(grads, learned)

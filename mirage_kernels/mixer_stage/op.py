@@ -8,10 +8,11 @@ from torch import Tensor
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, accumulator, define
 from mirage_kernels.mixer_stage import composite, cpp
-from mirage_kernels.mixer_stage.cases import flops
+from mirage_kernels.mixer_stage.cases import CASES, flops
 from mirage_kernels.mixer_stage.reference import MixerOutput
 from mirage_kernels.mixer_stage.reference import mixer_stage as reference
 from mirage_kernels.mixer_stage.weights import DESCRIPTION, LEARNED, MixerWeights, Statistics, shapes, statistics_shapes
@@ -66,7 +67,7 @@ def mixer_stage(
     check(x, weights, branch_scale)
     if training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {list(x.shape)}")
-    impl = _composite.choose("mixer_stage", x)
+    impl = dispatch.choose("mixer_stage", x, otherwise="composite")
     if impl == "torch":
         return reference(x, weights, branch_scale, training, norm_eps, bn_eps)
     y, *_, batch_mean, batch_var = _forward_op(x, *weights, branch_scale, training, norm_eps, bn_eps, impl)
@@ -98,19 +99,14 @@ def check(x: Tensor, weights: MixerWeights, branch_scale: Tensor | None = None) 
 
 def _forward(x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     weights, (*rest, impl) = MixerWeights(*arguments[:_COUNT]), arguments[_COUNT:]
-    if impl == "cuda":
-        found = _implementations["cuda"].forward(x, weights, *rest)
-        if found is not None:
-            dispatch.record("mixer_stage", impl)
-            return found[0], *found[1]
-        impl = _composite.instead_of_cuda(x)
+    module: Any = cpp
+    if impl != "cpp":
+        impl, module = _implementations.taking("mixer_stage", impl, x, weights)
     dispatch.record("mixer_stage", impl)
-    if impl == "cpp":
-        y, statistics = cpp.forward(x, weights, *rest)
-    elif impl == "triton" and _implementations["triton"].can_run(x, weights.temperature.shape[0]):
-        y, statistics = _implementations["triton"].forward(x, weights, *rest)
-    else:
+    if module is None:
         y, statistics = composite.forward(x, weights, *rest, impl)
+    else:
+        y, statistics = module.forward(x, weights, *rest)
     return y, *statistics
 
 
@@ -124,16 +120,10 @@ def _backward(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     weights, (branch_scale, *rest) = MixerWeights(*arguments[:_COUNT]), arguments[_COUNT:]
     statistics, (*options, impl) = Statistics(*rest[:5]), rest[5:]
     inputs = (grad_y, x, weights, branch_scale, statistics, *options)
-    if impl == "cuda":
-        found = _implementations["cuda"].backward(*inputs)
-        if found is not None:
-            return found
-        impl = _composite.instead_of_cuda(x)
-    if impl == "cpp":
-        return cpp.backward(*inputs)
-    if impl == "triton" and _implementations["triton"].can_run(x, weights.temperature.shape[0]):
-        return _implementations["triton"].backward(*inputs)
-    return composite.backward(*inputs, impl)
+    module: Any = cpp
+    if impl != "cpp":
+        impl, module = _implementations.taking("mixer_stage_backward", impl, x, weights)
+    return composite.backward(*inputs, impl) if module is None else module.backward(*inputs)
 
 
 def _backward_fake(grad_y: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -183,3 +173,4 @@ _forward_op = define(
     plain=lambda *args: _forward(*args[:-1], "composite"),
 )
 register_flops("mixer_stage", lambda x, *arguments: flops(x, MixerWeights(*arguments[:_COUNT])))
+register(CASES, mixer_stage, reference)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, accumulator, define
-from mirage_kernels.spd_covariance.cases import flops
+from mirage_kernels.spd_covariance.cases import CASES, flops
 from mirage_kernels.spd_covariance.reference import spd_covariance as reference
 
 _implementations = Implementations(__package__)
@@ -100,3 +101,4 @@ _forward_op = define(
     plain=_plain,
 )
 register_flops("spd_covariance", flops)
+register(CASES, spd_covariance, reference)

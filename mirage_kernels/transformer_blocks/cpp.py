@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import dl, native, result
+from mirage_kernels._runtime.library import native, result, to_dlpack
 
 
 def forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
     y = result(x.shape, x.dtype)
-    native().transformer_blocks(torch._C._to_dlpack, dl(x), weights, eps, dl(y))
+    native().transformer_blocks(torch._C._to_dlpack, to_dlpack(x), weights, eps, to_dlpack(y))
     return y

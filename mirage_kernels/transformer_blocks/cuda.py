@@ -8,16 +8,34 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
-from mirage_kernels._runtime.library import dl, is_exact
+from mirage_kernels._runtime.library import is_exact, to_dlpack
+from mirage_kernels.feed_forward_stage import cuda as feed_forward
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.mixer_stage import cuda as mixer
+from mirage_kernels.mixer_stage.weights import MixerWeights
+from mirage_kernels.transformer_blocks.weights import WEIGHTS, halves
 
 
-def forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) -> Tensor | None:
-    """None where a stage has no kernel for so many channels, or the GPU has not the shared memory for them."""
+def forward_problem(x: Tensor, weights: Sequence[Tensor]) -> str:
+    """Why a stage of one of the blocks has no kernel for such an x; empty where all have."""
+    if cuda_runtime.is_far(x):
+        return f"its kernels take rows and columns less than {cuda_runtime.FAR} elements apart, not {x.stride()[2:]}"
+    problem = ""
+    for i in range(len(weights) // WEIGHTS):
+        of_mixer, of_feed_forward = halves(weights, i)
+        problem = problem or mixer.forward_problem(x, MixerWeights(*of_mixer))
+        problem = problem or feed_forward.forward_problem(x, FeedForwardWeights(*of_feed_forward).project_out)
+    return problem
+
+
+def forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float]) -> Tensor:
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     alike = cuda_runtime.of_one_dtype(x.dtype, *weights)
     with cuda_runtime.on_device_of(x) as stream:
         ran = cuda_runtime.library().transformer_blocks(
-            *(torch._C._to_dlpack, dl(x), alike, eps, dl(y)),
-            *(lambda size: dl(cuda_runtime.workspace(size, x)), stream, not is_exact(x.dtype)),
+            *(torch._C._to_dlpack, to_dlpack(x), alike, eps, to_dlpack(y)),
+            *(lambda size: to_dlpack(cuda_runtime.workspace(size, x)), stream, not is_exact(x.dtype)),
         )
-    return y if ran else None
+    if not ran:
+        raise RuntimeError("transformer_blocks: the CUDA library declined what its stages take")
+    return y

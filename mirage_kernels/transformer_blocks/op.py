@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.feed_forward_stage import cases as feed_forward_cases
@@ -20,6 +21,8 @@ from mirage_kernels.mixer_stage import cases as mixer_cases
 from mirage_kernels.mixer_stage import op as mixer_op
 from mirage_kernels.mixer_stage.weights import MixerWeights
 from mirage_kernels.transformer_blocks import cpp
+from mirage_kernels.transformer_blocks.cases import CASES
+from mirage_kernels.transformer_blocks.reference import transformer_blocks as reference
 from mirage_kernels.transformer_blocks.weights import EPS, WEIGHTS, BlockWeights, PackedBlocks, halves
 
 _implementations = Implementations(__package__)
@@ -64,7 +67,7 @@ def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
 
 def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     weights, eps = _packed(blocks)
-    impl = _composite.choose("transformer_blocks", x)
+    impl = dispatch.choose("transformer_blocks", x, otherwise="composite")
     if impl in ("cpp", "cuda") and not _wants_gradient(x, weights):
         return _composite.laid_out_like(_forward_op(x, weights, eps, impl), x)
     if not torch.compiler.is_compiling():
@@ -120,16 +123,18 @@ def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: s
     if impl == "cpp":
         dispatch.record("transformer_blocks", impl)
         return cpp.forward(x, weights, eps)
-    y = _implementations["cuda"].forward(x, weights, eps)
-    if y is not None:
+    problem = _implementations["cuda"].forward_problem(x, weights)
+    if not problem:
         dispatch.record("transformer_blocks", impl)
-        return y
+        return _implementations["cuda"].forward(x, weights, eps)
+    dispatch.decline("transformer_blocks", x, {"cuda": problem})
     y = x
     for i in range(len(eps) // EPS):
         mixer, feed_forward = halves(weights, i)
         y = mixer_op._forward(y, *mixer, None, False, eps[3 * i], eps[3 * i + 1], impl)[0]
         y = feed_forward_op._forward(y, *feed_forward, eps[3 * i + 2], False, impl)[0]
-    dispatch.record("transformer_blocks", _composite.instead_of_cuda(x))
+    by_itself = dispatch.automatic(x)
+    dispatch.record("transformer_blocks", "composite" if by_itself == "torch" else by_itself)
     return y
 
 
@@ -174,3 +179,4 @@ def _flops(x: Any, weights: Any, *_: Any) -> int:
 
 
 register_flops("transformer_blocks", _flops)
+register(CASES, transformer_blocks, reference)

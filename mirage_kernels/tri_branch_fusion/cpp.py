@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import dl, native
+from mirage_kernels._runtime.library import native, to_dlpack
 from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes
 
 
@@ -12,7 +12,7 @@ def forward(att: Tensor, conv: Tensor, mlp: Tensor, l_att: Tensor, l_conv: Tenso
     dtype, result = fusion_dtypes(*branches, *scalars)
     out = torch.empty(concatenated(att), dtype=result)
     inputs = [*(t.to(dtype) for t in branches), *(t.reshape(1) for t in scalars)]
-    native().tri_branch_fusion_forward(*map(dl, (*inputs, out)))
+    native().tri_branch_fusion_forward(*map(to_dlpack, (*inputs, out)))
     return out
 
 
@@ -24,6 +24,6 @@ def backward(
     grads = [torch.empty(t.shape, dtype=dtype) for t in branches]
     grads_l = [torch.empty(t.shape, dtype=t.dtype) for t in scalars]
     inputs = [grad_out, *(t.to(dtype) for t in branches), *(t.reshape(1) for t in scalars)]
-    native().tri_branch_fusion_backward(*map(dl, (*inputs, *grads, *(t.view(1) for t in grads_l))))
+    native().tri_branch_fusion_backward(*map(to_dlpack, (*inputs, *grads, *(t.view(1) for t in grads_l))))
     grad_att, grad_conv, grad_mlp = (g.to(t.dtype) for g, t in zip(grads, branches, strict=True))
     return grad_att, grad_conv, grad_mlp, *grads_l

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import cuda_runtime
-from mirage_kernels._runtime.library import dl
+from mirage_kernels._runtime.library import to_dlpack
 from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes
 
 
@@ -27,7 +27,7 @@ def backward(
     grads = [torch.empty(t.shape, dtype=dtype, device=att.device) for t in branches]
     grads_l = [torch.empty(t.shape, dtype=t.dtype, device=att.device) for t in scalars]
     inputs = [grad_out, *(t.to(dtype) for t in branches), *(t.reshape(1) for t in scalars)]
-    size = cuda_runtime.on_device(att, "tri_branch_fusion_backward_workspace", dl(att))
+    size = cuda_runtime.on_device(att, "tri_branch_fusion_backward_workspace", to_dlpack(att))
     cuda_runtime.call("tri_branch_fusion_backward", (*inputs, *grads, *(t.view(1) for t in grads_l)), size)
     grad_att, grad_conv, grad_mlp = (g.to(t.dtype) for g, t in zip(grads, branches, strict=True))
     return grad_att, grad_conv, grad_mlp, *grads_l

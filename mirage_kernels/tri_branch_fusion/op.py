@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.library import Implementations, define
+from mirage_kernels.tri_branch_fusion.cases import CASES
 from mirage_kernels.tri_branch_fusion.checks import check_branch, check_scalars
 from mirage_kernels.tri_branch_fusion.dtypes import concatenated, fusion_dtypes, widest
 from mirage_kernels.tri_branch_fusion.reference import tri_branch_fusion as reference
@@ -99,3 +101,4 @@ _forward_op = define(
     setup_context=_setup_context,
     plain=lambda *args: reference(*args[:-1]),
 )
+register(CASES, tri_branch_fusion, reference)

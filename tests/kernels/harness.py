@@ -81,12 +81,8 @@ def forced(impl: str) -> Iterator[None]:
         with mirage_kernels.use(impl):
             yield
         return
-    defaults = dispatch._default
-    dispatch._default = dict.fromkeys(defaults, ALONE[impl])
-    try:
+    with dispatch.by_itself(ALONE[impl]):
         yield
-    finally:
-        dispatch._default = defaults
 
 
 def evaluate(

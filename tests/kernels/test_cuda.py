@@ -13,7 +13,7 @@ import mirage_kernels
 from mirage_kernels import BlockWeights, feed_forward_stage, mixer_stage, transformer_blocks
 from mirage_kernels._runtime import cuda_runtime
 from mirage_kernels._runtime.cases import operators
-from mirage_kernels._runtime.library import dl
+from mirage_kernels._runtime.library import to_dlpack
 from mirage_kernels.feed_forward_stage.weights import shapes
 from mirage_kernels.mixer_stage.cases import call as flat
 from mirage_kernels.mixer_stage.weights import statistics_shapes
@@ -179,14 +179,14 @@ def test_more_channels_than_a_kernel_takes():
 
 @pytest.mark.parametrize("channels", [48, 64, 96, 128, 132, 240, 243])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_backward_of_the_feed_forward_stage(channels, dtype, monkeypatch):
+def test_backward_of_the_feed_forward_stage(channels, dtype):
     """Every number of channels that has a kernel, in several tiles; others as the stage runs by itself."""
     tensors = [t.requires_grad_() for t in feed_forward((1, channels, 9, 18), dtype)]
     value = feed_forward_stage(*tensors)
-    others = []
-    monkeypatch.setattr(mirage_kernels._composite, "instead_of_cuda", lambda x: others.append(x) or "composite")
     grads = torch.autograd.grad(value, tensors, random_like(value))
-    assert len(others) == (channels > (96 if dtype == torch.float32 else 240))
+    reason = mirage_kernels.why_not("feed_forward_stage_backward").get("cuda", "")
+    assert bool(reason) == (channels > (96 if dtype == torch.float32 else 240))
+    assert not reason or f"takes x of shape [1, {channels}, 9, 18] in {dtype}" in reason
     truth = [t.detach().double().cpu().requires_grad_() for t in tensors]
     with mirage_kernels.use("torch"):
         exact = torch.autograd.grad(feed_forward_stage(*truth), truth, random_like(value).double().cpu())
@@ -195,14 +195,14 @@ def test_backward_of_the_feed_forward_stage(channels, dtype, monkeypatch):
 
 
 def test_backward_checks_its_scratch_memory_and_the_gradients():
-    x, *weights = (dl(t) for t in feed_forward((1, 24, 20, 37)))
+    x, *weights = (to_dlpack(t) for t in feed_forward((1, 24, 20, 37)))
     library = cuda_runtime.library()
     size = library.feed_forward_stage_backward_workspace(x, weights[-1], False)
     grads = [torch.empty_like(t) for t in feed_forward((1, 24, 20, 37))]
-    grad_x, *grads = map(dl, grads)
+    grad_x, *grads = map(to_dlpack, grads)
 
     def run(grads, bytes_given, grad_y=x):
-        memory = dl(cuda_runtime.workspace(bytes_given, torch.empty(0, device=device_of("cuda"))))
+        memory = to_dlpack(cuda_runtime.workspace(bytes_given, torch.empty(0, device=device_of("cuda"))))
         norm, matrices = weights[:2], weights[2:]
         library.feed_forward_stage_backward(grad_y, x, *norm, 1e-5, *matrices, grad_x, grads, memory, 0, False)
 
@@ -212,7 +212,7 @@ def test_backward_checks_its_scratch_memory_and_the_gradients():
         run(grads[:4], size)
     distant = far(torch.randn(1, 24, 20, 37, device=device_of("cuda")))
     with pytest.raises(ValueError, match="grad_y: expected rows and columns less than .* apart, got rows or"):
-        run(grads, size, dl(distant))
+        run(grads, size, to_dlpack(distant))
     with pytest.raises(ValueError, match=r"grad_norm_bias: expected shape \[24\], got \[24, 48, 1, 1\]"):
         run([grads[0], grads[4], *grads[2:]], size)
     run(grads, size)
@@ -239,10 +239,10 @@ def test_rows_far_apart_are_copied(name):
     for near, other in zip(*results, strict=True):
         assert torch.equal(near, other)
     library = cuda_runtime.library()
-    rest = (dl(weights[-1]), False) if name == "feed_forward_stage" else (2, 16, False)
+    rest = (to_dlpack(weights[-1]), False) if name == "feed_forward_stage" else (2, 16, False)
     for size in (f"{name}_workspace", f"{name}_backward_workspace"):
-        assert getattr(library, size)(dl(x), *rest) is not None
-        assert getattr(library, size)(dl(far(x)), *rest) is None
+        assert getattr(library, size)(to_dlpack(x), *rest) is not None
+        assert getattr(library, size)(to_dlpack(far(x)), *rest) is None
 
 
 def test_operators_without_cuda_run_as_by_themselves():
@@ -251,8 +251,7 @@ def test_operators_without_cuda_run_as_by_themselves():
     declined = {"cuda": "it has no kernels in CUDA C++"}
     with_cuda = dispatch.choose("an_operator", x, declined)
     assert dispatch.choose("another", x) == "cuda"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mirage_kernels._runtime.dispatch, "_forced", None)
+    with dispatch.by_itself():
         assert with_cuda == dispatch.choose("an_operator", x, declined) != "cuda"
 
 
@@ -264,11 +263,21 @@ def test_float64_is_refused_with_the_reason():
 def call_library(tensors, workspace=None, y=None):
     """The library's function itself, which trusts nobody."""
     library, (x, norm_weight, norm_bias, *matrices) = cuda_runtime.library(), tensors
-    size = library.feed_forward_stage_workspace(dl(x), dl(matrices[-1]), False)
+    size = library.feed_forward_stage_workspace(to_dlpack(x), to_dlpack(matrices[-1]), False)
     workspace = torch.empty(size // 4, device=x.device) if workspace is None else workspace
     y = torch.empty_like(x) if y is None else y
     library.feed_forward_stage(
-        *(dl(x), dl(norm_weight), dl(norm_bias), 1e-5, *map(dl, matrices), dl(y), dl(workspace), 0, False)
+        *(
+            to_dlpack(x),
+            to_dlpack(norm_weight),
+            to_dlpack(norm_bias),
+            1e-5,
+            *map(to_dlpack, matrices),
+            to_dlpack(y),
+            to_dlpack(workspace),
+            0,
+            False,
+        )
     )
     return y
 
@@ -287,7 +296,7 @@ def test_the_library_checks_its_arguments():
     with pytest.raises(ValueError, match=r"dwconv: expected shape \[192, 9\], got \[191, 9\]"):
         call_library([t[:-1].contiguous() if i == 4 else t for i, t in enumerate(tensors)])
     with pytest.raises(ValueError, match="x: expected 4 dimensions"):
-        cuda_runtime.library().feed_forward_stage_workspace(dl(tensors[0][0]), dl(tensors[-1]), False)
+        cuda_runtime.library().feed_forward_stage_workspace(to_dlpack(tensors[0][0]), to_dlpack(tensors[-1]), False)
 
 
 def test_the_library_checks_the_arguments_of_channel_layer_norm():
@@ -296,13 +305,13 @@ def test_the_library_checks_the_arguments_of_channel_layer_norm():
 
     def forward(x, weight, y, mean):
         library.channel_layer_norm_forward(
-            *map(dl, (x, weight, weight)), 1e-5, *map(dl, (y, mean, torch.empty_like(mean))), 0
+            *map(to_dlpack, (x, weight, weight)), 1e-5, *map(to_dlpack, (y, mean, torch.empty_like(mean))), 0
         )
 
     def backward(grad_x, workspace):
         grad_weight = torch.empty_like(weight)
         tensors = (x, x, weight, mean, mean, grad_x, grad_weight, grad_weight, workspace)
-        library.channel_layer_norm_backward(*map(dl, tensors), 0)
+        library.channel_layer_norm_backward(*map(to_dlpack, tensors), 0)
 
     with pytest.raises(ValueError, match=r"weight: expected shape \[6\], got \[5\]"):
         forward(x, weight[:5], x, mean)
@@ -323,13 +332,13 @@ def test_the_library_checks_the_arguments_of_channel_layer_norm():
 def test_the_library_checks_the_arguments_of_spd_covariance():
     library, x = cuda_runtime.library(), torch.randn(1, 6, 5, 4, device=device_of("cuda"))
     y, mean = torch.empty(1, 6, 6, device=x.device), torch.empty(1, 2, 6, device=x.device)
-    memory = torch.empty(library.spd_covariance_workspace(dl(x)) // 4, device=x.device)
+    memory = torch.empty(library.spd_covariance_workspace(to_dlpack(x)) // 4, device=x.device)
 
     def forward(x, y, mean, memory):
-        library.spd_covariance_forward(dl(x), 1e-5, dl(y), dl(mean), dl(memory), 0, False)
+        library.spd_covariance_forward(to_dlpack(x), 1e-5, to_dlpack(y), to_dlpack(mean), to_dlpack(memory), 0, False)
 
     def backward(grad_y, grad_x):
-        library.spd_covariance_backward(dl(grad_y), dl(x), dl(mean), dl(grad_x), 0, False)
+        library.spd_covariance_backward(to_dlpack(grad_y), to_dlpack(x), to_dlpack(mean), to_dlpack(grad_x), 0, False)
 
     forward(x, y, mean, memory)
     with pytest.raises(ValueError, match=r"x: expected at least 2 pixels, got \[1, 6, 1, 1\]"):
@@ -352,14 +361,21 @@ def test_the_library_checks_the_weights_of_the_mixer():
     x, *weights = mixer((1, 12, 5, 3))
     library = cuda_runtime.library()
     with pytest.raises(ValueError, match="heads: expected a positive number, got 0"):
-        library.mixer_stage_workspace(dl(x), 0, 5, False)
+        library.mixer_stage_workspace(to_dlpack(x), 0, 5, False)
     with pytest.raises(ValueError, match="hidden: expected at least a third of the channels of x, got 3"):
-        library.mixer_stage_workspace(dl(x), 2, 3, False)
-    size = library.mixer_stage_workspace(dl(x), 2, 5, False)
-    statistics = [dl(torch.empty(shape, device=x.device)) for shape in statistics_shapes(1, 12, 2)]
-    rest = (dl(torch.ones(1, device=x.device)), False, 1e-5, 1e-5, statistics, dl(torch.empty_like(x)))
+        library.mixer_stage_workspace(to_dlpack(x), 2, 3, False)
+    size = library.mixer_stage_workspace(to_dlpack(x), 2, 5, False)
+    statistics = [to_dlpack(torch.empty(shape, device=x.device)) for shape in statistics_shapes(1, 12, 2)]
+    rest = (to_dlpack(torch.ones(1, device=x.device)), False, 1e-5, 1e-5, statistics, to_dlpack(torch.empty_like(x)))
     with pytest.raises(ValueError, match="weights: expected 21 tensors, got 19"):
-        library.mixer_stage(dl(x), list(map(dl, weights)), *rest, dl(torch.empty(size // 4, device=x.device)), 0, False)
+        library.mixer_stage(
+            to_dlpack(x),
+            list(map(to_dlpack, weights)),
+            *rest,
+            to_dlpack(torch.empty(size // 4, device=x.device)),
+            0,
+            False,
+        )
 
 
 def on_device(x, blocks, dtype):
@@ -420,11 +436,13 @@ def test_blocks_are_registered_right():
         assert torch.equal(compiled(x, blocks), transformer_blocks(x, blocks))
 
 
-def test_a_gpu_without_triton(monkeypatch):
+def test_a_gpu_without_triton():
     """What is written in CUDA C++ runs in it, the rest as composites and the other operators in PyTorch."""
-    device = device_of("cuda")
-    monkeypatch.setattr(mirage_kernels._runtime.dispatch, "_forced", None)
-    monkeypatch.setattr(mirage_kernels._runtime.dispatch, "_default", dict.fromkeys(("cpu", "cuda"), "cuda"))
+    with mirage_kernels._runtime.dispatch.by_itself("cuda"):
+        _run_without_triton(device_of("cuda"))
+
+
+def _run_without_triton(device):
     tensors = [t.requires_grad_() for t in feed_forward((1, 24, 9, 11))]
     value = feed_forward_stage(*tensors)
     assert mirage_kernels.last_used("feed_forward_stage") == "cuda"

@@ -9,7 +9,7 @@ from test_mixer_stage import arguments, flat, weights_of
 import mirage_kernels
 from mirage_kernels import mixer_stage
 from mirage_kernels._runtime import cuda_runtime
-from mirage_kernels._runtime.library import dl
+from mirage_kernels._runtime.library import to_dlpack
 from mirage_kernels.mixer_stage import cuda
 from mirage_kernels.mixer_stage.weights import LEARNED, statistics_shapes
 
@@ -26,11 +26,15 @@ def _cuda():
 
 
 @pytest.fixture
-def no_others(monkeypatch):
-    """A list of the inputs of those calls that have no kernel."""
-    others = []
-    monkeypatch.setattr(mirage_kernels._composite, "instead_of_cuda", lambda x: others.append(x) or "composite")
-    return others
+def strict():
+    """A call that has no kernel raises."""
+    with mirage_kernels.use("cuda", strict=True):
+        yield
+
+
+def declined():
+    """Whether the last backward pass had no kernel."""
+    return bool(mirage_kernels.why_not("mixer_stage_backward").get("cuda"))
 
 
 def tensors_of(shape, dtype=torch.float32):
@@ -56,13 +60,12 @@ def check(grads, expected, tolerance):
 
 @pytest.mark.parametrize("channels", [24, 48, 96, 144, 192, 240, 246])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_width_that_has_a_kernel(channels, dtype, no_others):
+def test_every_width_that_has_a_kernel(channels, dtype):
     """In several tiles; others as the stage runs by itself."""
     tensors = tensors_of((1, channels, 9, 18, 2), dtype)
     value = flat(mixer_stage, *tensors, training=True)
-    no_others.clear()  # forward may have had none, either
     grads = torch.autograd.grad(value, tensors, random_like(value))
-    assert len(no_others) == (channels > (192 if dtype == torch.float32 else 240))
+    assert declined() == (channels > (192 if dtype == torch.float32 else 240))
     check(grads, exact_gradients(tensors, training=True), 2e-6 if dtype == torch.float32 else 2e-2)
     assert all(g.dtype == dtype for g in grads)
 
@@ -94,14 +97,15 @@ def test_the_stride_of_a_single_row_or_column(single, monkeypatch):
         strides = [2**33 if i == single and list(array.shape) == shape else n for i, n in enumerate(array.strides)]
         return np.lib.stride_tricks.as_strided(array, array.shape, strides).__dlpack__()
 
-    monkeypatch.setattr(cuda, "dl", vast)
+    monkeypatch.setattr(cuda, "to_dlpack", vast)
     again = flat(mixer_stage, *tensors, training=True)
     for one, other in zip(torch.autograd.grad(again, tensors, random_like(value)), grads, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(again, value)
 
 
-def test_tf32_where_pytorch_is_set_to_it(no_others):
+@pytest.mark.usefixtures("strict")
+def test_tf32_where_pytorch_is_set_to_it():
     tensors = tensors_of((2, 48, 9, 18, 2))
     expected = exact_gradients(tensors, training=True)
     torch.set_float32_matmul_precision("high")
@@ -110,7 +114,7 @@ def test_tf32_where_pytorch_is_set_to_it(no_others):
     finally:
         torch.set_float32_matmul_precision("highest")
     check(grads, expected, 4e-3)
-    assert not no_others and relative_error(grads[0], expected[0]) > 1e-6
+    assert relative_error(grads[0], expected[0]) > 1e-6
 
 
 @pytest.mark.skipif(ON_GPU, reason="a GPU runs them in its own order")
@@ -129,10 +133,11 @@ def test_threads_may_run_in_any_order(shape, dtype):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.usefixtures("strict")
 @pytest.mark.skipif(ON_GPU, reason="which has as many multiprocessors as it has")
 @pytest.mark.parametrize("count", [1, 3, 132])
 @pytest.mark.parametrize("training", [False, True])
-def test_in_few_parts_and_in_many(count, training, no_others):
+def test_in_few_parts_and_in_many(count, training):
     """A block that has tiles of all three samples, blocks that share samples, and one for each tile."""
     tensors = tensors_of((3, 24, 20, 37, 2))
     expected = exact_gradients(tensors, training=training, drop=True)
@@ -143,7 +148,6 @@ def test_in_few_parts_and_in_many(count, training, no_others):
     finally:
         library.set_multiprocessors(4)
     check(grads, expected, 2e-6)
-    assert not no_others
 
 
 def test_gradients_of_products_below_the_range_of_float16():
@@ -159,17 +163,19 @@ def test_gradients_of_products_below_the_range_of_float16():
     assert relative_error(grads[index][rows], expected[index][rows]) < 6e-3
 
 
+@pytest.mark.usefixtures("strict")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_weights_in_float32_beside_16_bits(dtype, no_others):
+def test_weights_in_float32_beside_16_bits(dtype):
     """As under autocast: gradients of weights in float32, of x in its own dtype."""
     x, *weights = tensors_of((2, 24, 9, 21, 2))
     tensors = [x.detach().to(dtype).requires_grad_(), *weights]
     grads = gradients(tensors, training=True)
-    assert not no_others and [g.dtype for g in grads] == [dtype] + [torch.float32] * len(weights)
+    assert [g.dtype for g in grads] == [dtype] + [torch.float32] * len(weights)
     check(grads, exact_gradients(tensors, training=True), 2e-3 if dtype == torch.float16 else 2e-2)
 
 
-def test_other_strides_and_poison(no_others):
+@pytest.mark.usefixtures("strict")
+def test_other_strides_and_poison():
     """x and the gradient of y as every second column of what is NaN elsewhere."""
     tensors = tensors_of((2, 24, 9, 21, 2))
     value = flat(mixer_stage, *tensors, training=True)
@@ -180,22 +186,30 @@ def test_other_strides_and_poison(no_others):
     wide[1].copy_(grad_y)
     tensors[0] = wide[0].requires_grad_()
     grads = torch.autograd.grad(flat(mixer_stage, *tensors, training=True), tensors, wide[1])
-    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True)) and not no_others
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
 
 
 def test_scratch_memory_and_the_gradients_are_checked():
     x, *learned = (t.detach() for t in tensors_of((1, 12, 5, 3, 2)))
     weights = weights_of([x, *learned])
     library, heads, hidden = cuda_runtime.library(), 2, weights.gic2.shape[1]
-    size = library.mixer_stage_backward_workspace(dl(x), heads, hidden, False)
+    size = library.mixer_stage_backward_workspace(to_dlpack(x), heads, hidden, False)
     statistics = [torch.rand(shape, device=x.device) for shape in statistics_shapes(1, 12, heads)]
-    inputs = (dl(x), dl(x), list(map(dl, weights)), dl(torch.ones(1, device=x.device)), False, 1e-5, 1e-5)
-    inputs += (list(map(dl, statistics)), dl(torch.empty_like(x)))
+    inputs = (
+        to_dlpack(x),
+        to_dlpack(x),
+        list(map(to_dlpack, weights)),
+        to_dlpack(torch.ones(1, device=x.device)),
+        False,
+        1e-5,
+        1e-5,
+    )
+    inputs += (list(map(to_dlpack, statistics)), to_dlpack(torch.empty_like(x)))
     grads = [torch.empty_like(t) for t in learned]
 
     def run(grads, bytes_given, grad_x=inputs[-1]):
-        memory = dl(cuda_runtime.workspace(bytes_given, x))
-        library.mixer_stage_backward(*inputs[:-1], grad_x, list(map(dl, grads)), memory, 0, False)
+        memory = to_dlpack(cuda_runtime.workspace(bytes_given, x))
+        library.mixer_stage_backward(*inputs[:-1], grad_x, list(map(to_dlpack, grads)), memory, 0, False)
 
     with pytest.raises(ValueError, match=f"workspace: expected {size} bytes, got {size - 4}"):
         run(grads, size - 4)
@@ -204,18 +218,31 @@ def test_scratch_memory_and_the_gradients_are_checked():
     with pytest.raises(ValueError, match=r"grad_norm_bias: expected shape \[12\], got \[4\]"):
         run([grads[0], grads[LEARNED.index("bn_bias")], *grads[2:]], size)
     with pytest.raises(ValueError, match="grad_x: expected float32, got float16"):
-        run(grads, size, dl(x.half()))
+        run(grads, size, to_dlpack(x.half()))
     with pytest.raises(ValueError, match="x: expected what the CUDA kernels of mixer_stage_backward take, got float64"):
-        wide = [dl(t.double()) for t in weights]
-        double = [dl(t.double()) for t in statistics]
+        wide = [to_dlpack(t.double()) for t in weights]
+        double = [to_dlpack(t.double()) for t in statistics]
         library.mixer_stage_backward(
-            *(dl(x.double()), dl(x.double()), wide, dl(torch.ones(1, device=x.device).double()), *inputs[4:7], double),
-            *(dl(x.double()), [dl(t.double()) for t in grads], dl(cuda_runtime.workspace(size, x)), 0, False),
+            *(
+                to_dlpack(x.double()),
+                to_dlpack(x.double()),
+                wide,
+                to_dlpack(torch.ones(1, device=x.device).double()),
+                *inputs[4:7],
+                double,
+            ),
+            *(
+                to_dlpack(x.double()),
+                [to_dlpack(t.double()) for t in grads],
+                to_dlpack(cuda_runtime.workspace(size, x)),
+                0,
+                False,
+            ),
         )
     run(grads, size)
 
 
-def test_no_samples(no_others):
+def test_no_samples():
     tensors = tensors_of((0, 12, 5, 7, 2))
     assert gradients(tensors)[0].shape == tensors[0].shape
-    assert len(no_others) == 1
+    assert declined() and mirage_kernels.last_used("mixer_stage") == "cuda"

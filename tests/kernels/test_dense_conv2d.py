@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
 from mirage_kernels import dense_conv2d
+from mirage_kernels._runtime import dispatch
 from mirage_kernels.dense_conv2d import cases, reference
 
 IMPLEMENTATIONS = ("cpp",)
@@ -159,11 +160,11 @@ def test_no_channels(impl):
         assert torch.equal(torch.autograd.grad(value.sum(), x)[0], torch.zeros_like(x))
 
 
-def test_where_the_library_does_not_run_it_is_the_convolution_of_pytorch(monkeypatch):
+def test_where_the_library_does_not_run_it_is_the_convolution_of_pytorch():
     x, weight = inputs_for(TYPICAL)
     for default in ("triton", "cuda"):
-        monkeypatch.setattr(mirage_kernels._runtime.dispatch, "_default", {"cpu": default})
-        value = dense_conv2d(x, weight)
+        with dispatch.by_itself(default):
+            value = dense_conv2d(x, weight)
         assert mirage_kernels.last_used("dense_conv2d") == "torch"
         assert torch.equal(value, F.conv2d(x, weight, padding=1))
 

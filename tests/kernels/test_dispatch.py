@@ -10,6 +10,7 @@ import torch
 
 import mirage_kernels
 from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime.implementations import ON_GPUS, RANKED
 from mirage_kernels.channel_layer_norm import cpp
 
 
@@ -47,10 +48,13 @@ def test_use_nests_and_ends(x):
                 assert mirage_kernels.last_used("channel_layer_norm") == "cpp"
         norm(x)
         assert mirage_kernels.last_used("channel_layer_norm") == "torch"
-    assert dispatch._forced is None
+    by_itself = "cpp" if mirage_kernels.available()["cpp"] == "yes" else "torch"
+    norm(x)
+    assert mirage_kernels.last_used("channel_layer_norm") == by_itself
     with pytest.raises(ZeroDivisionError), mirage_kernels.use("torch"):
         raise ZeroDivisionError
-    assert dispatch._forced is None
+    norm(x)
+    assert mirage_kernels.last_used("channel_layer_norm") == by_itself
 
 
 def test_backward_runs_where_forward_ran(x, monkeypatch):
@@ -95,6 +99,49 @@ def test_reasons_against_implementations(x):
     norm(torch.empty(1, 4, 3, 3, device="meta"))
     assert mirage_kernels.why_not("channel_layer_norm")["cpp"].endswith("not on meta")
     assert mirage_kernels.why_not("no_such_operator") == {}
+
+
+def test_strictly_an_operator_that_declines_raises_with_the_reason(x):
+    """Where it runs as by itself otherwise, and `why_not` tells the same."""
+    if mirage_kernels.available()["cuda"] != "yes" or torch.cuda.is_available():
+        pytest.skip("needs MIRAGE_CUDA_EMULATE=1")
+    attention = (*torch.rand(3, 1, 65, 2, 2), torch.ones(1), 1)
+    for name, arguments, reason in (
+        ("dense_conv2d", (x, torch.ones(2, 4, 3, 3)), "dense_conv2d has no kernel in cuda: on GPUs it is cuDNN's"),
+        ("channel_attention", attention, "its kernels take heads of up to 64 channels, not of 65"),
+    ):
+        function = getattr(mirage_kernels, name)
+        with mirage_kernels.use("cuda"):
+            function(*arguments)
+            assert mirage_kernels.last_used(name) != "cuda"
+            assert mirage_kernels.why_not(name)["cuda"] == reason
+        expected = f"^{name}: the implementation 'cuda' was asked for but cannot run: {reason}$"
+        with mirage_kernels.use("cuda", strict=True), pytest.raises(RuntimeError, match=expected):
+            function(*arguments)
+        with mirage_kernels.use("cuda", strict=True), mirage_kernels.use("torch"):
+            function(*arguments)
+        assert mirage_kernels.last_used(name) == "torch"
+
+
+def test_what_operators_run_on_here_and_why_not_on_the_others():
+    with dispatch.by_itself("cpp", "cpu"):
+        chosen, others = dispatch.outlook("cpu")
+    runs = not dispatch._problem("cpp", "cpu")
+    assert chosen == ("cpp" if runs else "torch")
+    for name, reason in others.items():
+        assert reason == (dispatch._problem(name, "cpu") or f"{chosen} comes first")
+    assert set(others) == {"cpp", "triton", "cuda"} - {chosen}
+    chosen, others = dispatch.outlook("cpu", {"cpp": "it has none"})
+    assert chosen == "torch" and others["cpp"] == "it has none"
+    with mirage_kernels.use("torch"):
+        chosen, others = dispatch.outlook("cpu")
+    assert chosen == "torch" and others["cpp"] == (dispatch._problem("cpp", "cpu") or "torch is asked for")
+    assert dispatch.outlook("xpu")[0] == "torch"
+
+
+def test_a_device_has_one_list_of_what_comes_first():
+    assert set(RANKED) == {"cpu", "cuda"} and ON_GPUS == RANKED["cuda"]
+    assert sorted(name for names in RANKED.values() for name in names) == sorted(mirage_kernels.IMPLEMENTATIONS[1:])
 
 
 def test_environment_forces_one():

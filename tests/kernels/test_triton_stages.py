@@ -137,20 +137,29 @@ class TestFeedForward:
     def test_dispatch(self, monkeypatch):
         """The operator runs the kernels from as many tiles on as fill a GPU, and composites for smaller images."""
         module = kernels("feed_forward_stage")
-        assert module.can_run(torch.empty(1, 6, 64, 64))
+        project_out = torch.empty(6, 8, 1, 1)
+        assert module.forward_problem(torch.empty(1, 6, 64, 64), project_out, False) == ""
         tensors = [t.requires_grad_() for t in tensors_of(ffn.cases.make, (1, 3, 3, 4), torch.float32)]
-        assert not module.can_run(tensors[0])
+        too_small = "its kernels want an image that fills a GPU, not 1 of 3 x 4 pixels"
+        assert module.forward_problem(tensors[0], tensors[-1], False) == too_small
         results = []
         for fill in (256, 1):
             monkeypatch.setattr("mirage_kernels._triton.tiles.FILL", fill)
             with mirage_kernels.use("triton"):
                 results.append(ffn.evaluate(mirage_kernels.feed_forward_stage, tensors))
-        assert module.can_run(tensors[0])
+            reasons = [mirage_kernels.why_not(f"feed_forward_stage{d}").get("triton") for d in ("", "_backward")]
+            assert reasons == ([too_small] * 2 if fill == 256 else [None] * 2)
+        assert module.forward_problem(tensors[0], tensors[-1], False) == ""
+        assert "no hidden tensor" in module.forward_problem(tensors[0], tensors[-1], True)
         for fused, composite in zip(*results, strict=True):
             assert relative_error(fused, composite) < 1e-6
-        assert not module.can_run(torch.empty(1, 300, 512, 512, device="meta"))
-        assert module.can_run_backward(torch.empty(1, 256, 512, 512, device="meta", dtype=torch.float16))
-        assert not module.can_run_backward(torch.empty(1, 129, 512, 512, device="meta"))
+        wide = torch.empty(1, 300, 512, 512, device="meta")
+        assert module.forward_problem(wide, project_out, False) == "its kernels hold up to 256 channels of x, not 300"
+        half = torch.empty(1, 256, 512, 512, device="meta", dtype=torch.float16)
+        assert module.backward_problem(half, project_out, False) == ""
+        assert module.backward_problem(torch.empty(1, 129, 512, 512, device="meta"), project_out, False).endswith(
+            "its backward holds up to 128 channels, not 129"
+        )
 
     def test_deterministic(self):
         x, *weights = tensors_of(ffn.cases.make, (2, 6, 9, 11), torch.float32)
@@ -168,8 +177,8 @@ class TestFeedForwardGradient:
     @pytest.fixture
     def compare(self, monkeypatch):
         """What every operator has to show of one problem, whatever its number of tiles."""
-        for name in ("can_run", "can_run_backward"):
-            monkeypatch.setattr(kernels("feed_forward_stage"), name, lambda x: True)
+        for name in ("forward_problem", "backward_problem"):
+            monkeypatch.setattr(kernels("feed_forward_stage"), name, lambda *call: "")
         tests = ffn.TestFeedForwardStage()
 
         def compare(shape, dtype, **options):
@@ -306,13 +315,20 @@ class TestMixer:
 
     def test_dispatch(self):
         """The operator runs the kernels where they hold a pixel's channels and those of a head."""
-        module = kernels("mixer_stage")
-        assert module.can_run(torch.empty(1, 12, 3, 4), 2)
-        assert not module.can_run(torch.empty(1, 12, 0, 4), 2)
-        assert not module.can_run(torch.empty(1, 192, 3, 4), 1)
-        assert module.can_run(torch.empty(1, 192, 3, 4, dtype=torch.float16), 8)
-        assert not module.can_run(torch.empty(1, 192, 3, 4, dtype=torch.float16), 1)
-        assert not module.can_run(torch.empty(1, 387, 3, 4, dtype=torch.float16), 129)
+        module, (_, weights) = kernels("mixer_stage"), self.inputs((1, 12, 3, 4, 2))
+
+        def problem(shape, heads, dtype=torch.float32):
+            w = weights._replace(temperature=torch.empty(heads, 1, 1))
+            assert module.backward_problem(x := torch.empty(shape, dtype=dtype), w) == module.forward_problem(x, w)
+            return module.forward_problem(x, w)
+
+        assert problem((1, 12, 3, 4), 2) == ""
+        assert problem((1, 12, 0, 4), 2) == "x has no elements"
+        assert problem((1, 192, 3, 4), 1) == "its kernels hold up to 96 channels of x in torch.float32, not 192"
+        assert problem((1, 192, 3, 4), 8, torch.float16) == ""
+        assert problem((1, 192, 3, 4), 1, torch.float16) == "its kernels hold up to 32 channels of a head, not 64"
+        wide = "its kernels hold up to 384 channels of x in torch.float16, not 387"
+        assert problem((1, 387, 3, 4), 129, torch.float16) == wide
 
     def test_offsets_past_32_bits(self):
         x, weights = self.inputs((1, 3, 4, 5, 1), torch.float16)

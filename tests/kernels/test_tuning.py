@@ -88,10 +88,11 @@ def test_another_gpu_warns_once_and_uses_nothing(use, recwarn):
 
 
 @pytest.fixture
-def on_gpus(monkeypatch):
+def on_gpus():
     """What runs on a CPU by itself is what would run on a GPU."""
     require("cuda")
-    monkeypatch.setitem(dispatch._default, "cpu", "triton")
+    with dispatch.by_itself("triton", "cpu"):
+        yield
 
 
 X = torch.randn(1, 6, 12, 14)
@@ -146,8 +147,8 @@ def test_choices_are_of_what_runs_there(use, on_gpus, monkeypatch):
     monkeypatch.setattr(dispatch, "_cuda_problem", "not built")
     fused(X)
     assert mirage_kernels.last_used("tri_branch_fusion") == "triton"
-    monkeypatch.setitem(dispatch._default, "cpu", "cpp")  # a CPU has nothing to choose
-    fused(X)
+    with dispatch.by_itself("cpp", "cpu"):  # a CPU has nothing to choose
+        fused(X)
     assert mirage_kernels.last_used("tri_branch_fusion") == "cpp"
 
 
@@ -217,7 +218,7 @@ class TestTuner:
         tuner, kernel = self.choose({(4, 1): 0.8, (8, 2): 0.3, (2, 3): 0.4})
         key = launch_key(kernel, ARGS, OPTIONS)
         assert tuner.launches == {key: {"num_warps": 8, "num_stages": 2}} and tuner.times == {key: (0.8, 0.3)}
-        assert kernel.launched[-1] == ((5,), {"BLOCK": 16, "num_warps": 8, "num_stages": 2})
+        assert kernel.launched[-1] == ((5,), {"BLOCK": 16, "num_warps": 8, "num_stages": 2, **tuning.FP_FUSION})
         tried = {(options["num_warps"], options["num_stages"]) for _, options in kernel.launched}
         assert tried == {(warps, stages) for warps in tune.WARPS for stages in tune.STAGES}
         count = len(kernel.launched)
@@ -227,7 +228,7 @@ class TestTuner:
     def test_noise_changes_nothing(self):
         tuner, kernel = self.choose({(4, 1): 0.8, (8, 2): 0.79})
         assert tuner.launches == {} and list(tuner.times.values()) == [(0.8, 0.8)]
-        assert kernel.launched[-1] == ((5,), OPTIONS)
+        assert kernel.launched[-1] == ((5,), OPTIONS | tuning.FP_FUSION)
 
     def test_what_does_not_fit_is_passed_over(self):
         class OutOfResources(Exception):

@@ -16,7 +16,7 @@ import mirage_kernels
 from mirage import doctor, self_check
 from mirage.cli import main
 from mirage.images import ImageFile, read_image, write_image
-from mirage_kernels._runtime.cases import operators
+from mirage_kernels._runtime.cases import REGISTERED, operators
 
 
 def call(*arguments):
@@ -285,14 +285,38 @@ def test_doctor_prints_tables():
         assert word in result.output
 
 
+def test_doctor_tells_what_every_operator_runs_on_and_why_not_on_the_others():
+    made = {choice.operator: choice for choice in doctor.choices() if choice.device == "cpu"}
+    assert set(made) == {operator.name for operator in operators()}
+    for name, choice in made.items():
+        assert set(choice.why_not) == {"cpp", "triton", "cuda"} - {choice.implementation}
+        assert all(choice.why_not.values())
+        operator = operators([name])[0]
+        with torch.no_grad():
+            operator.public(*operator.inputs(operator.shapes[0], torch.float32))
+        ran = mirage_kernels.last_used(name)
+        assert choice.implementation == ("torch" if ran == "composite" else ran), name
+    printed = " ".join(call("doctor", "--no-check").output.split())
+    assert "Why not the others" in printed and "dense_conv2d has no kernel in" in printed
+    first, *_ = json.loads(call("doctor", "--no-check", "--json").output)["choices"]
+    assert first["why_not"] == made[first["operator"]].why_not
+
+
+def patch(monkeypatch, function):
+    """Another function in the place of an operator's."""
+    cases, (_, reference) = REGISTERED["channel_layer_norm"]
+    monkeypatch.setitem(REGISTERED, "channel_layer_norm", (cases, (function, reference)))
+
+
 def test_doctor_finds_a_wrong_operator(monkeypatch):
     right = mirage_kernels.channel_layer_norm
 
     def wrong(x, *rest):
         y = right(x, *rest)
-        return y * (1 + 1e-5) if x.dtype == torch.float32 and mirage_kernels._runtime.dispatch._forced == "cpp" else y
+        on_cpp = mirage_kernels.last_used("channel_layer_norm") == "cpp"
+        return y * (1 + 1e-5) if x.dtype == torch.float32 and on_cpp else y
 
-    monkeypatch.setattr(mirage_kernels, "channel_layer_norm", wrong)
+    patch(monkeypatch, wrong)
     checks = {check.implementation: check for check in doctor.check_operators(operators(["channel_layer_norm"]))}
     assert checks["torch"].passed
     if "cpp" not in checks:
@@ -309,7 +333,7 @@ def test_doctor_reports_faults(monkeypatch, fault):
             raise RuntimeError("kernel fault")
         return right(x, *rest) * (float("nan") if fault == "nan" else 1)
 
-    monkeypatch.setattr(mirage_kernels, "channel_layer_norm", None if fault == "absent" else wrong)
+    patch(monkeypatch, None if fault == "absent" else wrong)
     checks = doctor.check_operators(operators(["channel_layer_norm"]))
     assert not checks[0].passed
     report = doctor.Report({}, [], {}, checks)

@@ -104,6 +104,26 @@ def test_every_operator_launches_its_kernels(tmp_path):
     assert {label for label, is_wide in wide.items() if is_wide} == {label for label in found if "int64" in label}
 
 
+@pytest.mark.parametrize("default, environment", [(True, ""), (False, ""), (True, "0")])  # until 3.9, from 3.10
+def test_multiply_adds_are_fused_whatever_triton_does_by_default(default, environment, tmp_path, monkeypatch):
+    """Unless the user's environment says otherwise."""
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", environment)
+    if not environment:
+        monkeypatch.delenv("TRITON_DEFAULT_FP_FUSION")
+    code = (
+        "import json, re, torch; from tools import compile_triton as tool\n"
+        "import triton; from mirage_kernels import channel_layer_norm\n"
+        f"if {not environment}: triton.knobs.language.default_fp_fusion = {default}\n"
+        "driver, found = tool.AbsentDriver('sm_90'), []\n"
+        "def hook(*call): found.append(driver.compile(*call).asm['ptx'])\n"
+        "x = torch.empty(1, 24, 8, 8, device='meta')\n"
+        "with tool.launching(hook), tool.Operators(): channel_layer_norm(x, x[0, :, 0, 0], x[0, :, 0, 0])\n"
+        "print(json.dumps([len(re.findall(r'\\bfma\\.rn(?:\\.ftz)?\\.f32', ptx)) for ptx in found]))"
+    )
+    (fused,) = _run(tmp_path, "-c", code)
+    assert (fused > 0) == (environment != "0")
+
+
 def test_disassembly(tmp_path):
     """Products of float32 are tensor-core instructions where TF32 is allowed, and only there; planes are read 16 bytes
     at a time."""

@@ -2,6 +2,6 @@
 
 from mirage_kernels.feed_forward_stage.triton.backward import backward
 from mirage_kernels.feed_forward_stage.triton.forward import forward
-from mirage_kernels.feed_forward_stage.triton.plan import can_run, can_run_backward
+from mirage_kernels.feed_forward_stage.triton.plan import backward_problem, forward_problem
 
-__all__ = ["backward", "can_run", "can_run_backward", "forward"]
+__all__ = ["backward", "backward_problem", "forward", "forward_problem"]

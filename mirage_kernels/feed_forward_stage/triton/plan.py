@@ -44,10 +44,20 @@ def most_pixels(block_c: int, exact: bool) -> int:
     return 64 if block_c <= (64 if exact else 128) else 32
 
 
-def can_run(x: Tensor) -> bool:
-    """Whether the kernels hold a pixel's channels, and have about a program of the second for each multiprocessor."""
-    return x.shape[1] <= MOST_CHANNELS and 2 * contract_tile(x).programs(x) >= triton_tiles.FILL
+def forward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool) -> str:
+    """Why the kernels do not take such a call: they hold a pixel's channels, and want about a program of the second
+    kernel for each multiprocessor."""
+    if keep_hidden:
+        return "its kernels keep no hidden tensor from forward to backward"
+    if x.shape[1] > MOST_CHANNELS:
+        return f"its kernels hold up to {MOST_CHANNELS} channels of x, not {x.shape[1]}"
+    if 2 * contract_tile(x).programs(x) < triton_tiles.FILL:
+        return f"its kernels want an image that fills a GPU, not {x.shape[0]} of {x.shape[2]} x {x.shape[3]} pixels"
+    return ""
 
 
-def can_run_backward(x: Tensor) -> bool:
-    return can_run(x) and (x.shape[1] <= MOST_WITHOUT_TENSOR_CORES or not is_exact(x.dtype))
+def backward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool) -> str:
+    problem = forward_problem(x, project_out, keep_hidden)
+    if not problem and x.shape[1] > MOST_WITHOUT_TENSOR_CORES and is_exact(x.dtype):
+        return f"without tensor cores its backward holds up to {MOST_WITHOUT_TENSOR_CORES} channels, not {x.shape[1]}"
+    return problem

@@ -3,6 +3,6 @@
 
 from mirage_kernels.mixer_stage.triton.backward import backward
 from mirage_kernels.mixer_stage.triton.forward import forward
-from mirage_kernels.mixer_stage.triton.plan import can_run
+from mirage_kernels.mixer_stage.triton.plan import backward_problem, forward_problem
 
-__all__ = ["backward", "can_run", "forward"]
+__all__ = ["backward", "backward_problem", "forward", "forward_problem"]

@@ -52,8 +52,17 @@ def plan_of(x: Tensor, w: MixerWeights) -> Plan:
     return Plan(branch, heads, block_c, block_b, filling_run(x, block_n), precision(x.dtype), wide)
 
 
-def can_run(x: Tensor, heads: int) -> bool:
-    """Whether the kernels hold the channels of a pixel and of a head; and there are pixels."""
-    branch = x.shape[1] // 3
+def forward_problem(x: Tensor, w: MixerWeights) -> str:
+    """Why the kernels do not take such a call: they hold the channels of a pixel and of a head, and there are some."""
+    branch, heads = x.shape[1] // 3, w.temperature.shape[0]
     most = MOST_WITHOUT_TENSOR_CORES if is_exact(x.dtype) else MOST_CHANNELS
-    return 0 < x.numel() and branch * 3 <= most and branch // heads <= MOST_OF_A_HEAD
+    if x.numel() == 0:
+        return "x has no elements"
+    if branch * 3 > most:
+        return f"its kernels hold up to {most} channels of x in {x.dtype}, not {x.shape[1]}"
+    if branch // heads > MOST_OF_A_HEAD:
+        return f"its kernels hold up to {MOST_OF_A_HEAD} channels of a head, not {branch // heads}"
+    return ""
+
+
+backward_problem = forward_problem
