@@ -92,7 +92,7 @@ class Operator:
     in_network: Callable[[int, int], list[Shape]]
     flops: Callable[..., int]
     call: Callable[..., Tensor] = _directly
-    declined: Mapping[str, str] = field(default_factory=dict)
+    declined: Mapping[str, str] = field(default_factory=dict, hash=False)
     mode: str = ""
     compiled: tuple[Shape, ...] = ()
     is_stage: bool = False

@@ -7,30 +7,31 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import dl, native
+from mirage_kernels._runtime.library import native, to_dlpack
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
 from mirage_kernels.mixer_stage.weights import MixerWeights
 from mirage_kernels.regions.checks import RegionStatistics, Window, statistics_of, sums_of
 
 
-def _dl(weights: Iterable[Tensor]) -> list[object]:
-    return [dl(t.contiguous()) for t in weights]
+def _capsules(weights: Iterable[Tensor]) -> list[object]:
+    return [to_dlpack(t.contiguous()) for t in weights]
 
 
-def sums(
-    x: Tensor, w: MixerWeights, window: Window, rows: list[int], columns: list[int], norm_eps: float
-) -> Tensor:
+def sums(x: Tensor, w: MixerWeights, window: Window, rows: list[int], columns: list[int], norm_eps: float) -> Tensor:
     found = torch.empty(x.shape[0], len(rows) - 1, len(columns) - 1, sums_of(w), dtype=torch.float64)
-    native().mixer_stage_sums(dl(x), list(window), rows, columns, _dl(w), norm_eps, 0.0, dl(found))
+    native().mixer_stage_sums(to_dlpack(x), list(window), rows, columns, _capsules(w), norm_eps, 0.0, to_dlpack(found))
     return found
 
 
-def statistics(
-    sums: Tensor, pixels: Tensor, w: MixerWeights, dtype: torch.dtype, bn_eps: float
-) -> RegionStatistics:
+def statistics(sums: Tensor, pixels: Tensor, w: MixerWeights, dtype: torch.dtype, bn_eps: float) -> RegionStatistics:
     found = RegionStatistics(*(torch.empty(len(sums), *shape, dtype=dtype) for shape in statistics_of(w)))
     native().mixer_stage_statistics(
-        dl(sums.contiguous()), dl(pixels.contiguous()), _dl(w), 0.0, bn_eps, *(dl(t) for t in found)
+        to_dlpack(sums.contiguous()),
+        to_dlpack(pixels.contiguous()),
+        _capsules(w),
+        0.0,
+        bn_eps,
+        *(to_dlpack(t) for t in found),
     )
     return found
 
@@ -46,11 +47,13 @@ def apply(
     bn_eps: float,
     out: Tensor,
 ) -> None:
-    flat = _dl(t.flatten(0, 2) for t in statistics)
-    native().mixer_stage_apply(dl(x), list(window), rows, columns, _dl(w), norm_eps, bn_eps, *flat, dl(out))
+    flat = _capsules(t.flatten(0, 2) for t in statistics)
+    native().mixer_stage_apply(
+        to_dlpack(x), list(window), rows, columns, _capsules(w), norm_eps, bn_eps, *flat, to_dlpack(out)
+    )
 
 
 def feed_forward(
     x: Tensor, w: FeedForwardWeights, window: Window, rows: list[int], columns: list[int], eps: float, out: Tensor
 ) -> None:
-    native().feed_forward_stage_region(dl(x), list(window), rows, columns, _dl(w), eps, dl(out))
+    native().feed_forward_stage_region(to_dlpack(x), list(window), rows, columns, _capsules(w), eps, to_dlpack(out))

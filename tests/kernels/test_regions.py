@@ -212,12 +212,12 @@ def test_wrong_arguments(impl):
 def test_the_library_checks_what_it_is_given():
     """A call past the public functions cannot read outside a tensor either."""
     require("cpp")
-    from mirage_kernels._runtime.library import dl, native
+    from mirage_kernels._runtime.library import native, to_dlpack
     from mirage_kernels.regions import cpp
     from mirage_kernels.regions.checks import sums_of
 
     x, weights, *_ = mixer_case((1, 12, 14, 11, 2))
-    found, w = torch.empty(1, 1, 1, sums_of(weights), dtype=torch.float64), cpp._dl(weights)
+    found, w = torch.empty(1, 1, 1, sums_of(weights), dtype=torch.float64), cpp._capsules(weights)
     for window, rows, match in (
         ([14, 11, 1, 0], [1, 14], "x: expected a window"),
         ([14, 11, -1, 0], [0, 13], "x: expected a window"),
@@ -227,7 +227,7 @@ def test_the_library_checks_what_it_is_given():
         ([14, 11, 0], [0, 14], "window: expected height, width, row and column"),
     ):
         with pytest.raises(ValueError, match=match):
-            native().mixer_stage_sums(dl(x), window, rows, [0, 11], w, 1e-5, 1e-5, dl(found))
+            native().mixer_stage_sums(to_dlpack(x), window, rows, [0, 11], w, 1e-5, 1e-5, to_dlpack(found))
 
 
 def test_what_ran_is_recorded(impl):
