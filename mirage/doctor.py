@@ -61,8 +61,8 @@ class Report:
     versions: dict[str, str]
     devices: list[dict[str, Any]]
     implementations: dict[str, str]
-    choices: tuple[Choice, ...]
     checks: tuple[Check, ...]
+    choices: tuple[Choice, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -88,8 +88,8 @@ def examine(*, check: bool = True, gpu: bool = False) -> Report:
         versions=_versions(),
         devices=_devices(),
         implementations=dict(mirage_kernels.available()),
-        choices=choices(),
         checks=run() if check else (),
+        choices=choices(),
     )
 
 
