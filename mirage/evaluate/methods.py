@@ -108,25 +108,30 @@ class Network(Method):
     Args:
         weights: a checkpoint, or the name of packaged weights.
         label: in tables; the file's stem by default.
-        attention, tile, overlap, fast, device, key, memory: as of `mirage.restore.Restorer`.
+        attention, tile, overlap, window, memory, fast, key, device: as of `mirage.restore.Restorer`.
 
     Raises:
         ValueError, OSError: the checkpoint cannot be read.
     """
 
     def __init__(self, weights: str | Path, label: str | None = None, *, attention: str = "auto",
-                 tile: int | None = None, overlap: int = 32, fast: bool = True, key: str | None = None,
-                 **options: Any) -> None:  # fmt: skip
+                 tile: int | None = None, overlap: int = 32, window: int = 192, memory: str | None = None,
+                 fast: bool = True, key: str | None = None, device: Any = "auto") -> None:  # fmt: skip
         from mirage.restore import Restorer, resolve_weights
 
         path = resolve_weights(weights)
-        self.restorer = Restorer(path, attention=attention, tile=tile, overlap=overlap, fast=fast, key=key, **options)
+        self.restorer = Restorer(path, attention=attention, tile=tile, overlap=overlap, window=window, memory=memory,
+                                 fast=fast, key=key, device=device)  # fmt: skip
         self.label = label or path.stem
         self.digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self.key = key
         # auto is one pass, or global where memory does not allow it, which is equal to it
-        self.mode = (attention, tile, overlap) if attention in ("tile", "local") else ("one pass over the image",)
-        how = " ".join(map(str, self.mode))
+        self.mode: dict[str, Any] = {}
+        if tile is not None or attention == "tile":
+            self.mode = {"attention": "tile", "tile": tile, "overlap": overlap, "memory": memory}
+        elif attention == "local":
+            self.mode = {"attention": "local", "window": window}
+        how = ", ".join(f"{name} {value}" for name, value in self.mode.items() if value) or "as in one pass"
         modules = "fast modules" if fast else "plain PyTorch"
         self.definition = f"{path.name} (SHA-256 {self.digest[:12]}), {modules}, {how}"
 
@@ -134,7 +139,7 @@ class Network(Method):
         return self.restorer(image)
 
     def identity(self) -> dict[str, Any]:
-        return {"weights": self.digest, "key": self.key, "mode": list(self.mode)}
+        return {"weights": self.digest, "key": self.key, "mode": self.mode}
 
 
 CLASSICAL: dict[str, type[Method]] = {"identity": Identity, "nlm": NonLocalMeans, "cbm3d": Cbm3d}

@@ -142,6 +142,16 @@ def test_a_network_gets_the_image_as_it_is(clean, weights):
     np.testing.assert_allclose(fast, method(noisy), atol=1e-5)
 
 
+def test_results_of_tiles_are_not_those_of_one_pass(weights):
+    whole, forced = Network(weights), Network(weights, attention="whole")
+    assert whole.identity() == forced.identity() and "as in one pass" in whole.definition
+    tiles = Network(weights, tile=64, overlap=16)
+    assert tiles.identity() == Network(weights, attention="tile", tile=64, overlap=16).identity() != whole.identity()
+    assert "attention tile, tile 64, overlap 16" in tiles.definition
+    local = Network(weights, attention="local", window=64)
+    assert local.identity() not in (whole.identity(), Network(weights, attention="local", window=72).identity())
+
+
 def test_a_second_run_computes_nothing(clean, tmp_path):
     path = tmp_path / "results.json"
     first = evaluate(tasks_of(clean, 25), [Counting()], path=path)
