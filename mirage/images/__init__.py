@@ -162,6 +162,8 @@ def write_image(
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # a name never stands for less than the whole, after a power cut either
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
