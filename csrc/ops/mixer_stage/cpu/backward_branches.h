@@ -182,7 +182,8 @@ class BranchesPass {
     conv_backward(at, conv_in, dynamic, mixed, grad_conv, result, group, sums);
     for (int64_t j = 0; j < c; ++j) {
       correlate<kMixerKernelSize>(detail + j * outer_, tile.stride, dynamic + j * I, tile.columns, tile.rows,
-                                  tile.columns, sample_sums + s_.kernels + j * kTaps);
+                                  tile.columns, outside(tile, kMixerKernelSize / 2),
+                                  sample_sums + s_.kernels + j * kTaps);
     }
   }
 

@@ -140,7 +140,7 @@ class InputsPass {
     const int64_t stride = at.tile.stride, inner_stride = at.tile.columns + 2;
     for (int64_t j = 0; j < n; ++j) {
       correlate<3>(before + j * at.outer + stride + 1, stride, grad + j * at.outer + inner_stride + 1, inner_stride,
-                   at.tile.rows, at.tile.columns, sums + g_.qkv_dwconv + (first + j) * 9);
+                   at.tile.rows, at.tile.columns, outside(at.tile, 1), sums + g_.qkv_dwconv + (first + j) * 9);
       depthwise<3>(grad + j * at.outer, inner_stride, m_.turned_qkv.get() + (first + j) * 9, grad_before + j * at.inner,
                    at.tile.rows, at.tile.columns);
     }
