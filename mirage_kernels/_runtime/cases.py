@@ -152,8 +152,16 @@ def register(cases: tuple[Operator, ...], public: Callable[..., Any], reference:
 
 
 def operators(names: Iterable[str] | None = None) -> list[Operator]:
-    """Every operator and each of its modes, by name, or those of `names`."""
-    return [operator for name in (sorted(REGISTERED) if names is None else names) for operator in REGISTERED[name][0]]
+    """Every operator and each of its modes, by name, or those of `names`.
+
+    Raises:
+        ValueError: one of `names` is none of an operator.
+    """
+    chosen = sorted(REGISTERED) if names is None else list(names)
+    for name in chosen:
+        if name not in REGISTERED:
+            raise ValueError(f"no operator {name!r}; there are {', '.join(sorted(REGISTERED))}")
+    return [operator for name in chosen for operator in REGISTERED[name][0]]
 
 
 def pixels(shape: Iterable[int]) -> int:

@@ -20,7 +20,7 @@ def backward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool = False) 
 
 def _problem(workspace: str, x: Tensor, project_out: Tensor) -> str:
     near = to_dlpack(cuda_runtime.as_if_near(x))
-    return cuda_runtime.problem(x, workspace, near, to_dlpack(project_out), not is_exact(x.dtype))
+    return cuda_runtime.problem(x, workspace, near, to_dlpack(project_out.contiguous()), not is_exact(x.dtype))
 
 
 def forward(

@@ -333,7 +333,8 @@ def test_the_command_goes_on(checkpoint, tmp_path):
 
 
 STOPPED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
 import mirage.restore.modes as modes
 right = modes.restore_array
 def slow(model, pixels):
