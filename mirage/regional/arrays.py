@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mirage.model import STRIDE
+from mirage.padding import padding_sources
 
 __all__ = ["check_image", "padded_size", "rows_from", "rows_to"]
 
@@ -34,7 +35,7 @@ def rows_from(array: np.ndarray) -> Callable[[int, int], Tensor]:
     """Rows of an image in [0, 1] as float32 [channels, n, width], padded on the right and at the bottom to multiples of
     8 as `mirage.restore.pad_to_multiple` does."""
     height, width = padded_size(array)
-    rows, columns = _padded(array.shape[0], height), _padded(array.shape[1], width)
+    rows, columns = padding_sources(array.shape[0], height), padding_sources(array.shape[1], width)
     scale = 1.0 if array.dtype == np.float32 else float(np.iinfo(array.dtype).max)
 
     def read(first: int, stop: int) -> Tensor:
@@ -64,11 +65,3 @@ def rows_to(array: np.ndarray) -> Callable[[int, Tensor], None]:
         array[first : first + count] = values.permute(1, 2, 0).cpu().numpy()
 
     return write
-
-
-def _padded(size: int, padded: int) -> np.ndarray:
-    """Of each position along a padded side, where its value comes from: mirrored, as far as that goes."""
-    positions = np.arange(padded)
-    if padded - size < size:
-        return np.where(positions < size, positions, 2 * (size - 1) - positions)
-    return np.minimum(positions, size - 1)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mirage.padding import padding_sources
+
 __all__ = [
     "MULTIPLE",
     "Reader",
@@ -95,9 +97,8 @@ class Reader:
             self.pixels = _without_hidden(self.pixels, hidden)
         self.scale = scale_of(pixels.dtype)
         self.height, self.width = (side + -side % MULTIPLE for side in pixels.shape[:2])
-        self._rows, self._columns = (
-            _padding(side, padded) for side, padded in zip(pixels.shape[:2], (self.height, self.width), strict=True)
-        )
+        self._rows = padding_sources(pixels.shape[0], self.height)
+        self._columns = padding_sources(pixels.shape[1], self.width)
 
     def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Tensor:
         """Rows ``top`` to ``bottom`` and columns ``left`` to ``right`` of the padded image: float32 ``[3, h, w]``."""
@@ -230,11 +231,3 @@ def _without_hidden(colours: np.ndarray, hidden: np.ndarray) -> np.ndarray:
         filled = fill_hidden(x, where)[0, 0]
         out[..., channel] = (filled if colours.dtype == np.float32 else filled.round_()).numpy()
     return out
-
-
-def _padding(size: int, padded: int) -> np.ndarray:
-    """Of each position along a padded side, which one its value is of: what `pad_to_multiple` does."""
-    positions = np.arange(padded)
-    if padded - size < size:
-        return np.where(positions < size, positions, 2 * (size - 1) - positions)
-    return np.minimum(positions, size - 1)
