@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from mirage.whole_files import write_whole
 
 __all__ = ["Failure", "Key", "Results", "Row", "SettingsDiffer"]
 
@@ -144,22 +144,8 @@ class Results:
             "images": [asdict(row) for row in self.rows.values()],
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(_without_infinities(content), file, indent=1, allow_nan=False)
-                file.write("\n")
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, self.path)
-        except BaseException:
-            os.unlink(name)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        text = json.dumps(_without_infinities(content), indent=1, allow_nan=False) + "\n"
+        write_whole(self.path, text.encode("utf-8"), prefix=f".{self.path.name}-")
 
 
 def _without_infinities(value: Any) -> Any:

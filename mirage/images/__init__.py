@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from mirage.images.types import (
     ImageTooLarge,
     require,
 )
+from mirage.whole_files import write_whole
 
 __all__ = [
     "FORMATS",
@@ -158,17 +158,7 @@ def write_image(
     """
     path = Path(path)
     data, notes = encode_with_notes(image, format, quality=quality)
-    descriptor, name = tempfile.mkstemp(prefix=".restored-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a name never stands for less than the whole, after a power cut either
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    write_whole(path, data, prefix=".restored-", suffix=".tmp")
     return notes
 
 
@@ -233,9 +223,3 @@ def _call(function: str, format: str, *arguments):
 
 def _title(format: str) -> str:
     return FORMAT_SPECS[format].title if format in FORMAT_SPECS else "HEIF"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
