@@ -18,6 +18,7 @@ from mirage.commands.tune import tune
 from mirage.commands.version import version
 from mirage.demo.command import demo
 from mirage.evaluate.command import evaluate
+from mirage.grids.command import grids
 from mirage.restore.command import restore
 from mirage.train.command import train
 
@@ -34,6 +35,7 @@ main.add_command(demo)
 main.add_command(doctor)
 main.add_command(evaluate)
 main.add_command(export)
+main.add_command(grids)
 main.add_command(restore)
 main.add_command(table6)
 main.add_command(train)

@@ -1,0 +1,12 @@
+"""``mirage grids``: the group of commands; each lies in a module of its own beside this one."""
+
+from __future__ import annotations
+
+import click
+
+__all__ = ["grids"]
+
+
+@click.group()
+def grids() -> None:
+    """Group degradations that can share a network, train one for each group, restore with the nearest (GRIDS)."""
