@@ -1,35 +1,113 @@
-"""Files that appear under their name whole or not at all."""
+"""Files that appear under their name whole or not at all: the one way in which this package writes local files that
+somebody may read, or go on from, after it was stopped.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
-import tempfile
-from pathlib import Path
+import secrets
+import stat
 
-__all__ = ["write_whole"]
+__all__ = ["is_temporary", "temporary_name", "write_whole"]
+
+PREFIX, SUFFIX = ".mirage-", ".tmp"
+
+CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""What fsync says on file systems that have nothing to synchronise."""
 
 
-def write_whole(path: Path, data: bytes, *, prefix: str, suffix: str = "") -> None:
-    """Write ``data`` to a temporary file beside ``path``, on the disk, and give it the name then; what had the name
-    stays until then. The temporary name begins with ``prefix`` and ends with ``suffix``, and is gone after an error.
+def write_whole(path: str | os.PathLike[str], data: bytes, *, tag: str | None = None) -> None:
+    """Write ``data`` to a temporary file beside ``path``, onto the disk, and give it the name then.
+
+    What had the name stays until then, and keeps its permissions; a new file has those that the umask leaves. A
+    symbolic link stays one: the file that it points to is replaced, on whichever file system that is. What is no
+    regular file, such as ``/dev/stdout``, is written to. After an error the temporary file is gone.
+
+    Args:
+        tag: makes the temporary name known before (`temporary_name`), so that somebody else can remove what a process
+            that was killed has left. None: a random one.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written; ``filename`` is ``path``.
     """
-    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+    target = os.path.realpath(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a name never stands for less than the whole, after a power cut either
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
+        earlier = _mode(target)
+        if earlier is not None and stat.S_ISDIR(earlier):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if earlier is not None and not stat.S_ISREG(earlier):
+            with open(path, "wb") as file:
+                file.write(data)
+            return
+        folder, name = os.path.split(target)
+        temporary = os.path.join(folder, temporary_name(name, tag))
+        _replace(target, data, temporary, None if earlier is None else stat.S_IMODE(earlier))
+    except OSError as error:
+        if error.filename is not None:  # not the temporary name, which tells nobody anything
+            error.filename, error.filename2 = os.fspath(path), None
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _replace(target: str, data: bytes, temporary: str, mode: int | None) -> None:
+    _remove(temporary)
+    created = 0o666 if mode is None else mode & 0o777  # never open to more than the file that it replaces
+    try:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, created)) as file:
+            file.write(data)
+            file.flush()
+            _sync(file.fileno())
+            if mode is not None and stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:
+                _change_mode(temporary, mode)
+        os.replace(temporary, target)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _sync(descriptor: int) -> None:
+    """Onto the disk, so that a name never stands for less than the whole, after a power cut either."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+
+
+def _change_mode(path: str, mode: int) -> None:
+    try:
+        os.chmod(path, mode)
+    except PermissionError:
+        pass  # a file system without permissions of its own, as FAT, or one that lets only the owner set some
+
+
+def _mode(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def temporary_name(name: str, tag: str | None = None) -> str:
+    """The name under which the bytes of a file are collected, in the folder of that file; short, however long ``name``.
+
+    Args:
+        name: of the file, without its folder.
+        tag: of the writer; those at the same time have different ones. None: a random one.
+    """
+    of_name = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return f"{PREFIX}{of_name}-{tag or secrets.token_hex(6)}{SUFFIX}"
+
+
+def is_temporary(place: str) -> bool:
+    """Whether a file is the temporary of a writer."""
+    name = os.path.basename(place)
+    return name.startswith(PREFIX) and name.endswith(SUFFIX)

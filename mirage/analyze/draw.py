@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mirage.analyze.collect import Analysis
+from mirage.whole_files import write_whole
 
 __all__ = ["PAPER_RANKS", "PAPER_SIMILARITY", "write"]
 
@@ -42,13 +44,16 @@ def write(analysis: Analysis, folder: str | Path) -> list[Path]:
     files = []
     for name, (head, rows) in tables.items():
         files.append(folder / f"{name}.csv")
-        with open(files[-1], "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([head, *rows])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([head, *rows])
+        write_whole(files[-1], text.getvalue().encode("utf-8"))
     drawings = {"figure3": _draw3, "figure4": _draw4, "figure5": _draw5, "figure6": _draw6}
     for name, draw in drawings.items():
         if name in tables:
             files.append(folder / f"{name}.png")
-            draw(analysis).savefig(files[-1], dpi=150)
+            picture = io.BytesIO()
+            draw(analysis).savefig(picture, format="png", dpi=150)
+            write_whole(files[-1], picture.getvalue())
     return files
 
 

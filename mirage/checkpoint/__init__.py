@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -35,6 +34,7 @@ from mirage.checkpoint.networks import (
 )
 from mirage.checkpoint.torch_files import read_torch_file
 from mirage.model import MIRAGE, mirage_small, mirage_tiny
+from mirage.whole_files import write_whole
 
 __all__ = ["CheckpointError", "CheckpointWarning", "from_checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -137,7 +137,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
             raise _several([network.name for network in networks])
         state = networks[0].state if networks else inner.state_dict()
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    _write_atomically(path, safetensors.torch.save(tensors, metadata))
+    write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -179,20 +179,6 @@ def _check_rebuildable(model: MIRAGE) -> None:
             f"model: {len(other)} weights are not those of MIRAGE(**model.config), which from_checkpoint would build: "
             f"{some(other)}. Remove parametrizations and pruning first, or save model.state_dict() with torch.save"
         )
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    target = Path(os.path.realpath(path))  # a symbolic link stays one
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-__all__ = ["Entry", "Place", "digest", "is_temporary", "retrying"]
+from mirage.whole_files import temporary_name, write_whole
+
+__all__ = ["Entry", "Place", "digest", "retrying"]
 
 T = TypeVar("T")
 
@@ -30,8 +32,6 @@ VERSIONS = ("ETag", "etag", "content_hash", "mtime", "LastModified", "last_modif
 
 DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError, MemoryError)
 """Errors that another try would meet again."""
-
-TEMPORARY = ".mirage-"
 
 
 @dataclass(frozen=True)
@@ -191,14 +191,14 @@ class Place:
         if self._is_single_put:
             self.fs.pipe_file(path, data)
             return
-        temporary = self.temporary(path, tag)
         self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        if self.is_local:
+            write_whole(path, data, tag=tag)
+            return
+        temporary = self.temporary(path, tag)
         try:
-            if self.is_local:
-                _write_local(path, temporary, data)
-            else:
-                self.fs.pipe_file(temporary, data)
-                self.fs.mv(temporary, path)
+            self.fs.pipe_file(temporary, data)
+            self.fs.mv(temporary, path)
         except BaseException:
             self.remove(temporary)
             raise
@@ -208,9 +208,9 @@ class Place:
         return any(name in SINGLE_PUT for name in self.protocols)
 
     def temporary(self, path: str, tag: str) -> str:
-        """The name under which the bytes of ``path`` are collected; short, however long that of the file is."""
-        folder, name = posixpath.split(path)
-        return posixpath.join(folder, f"{TEMPORARY}{digest(name).hex()[:16]}-{tag}.tmp")
+        """The name under which the bytes of ``path`` are collected: beside it, where it is no link to elsewhere."""
+        folder, name = posixpath.split(os.path.realpath(path) if self.is_local else path)
+        return posixpath.join(folder, temporary_name(name, tag))
 
     def remove_temporary(self, path: str, tag: str) -> None:
         """Remove what a writer of ``path`` that was killed has left."""
@@ -225,26 +225,12 @@ class Place:
             pass
 
 
-def _write_local(path: str, temporary: str, data: bytes) -> None:
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # else a power failure may leave the new name with nothing behind it
-    os.replace(temporary, path)
-
-
 def _version(info: Mapping[str, Any]) -> str:
     for key in VERSIONS:
         value = info.get(key)
         if value:
             return value.isoformat() if hasattr(value, "isoformat") else str(value)
     return ""
-
-
-def is_temporary(place: str) -> bool:
-    """Whether a file is the temporary of a writer."""
-    name = posixpath.basename(place)
-    return name.startswith(TEMPORARY) and name.endswith(".tmp")
 
 
 def digest(*parts: object) -> bytes:

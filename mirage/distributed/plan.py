@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mirage.distributed.manifest import FAILED, PRESENT, History, Record
-from mirage.distributed.places import Entry, Place, digest, is_temporary
+from mirage.distributed.places import Entry, Place, digest
 from mirage.images import FORMATS, SUFFIXES
+from mirage.whole_files import is_temporary
 
 __all__ = ["Planner", "Task", "as_block", "batches"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from mirage.evaluate.metrics import METRICS
 from mirage.evaluate.protocols import Column, Protocol
 from mirage.evaluate.run import Average, Evaluation
+from mirage.whole_files import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -133,16 +135,17 @@ def write_csv(evaluation: Evaluation, path: str | Path) -> None:
     """Write a line for each image, method and set, and one for each average (``image`` is then ``average``)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "set", "sigma", "image", "height", "width", *evaluation.metrics, "seconds"])
-        for row in evaluation.rows:
-            values = [row.values[name] for name in evaluation.metrics]
-            place = [row.method, row.set, _plain(row.sigma), row.image, row.height, row.width]
-            writer.writerow([*place, *values, row.seconds])
-        for each in evaluation.averages:
-            values = [each.values[name] for name in evaluation.metrics]
-            writer.writerow([each.method, each.set, _plain(each.sigma), "average", "", "", *values, each.seconds])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["method", "set", "sigma", "image", "height", "width", *evaluation.metrics, "seconds"])
+    for row in evaluation.rows:
+        values = [row.values[name] for name in evaluation.metrics]
+        place = [row.method, row.set, _plain(row.sigma), row.image, row.height, row.width]
+        writer.writerow([*place, *values, row.seconds])
+    for each in evaluation.averages:
+        values = [each.values[name] for name in evaluation.metrics]
+        writer.writerow([each.method, each.set, _plain(each.sigma), "average", "", "", *values, each.seconds])
+    write_whole(path, text.getvalue().encode("utf-8"))
 
 
 def _plain(sigma: float | None) -> str:

@@ -145,7 +145,7 @@ class Results:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(_without_infinities(content), indent=1, allow_nan=False) + "\n"
-        write_whole(self.path, text.encode("utf-8"), prefix=f".{self.path.name}-")
+        write_whole(self.path, text.encode("utf-8"))
 
 
 def _without_infinities(value: Any) -> Any:

@@ -158,7 +158,7 @@ def write_image(
     """
     path = Path(path)
     data, notes = encode_with_notes(image, format, quality=quality)
-    write_whole(path, data, prefix=".restored-", suffix=".tmp")
+    write_whole(path, data)
     return notes
 
 

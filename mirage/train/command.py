@@ -124,6 +124,7 @@ def export(checkpoint: Path, output: Path, dtype: str, now: bool, card: Path | N
     """
     from mirage.checkpoint import CheckpointError
     from mirage.train.export import export_weights, model_card
+    from mirage.whole_files import write_whole
 
     try:
         state = export_weights(checkpoint, output, dtype=dtype, average=not now)
@@ -133,7 +134,7 @@ def export(checkpoint: Path, output: Path, dtype: str, now: bool, card: Path | N
             data = texts["data"] or ", ".join(str(s.get("shards") or s.get("degraded") or s.get("clean")) for s in sets)
             results = texts["results"].read_text(encoding="utf-8") if texts["results"] else ""
             text = model_card(state, output.name, data=data, licence=texts["licence"], results=results)
-            card.write_text(text, encoding="utf-8")
+            write_whole(card, text.encode("utf-8"))
             click.echo(f"wrote {card}")
     except (CheckpointError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirage.checkpoint import CONFIG_KEY, CheckpointError, _write_atomically
+from mirage.checkpoint import CONFIG_KEY, CheckpointError
 from mirage.train.state import State, checkpoints, read_state
+from mirage.whole_files import write_whole
 
 __all__ = ["DTYPES", "export_weights", "model_card"]
 
@@ -55,7 +56,7 @@ def export_weights(
         metadata["mirage_ablation"] = ablation
     elif state.arguments:
         metadata[CONFIG_KEY] = json.dumps(state.arguments)
-    _write_atomically(output, safetensors.torch.save(tensors, metadata))
+    write_whole(output, safetensors.torch.save(tensors, metadata))
     return state
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 from mirage.train.config import ConfigError
+from mirage.whole_files import write_whole
 
 __all__ = ["Logs"]
 
@@ -70,5 +72,6 @@ def _cut(path: Path, step: int) -> None:
         return
     kept = [row for i, row in enumerate(rows) if i == 0 or (row and row[0].isdigit() and int(row[0]) <= step)]
     if len(kept) < len(rows):
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(kept)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(kept)
+        write_whole(path, text.getvalue().encode("utf-8"))

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirage.checkpoint import CheckpointError, _write_atomically
+from mirage.checkpoint import CheckpointError
 from mirage.checkpoint.torch_files import read_torch_file
+from mirage.whole_files import write_whole
 
 __all__ = ["State", "checkpoints", "read_state", "write_state"]
 
@@ -87,7 +88,7 @@ def write_state(state: State, folder: str | os.PathLike[str], keep: int) -> Path
     path = folder / f"step-{state.step:08d}.ckpt"
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    _write_atomically(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path
