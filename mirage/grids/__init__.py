@@ -12,10 +12,52 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# What the degradations are told apart by comes first, what is done with groups of them second.
-_PLACES: dict[str, str] = {}
+# What degradations are told apart by, and what is done with groups of them.
+_PLACES: dict[str, str] = {
+    # similarity
+    # groups
+    "DEGRADATIONS": "groups",
+    "CachedPerformance": "performance",
+    "GroupSearch": "search",
+    "Grouping": "search",
+    "Performance": "performance",
+    "RankedGroup": "groups",
+    "Ranking": "groups",
+    "Step": "search",
+    "delta_p": "groups",
+    "enumerate_groupings": "groups",
+    "group_name": "groups",
+    "load_grouping": "search",
+    "parse_group": "groups",
+    "published": "performance",
+    "rank_groups": "groups",
+    "read_performance": "performance",
+    "search_groups": "search",
+    "write_performance": "performance",
+}
 
-__all__: list[str] = []
+__all__ = [
+    # similarity
+    # groups
+    "DEGRADATIONS",
+    "CachedPerformance",
+    "GroupSearch",
+    "Grouping",
+    "Performance",
+    "RankedGroup",
+    "Ranking",
+    "Step",
+    "delta_p",
+    "enumerate_groupings",
+    "group_name",
+    "load_grouping",
+    "parse_group",
+    "published",
+    "rank_groups",
+    "read_performance",
+    "search_groups",
+    "write_performance",
+]
 
 
 def __getattr__(name: str) -> Any:
