@@ -8,9 +8,6 @@ from __future__ import annotations
 import click
 
 from mirage.analyze.command import analyze
-from mirage.commands.common import device_named as _device  # noqa: F401
-from mirage.commands.common import reading_weights as _reading_weights  # noqa: F401
-from mirage.commands.common import require as _require  # noqa: F401
 from mirage.commands.doctor import doctor
 from mirage.commands.export import export
 from mirage.commands.table6 import table6

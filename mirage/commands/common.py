@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from mirage.extras import not_there
+
 __all__ = ["FILE", "FOLDER", "KEY", "WEIGHTS", "device_named", "reading_weights", "require"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -22,12 +24,10 @@ KEY = click.option("--key", help="Which network, where the file holds several: p
 
 
 def require(extra: str, *modules: str) -> None:
-    """Stop with what to install where one of ``modules`` is missing."""
-    import importlib.util
-
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise click.ClickException(f"{', '.join(missing)} not installed; try: pip install 'mirage-kernels[{extra}]'")
+    """Stop with what to install where one of ``modules``, which ``extra`` brings, is missing."""
+    missing = not_there(extra, *modules)
+    if missing is not None:
+        raise click.ClickException(missing)
 
 
 @contextmanager

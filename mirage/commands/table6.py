@@ -45,7 +45,7 @@ def table6(image, size, runs, device, threads, seed, variants, implementations, 
     import torch
     from rich.console import Console
 
-    require("bench", "PIL", *(() if image else ("skimage",)), *(("matplotlib",) if plot_path else ()))
+    require("table6", "PIL", *(() if image else ("skimage",)), *(("matplotlib",) if plot_path else ()))
     from mirage import table6 as table
 
     if threads:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mirage.commands.common import require
+
 __all__ = ["demo"]
 
 
@@ -23,12 +25,10 @@ def demo(weights, port, device, max_pixels, max_megabytes, open_browser):
 
     The page listens on 127.0.0.1, shares nothing and reports nothing; its pictures are removed when it ends.
     """
-    import importlib.util
     import signal
     import sys
 
-    if importlib.util.find_spec("gradio") is None:
-        raise click.ClickException("gradio not installed; try: pip install 'mirage-kernels[demo]'")
+    require("demo", "gradio")
     from mirage.demo import Limits, Studio, serve
     from mirage.restore import packaged_weights, resolve_weights
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirage.demo.session import MODES, Refused, Studio
+from mirage.extras import not_there
 
 __all__ = ["build", "serve"]
 
@@ -134,8 +135,9 @@ def serve(studio: Studio, *, port: int | None = 7860, open_browser: bool = False
 def _gradio() -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported and when a page is built
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        import gradio
-    except ImportError as error:
-        raise ImportError("gradio not installed; try: pip install 'mirage-kernels[demo]'") from error
+    missing = not_there("demo", "gradio")
+    if missing is not None:
+        raise ImportError(missing)
+    import gradio
+
     return gradio

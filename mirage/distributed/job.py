@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +14,7 @@ from mirage.distributed.manifest import FAILED, PRESENT, RESTORED, History, Mani
 from mirage.distributed.places import Place
 from mirage.distributed.plan import Planner, as_block, batches
 from mirage.distributed.worker import WorkerOptions
+from mirage.extras import not_there
 
 __all__ = ["Summary", "restore"]
 
@@ -179,9 +179,9 @@ def _summary(planner: Planner, book: _Book, seconds: float) -> Summary:
 
 
 def _require() -> None:
-    missing = [name for name in ("ray", "pyarrow", "fsspec", "imagecodecs") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f"{', '.join(missing)} not installed; try: pip install 'mirage-kernels[images,ray]'")
+    missing = not_there("ray", "ray", "pyarrow", "fsspec", "imagecodecs")
+    if missing is not None:
+        raise ImportError(missing)
 
 
 def _check(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from mirage.extras import is_there
 
 __all__ = [
     "FORMATS",
@@ -90,18 +91,11 @@ class ImageTooLarge(ImageError):
 def require(format: str) -> None:
     """Raise ImageError, saying what to install, where a library that ``format`` needs is not there."""
     spec = FORMAT_SPECS[format]
-    missing = [name for name in spec.modules if not _is_there(name)]
+    missing = [name for name in spec.modules if not is_there(name)]
     if missing:
         raise ImageError(
             f"{spec.title} needs {', '.join(missing)}, not installed; try: pip install 'mirage-kernels[{spec.extra}]'"
         )
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ValueError:  # a module in sys.modules without a specification, or None there
-        return False
 
 
 @dataclass(frozen=True)

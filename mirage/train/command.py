@@ -8,15 +8,9 @@ from typing import Any
 
 import click
 
-__all__ = ["train"]
+from mirage.commands.common import require
 
-NEEDED = {
-    "lightning_fabric": "lightning-fabric",
-    "yaml": "pyyaml",
-    "PIL": "pillow",
-    "fsspec": "fsspec",
-    "braceexpand": "braceexpand",
-}
+__all__ = ["train"]
 
 
 class _Commands(click.Group):
@@ -44,7 +38,7 @@ def train() -> None:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def run(config: str, overrides: tuple[str, ...]) -> None:
     """Train as CONFIG says; what `mirage train CONFIG` does."""
-    _require_train()
+    require("train", "lightning_fabric", "yaml", "PIL", "fsspec", "braceexpand")
     from mirage.checkpoint import CheckpointError
     from mirage.train import ConfigError, Interrupted, Run, load_config
 
@@ -138,12 +132,3 @@ def export(checkpoint: Path, output: Path, dtype: str, now: bool, card: Path | N
             click.echo(f"wrote {card}")
     except (CheckpointError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-
-
-def _require_train() -> None:
-    """Stop with what to install where the extra is missing."""
-    import importlib.util
-
-    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise click.ClickException(f"{', '.join(missing)} not installed; try: pip install 'mirage-kernels[train]'")
