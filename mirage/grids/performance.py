@@ -173,7 +173,7 @@ def write_performance(performance: Performance, path: str | os.PathLike[str], or
     else:
         groups = [{"group": name, "psnr": dict(found or {})} for name, found in rows]
         text = json.dumps({"format": FORMAT, "groups": groups}, indent=1) + "\n"
-    write_whole(path, text.encode("utf-8"), prefix=f".{path.name}-")
+    write_whole(path, text.encode("utf-8"))
 
 
 def _from_json(text: str) -> dict[str, Values]:

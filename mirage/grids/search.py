@@ -118,7 +118,7 @@ class Grouping:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        write_whole(path, text.encode("utf-8"), prefix=f".{path.name}-")
+        write_whole(path, text.encode("utf-8"))
 
 
 def load_grouping(path: str | os.PathLike[str]) -> Grouping:
