@@ -83,9 +83,14 @@ def golden_file(name: str) -> Path:
     pytest.skip(f"golden file {name} is not in {folders[1]} (set MIRAGE_SHARED to the folder that holds golden/)")
 
 
+def noise_of(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The random numbers that a name stands for, normal, in fp64."""
+    return np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+
+
 def regenerate(name: str, shape: tuple[int, ...]) -> Tensor:
     """The golden value of one parameter or buffer, from its name alone."""
-    noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    noise = noise_of(name, shape)
     leaf = name.rsplit(".", 1)[-1]
     if leaf == "num_batches_tracked":
         return torch.zeros(shape, dtype=torch.int64)

@@ -45,7 +45,7 @@ class RestorationNetwork(nn.Module):
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+        self.config: dict[str, Any] = {k: list(v) if isinstance(v, tuple | list) else v for k, v in config.items()}
 
     @property
     def multiple(self) -> int:

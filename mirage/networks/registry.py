@@ -6,11 +6,19 @@ import inspect
 from typing import Any
 
 from mirage.networks.common import RestorationNetwork
+from mirage.networks.nafnet import NAFNet
+from mirage.networks.promptir import PromptIR
+from mirage.networks.restormer import Restormer
 from mirage.networks.srresnet import SRResNet
 
 __all__ = ["NETWORKS", "arguments_of", "create", "names"]
 
-NETWORKS: dict[str, type[RestorationNetwork]] = {"srresnet": SRResNet}
+NETWORKS: dict[str, type[RestorationNetwork]] = {
+    "nafnet": NAFNet,
+    "promptir": PromptIR,
+    "restormer": Restormer,
+    "srresnet": SRResNet,
+}
 
 
 def names() -> list[str]:
