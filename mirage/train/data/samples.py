@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mirage.degradations.rain import rain_streaks
 from mirage.train.config import Data
 from mirage.train.data.pictures import Reader
-from mirage.train.data.rain import rain_streaks
 from mirage.train.data.sets import Pair, find_pairs
 
 __all__ = ["Sample", "TrainingSet", "ValidationSet", "augment", "batches"]

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from train_cases import settings, write_pictures
 
+from mirage.degradations.rain import rain_streaks
 from mirage.train import ConfigError
 from mirage.train.config import Data, PictureSet
 from mirage.train.data import TrainingSet, ValidationSet, augment, batches, find_pairs
 from mirage.train.data.pictures import Picture, Reader
-from mirage.train.data.rain import rain_streaks
 from mirage.train.data.samples import draw_mode
 
 for _module in ("yaml", "fsspec", "braceexpand"):

@@ -1,4 +1,4 @@
-"""Rain on clean pictures, drawn for each sample: bright streaks of one direction, as in Rain100L."""
+"""Rain on clean pictures: bright streaks of one direction, as in Rain100L. The trainer and `weather` draw it."""
 
 from __future__ import annotations
 
