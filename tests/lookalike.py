@@ -175,3 +175,80 @@ class ReleasedStyleMIRAGE(nn.Module):
         z_s = F.normalize(self.covariance(self.reduce_shallow(shallow)), dim=1)
         z_l = F.normalize(self.covariance(self.reduce_latent(latent)), dim=1)
         return restored, 0.01 * F.cross_entropy(z_s @ z_l.T / 0.1, torch.arange(image.shape[0]))
+
+
+class Stem(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return self.proj(x)
+
+
+class Double(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(dim, dim * 2, 3, padding=1, bias=False), nn.PixelShuffle(2))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class WholeNetwork(nn.Module):
+    """The released code's network whole, with its names: four levels, a decoder, refinement and the SPD head.
+
+    `head`: channels that its two reductions take, fixed for the released sizes whatever `dim` is. It only runs in
+    training here.
+    """
+
+    def __init__(self, dim, num_blocks, num_refinement_blocks, heads, head=(24, 96), dynamic_conv=True):
+        super().__init__()
+
+        def level(channels, number, count):
+            return nn.Sequential(*(Block(channels, number, dynamic_conv) for _ in range(count)))
+
+        self.patch_embed = Stem(dim)
+        self.encoder_level1 = level(dim, heads[0], num_blocks[0])
+        self.down1_2 = Halve(dim)
+        self.encoder_level2 = level(dim * 2, heads[1], num_blocks[1])
+        self.down2_3 = Halve(dim * 2)
+        self.encoder_level3 = level(dim * 4, heads[2], num_blocks[2])
+        self.down3_4 = Halve(dim * 4)
+        self.latent = level(dim * 8, heads[3], num_blocks[3])
+        self.up4_3 = Double(dim * 4)
+        self.reduce_chan_level3 = nn.Conv2d(dim * 6, dim * 4, 1, bias=False)
+        self.reduce_dim_level3 = nn.Conv2d(dim * 8, dim * 4, 1, bias=False)
+        self.decoder_level3 = level(dim * 4, heads[2], num_blocks[2])
+        self.up3_2 = Double(dim * 4)
+        self.reduce_chan_level2 = nn.Conv2d(dim * 4, dim * 2, 1, bias=False)
+        self.decoder_level2 = level(dim * 2, heads[1], num_blocks[1])
+        self.up2_1 = Double(dim * 2)
+        self.decoder_level1 = level(dim * 2, heads[0], num_blocks[0])
+        self.refinement = level(dim * 2, heads[0], num_refinement_blocks)
+        self.output = nn.Conv2d(dim * 2, 3, 3, padding=1, bias=False)
+        self.reduce_shallow = nn.Conv2d(head[0], 12, 1)
+        self.reduce_latent = nn.Conv2d(head[1], 24, 1)
+        self.spd_proj_shallow = nn.Linear(144, 64)
+        self.spd_proj_latent = nn.Linear(576, 64)
+
+    def embedding(self, x, project):
+        x = x.flatten(2)
+        x = x - x.mean(2, keepdim=True)
+        covariance = x @ x.mT / (x.shape[2] - 1) + 1e-5 * torch.eye(x.shape[1], dtype=x.dtype)
+        return F.normalize(project(covariance.flatten(1)), dim=1)
+
+    def forward(self, image):
+        one = self.encoder_level1(self.patch_embed(image))
+        two = self.encoder_level2(self.down1_2(one))
+        three = self.encoder_level3(self.down2_3(two))
+        latent = self.reduce_dim_level3(self.latent(self.down3_4(three)))
+        x = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(latent), three], 1)))
+        x = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(x), two], 1)))
+        x = self.refinement(self.decoder_level1(torch.cat([self.up2_1(x), one], 1)))
+        restored = self.output(x) + image
+        if not self.training:
+            return restored, 0.0
+        z_s = self.embedding(self.reduce_shallow(one), self.spd_proj_shallow)
+        z_l = self.embedding(self.reduce_latent(latent), self.spd_proj_latent)
+        return restored, 0.01 * F.cross_entropy(z_s @ z_l.T / 0.1, torch.arange(image.shape[0]))

@@ -32,6 +32,7 @@ from mirage.checkpoint.networks import (
     some,
     unread_averages,
 )
+from mirage.checkpoint.shapes import arguments_by_shapes, head_of_another_size, misfits, without_head
 from mirage.checkpoint.torch_files import read_torch_file
 from mirage.model import MIRAGE, mirage_small, mirage_tiny
 from mirage.whole_files import write_whole
@@ -39,6 +40,7 @@ from mirage.whole_files import write_whole
 __all__ = ["CheckpointError", "CheckpointWarning", "from_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 CONFIG_KEY = "mirage_config"
+STEM = "patch_embed.proj.weight"
 BY_DIM = {24: mirage_tiny, 30: mirage_small}
 
 
@@ -80,18 +82,21 @@ def load_checkpoint(
 def from_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, **overrides: Any) -> MIRAGE:
     """Build the model a checkpoint was made from, load it, and return it in eval mode on the CPU.
 
-    A file written by `save_checkpoint` carries its arguments. Others are told apart by their shapes: dim 24 is
-    MIRAGE-T, dim 30 MIRAGE-S; a checkpoint without any weight of the SPD head gives a model without one.
+    A file written by `save_checkpoint` carries its arguments. Those of others are read from the shapes of their
+    weights: MIRAGE-T, MIRAGE-S, or whatever size it is, then with a warning that says which. A checkpoint without any
+    weight of the SPD head gives a model without one.
 
     Args:
         path, key: as for `load_checkpoint`.
         overrides: arguments of `MIRAGE` that leave the weights as they are, such as ``drop_path``.
 
     Raises:
-        FileNotFoundError, CheckpointError: as `load_checkpoint`, or the shapes are those of neither model.
+        FileNotFoundError, CheckpointError: as `load_checkpoint`, or the names and shapes are those of no MIRAGE.
 
     Warns:
-        CheckpointWarning: averaged weights were preferred to others, or could not be read.
+        CheckpointWarning: averaged weights were preferred to others, or could not be read; the network is neither
+            MIRAGE-T nor MIRAGE-S, and nothing but its shapes says which; or its SPD head, one of another size, as the
+            released code builds it for all sizes, was left out.
     """
     path = Path(path)
     content, config = _read(path)
@@ -102,7 +107,7 @@ def from_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, **o
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: the arguments stored with the weights build no model: {error}") from error
     else:
-        model = _build_by_shapes(state, path, overrides)
+        model, state = _build_by_shapes(state, path, overrides)
     _load_into(model, state, path)
     return model.eval()
 
@@ -112,6 +117,8 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Of a wrapper (``DataParallel``, ``torch.compile``, ``AveragedModel``) the model inside is written; of a training
     module, the MIRAGE in it, without the loss or the optimizer's averages beside it: what `from_checkpoint` reads back.
+    So it does with the released code's own class, of any size, whose arguments are read from the shapes of its weights;
+    where they are those of no `MIRAGE` (biases, other norms), only `load_checkpoint` reads the file, into that class.
     The weights of a module without any MIRAGE are written as they are; `load_checkpoint` reads them into such a module.
     The file appears under its name only when it is complete; an existing one is replaced in one step.
 
@@ -136,7 +143,10 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if len(networks) > 1:
             raise _several([network.name for network in networks])
         state = networks[0].state if networks else inner.state_dict()
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        arguments = _foreign_arguments(inner, state)
+        if arguments is not None:
+            metadata[CONFIG_KEY] = json.dumps(arguments)
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}  # tied ones share memory
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -181,6 +191,17 @@ def _check_rebuildable(model: MIRAGE) -> None:
         )
 
 
+def _foreign_arguments(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Any] | None:
+    """Arguments of the `MIRAGE` that computes what another class with the same weights does; None where none does."""
+    if STEM not in state or state[STEM].ndim != 4:
+        return None
+    arguments = arguments_by_shapes(state)
+    if misfits(state, arguments):
+        return None
+    depths = {m.drop_prob for m in model.modules() if isinstance(getattr(m, "drop_prob", None), float)}
+    return MIRAGE(**arguments, **({"drop_path": depths.pop()} if len(depths) == 1 else {})).config
+
+
 def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
     """What a file holds, and the constructor arguments stored with it, if any."""
     if not path.is_file():
@@ -218,21 +239,43 @@ def _network_state(content: Any, names: Collection[str], key: str | None, path: 
     return state
 
 
-def _build_by_shapes(state: dict[str, Tensor], path: Path, overrides: dict[str, Any]) -> MIRAGE:
-    stem = state.get("patch_embed.proj.weight")
+def _build_by_shapes(
+    state: dict[str, Tensor], path: Path, overrides: dict[str, Any]
+) -> tuple[MIRAGE, dict[str, Tensor]]:
+    """The model that the shapes ask for, and those of the weights that belong to it."""
+    stem = state.get(STEM)
     if stem is None or stem.ndim != 4:
         raise CheckpointError(
-            f"{path}: expected 'patch_embed.proj.weight' of shape [dim, in_channels, 3, 3], "
+            f"{path}: expected {STEM!r} of shape [dim, in_channels, 3, 3], "
             f"got {'no such key' if stem is None else list(stem.shape)}; the keys are {some(state)}"
         )
-    dim, in_channels = stem.shape[:2]
-    if dim not in BY_DIM:
+    other_head = head_of_another_size(state)
+    if other_head is not None:
+        state = without_head(state)
+        _warn(f"{path}: the SPD head is of another size ({other_head}), and is left out")
+    arguments = arguments_by_shapes(state)
+    dim = arguments["dim"]
+    wrong = misfits(state, arguments)
+    if dim in BY_DIM:
+        with torch.device("meta"):
+            known = BY_DIM[dim](in_channels=arguments["in_channels"], spd=arguments["spd"]).config
+        if len(misfits(state, known)) <= len(wrong):
+            return MIRAGE(**{**known, **overrides}), state
+    elif wrong:
         raise CheckpointError(
-            f"{path}: dim {dim} belongs to neither MIRAGE-T (24) nor MIRAGE-S (30); "
-            "build the model yourself and call load_checkpoint(path, model)"
+            f"{path}: dim {dim} belongs to neither MIRAGE-T (24) nor MIRAGE-S (30), and to no MIRAGE of another size, "
+            f"which would have others than {some(wrong)}; build the model yourself and call load_checkpoint(path, model)"
         )
-    spd = any(key.startswith(("reduce_shallow.", "reduce_latent.", "spd_proj_")) for key in state)
-    return BY_DIM[dim](**{"in_channels": in_channels, "spd": spd, **overrides})
+    if not wrong:  # else loading says what
+        sizes = ", ".join(
+            f"{name}={arguments[name]}" for name in ("dim", "num_blocks", "num_refinement_blocks", "heads")
+        )
+        _warn(f"{path}: neither MIRAGE-T nor MIRAGE-S; by its shapes MIRAGE({sizes})")
+    return MIRAGE(**{**arguments, **overrides}), state
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CheckpointWarning, stacklevel=4)
 
 
 def _load_into(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
