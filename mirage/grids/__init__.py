@@ -15,6 +15,19 @@ from typing import Any
 # What degradations are told apart by, and what is done with groups of them.
 _PLACES: dict[str, str] = {
     # similarity
+    "BlockDescriptor": "features",
+    "Descriptor": "features",
+    "GGD": "ggd",
+    "SRResNetDescriptor": "descriptor",
+    "Selection": "selection",
+    "descriptor_ggd": "features",
+    "fit_ggd": "ggd",
+    "fit_values": "ggd",
+    "kl_divergence": "ggd",
+    "mean_ggd": "ggd",
+    "query_ggd": "selection",
+    "select": "selection",
+    "similarity": "ggd",
     # groups
     "DEGRADATIONS": "groups",
     "CachedPerformance": "performance",
@@ -38,6 +51,19 @@ _PLACES: dict[str, str] = {
 
 __all__ = [
     # similarity
+    "BlockDescriptor",
+    "Descriptor",
+    "GGD",
+    "SRResNetDescriptor",
+    "Selection",
+    "descriptor_ggd",
+    "fit_ggd",
+    "fit_values",
+    "kl_divergence",
+    "mean_ggd",
+    "query_ggd",
+    "select",
+    "similarity",
     # groups
     "DEGRADATIONS",
     "CachedPerformance",
