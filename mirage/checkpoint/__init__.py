@@ -264,7 +264,7 @@ def _build_by_shapes(
     elif wrong:
         raise CheckpointError(
             f"{path}: dim {dim} belongs to neither MIRAGE-T (24) nor MIRAGE-S (30), and to no MIRAGE of another size, "
-            f"which would have others than {some(wrong)}; build the model yourself and call load_checkpoint(path, model)"
+            f"which would have others than {some(wrong)}; build the model yourself, then load_checkpoint(path, model)"
         )
     if not wrong:  # else loading says what
         sizes = ", ".join(

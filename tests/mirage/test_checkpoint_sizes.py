@@ -92,7 +92,7 @@ def test_networks_that_are_no_mirage_are_refused_in_a_sentence(image, tmp_path):
     """One depthwise kernel in the place of generated ones: the file is for that class alone."""
     network = foreign(*SIZES["narrow"], dynamic_conv=False)
     save_checkpoint(network, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="dim 12 belongs to neither.*cconv.weight.*call load_checkpoint"):
+    with pytest.raises(CheckpointError, match="dim 12 belongs to neither.*cconv.weight.*then load_checkpoint"):
         from_checkpoint(tmp_path / "x.safetensors")
     again = foreign(*SIZES["narrow"], dynamic_conv=False)
     torch.nn.init.zeros_(again.output.weight)
