@@ -13,6 +13,7 @@ from mirage.commands.export import export
 from mirage.commands.table6 import table6
 from mirage.commands.tune import tune
 from mirage.commands.version import version
+from mirage.degradations.command import degrade
 from mirage.demo.command import demo
 from mirage.evaluate.command import evaluate
 from mirage.grids.command import grids
@@ -28,6 +29,7 @@ def main() -> None:
 
 
 main.add_command(analyze)
+main.add_command(degrade)
 main.add_command(demo)
 main.add_command(doctor)
 main.add_command(evaluate)

@@ -10,7 +10,7 @@ import click
 
 from mirage.extras import not_there
 
-__all__ = ["FILE", "FOLDER", "KEY", "WEIGHTS", "device_named", "reading_weights", "require"]
+__all__ = ["FILE", "FOLDER", "KEY", "WEIGHTS", "device_named", "reading_weights", "require", "stopping"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -48,6 +48,22 @@ def reading_weights() -> Iterator[None]:
             click.echo(f"Warning: {warning.message}", err=True)
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """A request to end from the system (SIGTERM) is what Ctrl-C is, so that files are cleared up."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def device_named(name: str):

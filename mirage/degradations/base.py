@@ -91,6 +91,11 @@ class Degradation(ABC):
         """The id that records of it have."""
         return self.id
 
+    @property
+    def label(self) -> str:
+        """The long name, for people and folders."""
+        return self.name
+
     def __call__(
         self, images: Images, generator: torch.Generator | int, maps: Maps | None = None
     ) -> tuple[Images, list[Applied]]:

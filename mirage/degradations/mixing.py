@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mirage.degradations.base import Applied, Degradation, draw_whole, registered
 
-__all__ = ["CDD11", "ELEVEN", "Composition", "Mixture", "create", "create_from", "known_names"]
+__all__ = ["CDD11", "ELEVEN", "Composition", "Mixture", "create", "create_from"]
 
 ELEVEN = ("GB", "MB", "RL", "SR", "RI", "DB", "JP", "PO", "IN", "GN", "SP")
 """GRIDS' degradations by id, in its order."""
@@ -40,6 +40,14 @@ class Composition(Degradation):
     @property
     def kind(self) -> str:
         return "+".join(step.kind for step in self.steps)
+
+    @property
+    def label(self) -> str:
+        """CDD11's name where it is one of its compositions, else the long names with ``+`` between them."""
+        names = [step.label for step in self.steps]
+        if set(names) <= set(RECIPE) and names == sorted(set(names), key=RECIPE.index):
+            return next((name for name in CDD11 if sorted(name.split("_")) == sorted(names)), "+".join(names))
+        return "+".join(names)
 
     @property
     def takes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -70,6 +78,10 @@ class Mixture(Degradation):
     @property
     def kind(self) -> str:
         return "|".join(each.kind for each in self.kinds)
+
+    @property
+    def label(self) -> str:
+        return "|".join(each.label for each in self.kinds)
 
     @property
     def takes(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -132,11 +144,6 @@ def create_from(description: Any) -> Degradation:
     if isinstance(description, (list, tuple)) and description:
         return Mixture(tuple(create_from(each) for each in description))
     raise ValueError(f"kind: expected a name, a mapping with kind, or a list of these, got {description!r}")
-
-
-def known_names() -> list[str]:
-    """Long names of the single degradations, and CDD11's compositions."""
-    return [*(cls.name for cls in registered().values()), *(name for name in CDD11 if "_" in name)]
 
 
 def _several(field: str, given: Iterable[Degradation]) -> tuple[Degradation, ...]:

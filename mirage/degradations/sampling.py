@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mirage.degradations.base import Degradation, Range, draw_uniform, draw_whole, ranged, register, rounded_to_8_bits
+from mirage.extras import not_there
 
 __all__ = ["Inpainting", "Jpeg", "SuperResolution"]
 
@@ -89,10 +90,11 @@ class Jpeg(Degradation):
 
     @staticmethod
     def degrade(image: Tensor, values: Mapping[str, Any], maps: Mapping[str, Tensor]) -> Tensor:
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise ImportError("JPEG needs Pillow: pip install 'mirage-kernels[images]'") from error
+        missing = not_there("images", "PIL")
+        if missing is not None:
+            raise ImportError(missing)
+        from PIL import Image
+
         pixels = (rounded_to_8_bits(image) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         file = io.BytesIO()
         written = Image.fromarray(np.ascontiguousarray(pixels))

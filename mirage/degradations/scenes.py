@@ -14,8 +14,8 @@ HORIZON = (0.1, 0.5)  # part of the height at which the ground ends
 RELIEF = 0.25  # of what stands on the ground, in units of depth
 LAYERS = (  # of snow, far to near: radius of flakes in pixels, flakes in 1000 pixels, opacity
     ((0.5, 0.9), (4.0, 10.0), (0.25, 0.5)),
-    ((0.9, 1.6), (1.0, 3.0), (0.45, 0.8)),
-    ((1.8, 3.5), (0.05, 0.3), (0.5, 0.9)),
+    ((0.9, 1.6), (2.0, 6.0), (0.5, 0.85)),
+    ((1.8, 3.2), (0.2, 0.8), (0.6, 0.95)),
 )
 FALL = (0.0, 4.0)  # pixels that the nearest flakes move in, during the exposure; further ones less
 WIND = (-40.0, 40.0)  # degrees from the vertical

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mirage.commands.common import KEY, WEIGHTS, device_named, reading_weights, require
+from mirage.commands.common import KEY, WEIGHTS, device_named, reading_weights, require, stopping
 from mirage.distributed.command import ray_options, restore_with_ray
 
 if TYPE_CHECKING:
@@ -158,19 +155,6 @@ class _Counts:
             self.restored += 1
 
 
-@contextmanager
-def _stopping() -> Iterator[None]:
-    """A request to end from the system (SIGTERM) is what Ctrl-C is, so that files are cleared up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _describe_skipped(skipped: list[tuple[Path, str]], listed: int = 5) -> str:
     """One line on the files of folders that were left out."""
     names = [f"{path} ({reason})" for path, reason in skipped[:listed]]
@@ -186,7 +170,7 @@ def _with_progress(outcomes: Iterator[Outcome], count: int) -> _Counts:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     counts = _Counts()
-    with _stopping(), Progress(*columns, console=console) as progress:
+    with stopping(), Progress(*columns, console=console) as progress:
         task = progress.add_task("restoring", total=count)
         try:
             for outcome in outcomes:
