@@ -5,11 +5,15 @@ the tests run on this checkout. Triton and CUDA kernels run on the GPU where the
 and emulated on the host.
 """
 
+import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
+from fresh import Fresh
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when mirage_kernels is imported, like the next
@@ -20,6 +24,19 @@ TESTS = Path(__file__).resolve().parent
 for folder in (TESTS, TESTS / "kernels", TESTS.parent):
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    from interpreter import spare
+
+    spare()
+
+
+@pytest.fixture(scope="session")
+def fresh() -> Iterator[Fresh]:
+    """Runs programs in fresh processes."""
+    processes = Fresh()
+    yield processes
+    processes.close()
 
 
 def pytest_report_header() -> list[str]:

@@ -8,7 +8,9 @@ transforms that need a rule for each operator find one for PyTorch's own only (:
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from functools import reduce
+from typing import Any, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -18,6 +20,7 @@ _compiler = torch.compiler
 _tracing = torch._C._get_tracing_state
 _level = torch._C._functorch.maybe_current_level
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _others(*names: str) -> int:
@@ -46,7 +49,14 @@ def nobody_watches(*tensors: Tensor) -> bool:
     return not any(torch._C._dispatch_keys(t).raw_repr() & _NOT_OF_A_CPU_TENSOR for t in tensors)
 
 
-@torch.compiler.assume_constant_result
+def constant_where_compiled(function: Function) -> Function:
+    """`torch.compiler.assume_constant_result`, without the import of the whole compiler that calling it brings: more
+    than a second of every process, most of which compile nothing."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_where_compiled
 def problem() -> str:
     """Why only PyTorch's own operators can serve a call, or nothing: transforms that need a rule for each operator.
 

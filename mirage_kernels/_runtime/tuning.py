@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirage_kernels._runtime import transforms
 from mirage_kernels._runtime.implementations import ON_GPUS
 
 VARIABLE = "MIRAGE_TUNING"
@@ -125,7 +126,7 @@ def _chosen(key: str, index: int | None) -> str | None:
 named = bool(os.environ.get(VARIABLE))
 """Whether there is a file: a plain global, so that torch.compile traces past :func:`choice` where there is none."""
 if named:
-    _chosen = torch.compiler.assume_constant_result(_chosen)
+    _chosen = transforms.constant_where_compiled(_chosen)
 
 
 def choice(operator: str, x: Tensor) -> str | None:

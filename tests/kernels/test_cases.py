@@ -1,7 +1,5 @@
 """What operators' `cases.py` say, beside what else knows it. Their FLOPs: `OperatorTests.test_flops`."""
 
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -66,11 +64,10 @@ def test_levels_of_the_networks():
     ]
 
 
-def test_cases_import_nothing_else():
+def test_cases_import_nothing_else(fresh):
     code = (
         "import sys, mirage_kernels; before = set(sys.modules)\n"
         "from mirage_kernels._runtime.cases import operators; assert len(operators()) > 10\n"
         "print([name for name in set(sys.modules) - before if not name.startswith('mirage_kernels.')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert fresh.run(code).stdout.strip() == "[]"

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -23,13 +22,16 @@ def x():
     return torch.randn(1, 4, 3, 3)
 
 
-def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """A fresh interpreter, without what the test run has set."""
+@pytest.fixture
+def run_python(fresh):
+    """A program in a fresh process, without what the test run has set."""
     ours = ("MIRAGE_KERNELS", "TRITON_INTERPRET", "MIRAGE_CUDA_EMULATE")
     kept = {k: v for k, v in os.environ.items() if k not in ours}
-    path = os.pathsep.join(p for p in sys.path if p)
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.run(command, env={**kept, "PYTHONPATH": path, **environment}, capture_output=True, text=True)
+
+    def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+        return fresh.run(textwrap.dedent(code), environment={**kept, **environment})
+
+    return run
 
 
 def test_the_device_decides(x):
@@ -144,7 +146,7 @@ def test_a_device_has_one_list_of_what_comes_first():
     assert sorted(name for names in RANKED.values() for name in names) == sorted(mirage_kernels.IMPLEMENTATIONS[1:])
 
 
-def test_environment_forces_one():
+def test_environment_forces_one(run_python):
     code = """
         import torch, mirage_kernels
         mirage_kernels.channel_layer_norm(torch.ones(1, 2, 3, 3), torch.ones(2), torch.ones(2))
@@ -165,7 +167,7 @@ def test_environment_forces_one():
     ],
 )
 @pytest.mark.parametrize(("module", "implementation"), [("._native", "cpp"), ("._cuda", "cuda")])
-def test_a_missing_extension_and_a_broken_one_differ(how, reason, module, implementation):
+def test_a_missing_extension_and_a_broken_one_differ(how, reason, module, implementation, run_python):
     """Either way something else serves: without the C++ library the PyTorch reference."""
     code = f"""
         import importlib.util, sys
@@ -199,7 +201,7 @@ def test_a_missing_extension_and_a_broken_one_differ(how, reason, module, implem
         ("a-fork-of-triton", "0.1", True),
     ],
 )
-def test_a_triton_whose_compiler_fails_is_not_used(package, version, accepted):
+def test_a_triton_whose_compiler_fails_is_not_used(package, version, accepted, run_python):
     """It would end the process, so the version has to be seen before a kernel is compiled."""
     code = f"""
         import importlib.metadata, importlib.util
@@ -223,7 +225,7 @@ def test_a_triton_whose_compiler_fails_is_not_used(package, version, accepted):
     assert said == ("accepted" if accepted else expected)
 
 
-def test_importing_mirage_loads_no_kernels_and_no_triton():
+def test_importing_mirage_loads_no_kernels_and_no_triton(run_python):
     code = """
         import sys, mirage
         print(sorted(m for m in sys.modules if m.split(".")[0] in ("mirage_kernels", "triton")))
@@ -231,7 +233,20 @@ def test_importing_mirage_loads_no_kernels_and_no_triton():
     assert run_python(code).stdout.strip() == "[]"
 
 
-def test_instruction_sets_agree():
+def test_nothing_loads_the_compiler_of_pytorch(run_python):
+    """Which takes a second, and is needed where something is compiled."""
+    code = """
+        import sys, torch, mirage_kernels
+        before = "torch._dynamo" in sys.modules
+        x = torch.ones(1, 2, 3, 3, requires_grad=True)
+        mirage_kernels.channel_layer_norm(x, torch.ones(2), torch.ones(2)).sum().backward()
+        print(before, "torch._dynamo" in sys.modules)
+    """
+    result = run_python(code)
+    assert result.stdout.strip() == "False False", result.stderr
+
+
+def test_instruction_sets_agree(run_python):
     """MIRAGE_CPU_ISA lowers the instruction set; results differ by rounding alone."""
     if mirage_kernels.available()["cpp"] != "yes":
         pytest.skip(mirage_kernels.available()["cpp"])

@@ -3,7 +3,6 @@
 import os
 import pickle
 import resource
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,10 +64,10 @@ torch.empty(room * 3 // 4 << 20, dtype=torch.uint8)
 @needs_cpp
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("room", [1024, 6144])
-def test_the_workspace_leaves_the_addresses_of_a_limited_process_to_it(room):
+def test_the_workspace_leaves_the_addresses_of_a_limited_process_to_it(room, fresh):
     """``ulimit -v`` counts addresses, of which the workspace reserves many where there is no limit."""
     code = f"room = {room}\n{UNDER_A_LIMIT}"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = fresh.run(code)
     assert result.returncode == 0, result.stderr
 
 
