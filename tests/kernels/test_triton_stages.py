@@ -1,6 +1,6 @@
 """The kernels of whole stages in Triton, called directly: images of any size would reach them on a GPU."""
 
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 
 import pytest
@@ -62,7 +62,9 @@ def tensors_of(make, shape, dtype):
 def far_apart(x):
     """The values of x [1, 3, H, W], its channels 2^30 elements apart."""
     (_, _, height, width), between = x.shape, 2**30
+    torch.utils.deterministic.fill_uninitialized_memory = False  # addresses alone, where there is no GPU
     memory = torch.empty(2 * between + height * width, dtype=x.dtype, device=x.device)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     return memory.as_strided(x.shape, (2 * between, between, width, 1)).copy_(x)
 
 
@@ -174,6 +176,8 @@ class TestFeedForward:
 class TestFeedForwardGradient:
     """Of x and of the five weights."""
 
+    shape = (2, 6, 7, 9)
+
     @pytest.fixture
     def compare(self, monkeypatch):
         """What every operator has to show of one problem, whatever its number of tiles."""
@@ -205,12 +209,20 @@ class TestFeedForwardGradient:
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_layout(self, layout):
-        x, *weights = tensors_of(ffn.cases.make, (2, 6, 7, 9), torch.float32)
+        x, *weights = tensors_of(ffn.cases.make, self.shape, torch.float32)
         strided, grad_y = LAYOUTS[layout](x), LAYOUTS[layout](random_like(x))
         before = grad_y.clone()
         results = self.gradients(strided, weights, grad_y)
-        plain = self.gradients(strided.contiguous(), weights, before.contiguous())
+        plain = self.plain(layout == "expanded")
         assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True)) and torch.equal(grad_y, before)
+
+    @classmethod
+    @cache
+    def plain(cls, expanded):
+        """Of contiguous tensors with the values that those of every other layout have as well."""
+        x, *weights = tensors_of(ffn.cases.make, cls.shape, torch.float32)
+        values = [LAYOUTS["expanded"](t).contiguous() if expanded else t for t in (x, random_like(x))]
+        return cls().gradients(values[0], weights, values[1])
 
     def test_parts(self, monkeypatch):
         """Weights' gradients in parts, or all tiles in one program: the same sums."""
@@ -382,8 +394,16 @@ class TestMixerGradient:
         strided, grad_y = LAYOUTS[layout](x), LAYOUTS[layout](grad_y)
         before = grad_y.clone()
         results = self.gradients(strided, weights, grad_y)
-        plain = self.gradients(strided.contiguous(), weights, before.contiguous())
+        plain = self.plain(layout == "expanded")
         assert all(torch.equal(a, b) for a, b in zip(results, plain, strict=True)) and torch.equal(grad_y, before)
+
+    @classmethod
+    @cache
+    def plain(cls, expanded=False):
+        """Of contiguous tensors with the values that those of every other layout have as well."""
+        x, weights, grad_y = cls().inputs()
+        values = [LAYOUTS["expanded"](t).contiguous() if expanded else t for t in (x, grad_y)]
+        return cls().gradients(values[0], weights, values[1])
 
     def test_wide_maps(self):
         """Backward writes maps of more channels than x, 16 here: offsets are of 64 bits where those need them."""
@@ -406,7 +426,7 @@ class TestMixerGradient:
     def test_weights_of_another_dtype(self):
         """As under autocast: gradients in the dtype of each weight."""
         x, weights, grad_y = self.inputs()
-        exact = self.gradients(x, weights, grad_y)
+        exact = self.plain()
         mixed = self.gradients(x.to(torch.float16), weights, grad_y.to(torch.float16))
         for name, result, peer in zip(("x", *LEARNED), mixed, exact, strict=True):
             assert relative_error(result, peer) < 1e-2, name
