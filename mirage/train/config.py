@@ -70,12 +70,13 @@ class Schedule:
 class PictureSet:
     name: str = ""  # in logs
     clean: str | None = None  # folder of clean pictures
-    degraded: str | None = None  # folder of degraded ones; without it clean ones get rain or noise
+    degraded: str | None = None  # folder of degraded ones; without it clean ones get rain, noise or kind
     names: str | None = None  # text file with a name a line, relative to the folder: these files alone
     pair: str = "same"  # from a degraded name to the clean one: same, derain, dehaze, or "PATTERN => REPLACEMENT"
     shards: str | None = None  # WebDataset shards in the place of folders, such as "train-{000..031}.tar"
     sigma: Any = None  # of the noise, of 255: a number, or a range [low, high] drawn from for each sample
     rain: bool = False  # streaks of rain, drawn for each sample, before the noise
+    kind: Any = None  # of mirage.degradations, drawn for each sample: a name, {kind: GB, sigma: [2, 4]}, all, or a list
     noise: Literal["float", "truncated"] = "float"  # as it is, or clipped and truncated to 8 bits (the released code)
     repeat: int = 1  # how often an epoch passes over the set
 
@@ -229,8 +230,23 @@ def _check_set(one: PictureSet, place: str) -> None:
     number = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 for value in sigma)
     if one.sigma is not None and not (number and 1 <= len(sigma) <= 2 and sigma == sorted(sigma)):
         raise ConfigError(f"{place}.sigma: expected a number or a range [low, high], got {one.sigma!r}")
-    if one.sigma is None and not one.rain and one.degraded is None and one.shards is None:
-        raise ConfigError(f"{place}: expected degraded (a folder), sigma (noise) or rain=true")
+    if one.kind is not None:
+        _check_kind(one, place)
+    elif one.sigma is None and not one.rain and one.degraded is None and one.shards is None:
+        raise ConfigError(f"{place}: expected degraded (a folder), sigma (noise) or rain=true, or a kind")
+
+
+def _check_kind(one: PictureSet, place: str) -> None:
+    from mirage.degradations import create_from
+
+    others = {"degraded": one.degraded, "sigma": one.sigma, "rain": one.rain or None}
+    beside = [name for name, value in others.items() if value is not None]
+    if beside or one.noise == "truncated":
+        raise ConfigError(f"{place}.kind: goes with clean pictures alone, got {(*beside, 'noise')[0]} beside it")
+    try:
+        create_from(one.kind)
+    except ValueError as error:
+        raise ConfigError(f"{place}.{error}") from error
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

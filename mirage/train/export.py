@@ -156,6 +156,9 @@ def model_card(state: State, weights: str, *, data: str, licence: str, results: 
 
 
 def _what(one: dict[str, Any]) -> str:
+    if one.get("kind") is not None:
+        kinds = one["kind"] if isinstance(one["kind"], list) else [one["kind"]]
+        return f"{', '.join(map(_kind, kinds))}, drawn for each sample"
     sigma = one.get("sigma")
     rain = "synthetic rain" if one.get("rain") else ""
     if sigma is None:
@@ -164,3 +167,10 @@ def _what(one: dict[str, Any]) -> str:
     text = f"{bounds[0]:g}" if len(bounds) == 1 else f"{bounds[0]:g} to {bounds[1]:g}, drawn for each sample"
     kind = ", clipped and truncated to 8 bits" if one.get("noise") == "truncated" else ", neither rounded nor clipped"
     return f"{rain + ', and ' if rain else ''}Gaussian noise of sigma {text}{kind}"
+
+
+def _kind(kind: Any) -> str:
+    if not isinstance(kind, dict):
+        return "the eleven degradations of GRIDS" if kind == "all" else str(kind)
+    settings = ", ".join(f"{name} {value}" for name, value in kind.items() if name != "kind")
+    return f"{kind['kind']} ({settings})" if settings else kind["kind"]

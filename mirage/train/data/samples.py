@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mirage.degradations import Mixture
 from mirage.degradations.rain import rain_streaks
 from mirage.train.config import Data
 from mirage.train.data.pictures import Reader
@@ -109,7 +110,7 @@ class ValidationSet:
         self.seed = seed
         self.read = Reader(int(data.cache * 2**30) // 8)
         pairs = [*held_out, *(pair for one in data.validation for pair in find_pairs(one, data.root))]
-        self.entries = [entry for pair in pairs for entry in _at_fixed_noise(pair)]
+        self.entries = [entry for pair in pairs for entry in _measured_apart(pair)]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -125,9 +126,14 @@ class ValidationSet:
             yield measure, Sample(_chw(seen), _chw(_floats(clean[place])), pair.name)
 
 
-def _at_fixed_noise(pair: Pair) -> list[tuple[str, Pair]]:
+def _measured_apart(pair: Pair) -> list[tuple[str, Pair]]:
+    """A range of noise at fixed strengths, and each kind of a mixture by itself; with what each is called."""
     from dataclasses import replace
 
+    if pair.degradation is not None:
+        kinds = pair.degradation.kinds if isinstance(pair.degradation, Mixture) else (pair.degradation,)
+        names = [pair.set if len(kinds) == 1 else f"{pair.set}_{kind.label}" for kind in kinds]
+        return [(name, replace(pair, degradation=kind)) for name, kind in zip(names, kinds, strict=True)]
     if pair.sigma is None:
         return [(pair.set, pair)]
     low, high = pair.sigma
@@ -161,8 +167,12 @@ def _read_pair(pair: Pair, read: Reader, crop: int) -> tuple[np.ndarray, np.ndar
 def _degrade(image: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndarray:
     """``[H, W, 3]`` in [0, 1] with rain, and with Gaussian noise that is neither rounded nor clipped by itself.
 
-    Rain alone is clipped and rounded to 8 bits, as pictures of rain are.
+    Rain alone is clipped and rounded to 8 bits, as pictures of rain are, and so is what a degradation makes.
     """
+    if pair.degradation is not None:
+        batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
+        degraded, _ = pair.degradation(batch, int(rng.integers(2**63)))
+        return degraded[0].transpose(1, 2, 0)
     if pair.rain:
         height, width = image.shape[:2]
         image = np.clip(image + rain_streaks(height, width, rng)[:, :, None], 0, 1)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mirage.degradations import Degradation, create_from
 from mirage.train.config import ConfigError, PictureSet
 from mirage.train.data.pictures import Picture, files_in, shard_samples
 
@@ -24,11 +25,12 @@ class Pair:
 
     Attributes:
         clean: what the network should give.
-        degraded: what it sees; None: the clean picture with rain or noise.
+        degraded: what it sees; None: the clean picture, degraded for each sample.
         rain: whether streaks of rain are added.
         sigma: bounds of the noise's standard deviation, of 255; None: no noise.
         truncated: noisy samples are clipped and truncated to 8 bits, as in the released code.
         set: name of the set.
+        degradation: what is done to the clean picture in the place of rain and noise, or None.
     """
 
     clean: Picture
@@ -37,6 +39,7 @@ class Pair:
     sigma: tuple[float, float] | None
     truncated: bool
     set: str
+    degradation: Degradation | None = None
 
     @property
     def name(self) -> str:
@@ -57,7 +60,8 @@ def find_pairs(one: PictureSet, root: str | os.PathLike[str] = ".") -> list[Pair
         sigma = (float(bounds[0]), float(bounds[-1]))
     source = one.shards or one.degraded or one.clean or ""
     name = one.name or Path(source).name
-    common = Pair(Picture("", ""), None, one.rain, sigma, one.noise == "truncated", name)
+    degradation = None if one.kind is None else create_from(one.kind)
+    common = Pair(Picture("", ""), None, one.rain, sigma, one.noise == "truncated", name, degradation)
     if one.shards is not None:
         pattern = one.shards if "://" in one.shards else str(root / one.shards)
         return [_of_shard(key, files, common) for key, files in shard_samples(pattern)]
@@ -122,7 +126,7 @@ def _of_shard(key: str, files: dict[str, Picture], common: Pair) -> Pair:
     """Clean and degraded are told apart by extensions, ``clean.png`` and ``degraded.png``; or there is one picture."""
     clean = [picture for extension, picture in files.items() if extension.startswith("clean.")]
     degraded = [picture for extension, picture in files.items() if extension.startswith("degraded.")]
-    synthetic = common.sigma is not None or common.rain
+    synthetic = common.sigma is not None or common.rain or common.degradation is not None
     if len(files) == 1 and synthetic and not degraded:
         return replace(common, clean=next(iter(files.values())))
     if len(clean) == len(degraded) == 1:
