@@ -17,7 +17,7 @@ import torch
 
 from mirage.degradations.base import Applied, Degradation, Range, apply, registered
 from mirage.degradations.blur import DefocusBlur, GaussianBlur, MotionBlur, RichardsonLucy, Ringing
-from mirage.degradations.mixing import CDD11, ELEVEN, Composition, Mixture, create, create_from
+from mirage.degradations.mixing import CDD11, ELEVEN, Composition, Mixture, create, create_from, named
 from mirage.degradations.noise import GaussianNoise, PoissonNoise, SaltAndPepper
 from mirage.degradations.sampling import Inpainting, Jpeg, SuperResolution
 from mirage.degradations.weather import Haze, LowLight, Rain, Snow
@@ -50,6 +50,7 @@ __all__ = [
     "create",
     "create_from",
     "generator_of",
+    "named",
 ]
 
 REGISTRY: dict[str, type[Degradation]] = {

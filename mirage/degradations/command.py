@@ -93,15 +93,13 @@ def _shown(value: Any) -> str:
 
 
 def _kinds(names: tuple[str, ...], ranges: tuple[str, ...]) -> dict[str, Degradation]:
-    from mirage.degradations import CDD11, ELEVEN, create
+    from mirage.degradations import create, named
 
-    groups = {"all": ELEVEN, "cdd11": CDD11}
-    each = [name for given in names or ("all",) for name in groups.get(given.strip().lower(), (given,))]
+    made = named(names or ("all",))
     settings = dict(_range(one) for one in ranges)
-    if settings and len(each) != 1:
-        raise ValueError(f"--range: goes with one --kind, got {len(each)}")
-    made = [create(name, **settings) for name in each]
-    return {one.label: one for one in made}
+    if settings and len(made) != 1:
+        raise ValueError(f"--range: goes with one --kind, got {len(made)}")
+    return {label: create(label, **settings) for label in made}
 
 
 def _range(text: str) -> tuple[str, Any]:

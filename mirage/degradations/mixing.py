@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mirage.degradations.base import Applied, Degradation, draw_whole, registered
 
-__all__ = ["CDD11", "ELEVEN", "Composition", "Mixture", "create", "create_from"]
+__all__ = ["CDD11", "ELEVEN", "Composition", "Mixture", "create", "create_from", "named"]
 
 ELEVEN = ("GB", "MB", "RL", "SR", "RI", "DB", "JP", "PO", "IN", "GN", "SP")
 """GRIDS' degradations by id, in its order."""
@@ -144,6 +144,20 @@ def create_from(description: Any) -> Degradation:
     if isinstance(description, (list, tuple)) and description:
         return Mixture(tuple(create_from(each) for each in description))
     raise ValueError(f"kind: expected a name, a mapping with kind, or a list of these, got {description!r}")
+
+
+def named(names: Iterable[str]) -> dict[str, Degradation]:
+    """Degradations by their labels, each once.
+
+    Args:
+        names: as of `create`; or ``all`` for `ELEVEN`, ``cdd11`` for `CDD11`.
+
+    Raises:
+        ValueError: as `create`.
+    """
+    groups = {"all": ELEVEN, "cdd11": CDD11}
+    each = [name for given in names for name in groups.get(given.strip().lower(), (given,))]
+    return {one.label: one for one in map(create, each)}
 
 
 def _several(field: str, given: Iterable[Degradation]) -> tuple[Degradation, ...]:

@@ -34,7 +34,10 @@ ATTENTION = ["auto", "whole", "tile", "local", "global"]
 @click.option("--list-metrics", is_flag=True, help="Print every metric with its definition, and stop.")
 @click.option("--sigma", "sigmas", multiple=True, type=click.FloatRange(min=0),
               help="Noise added to clean images, of 255. Repeatable.  [default: 15, 25, 50]")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the noise.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND",
+              help="Degradation of clean images, as of mirage degrade: GB, motion_blur, low_haze, all, ... Repeatable. "
+                   "Without --sigma, there is no noise then.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of noise and degradations.")
 @click.option("--noise", type=click.Choice(["float", "truncated"]),
               help="Noisy images clipped and not rounded, or truncated to 8 bits as in the released code."
                    "  [default: truncated with --protocol, else float]")  # fmt: skip
@@ -89,8 +92,8 @@ def evaluate(list_metrics: bool, csv_path: Path | None, protocol_name: str | Non
     sys.exit(1 if evaluation.failures else 0)
 
 
-def _run(of: Any, *, sets, root, list_root, sigmas, metrics, seed, noise, crop, limit, json_path, overwrite, sheets,
-         **of_methods: Any) -> Any:  # fmt: skip
+def _run(of: Any, *, sets, root, list_root, sigmas, kinds, metrics, seed, noise, crop, limit, json_path, overwrite,
+         sheets, **of_methods: Any) -> Any:  # fmt: skip
     """The evaluation that the options ask for, under a progress bar on stderr."""
     from dataclasses import replace
 
@@ -98,7 +101,9 @@ def _run(of: Any, *, sets, root, list_root, sigmas, metrics, seed, noise, crop, 
     from mirage.evaluate.protocols import plan
     from mirage.evaluate.run import CROP, SIGMAS, evaluate
 
-    tasks, notes = plan(_sets(sets, root, list_root, of), sigmas or SIGMAS, of)
+    names_of_kinds = _kinds(kinds)
+    sigmas = sigmas or (() if names_of_kinds else SIGMAS)
+    tasks, notes = plan(_sets(sets, root, list_root, of), sigmas, of, names_of_kinds)
     default = of.metrics if of is not None else DEFAULT
     names = tuple(metrics.replace(" ", "").split(",")) if metrics else default
     _require_metrics(names)
@@ -118,6 +123,12 @@ def _run(of: Any, *, sets, root, list_root, sigmas, metrics, seed, noise, crop, 
             on_step=on_step,
         )
     return replace(evaluation, notes=(*notes, *evaluation.notes))
+
+
+def _kinds(given: tuple[str, ...]) -> list[str]:
+    from mirage.degradations import named
+
+    return list(named(given))
 
 
 def _sets(given: tuple[str, ...], root: Path | None, list_root: Path | None, of: Any) -> list:

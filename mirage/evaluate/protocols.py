@@ -109,15 +109,22 @@ def protocol(name: str) -> Protocol:
 
 
 def plan(
-    sets: Sequence[ImageSet], sigmas: Sequence[float] = SIGMAS, of: Protocol | None = None
+    sets: Sequence[ImageSet],
+    sigmas: Sequence[float] = SIGMAS,
+    of: Protocol | None = None,
+    kinds: Sequence[str] = (),
 ) -> tuple[list[Task], list[str]]:
-    """What to evaluate: each set, clean ones at each sigma; with a protocol its columns, then the sets that it lacks.
+    """What to evaluate: each set, clean ones at each sigma and of each kind; with a protocol its columns, then the sets
+    that it lacks.
+
+    Args:
+        kinds: names of degradations that clean images get, see `mirage.degradations.create`.
 
     Returns:
         The tasks, and a note for each column without a set.
     """
     if of is None:
-        return [task for each in sets for task in _tasks(each, sigmas)], []
+        return [task for each in sets for task in _tasks(each, sigmas, kinds)], []
     tasks: list[Task] = []
     notes = []
     for column in of.columns:
@@ -130,7 +137,7 @@ def plan(
             what = "clean images alone" if column.sigma is not None else "pairs of input and target"
             raise ValueError(f"set {wrong[0].name}: {of.table} asks for {what}")
     known = {task.set.name for task in tasks}
-    return tasks + [task for each in sets if each.name not in known for task in _tasks(each, sigmas)], notes
+    return tasks + [task for each in sets if each.name not in known for task in _tasks(each, sigmas, kinds)], notes
 
 
 def find_below(root: str | Path, of: Protocol) -> list[ImageSet]:
@@ -146,8 +153,10 @@ def find_below(root: str | Path, of: Protocol) -> list[ImageSet]:
     return found
 
 
-def _tasks(of: ImageSet, sigmas: Sequence[float]) -> list[Task]:
-    return [Task(of, float(sigma)) for sigma in sigmas] if of.clean else [Task(of)]
+def _tasks(of: ImageSet, sigmas: Sequence[float], kinds: Sequence[str]) -> list[Task]:
+    if not of.clean:
+        return [Task(of)]
+    return [*(Task(of, float(sigma)) for sigma in sigmas), *(Task(of, kind=kind) for kind in kinds)]
 
 
 def _plain(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mirage.evaluate.metrics import METRICS
 from mirage.evaluate.protocols import Column, Protocol
+from mirage.evaluate.results import Failure
 from mirage.evaluate.run import Average, Evaluation
 from mirage.whole_files import write_whole
 
@@ -37,7 +38,7 @@ def render(evaluation: Evaluation, console: Console, protocol: Protocol | None =
         for note in _not_the_papers(evaluation, protocol):
             console.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     for failure in evaluation.failures:
-        where = f"{failure.set}{_sigma(failure.sigma)} {failure.image}"
+        where = f"{failure.set}{_what(failure)} {failure.image}"
         console.print(f"failed: {failure.method}: {where}: {failure.error}", style="red", markup=False, soft_wrap=True)
 
 
@@ -53,7 +54,7 @@ def _table_of_averages(evaluation: Evaluation) -> Table:
     for each in evaluation.averages:
         images = f"{each.images}" if each.images == each.of else f"{each.images} of {each.of}"
         values = [f"{each.values[name]:.{METRICS[name].digits}f}" for name in evaluation.metrics]
-        table.add_row(f"{each.set}{_sigma(each.sigma)}", each.method, images, *values, f"{each.seconds:.2f}")
+        table.add_row(f"{each.set}{_what(each)}", each.method, images, *values, f"{each.seconds:.2f}")
     return table
 
 
@@ -112,6 +113,8 @@ def _definitions(evaluation: Evaluation) -> list[str]:
     crop = f"multiples of {settings['crop']} around their centre" if settings["crop"] > 1 else "nothing"
     if any(each.sigma is not None for each in evaluation.averages):
         lines.append(f"noise: {settings['noise']}; seed {settings['seed']}, {settings['generator']}")
+    if any(each.kind is not None for each in evaluation.averages):
+        lines.append(f"kinds: mirage.degradations with its own ranges; seed {settings['seed']}, per kind and image")
     return [*lines, f"images: cut to {crop}" if settings["crop"] > 1 else "images: whole"]
 
 
@@ -127,8 +130,9 @@ def _not_the_papers(evaluation: Evaluation, protocol: Protocol) -> list[str]:
     return notes
 
 
-def _sigma(sigma: float | None) -> str:
-    return "" if sigma is None else f" sigma {sigma:g}"
+def _what(of: Average | Failure) -> str:
+    """What the images of a set got."""
+    return ("" if of.sigma is None else f" sigma {of.sigma:g}") + ("" if of.kind is None else f" {of.kind}")
 
 
 def write_csv(evaluation: Evaluation, path: str | Path) -> None:
@@ -137,14 +141,15 @@ def write_csv(evaluation: Evaluation, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["method", "set", "sigma", "image", "height", "width", *evaluation.metrics, "seconds"])
+    writer.writerow(["method", "set", "sigma", "image", "height", "width", *evaluation.metrics, "seconds", "kind"])
     for row in evaluation.rows:
         values = [row.values[name] for name in evaluation.metrics]
         place = [row.method, row.set, _plain(row.sigma), row.image, row.height, row.width]
-        writer.writerow([*place, *values, row.seconds])
+        writer.writerow([*place, *values, row.seconds, row.kind or ""])
     for each in evaluation.averages:
         values = [each.values[name] for name in evaluation.metrics]
-        writer.writerow([each.method, each.set, _plain(each.sigma), "average", "", "", *values, each.seconds])
+        writer.writerow([each.method, each.set, _plain(each.sigma), "average", "", "", *values, each.seconds,
+                             each.kind or ""])  # fmt: skip
     write_whole(path, text.getvalue().encode("utf-8"))
 
 

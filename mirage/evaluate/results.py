@@ -17,8 +17,8 @@ __all__ = ["Failure", "Key", "Results", "Row", "SettingsDiffer"]
 FORMAT = "mirage evaluation, version 1"
 SECONDS_BETWEEN_WRITES = 10.0
 
-Key = tuple[str, str, float | None, str]
-"""Method, set, sigma, image."""
+Key = tuple[str, str, float | None, str | None, str]
+"""Method, set, sigma, kind, image."""
 
 
 class SettingsDiffer(ValueError):
@@ -30,7 +30,8 @@ class Row:
     """One image restored by one method.
 
     Attributes:
-        method, set, sigma, image: what; ``sigma`` in units of 1/255, None where no noise was added.
+        method, set, sigma, kind, image: what; ``sigma`` in units of 1/255, None where no noise was added; ``kind`` of
+            the degradation in its place, or None.
         height, width: in pixels, as evaluated.
         values: the metrics by name.
         seconds: that the method took.
@@ -46,10 +47,11 @@ class Row:
     values: Mapping[str, float]
     seconds: float
     stamp: str
+    kind: str | None = None
 
     @property
     def key(self) -> Key:
-        return self.method, self.set, self.sigma, self.image
+        return self.method, self.set, self.sigma, self.kind, self.image
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Failure:
     sigma: float | None
     image: str
     error: str
+    kind: str | None = None
 
 
 class Results:

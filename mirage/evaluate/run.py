@@ -28,10 +28,16 @@ SIGMAS = (15.0, 25.0, 50.0)
 
 @dataclass(frozen=True)
 class Task:
-    """A set, and the noise that is added to its images (units of 1/255), or None."""
+    """A set, and what its images get before they are restored.
+
+    Attributes:
+        sigma: of the noise that is added, in units of 1/255, or None.
+        kind: the name of the degradation (`mirage.degradations.create`) that clean images get in its place, or None.
+    """
 
     set: ImageSet
     sigma: float | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Average:
     of: int
     values: dict[str, float]
     seconds: float
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -161,18 +168,21 @@ class _Loop:
                 self.notes.append(f"{method.label} left out of {_title(task)}: it removes noise of known sigma")
                 continue
             sheet = self._sheet(task, item, method)
-            key = (method.label, task.set.name, task.sigma, item.name)
+            key = (method.label, task.set.name, task.sigma, task.kind, item.name)
             row = self.results.find(key, stamp, self.metrics)
             if row is None or (sheet is not None and not sheet.exists()):
                 try:
-                    pair = prepare(item, task.sigma, self.seed, self.noise, self.crop) if pair is None else pair
+                    pair = self._prepare(task, item) if pair is None else pair
                     row = self._measure(task, item, method, pair, stamp, sheet)
                 except (OSError, ValueError, RuntimeError, MemoryError) as error:  # the others are still evaluated
                     what = str(error) or type(error).__name__
-                    self.failures.append(Failure(method.label, task.set.name, task.sigma, item.name, what))
+                    self.failures.append(Failure(method.label, task.set.name, task.sigma, item.name, what, task.kind))
                     continue
                 self.results.add(row)
             self.rows.append(row)
+
+    def _prepare(self, task: Task, item: Item) -> tuple[np.ndarray, np.ndarray]:
+        return prepare(item, task.sigma, self.seed, self.noise, self.crop, task.kind)
 
     def _measure(self, task: Task, item: Item, method: Method, pair: tuple[np.ndarray, np.ndarray], stamp: str,
                  sheet: Path | None) -> Row:  # fmt: skip
@@ -186,39 +196,49 @@ class _Loop:
 
             draw_sheet(sheet, degraded, restored, target, f"{_title(task)}  {item.name}", method.label)
         height, width = target.shape[:2]
-        sigma = task.sigma
-        return Row(method.label, task.set.name, sigma, item.name, height, width, values, round(seconds, 4), stamp)
+        return Row(method.label, task.set.name, task.sigma, item.name, height, width, values, round(seconds, 4), stamp,
+                   task.kind)  # fmt: skip
 
     def _sheet(self, task: Task, item: Item, method: Method) -> Path | None:
         if self.sheets is None:
             return None
         noise = () if task.sigma is None else (f"sigma{task.sigma:g}",)
-        folder = self.sheets.joinpath(task.set.name, *noise)
+        kind = () if task.kind is None else (task.kind,)
+        folder = self.sheets.joinpath(task.set.name, *noise, *kind)
         return folder / f"{item.name.replace('/', '_')}_{method.label.replace('/', '_')}.png"
 
     def average(self, task: Task, method: Method, limit: int | None) -> Average | None:
         """Over the images that were evaluated; None where there is none."""
-        rows = [row for row in self.rows if row.key[:3] == (method.label, task.set.name, task.sigma)]
+        rows = [row for row in self.rows if row.key[:4] == (method.label, task.set.name, task.sigma, task.kind)]
         if not rows:
             return None
         values = {name: METRICS[name].average([row.values[name] for row in rows]) for name in self.metrics}
         seconds = float(np.mean([row.seconds for row in rows]))
         total = len(task.set.items[:limit])
-        return Average(method.label, task.set.name, task.sigma, len(rows), total, values, seconds)
+        return Average(method.label, task.set.name, task.sigma, len(rows), total, values, seconds, task.kind)
 
 
-def prepare(item: Item, sigma: float | None, seed: int = 0, noise: str = "float", crop: int = CROP):
+def prepare(item: Item, sigma: float | None, seed: int = 0, noise: str = "float", crop: int = CROP,
+            kind: str | None = None) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Input and target of one image.
+
+    Args:
+        kind: of the degradation that a clean image gets, drawn from ``seed``, ``kind`` and the image's name, in the
+            place of noise.
 
     Returns:
         Two arrays ``[H, W, 3]``, float32 in [0, 1]: grey images as three equal channels, without alpha, cut to
-        multiples of ``crop``; the input is the file of that name, or the target with noise.
+        multiples of ``crop``; the input is the file of that name, or the target with noise or a degradation.
 
     Raises:
         ImageError: a file that cannot be read.
         ValueError: input and target have different sizes, or the image is smaller than ``crop``.
     """
     target = crop_to_multiple(read_rgb(item.target), crop)
+    if kind is not None:
+        if item.input is not None or sigma is not None:
+            raise ValueError(f"kind {kind} goes with clean images, without an input or sigma")
+        return _degraded(target, kind, seed, item.name), target.astype(np.float32)
     if item.input is not None:
         degraded = crop_to_multiple(read_rgb(item.input), crop)
         if degraded.shape != target.shape:
@@ -231,6 +251,16 @@ def prepare(item: Item, sigma: float | None, seed: int = 0, noise: str = "float"
     else:
         degraded = add_noise(target, sigma, noise_generator(seed, item.name), noise)
     return degraded.astype(np.float32), target.astype(np.float32)
+
+
+def _degraded(target: np.ndarray, kind: str, seed: int, name: str) -> np.ndarray:
+    """What `mirage degrade` makes of an image of this name: its result is rounded to 8 bits."""
+    from mirage.degradations import create, generator_of
+
+    degradation = create(kind)
+    batch = np.ascontiguousarray(target.astype(np.float32).transpose(2, 0, 1)[None])
+    degraded, _ = degradation(batch, generator_of(seed, f"{degradation.label}/{name}"))
+    return degraded[0].transpose(1, 2, 0)
 
 
 def crop_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
@@ -279,7 +309,8 @@ def _stamp(item: Item) -> str:
 
 
 def _title(task: Task) -> str:
-    return task.set.name if task.sigma is None else f"{task.set.name} sigma {task.sigma:g}"
+    noise = "" if task.sigma is None else f" sigma {task.sigma:g}"
+    return f"{task.set.name}{noise}{'' if task.kind is None else f' {task.kind}'}"
 
 
 def _refuse_twins(what: str, names: Sequence[str]) -> None:
