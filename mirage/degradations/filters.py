@@ -36,7 +36,7 @@ def convolve(image: Tensor, kernel: Tensor) -> Tensor:
     height, width = image.shape[-2:]
     padded = mirrored(image, radius)
     size = [-(-n // 16) * 16 for n in padded.shape[-2:]]  # more than enough: what wraps around is cut off below
-    spectrum = torch.fft.rfft2(padded, size) * torch.fft.rfft2(kernel.to(image), size)
+    spectrum = torch.fft.rfft2(padded, size) * torch.fft.rfft2(kernel.to(image.dtype).to(image.device), size)
     whole = torch.fft.irfft2(spectrum, size)
     return whole[..., 2 * radius : 2 * radius + height, 2 * radius : 2 * radius + width]
 

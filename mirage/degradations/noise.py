@@ -87,7 +87,7 @@ class SaltAndPepper(Degradation):
     @staticmethod
     def degrade(image: Tensor, values: Mapping[str, Any], maps: Mapping[str, Tensor]) -> Tensor:
         random = field_generator(values["seed"], image)
-        chance = torch.rand(image.shape[-2:], generator=random, dtype=torch.float64, device=image.device)
+        chance = torch.rand(image.shape[-2:], generator=random, device=image.device)
         amount = values["amount"]
         salted = torch.where(chance < amount / 2, torch.ones_like(image), image)
         return torch.where((chance >= amount / 2) & (chance < amount), torch.zeros_like(image), salted)

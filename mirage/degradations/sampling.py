@@ -130,11 +130,12 @@ class Inpainting(Degradation):
     @staticmethod
     def degrade(image: Tensor, values: Mapping[str, Any], maps: Mapping[str, Tensor]) -> Tensor:
         height, width = image.shape[-2:]
-        y = torch.arange(height, dtype=torch.float64, device=image.device)[:, None] + 0.5
-        x = torch.arange(width, dtype=torch.float64, device=image.device)[None, :] + 0.5
-        covered = torch.zeros(height, width, dtype=torch.bool, device=image.device)
+        # on the CPU, so that every device paints the same pixels, and those without float64 too
+        y = torch.arange(height, dtype=torch.float64)[:, None] + 0.5
+        x = torch.arange(width, dtype=torch.float64)[None, :] + 0.5
+        covered = torch.zeros(height, width, dtype=torch.bool)
         for x0, y0, x1, y1, thickness in values["lines"]:
             dx, dy = x1 - x0, y1 - y0
             nearest = (((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-12)).clamp(0, 1)
             covered |= (x - x0 - nearest * dx).square() + (y - y0 - nearest * dy).square() <= thickness**2 / 4
-        return image.masked_fill(covered, 1.0 if values["white"] else 0.0)
+        return image.masked_fill(covered.to(image.device), 1.0 if values["white"] else 0.0)
