@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import click
 
+from mirage.grids.similarity_command import similarity
+
 __all__ = ["grids"]
 
 
 @click.group()
 def grids() -> None:
     """Group degradations that can share a network, train one for each group, restore with the nearest (GRIDS)."""
+
+
+grids.add_command(similarity)
