@@ -167,10 +167,8 @@ def read_pixels(path: Path) -> np.ndarray:
     Raises:
         ImageError: it cannot be read.
     """
-    pixels = read_image(path).pixels
-    colours = pixels[..., : 1 if pixels.shape[2] <= 2 else 3]
-    scale = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
-    levels = np.rint(np.clip(np.broadcast_to(colours, (*colours.shape[:2], 3)) * (255 / scale), 0, 255))
+    colours = read_image(path).colours()
+    levels = np.rint(np.clip(np.broadcast_to(colours, (*colours.shape[:2], 3)) * 255, 0, 255))
     return levels.astype(np.float32) / np.float32(255)
 
 
@@ -183,12 +181,11 @@ def _read_map(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     path = next((each for each in found if each.is_file()), None)
     if path is None:
         raise ImageError(f"no map for it in {folder}: looked for {place.name} with the suffix of an image")
-    pixels = read_image(path).pixels
-    if pixels.shape[:2] != shape:
-        raise ImageError(f"its map {path} has {pixels.shape[1]}x{pixels.shape[0]} pixels, it has {shape[1]}x{shape[0]}")
-    scale = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
-    colours = pixels[..., : 1 if pixels.shape[2] <= 2 else 3]
-    return np.clip(colours.mean(2) / scale, 0, 1).astype(np.float32)
+    colours = read_image(path).colours()
+    if colours.shape[:2] != shape:
+        found, expected = (f"{width}x{height}" for height, width in (colours.shape[:2], shape))
+        raise ImageError(f"its map {path} has {found} pixels, it has {expected}")
+    return np.clip(colours.mean(2), 0, 1).astype(np.float32)
 
 
 def _write(path: Path, batch: np.ndarray) -> None:
@@ -209,7 +206,7 @@ class _Records:
     def __init__(self, out: Path, pairs: Pairs, overwrite: bool) -> None:
         self.out, self.pairs = out, pairs
         self.images: dict[str, Any] = {}
-        self._written = time.monotonic()
+        self._due = time.monotonic() + SECONDS_BETWEEN_WRITES
         path = out / "parameters.json"
         if path.exists() and not overwrite:
             self._load(path)
@@ -242,19 +239,21 @@ class _Records:
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
         self.images[name] = entry
-        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+        if time.monotonic() >= self._due:
             self.write()
 
     def write(self) -> None:
         """Write both files, each whole or not at all."""
-        self._written = time.monotonic()
         if not self.images:
             return
+        begin = time.monotonic()
         self.out.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "settings": self.pairs.settings(), "images": self.images}
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         write_whole(self.out / "parameters.json", text.encode("utf-8"))
         write_whole(self.out / "parameters.csv", self._table().encode("utf-8"))
+        now = time.monotonic()  # of a long list, the writing itself takes a twentieth of the time at most
+        self._due = now + max(SECONDS_BETWEEN_WRITES, 20 * (now - begin))
 
     def _table(self) -> str:
         """A line for each degraded file; lists, as the steps of a composition, are JSON."""

@@ -70,6 +70,7 @@ class LowLight(Degradation):
     def degrade(image: Tensor, values: Mapping[str, Any], maps: Mapping[str, Tensor]) -> Tensor:
         illumination = maps["illumination"] if "illumination" in maps else image.amax(0, keepdim=True)
         weights = torch.tensor(GREY, dtype=image.dtype, device=image.device)[:, None, None]
+        # below 0, where the filter overshoots, a power is no number
         light = guided_filter((image * weights).sum(0, keepdim=True), illumination).clamp(min=0) + SMALL
         random = field_generator(values["seed"], image)
         noise = torch.randn(image.shape, generator=random, dtype=image.dtype, device=image.device)

@@ -35,7 +35,8 @@ class Row:
         height, width: in pixels, as evaluated.
         values: the metrics by name.
         seconds: that the method took.
-        stamp: of the files it was computed from (sizes and times of change): others are computed again.
+        stamp: of the files it was computed from (sizes and times of change), and of the degradation's ranges: others
+            are computed again.
     """
 
     method: str

@@ -161,7 +161,7 @@ class _Loop:
 
     def one(self, task: Task, item: Item) -> None:
         """One image through every method that has not restored it yet."""
-        stamp = _stamp(item)
+        stamp = _stamp(item, task.kind)
         pair: tuple[np.ndarray, np.ndarray] | None = None
         for method in self.methods:
             if method.needs_sigma and task.sigma is None:
@@ -285,10 +285,8 @@ def read_rgb(path: Path) -> np.ndarray:
     Raises:
         ImageError: it cannot be read.
     """
-    pixels = read_image(path).pixels
-    colours = pixels[..., : 1 if pixels.shape[2] <= 2 else 3]
-    scale = float(np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else 1.0
-    return np.broadcast_to(colours, (*colours.shape[:2], 3)) / scale
+    colours = read_image(path).colours()
+    return np.broadcast_to(colours, (*colours.shape[:2], 3))
 
 
 def _settings(seed: int, noise: str, crop: int) -> dict[str, Any]:
@@ -302,10 +300,15 @@ def _settings(seed: int, noise: str, crop: int) -> dict[str, Any]:
     }
 
 
-def _stamp(item: Item) -> str:
-    """What tells whether an image's files are those of an earlier run."""
+def _stamp(item: Item, kind: str | None) -> str:
+    """What tells whether an image's files, and the ranges of its degradation, are those of an earlier run."""
     files = [path.stat() for path in (item.target, item.input) if path is not None and path.exists()]
-    return " ".join(f"{each.st_size}:{each.st_mtime_ns}" for each in files)
+    stamps = [f"{each.st_size}:{each.st_mtime_ns}" for each in files]
+    if kind is not None:
+        from mirage.degradations import create
+
+        stamps.append(repr(create(kind)))
+    return " ".join(stamps)
 
 
 def _title(task: Task) -> str:

@@ -154,3 +154,9 @@ class ImageFile:
     def with_pixels(self, pixels: np.ndarray) -> ImageFile:
         """The same image with other pixels."""
         return replace(self, pixels=pixels)
+
+    def colours(self) -> np.ndarray:
+        """Grey or RGB without alpha, ``[H, W, 1 or 3]``, float64: integers in units of their type's largest, floats as
+        they are."""
+        colours = self.pixels[..., : 1 if self.pixels.shape[2] <= 2 else 3]
+        return colours / (float(np.iinfo(colours.dtype).max) if colours.dtype.kind == "u" else 1.0)

@@ -28,6 +28,7 @@ def test_packages_are_called_as_pip_calls_them(monkeypatch):
         ("evaluate --set a=b --method nlm", "skimage", "evaluate"),
         ("analyze a --weights b -o c", "matplotlib", "evaluate"),
         ("restore a --weights b -o c", "tifffile", "images"),
+        ("degrade a -o b", "imagecodecs", "images"),
     ],
 )
 def test_commands_say_what_to_install(arguments, missing, extra, monkeypatch):

@@ -13,7 +13,7 @@ for _module in ("PIL", "imagecodecs", "tifffile", "skimage"):
     pytest.importorskip(_module, reason="the extra [evaluate] is not installed")
 
 from mirage.cli import main  # noqa: E402
-from mirage.degradations import create  # noqa: E402
+from mirage.degradations import GaussianNoise, create  # noqa: E402
 from mirage.degradations.files import Pairs, degrade_files, read_pixels  # noqa: E402
 from mirage.evaluate import Task, evaluate, find_sets  # noqa: E402
 from mirage.evaluate.methods import Identity, NonLocalMeans  # noqa: E402
@@ -79,6 +79,20 @@ def test_averages_are_of_their_kind(clean):
         errors = [prepare(item, None, crop=0, kind=task.kind) for item in found.items]
         psnr = np.mean([-10 * np.log10(np.mean((a - b).astype(np.float64) ** 2)) for a, b in errors])
         assert average.values["psnr"] == pytest.approx(psnr, abs=1e-4)
+
+
+def test_other_ranges_are_computed_again(clean, tmp_path, monkeypatch):
+    (found,) = find_sets("S", clean)
+    task, path = Task(found, kind="gaussian_noise"), tmp_path / "r.json"
+
+    def psnr():
+        (average,) = evaluate([task], [Identity()], metrics=["psnr"], path=path).averages
+        return average.values["psnr"]
+
+    first = psnr()
+    assert psnr() == first
+    monkeypatch.setattr(GaussianNoise.__init__, "__defaults__", ((1, 2),))  # as another version of the package may have
+    assert psnr() > first + 10
 
 
 def test_kinds_that_are_none_and_pairs(clean, tmp_path):

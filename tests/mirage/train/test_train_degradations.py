@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -54,6 +55,16 @@ def test_workers_see_the_same_samples(tmp_path):
     shared = TrainingSet(kinds(folder, "all", workers=2), seed=0)
     for one, other in zip(batches(alone, 8, 2), batches(shared, 8, 2), strict=True):
         assert torch.equal(one.degraded, other.degraded) and one.name == other.name
+
+
+def test_shards_of_clean_pictures_have_kinds_too(tmp_path):
+    folder = write_pictures(tmp_path / "clean")
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for path in sorted(folder.iterdir()):
+            shard.add(path, path.name)
+    data = Data(sets=[PictureSet(shards=str(tmp_path / "a.tar"), kind="RL")], crop=16)
+    degraded, clean, name = TrainingSet(data, seed=0)[0]
+    assert torch.equal(degraded, create("RL")(clean[None], 0)[0][0]) and "a.tar:" in name
 
 
 def test_each_kind_of_a_mixture_is_validated_by_itself_the_same_every_time(tmp_path):
