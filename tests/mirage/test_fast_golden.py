@@ -104,12 +104,15 @@ def accelerated(case: str) -> Any:
 
 
 def models() -> list[Any]:
-    """Every run in both modes; a training step takes the interpreter minutes even in the smallest case."""
+    """Every run in both modes. A training step takes the interpreter minutes even in the smallest case, and the
+    emulation one in MIRAGE-T; test_cuda.py and test_cuda_mixer.py have every width by itself."""
     found = []
     for run in all_runs(MODEL_CASES):
         for mode in ("eval", "train"):
-            long = run.values[0] == "triton" or run.values[:2] == ("cuda", "mirage_small_72x40")
-            slow = long and mode == "train" and not torch.cuda.is_available()
+            impl, case, _ = run.values
+            long = impl == "triton" and mode == "train"
+            long |= impl == "cuda" and case != OWN_CASE and (case, mode) != ("mirage_tiny_64x64", "eval")
+            slow = long and not torch.cuda.is_available()
             marks = [*run.marks, pytest.mark.slow] if slow else run.marks
             found.append(pytest.param(*run.values, mode, id=f"{run.id}-{mode}", marks=marks))
     return found
