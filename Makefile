@@ -59,8 +59,9 @@ bench: $(if $(wildcard $(STAMP)),$(STAMP),$(STAMP)-bench)  ## the main job: the 
 	@echo "== Table 6"
 	$(BIN)/python -m mirage.cli table6 --size $(SIZE)
 
+# Neighbouring tests share what they need; whoever is done first takes over half of what the others have left.
 test: setup  ## the whole test suite, on all cores
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
 # For a matrix of versions: in an environment of its own, without the emulated GPU kernels and Triton's interpreter.
 test-short:  ## what can differ from one torch to the next: make test-short TORCH=torch==2.6.0

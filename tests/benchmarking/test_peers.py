@@ -1,5 +1,7 @@
 """benchmarks/peers.py and worker.py: every PyTorch peer computes what the reference does, here and in a worker."""
 
+import functools
+
 import pytest
 import torch
 
@@ -14,9 +16,14 @@ def _outputs(peer: str, mode: str) -> dict[str, torch.Tensor]:
     return runner.outputs(runner.run())
 
 
+@functools.cache
+def _truth(mode: str) -> dict[str, torch.Tensor]:
+    return _outputs(peers.TRUTH, mode)
+
+
 @pytest.mark.parametrize("peer", ["eager", "channels_last", "autocast", "fast", "fast-bf16"])
 def test_inference_is_that_of_the_reference(peer):
-    expected = _outputs(peers.TRUTH, "inference")
+    expected = _truth("inference")
     assert expected["restored"].dtype == torch.float64
     ((name, error, relative),) = peers.errors(_outputs(peer, "inference"), expected)
     assert name == "restored" and error > 0
@@ -66,6 +73,6 @@ def test_worker_that_fails_says_why(tmp_path):
 
 @pytest.mark.parametrize("peer", ["eager", "checkpoint", "fast-low", "fast-fast"])
 def test_training_peers_have_the_gradients_of_the_reference(peer):
-    found = peers.errors(_outputs(peer, "step"), _outputs(peers.TRUTH, "step"))
+    found = peers.errors(_outputs(peer, "step"), _truth("step"))
     relative = {name: value for name, _, value in found}
     assert relative["loss"] < 1e-6 and 0 < relative["gradients"] < 1e-5

@@ -15,12 +15,18 @@ def _cases(*names: str) -> list[suite.Case]:
     return [suite.Case("a round", name, "inference", "tiny", SHAPE) for name in names]
 
 
-def test_cases_of_a_round_are_measured_together(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def truths(tmp_path_factory):
+    """What the reference computes is kept here, as from run to run."""
+    return tmp_path_factory.mktemp("truths")
+
+
+def test_cases_of_a_round_are_measured_together(tmp_path, truths, monkeypatch):
     order = []
     seconds = suite.Worker.seconds
     monkeypatch.setattr(suite.Worker, "seconds", lambda self, at_least: order.append(id(self)) or seconds(self, 0.0))
     fast, channels_last = cases = _cases("fast", "channels_last")
-    rounds = suite.Rounds(cases, tmp_path, threads=1, seconds=0, truths=tmp_path)
+    rounds = suite.Rounds(cases, tmp_path, threads=1, seconds=0, truths=truths)
     samples, facts = rounds.measured(fast)
     assert len(samples) == suite.ROUNDS[0] and min(samples) > 0
     assert 0 < facts["relative_error_restored"] < 1e-4
@@ -29,9 +35,9 @@ def test_cases_of_a_round_are_measured_together(tmp_path, monkeypatch):
     assert order == order[:2] * (1 + suite.ROUNDS[0]) and order[0] != order[1]  # one to warm up, then in turn
 
 
-def test_a_peer_that_computes_something_else_fails(tmp_path, monkeypatch):
+def test_a_peer_that_computes_something_else_fails(tmp_path, truths, monkeypatch):
     monkeypatch.setitem(peers.FARTHEST, "float32", 0.0)
-    rounds = suite.Rounds(_cases("fast"), tmp_path, threads=1, seconds=0, truths=tmp_path)
+    rounds = suite.Rounds(_cases("fast"), tmp_path, threads=1, seconds=0, truths=truths)
     with pytest.raises(WorkerError, match="fast does not compute what the reference does: restored is"):
         rounds.measured(_cases("fast")[0])
 
