@@ -183,8 +183,8 @@ def _read_map(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
         raise ImageError(f"no map for it in {folder}: looked for {place.name} with the suffix of an image")
     colours = read_image(path).colours()
     if colours.shape[:2] != shape:
-        found, expected = (f"{width}x{height}" for height, width in (colours.shape[:2], shape))
-        raise ImageError(f"its map {path} has {found} pixels, it has {expected}")
+        sizes = [f"{width}x{height}" for height, width in (colours.shape[:2], shape)]
+        raise ImageError(f"its map {path} has {sizes[0]} pixels, it has {sizes[1]}")
     return np.clip(colours.mean(2), 0, 1).astype(np.float32)
 
 
