@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def load_checkpoint(
         CheckpointWarning: averaged weights were preferred to others, or could not be read.
     """
     path = Path(path)
-    content, _ = _read(path)
+    content, _ = read_content(path)
     if model is None:
         return _network_state(content, MIRAGE_NAMES, key, path)
     target = _unwrap(model)
@@ -75,7 +75,7 @@ def load_checkpoint(
     if not find_networks(content, target.state_dict()) and len(inner) == 1:
         (target,) = inner.values()
     state = _network_state(content, target.state_dict(), key, path)
-    _load_into(target, state, path)
+    load_into(target, state, path)
     return state
 
 
@@ -99,8 +99,15 @@ def from_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, **o
             released code builds it for all sizes, was left out.
     """
     path = Path(path)
-    content, config = _read(path)
-    state = _network_state(content, MIRAGE_NAMES, key, path)
+    content, config = read_content(path)
+    return from_content(content, config, path, key, overrides)
+
+
+def from_content(
+    content: Any, config: dict[str, Any] | None, path: Path, key: str | None, overrides: dict[str, Any]
+) -> MIRAGE:
+    """`from_checkpoint` of what `read_content` has read from ``path``."""
+    state = _network_state(content, MIRAGE_NAMES, key, path, stacklevel=4)
     if config is not None:
         try:
             model = MIRAGE(**{**config, **overrides})
@@ -108,7 +115,7 @@ def from_checkpoint(path: str | os.PathLike[str], *, key: str | None = None, **o
             raise CheckpointError(f"{path}: the arguments stored with the weights build no model: {error}") from error
     else:
         model, state = _build_by_shapes(state, path, overrides)
-    _load_into(model, state, path)
+    load_into(model, state, path)
     return model.eval()
 
 
@@ -202,8 +209,12 @@ def _foreign_arguments(model: nn.Module, state: dict[str, Tensor]) -> dict[str, 
     return MIRAGE(**arguments, **({"drop_path": depths.pop()} if len(depths) == 1 else {})).config
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Any] | None]:
-    """What a file holds, and the constructor arguments stored with it, if any."""
+def read_content(path: Path) -> tuple[Any, dict[str, Any] | None]:
+    """What a file holds, and the constructor arguments of a MIRAGE stored with it, if any.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `load_checkpoint` does.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file at {str(path)!r}")
     return _read_safetensors(path) if path.suffix == ".safetensors" else (read_torch_file(path), None)
@@ -224,7 +235,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | N
     return state, config
 
 
-def _network_state(content: Any, names: Collection[str], key: str | None, path: Path) -> dict[str, Tensor]:
+def _network_state(
+    content: Any, names: Collection[str], key: str | None, path: Path, stacklevel: int = 3
+) -> dict[str, Tensor]:
     """The state dict of the network with these names in a file's content, or of the only one; warns of averages."""
     networks = find_networks(content, names)
     if networks:
@@ -235,8 +248,13 @@ def _network_state(content: Any, names: Collection[str], key: str | None, path: 
     else:
         state, note = single_state_dict(content, key, path)
     if note is not None:
-        warnings.warn(note, CheckpointWarning, stacklevel=3)
+        warnings.warn(note, CheckpointWarning, stacklevel=stacklevel)
     return state
+
+
+def is_mirage(state: Mapping[str, Any]) -> bool:
+    """Whether these are names of a MIRAGE, which alone of Restormer's descendants has gated CNNs in its blocks."""
+    return any(".attn.gatedcnn." in name for name in state)
 
 
 def _build_by_shapes(
@@ -248,6 +266,11 @@ def _build_by_shapes(
         raise CheckpointError(
             f"{path}: expected {STEM!r} of shape [dim, in_channels, 3, 3], "
             f"got {'no such key' if stem is None else list(stem.shape)}; the keys are {some(state)}"
+        )
+    if any(name.endswith(".attn.qkv.weight") for name in state) and not is_mirage(state):
+        raise CheckpointError(
+            f"{path}: no MIRAGE, but a network like Restormer: its blocks have no gated CNN "
+            "(attn.gatedcnn). mirage.networks.load(path) reads those that are known"
         )
     other_head = head_of_another_size(state)
     if other_head is not None:
@@ -275,23 +298,29 @@ def _build_by_shapes(
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, CheckpointWarning, stacklevel=4)
+    warnings.warn(message, CheckpointWarning, stacklevel=5)
 
 
-def _load_into(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def differences(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What keeps a state dict from a model: names that are ``"missing"``, ``"unexpected"``, and of another shape
+    (``"mis-shaped"``); empty where it fits."""
     own = model.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    shapes = [
-        f"{key} (expected {list(own[key].shape)}, got {list(state[key].shape)})"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
-    problems = [
-        f"  {len(keys)} {what}: {some(keys)}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
-        if keys
-    ]
+    found = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "mis-shaped": [
+            f"{key} (expected {list(own[key].shape)}, got {list(state[key].shape)})"
+            for key in own
+            if key in state and own[key].shape != state[key].shape
+        ],
+    }
+    return {what: keys for what, keys in found.items() if keys}
+
+
+def load_into(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load a state dict into a model, or raise CheckpointError with all that does not fit, the model untouched."""
+    problems = differences(model, state)
     if problems:
-        raise CheckpointError("\n".join([f"{path} does not fit {type(model).__name__}:", *problems]))
+        lines = [f"  {len(keys)} {what}: {some(keys)}" for what, keys in problems.items()]
+        raise CheckpointError("\n".join([f"{path} does not fit {type(model).__name__}:", *lines]))
     model.load_state_dict(state, strict=True)

@@ -85,7 +85,9 @@ def find_networks(content: Any, names: Collection[str] = MIRAGE_NAMES, tensor: t
     return found
 
 
-def choose_network(networks: Sequence[Network], key: str | None, path: Path) -> tuple[Network, str | None]:
+def choose_network(
+    networks: Sequence[Network], key: str | None, path: Path, reader: str = "from_checkpoint"
+) -> tuple[Network, str | None]:
     """The one network that is meant, and what its reader should be told where another one could have been.
 
     Equal weights under two names count once. Of two networks with the same names and shapes, one of them averaged
@@ -95,6 +97,7 @@ def choose_network(networks: Sequence[Network], key: str | None, path: Path) -> 
         networks: at least one.
         key: the name of one of them, or the only one whose name begins or ends with these parts; None: as above.
         path: of the file, for messages.
+        reader: the function that reads one of them, for messages.
 
     Raises:
         CheckpointError: several are left, or none has that name; the message lists them and the call that reads one.
@@ -104,7 +107,9 @@ def choose_network(networks: Sequence[Network], key: str | None, path: Path) -> 
         loose = [n for n in networks if key and (n.name.startswith(f"{key}.") or n.name.endswith(f".{key}"))]
         if len(exact or loose) == 1:
             return (exact or loose)[0], None
-        raise CheckpointError(_listing(networks, path, f"{'more than one network' if loose else 'nothing'} at {key!r}"))
+        raise CheckpointError(
+            _listing(networks, path, f"{'more than one network' if loose else 'nothing'} at {key!r}", reader)
+        )
     distinct: list[Network] = []
     for network in networks:
         if not any(_same(network.state, other.state) for other in distinct):
@@ -116,9 +121,11 @@ def choose_network(networks: Sequence[Network], key: str | None, path: Path) -> 
     if len(averaged) == len(others) == 1 and _shapes(averaged[0].state) == _shapes(others[0].state):
         return averaged[0], (
             f"{path}: holds averaged weights (EMA) at {averaged[0].name!r} beside those at {others[0].name!r}; the "
-            f"averaged ones are read. The others: from_checkpoint({str(path)!r}, key={others[0].name!r})"
+            f"averaged ones are read. The others: {reader}({str(path)!r}, key={others[0].name!r})"
         )
-    raise CheckpointError(_listing(distinct, path, f"{len(distinct)} networks, and which one is meant is not said"))
+    raise CheckpointError(
+        _listing(distinct, path, f"{len(distinct)} networks, and which one is meant is not said", reader)
+    )
 
 
 def unread_averages(content: Any, networks: Sequence[Network], path: Path) -> str | None:
@@ -245,14 +252,15 @@ def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
     return _shapes(first) == _shapes(second) and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def _listing(networks: Sequence[Network], path: Path, found: str) -> str:
+def _listing(networks: Sequence[Network], path: Path, found: str, reader: str) -> str:
     sizes = [sum(value.numel() for value in network.state.values()) for network in networks]
     lines = [
         f"  key={network.name!r}: {len(network.state)} tensors, {size:,} values"
         for network, size in zip(networks, sizes, strict=True)
     ]
-    call = f"from_checkpoint({str(path)!r}, key={networks[0].name!r})"
-    advice = f"Read one with {call}, or load_checkpoint, or --key on the command line. There are:"
+    call = f"{reader}({str(path)!r}, key={networks[0].name!r})"
+    other = "load_checkpoint, or " if reader == "from_checkpoint" else ""
+    advice = f"Read one with {call}, or {other}--key on the command line. There are:"
     return "\n".join([f"{path}: {found}. {advice}", *lines])
 
 

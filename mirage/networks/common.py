@@ -39,9 +39,11 @@ class RestorationNetwork(nn.Module):
         multiple: what the sides of the image are padded to multiples of.
         scale: how many times as wide and high the output is as the image.
         aliases: the names of arguments in the published configurations, and ours for them.
+        unused: how the names begin of weights that are published and that nothing uses.
     """
 
     aliases: ClassVar[dict[str, str]] = {}
+    unused: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -54,6 +56,12 @@ class RestorationNetwork(nn.Module):
     @property
     def scale(self) -> int:
         return 1
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Bytes that one pass in float32 without gradients takes for a pixel of the image, weights apart: the most that
+        was measured by the rise of resident memory (VmHWM), and up to a tenth more."""
+        raise NotImplementedError
 
     @property
     def padding(self) -> str:

@@ -20,6 +20,9 @@ NORM_EPS = 1e-6
 PADDINGS = ("reflect", "zeros")
 
 
+BYTES_PER_CHANNEL = 70
+
+
 class LayerNorm2d(nn.Module):
     """Layer norm over the channels of each pixel of ``[B, dim, H, W]``: biased variance, eps 1e-6."""
 
@@ -151,6 +154,10 @@ class NAFNet(RestorationNetwork):
     @property
     def padding(self) -> str:
         return str(self.config["padding"])
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        return BYTES_PER_CHANNEL * int(self.config["width"])
 
     def restore(self, x: Tensor) -> Tensor:
         y = self.intro(x)

@@ -22,6 +22,9 @@ PROMPT_LENGTH = 5
 UNUSED_REDUCED = 256  # channels that the unused `chnl_reduce3` gives
 
 
+BYTES_PER_CHANNEL = 190
+
+
 class PromptGenerator(nn.Module):
     """A prompt for features: `length` learned pictures, weighted by a softmax of the features' means, brought to their
     size and convolved.
@@ -67,6 +70,7 @@ class PromptIR(RestorationNetwork):
     """
 
     aliases = PUBLISHED
+    unused = ("chnl_reduce", "reduce_noise_channel_")
 
     def __init__(
         self,
@@ -154,6 +158,10 @@ class PromptIR(RestorationNetwork):
     @property
     def multiple(self) -> int:
         return STRIDE
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        return BYTES_PER_CHANNEL * int(self.config["dim"])
 
     def restore(self, x: Tensor) -> Tensor:
         enc1 = self.encoder_level1(self.patch_embed(x))

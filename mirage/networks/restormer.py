@@ -23,6 +23,9 @@ NORMS = ("WithBias", "BiasFree")
 PUBLISHED = {"inp_channels": "in_channels", "LayerNorm_type": "norm"}
 
 
+BYTES_PER_CHANNEL = 190
+
+
 class _BiasFreeBody(nn.Module):
     """The weight of the bias-free norm, and the norm of ``[B, N, C]`` over its last dimension."""
 
@@ -229,6 +232,10 @@ class Restormer(RestorationNetwork):
     @property
     def multiple(self) -> int:
         return STRIDE
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        return BYTES_PER_CHANNEL * int(self.config["dim"])
 
     def restore(self, x: Tensor) -> Tensor:
         shallow = self.patch_embed(x)

@@ -19,6 +19,9 @@ UPSCALES = (1, 2, 3, 4)
 INITIAL_SCALE = 0.1
 
 
+BYTES_PER_CHANNEL = 30
+
+
 class ResidualBlock(nn.Module):
     """``x + conv2(relu(conv1(x)))``, 3x3 convolutions with bias; ``[B, dim, H, W]`` to the same."""
 
@@ -108,6 +111,10 @@ class SRResNet(RestorationNetwork):
     def shuffle(self) -> int:
         """The factor of one pixel shuffle."""
         return 3 if self.scale == 3 else 2
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        return BYTES_PER_CHANNEL * int(self.config["dim"]) * self.scale**2
 
     def restore(self, x: Tensor) -> Tensor:
         restored = self.conv_last(self.feature_maps(x))

@@ -15,6 +15,7 @@ from torch import nn
 import mirage_kernels
 from mirage.memory import AvailableMemory, available_memory, format_bytes
 from mirage.model import MIRAGE
+from mirage.networks.common import RestorationNetwork
 
 if TYPE_CHECKING:
     from mirage.images import ImageHeader
@@ -89,10 +90,14 @@ def parse_bytes(text: str | int) -> int:
 
 
 def network_memory(model: nn.Module, pixels: int) -> int:
-    """Bytes that one pass of a `mirage.MIRAGE` takes for as many pixels on its own device; 0 for other networks."""
-    network = next((module for module in model.modules() if isinstance(module, MIRAGE)), None)
+    """Bytes that one pass of a `mirage.MIRAGE` or a network of `mirage.networks` takes for as many pixels on its own
+    device; 0 for other modules."""
+    network = next((module for module in model.modules() if isinstance(module, MIRAGE | RestorationNetwork)), None)
     if network is None:
         return 0
+    if isinstance(network, RestorationNetwork):
+        size = next(network.parameters()).element_size() / 4
+        return int(pixels * network.bytes_per_pixel * max(1, size))
     from mirage import fast
 
     size = network.output.weight.element_size() / 4  # of a value, in float32's
@@ -106,8 +111,8 @@ def network_memory(model: nn.Module, pixels: int) -> int:
 def needed_memory(model: nn.Module, header: ImageHeader | Size) -> int:
     """Bytes of this machine's memory that reading, restoring and writing an image takes at once, more or less.
 
-    Of a `mirage.MIRAGE` on the CPU it is what was measured, by the network's channels and with a margin; the pixels of
-    a network on another device, and those of another network, do not count.
+    Of a `mirage.MIRAGE` or a network of `mirage.networks` on the CPU it is what was measured, by the network's channels
+    and with a margin; the pixels of a network on another device, and those of another module, do not count.
     """
     per_pixel = BYTES_PER_PIXEL + header.channels * header.depth // 8 * BYTES_PER_SAMPLE_BYTE
     if header.channels in (2, 4):
@@ -144,7 +149,10 @@ def check_memory(model: nn.Module, header: ImageHeader | Size, memory: int | Non
     Raises:
         NotEnoughMemory: an image needs more than there is.
     """
-    _ask(needed_memory(model, header), header, memory, "--no-check-memory tries all the same")
+    advice = "--no-check-memory tries all the same"
+    if isinstance(model, RestorationNetwork):  # nothing else than tiles would be tried
+        advice = f"attention tile needs less; {advice}"
+    _ask(needed_memory(model, header), header, memory, advice)
 
 
 def check_parts(header: ImageHeader | Size, memory: int | None = None) -> None:

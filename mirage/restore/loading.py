@@ -12,6 +12,7 @@ from torch import nn
 
 __all__ = [
     "DTYPES",
+    "check_network",
     "load_model",
     "packaged_weights",
     "parse_dtype",
@@ -37,20 +38,50 @@ def load_model(
     """The model of a checkpoint in evaluation mode on ``device``; with ``fast``, its modules replaced by the fast ones.
 
     Args:
-        weights: a file, or the name of packaged weights; see `resolve_weights`.
-        key: which network of the file, where it holds several; see ``mirage.from_checkpoint``.
+        weights: a file, or the name of packaged weights; see `resolve_weights`. Of MIRAGE or of a network of
+            `mirage.networks`: the file tells which.
+        key: which network of the file, where it holds several; see ``mirage.networks.load``.
 
     Raises:
-        ValueError, OSError: as ``mirage.from_checkpoint`` does.
+        ValueError, OSError: as ``mirage.networks.load`` does.
     """
-    import mirage
+    from mirage import networks
 
-    model = mirage.from_checkpoint(resolve_weights(weights), key=key).eval().to(device)
+    model: nn.Module = networks.load(resolve_weights(weights), key=key).to(device)
     if fast:
         import mirage.fast
 
-        model = mirage.fast.accelerate(model)
+        with warnings.catch_warnings():
+            if isinstance(model, networks.RestorationNetwork):
+                warnings.simplefilter("ignore", UserWarning)  # of networks with nothing to be made faster
+            mirage.fast.accelerate(model)
     return model
+
+
+def check_network(model: nn.Module, attention: str) -> None:
+    """Refuse what a network of `mirage.networks` cannot do; other modules are taken as they are.
+
+    Raises:
+        ValueError: its output is of another size or of other channels than its image, its image is neither grey nor
+            RGB, or the mode is one of MIRAGE alone.
+    """
+    from mirage.networks import RestorationNetwork
+
+    if not isinstance(model, RestorationNetwork):
+        return
+    name, channels = type(model).__name__, model.config["in_channels"]
+    if model.scale != 1:
+        raise ValueError(
+            f"weights: expected a network whose output has the size of its image, got {name} for x{model.scale} "
+            "super-resolution; mirage.networks.load(file) runs it on tensors"
+        )
+    if channels not in (1, 3) or model.config.get("out_channels", channels) != channels:
+        raise ValueError(
+            f"weights: expected a network from grey or RGB images to the same, got {name} from {channels} to "
+            f"{model.config.get('out_channels', channels)} channels; mirage.networks.load(file) runs it on tensors"
+        )
+    if attention in ("local", "global"):
+        raise ValueError(f"attention: {attention} is for MIRAGE alone, got {name}; expected auto, whole or tile")
 
 
 def weight_folders() -> list[Path]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mirage.networks.common import RestorationNetwork
 from mirage.padding import padding_sources
 
 __all__ = [
@@ -17,14 +18,16 @@ __all__ = [
     "Reader",
     "Writer",
     "as_image",
+    "channels_of",
     "check_output",
     "fill_hidden",
+    "multiple_of",
     "pad_to_multiple",
     "restore_array",
 ]
 
 MULTIPLE = 8
-"""The sides of the network's input are multiples of this."""
+"""The sides of the network's input are multiples of this, but for those of `mirage.networks`, which say theirs."""
 ROWS = 64  # that a Writer converts at once
 RANGE_MARGIN = 1e-3  # what rounding may leave outside of [0, 1] in float32 images
 
@@ -78,37 +81,56 @@ def scale_of(dtype: np.dtype) -> float:
     return 1.0 if dtype == np.float32 else float(np.iinfo(dtype).max)
 
 
+def multiple_of(model: nn.Module) -> int:
+    """What the sides of a part of an image have to be multiples of for a model."""
+    return model.multiple if isinstance(model, RestorationNetwork) else MULTIPLE
+
+
+def channels_of(model: nn.Module) -> int:
+    """Channels of the images that a model takes: 3, or 1 of a network for grey ones."""
+    return int(model.config["in_channels"]) if isinstance(model, RestorationNetwork) else 3
+
+
 class Reader:
     """Rectangles of an image as the network takes them: three channels in [0, 1], padded to multiples of 8.
 
     Args:
         pixels: ``[H, W, C]``, as `as_image` gives it. Colours where alpha is 0 are replaced by what their neighbours
             have (in a copy), unless all of it is hidden.
+        multiple: another one than 8.
+        channels: 1 for a network that takes grey images alone.
 
     Attributes:
         height, width: of the padded image.
+
+    Raises:
+        ValueError: the network takes grey images alone, and this is none.
     """
 
-    def __init__(self, pixels: np.ndarray) -> None:
+    def __init__(self, pixels: np.ndarray, multiple: int = MULTIPLE, channels: int = 3) -> None:
         colours = colours_of(pixels)
+        if channels == 1 and colours != 1:
+            raise ValueError("the network restores grey images alone, this one has colours")
+        self.channels = channels
         hidden = pixels[..., colours:] == 0  # empty without alpha
         self.pixels = pixels[..., :colours]
         if hidden.any() and not hidden.all():
             self.pixels = _without_hidden(self.pixels, hidden)
         self.scale = scale_of(pixels.dtype)
-        self.height, self.width = (side + -side % MULTIPLE for side in pixels.shape[:2])
+        self.height, self.width = (side + -side % multiple for side in pixels.shape[:2])
         self._rows = padding_sources(pixels.shape[0], self.height)
         self._columns = padding_sources(pixels.shape[1], self.width)
 
     def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Tensor:
-        """Rows ``top`` to ``bottom`` and columns ``left`` to ``right`` of the padded image: float32 ``[3, h, w]``."""
+        """Rows ``top`` to ``bottom`` and columns ``left`` to ``right`` of the padded image: float32 ``[3, h, w]``, or
+        ``[1, h, w]`` for grey networks."""
         right = self.width if right is None else right
         height, width = self.pixels.shape[:2]
         rows = slice(top, bottom) if bottom <= height else self._rows[top:bottom]
         part = self.pixels[rows]
         part = part[:, left:right] if right <= width else part[:, self._columns[left:right]]
         x = torch.from_numpy(part.astype(np.float32)).div_(self.scale)
-        return x.clamp_(0, 1).permute(2, 0, 1).expand(3, -1, -1)
+        return x.clamp_(0, 1).permute(2, 0, 1).expand(self.channels, -1, -1)
 
 
 class Writer:
@@ -127,7 +149,8 @@ class Writer:
         self.out = np.empty(pixels.shape, pixels.dtype)
 
     def write(self, top: int, rows: Tensor) -> None:
-        """Rows from ``top`` on: floating point ``[3, n, w]``, on any device; what lies in the padding is left out.
+        """Rows from ``top`` on: floating point ``[3, n, w]``, or ``[1, n, w]`` of grey networks, on any device; what
+        lies in the padding is left out.
 
         Raises:
             ValueError: there are values that are not finite.
@@ -160,7 +183,7 @@ def restore_array(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
 
     Args:
         model: maps ``[1, 3, H, W]`` in [0, 1], H and W multiples of 8, to the same shape; runs on its own device and
-            dtype.
+            dtype. A network of `mirage.networks` pads as it needs itself, and may take one channel.
         pixels: ``[H, W, C]``; uint8, uint16, or float32 in [0, 1]; C is 1, 2, 3 or 4, the last of 2 and 4 being alpha.
 
     Returns:
@@ -171,7 +194,7 @@ def restore_array(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
         ValueError: ``pixels`` is of another shape; the model returned one, or values that are not finite.
     """
     pixels = as_image(pixels)
-    reader = Reader(pixels)
+    reader = Reader(pixels, 1 if isinstance(model, RestorationNetwork) else MULTIPLE, channels_of(model))
     x = reader.read(0, reader.height)[None].to(*where_of(model))
     y = check_output(model(x), x)
     del x

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mirage.restore.budget import Size, parse_bytes
-from mirage.restore.loading import load_model, parse_dtype, prepare_module, resolve_device
+from mirage.restore.loading import check_network, load_model, parse_dtype, prepare_module, resolve_device
 from mirage.restore.modes import ATTENTION, Settings, check_image, restore_image
 from mirage.restore.pixels import as_image, where_of
 from mirage.restore.tiles import check_tile
@@ -28,9 +28,10 @@ class Restorer:
     """Restores images with one network.
 
     Args:
-        weights: a checkpoint file; the name of weights that come with the package (``"denoise"``); or a module, which
-            is left as it is: what runs is an accelerated copy in evaluation mode that shares its weights. (A module in
-            which `mirage.fast` recognises nothing runs itself, in evaluation mode.)
+        weights: a checkpoint file, of MIRAGE or of a network of `mirage.networks`; the name of weights that come with
+            the package (``"denoise"``); or a module, which is left as it is: what runs is an accelerated copy in
+            evaluation mode that shares its weights. (A module in which `mirage.fast` recognises nothing runs itself, in
+            evaluation mode.)
         device: ``"auto"`` (the GPU where there is one; a module's own), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         memory: bytes that this process's own memory may come to, such as ``"2G"`` or ``1 << 31``; on a GPU, of its
             memory. None: what is there.
@@ -90,6 +91,7 @@ class Restorer:
             self.model = prepare_module(weights, fast=fast, device=where, dtype=chosen)
         else:
             self.model = load_model(Path(weights), fast=fast, device=resolve_device(device), key=key).to(chosen)
+        check_network(self.model, attention)
 
     def __repr__(self) -> str:
         device, dtype = where_of(self.model)

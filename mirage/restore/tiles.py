@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mirage.restore.budget import SMALLEST_TILE, is_out_of_memory, release_memory
-from mirage.restore.pixels import MULTIPLE, Reader, Writer, check_output, where_of
+from mirage.restore.pixels import MULTIPLE, Reader, Writer, channels_of, check_output, multiple_of, where_of
 
 __all__ = ["check_tile", "ramp", "restore_tiles", "spans"]
 
@@ -36,20 +36,21 @@ def check_tile(tile: int | None, overlap: int) -> None:
         raise ValueError(f"overlap: expected at most half of tile={tile}, got {overlap}")
 
 
-def spans(size: int, tile: int, overlap: int) -> list[Span]:
+def spans(size: int, tile: int, overlap: int, multiple: int = MULTIPLE) -> list[Span]:
     """Tiles along one axis: as few as there can be, all of one length, at multiples of 8.
 
     Args:
         size: of the axis, a multiple of 8.
         tile: the most that a tile may have, a multiple of 8.
         overlap: the least that neighbours share, at most half of ``tile``; rounded up to a multiple of 8.
+        multiple: of a network that takes multiples of something else than 8.
     """
     if size <= tile:
         return [(0, size)]
-    overlap = min(_up(overlap), tile // 2 // MULTIPLE * MULTIPLE)
+    overlap = min(_up(overlap, multiple), tile // 2 // multiple * multiple)
     count = math.ceil((size - overlap) / (tile - overlap))
-    length = _up(math.ceil((size + (count - 1) * overlap) / count))
-    starts = [(size - length) // MULTIPLE * i // (count - 1) * MULTIPLE for i in range(count)]
+    length = _up(math.ceil((size + (count - 1) * overlap) / count), multiple)
+    starts = [(size - length) // multiple * i // (count - 1) * multiple for i in range(count)]
     return [(start, start + length) for start in starts]
 
 
@@ -80,7 +81,8 @@ def restore_tiles(
     Where memory runs out the batch is halved, then the tile, from where it was; down to `SMALLEST_TILE`.
 
     Args:
-        model: maps ``[B, 3, H, W]`` in [0, 1], H and W multiples of 8, to the same shape.
+        model: maps ``[B, 3, H, W]`` in [0, 1], H and W multiples of 8, to the same shape. Networks of
+            `mirage.networks` get tiles at multiples of theirs, and may take one channel.
         pixels: ``[H, W, C]``, as of `restore_array`.
         tile, overlap: as of `spans`, for both axes.
         batch: how many tiles the network gets at once.
@@ -93,8 +95,10 @@ def restore_tiles(
         ValueError: the model returned another shape, or values that are not finite.
         MemoryError, RuntimeError: memory ran out with the smallest tiles.
     """
-    reader, writer = Reader(pixels), Writer(pixels)
-    rows, columns = spans(reader.height, tile, overlap), spans(reader.width, tile, overlap)
+    multiple = multiple_of(model)
+    tile = max(multiple, tile // multiple * multiple)
+    reader, writer = Reader(pixels, multiple, channels_of(model)), Writer(pixels)
+    rows, columns = (spans(side, tile, overlap, multiple) for side in (reader.height, reader.width))
     waiting: Tensor | None = None  # rows of the strip before that this one overlaps
     while rows:
         top, bottom = rows[0]
@@ -110,11 +114,11 @@ def restore_tiles(
             if batch > 1:
                 batch //= 2
                 continue
-            tile = max(MULTIPLE, side // 2 // MULTIPLE * MULTIPLE)
+            tile = max(multiple, side // 2 // multiple * multiple)
             if waiting is not None and waiting.shape[1] > tile:  # more waits than a tile can take over
                 top, waiting = 0, None
-            rows = [(top + a, top + b) for a, b in spans(reader.height - top, tile, overlap)]
-            columns = spans(reader.width, tile, overlap)
+            rows = [(top + a, top + b) for a, b in spans(reader.height - top, tile, overlap, multiple)]
+            columns = spans(reader.width, tile, overlap, multiple)
             if note is not None:
                 note(f"memory ran out; went on with tiles of {tile} pixels")
             continue
@@ -128,9 +132,9 @@ def restore_tiles(
 
 
 def _strip(model: nn.Module, reader: Reader, row: Span, columns: list[Span], batch: int) -> Tensor:
-    """One row of tiles, blended: float32 ``[3, h, W]`` on the host."""
+    """One row of tiles, blended: float32 ``[3, h, W]`` (or one channel) on the host."""
     device, dtype = where_of(model)
-    strip = torch.empty(3, row[1] - row[0], reader.width)
+    strip = torch.empty(reader.channels, row[1] - row[0], reader.width)
     before: tuple[list[Span], Tensor] | None = None
     for first in range(0, len(columns), batch):
         chosen = columns[first : first + batch]
@@ -168,5 +172,5 @@ def _blend(later: Tensor, earlier: Tensor, axis: int) -> Tensor:
     return later
 
 
-def _up(size: int) -> int:
-    return size + -size % MULTIPLE
+def _up(size: int, multiple: int) -> int:
+    return size + -size % multiple

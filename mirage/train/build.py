@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ def build_network(config: Config) -> nn.Module:
         FileNotFoundError, CheckpointError: of ``model.weights``.
     """
     m = config.model
+    if m.network != "mirage":
+        return _build_other(config)
     make = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}[m.size]
     ablation = find_ablation(m.ablation)
     try:
@@ -51,10 +54,34 @@ def build_network(config: Config) -> nn.Module:
     return mirage.fast.accelerate(network, m.memory) if m.fast else network
 
 
+def _build_other(config: Config) -> nn.Module:
+    """One of `mirage.networks`, as `build_network` does it. Weights that nothing uses do not train."""
+    from mirage import networks
+
+    m = config.model
+    try:
+        network = networks.create(m.network, **m.arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.arguments: {error}") from error
+    for name, side in (("data.crop", config.data.crop), ("data.validation_crop", config.data.validation_crop)):
+        if side % network.scale:
+            raise ConfigError(f"{name}: expected a multiple of the network's scale {network.scale}, got {side}")
+    if m.weights is not None:
+        mirage.load_checkpoint(m.weights, network, key=m.key)
+    for name, parameter in network.named_parameters():
+        if name.startswith(network.unused):
+            parameter.requires_grad_(False)
+    if m.fast:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of networks with nothing to be made faster
+            mirage.fast.accelerate(network, m.memory)
+    return network
+
+
 def build_loss(config: Config) -> MirageLoss:
     """The loss, without its contrastive term where there is no SPD head."""
     ablation = find_ablation(config.model.ablation)
-    spd = config.model.spd and ablation.spd
+    spd = config.model.network == "mirage" and config.model.spd and ablation.spd
     return MirageLoss(
         config.loss.preset,
         fourier_weight=config.loss.fourier_weight if ablation.fourier else 0.0,

@@ -25,8 +25,9 @@ class ConfigError(ValueError):
 # --8<-- [start:keys]
 @dataclass
 class Model:
-    size: Literal["tiny", "small"] = "tiny"
-    arguments: dict[str, Any] = field(default_factory=dict)  # further arguments of mirage.MIRAGE, such as dim or heads
+    network: str = "mirage"  # or a name of mirage.networks: restormer, promptir, nafnet, srresnet
+    size: Literal["tiny", "small"] = "tiny"  # of MIRAGE, as are drop_path, spd and ablation
+    arguments: dict[str, Any] = field(default_factory=dict)  # further arguments of the network, such as dim or heads
     drop_path: float = 0.1  # stochastic depth of the gated CNN branches
     spd: bool = True  # the SPD head; without it there is no contrastive term
     ablation: str | None = None  # a row of Tables 7 and C, see `mirage train ablations`
@@ -196,6 +197,7 @@ def _read(path: Path, inside: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _check(config: Config) -> None:
     """Refuse values that do not go together."""
     s, d, t = config.schedule, config.data, config.trainer
+    _check_model(config.model)
     if (s.steps is None) == (s.epochs is None):
         raise ConfigError(f"schedule: expected steps or epochs, got steps={s.steps}, epochs={s.epochs}")
     if s.decay_from is not None and s.kind != "wsd":
@@ -219,6 +221,21 @@ def _check(config: Config) -> None:
     for group, pictures in (("sets", d.sets), ("validation", d.validation)):
         for i, one in enumerate(pictures):
             _check_set(one, f"data.{group}[{i}]")
+
+
+def _check_model(model: Model) -> None:
+    if model.network == "mirage":
+        return
+    from mirage.networks import names
+
+    if model.network not in names():
+        known = ["mirage", *names()]
+        near = difflib.get_close_matches(model.network, known, 1, cutoff=0)[0]
+        raise ConfigError(
+            f"model.network: expected one of {', '.join(known)}, got {model.network!r}; the nearest is {near!r}"
+        )
+    if model.ablation is not None:
+        raise ConfigError(f"model.ablation: is of MIRAGE alone, got model.network={model.network}")
 
 
 def _check_set(one: PictureSet, place: str) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from mirage.checkpoint import CONFIG_KEY, CheckpointError
+from mirage.networks.loading import NETWORK_KEY
+from mirage.networks.registry import NETWORKS
 from mirage.train.state import State, checkpoints, read_state
 from mirage.whole_files import write_whole
 
@@ -23,7 +25,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def export_weights(
     checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], *, dtype: str = "float16", average: bool = True
 ) -> State:
-    """Write the weights of a checkpoint of training to a ``.safetensors`` file that `mirage.from_checkpoint` reads.
+    """Write the weights of a checkpoint of training to a ``.safetensors`` file that `mirage.from_checkpoint` reads (of
+    other networks than MIRAGE, `mirage.networks.load`).
 
     Args:
         checkpoint: of training, or the folder of a run, whose newest is then meant.
@@ -51,8 +54,11 @@ def export_weights(
     weights = state.average if average and state.average else state.network
     tensors = {name: _as(value, DTYPES[dtype], name) for name, value in weights.items()}
     metadata = {"format": "pt"}
-    ablation = state.config.get("model", {}).get("ablation")
-    if ablation:  # no network that from_checkpoint could build
+    model = state.config.get("model", {})
+    ablation, network = model.get("ablation"), model.get("network", "mirage")
+    if network != "mirage":
+        metadata[NETWORK_KEY] = json.dumps({"name": network, "arguments": state.arguments})
+    elif ablation:  # no network that from_checkpoint could build
         metadata["mirage_ablation"] = ablation
     elif state.arguments:
         metadata[CONFIG_KEY] = json.dumps(state.arguments)
@@ -91,6 +97,19 @@ class _Facts:
         return self.state.config
 
     @property
+    def network(self) -> str:
+        model = self.config["model"]
+        name = model.get("network", "mirage")
+        return f"MIRAGE, {model['size']}" if name == "mirage" else NETWORKS[name].__name__
+
+    @property
+    def head(self) -> str:
+        model = self.config["model"]
+        if model.get("network", "mirage") != "mirage":
+            return ""
+        return f", {'with' if model['spd'] else 'without'} SPD head"
+
+    @property
     def finished(self) -> bool:
         s = self.config["schedule"]
         decayed = s["kind"] == "cosine" or s["decay_from"] is not None
@@ -127,11 +146,10 @@ def model_card(state: State, weights: str, *, data: str, licence: str, results: 
     o, d, loss = c["optimizer"], c["data"], c["loss"]
     sets = [f"{s.get('name') or s.get('task') or 'set'}: {_what(s)}" for s in d["sets"]]
     fourier = loss["fourier_weight"] if loss["fourier_weight"] is not None else 0.1
-    head = "with" if c["model"]["spd"] else "without"
     lines = [
         f"# {weights}",
         "",
-        f"MIRAGE, {c['model']['size']} (`{json.dumps(state.arguments)}`).",
+        f"{facts.network} (`{json.dumps(state.arguments)}`).",
         "" if facts.finished else "\n**An intermediate state of a training that has not ended.**\n",
         "| | |",
         "|---|---|",
@@ -141,11 +159,11 @@ def model_card(state: State, weights: str, *, data: str, licence: str, results: 
         f"| crops | {d['crop']} x {d['crop']}, flips and quarter turns: {d.get('augment', 'all')} |",
         f"| steps | {state.step:,} of {d['batch']} crops |",
         f"| time | {state.seconds / 3600:.1f} hours, pauses included |",
-        f"| loss | L1{f' + {fourier:g} Fourier' if fourier else ''}, {head} SPD head |",
+        f"| loss | L1{f' + {fourier:g} Fourier' if fourier else ''}{facts.head} |",
         f"| optimiser | {o['name']}, betas {o['betas'][0]:g} and {o['betas'][1]:g}, weight decay {o['weight_decay']}, "
         f"gradients clipped to {o['clip']} |",
         f"| learning rate | {facts.rate} |",
-        f"| stochastic depth | {c['model']['drop_path']:g} |",
+        *([f"| stochastic depth | {c['model']['drop_path']:g} |"] if facts.head else []),
         f"| average | {'of decay ' + format(c['trainer']['ema'], 'g') if c['trainer'].get('ema') else 'none'} |",
         f"| seed | {c['seed']} |",
         "",

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mirage.checkpoint import CheckpointError, _load_into
+from mirage.checkpoint import CheckpointError, load_into
 from mirage.train.build import build_average, build_loss, build_network, build_optimizer
 from mirage.train.config import Config, as_dict, changes
 from mirage.train.contrast import gather_embeddings
@@ -104,7 +105,7 @@ class Run:
         Raises:
             CheckpointError: it is of another network, or its optimizer's state is.
         """
-        _load_into(self.network, state.network, path)
+        load_into(self.network, state.network, path)
         if self.average is not None:
             self.average.module.load_state_dict(state.average or state.network)
             self.average.n_averaged.fill_(state.step if state.average else 0)
@@ -205,10 +206,18 @@ class Run:
 
     def _loss(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Any]:
         if self.loss.contrastive_weight == 0:
-            return self.loss(self.model(degraded), clean)
+            return self.loss(self.model(self._reduced(degraded)), clean)
         restored, embeddings = self.model(degraded, return_spd=True)
         z_s, z_l = (gather_embeddings(z, self.fabric) for z in embeddings)
         return self.loss((restored, (z_s, z_l)), clean)
+
+    def _reduced(self, degraded: Tensor) -> Tensor:
+        """What the network gets: the degraded picture, for super-resolution made smaller (bicubic)."""
+        scale = getattr(self.network, "scale", 1)
+        if scale == 1:
+            return degraded
+        size = [side // scale for side in degraded.shape[-2:]]
+        return F.interpolate(degraded, size, mode="bicubic", antialias=True).clamp(0, 1)
 
     def _not_finite(self, parts: list[Any], where: str, values: dict[str, float], buffers: list[Tensor]) -> None:
         """Stop, or leave the weights and statistics as they were; either way say which pictures were in the batch."""
@@ -257,7 +266,7 @@ class Run:
     def _psnr(self, network: nn.Module) -> dict[str, float]:
         values: dict[str, list[float]] = {}
         for measure, (degraded, clean, _) in self.validation:
-            restored = network(self.fabric.to_device(degraded[None]))[0].float().clamp(0, 1).cpu()
+            restored = network(self._reduced(self.fabric.to_device(degraded[None])))[0].float().clamp(0, 1).cpu()
             error = (restored - clean).double().square().mean()
             values.setdefault(measure, []).append(-10 * torch.log10(error).item())
         return {measure: sum(each) / len(each) for measure, each in values.items()}
