@@ -59,8 +59,8 @@ class RestorationNetwork(nn.Module):
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Bytes that one pass in float32 without gradients takes for a pixel of the image, weights apart: the most that
-        was measured by the rise of resident memory (VmHWM), and up to a tenth more."""
+        """Bytes that one pass in float32 without gradients takes for a pixel of a large image, weights apart: what was
+        measured by the rise of resident memory (VmHWM), and up to a tenth more."""
         raise NotImplementedError
 
     @property

@@ -31,7 +31,7 @@ class Identified:
     Attributes:
         name: of the network, for `mirage.networks.create`.
         arguments: with which its shapes are nearest to those of the state dict.
-        problems: names that are missing, unexpected or mis-shaped in spite of that, as of `mirage.checkpoint.differences`.
+        problems: names that are missing, unexpected or mis-shaped in spite of that (`mirage.checkpoint.differences`).
     """
 
     def __init__(self, name: str, arguments: dict[str, Any], problems: dict[str, list[str]]) -> None:

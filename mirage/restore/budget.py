@@ -45,6 +45,7 @@ BYTES_PER_HIDDEN_PIXEL = 64  # `fill_hidden`, of images with alpha
 FAST_BYTES_PER_CHANNEL = 40  # 36 measured (MIRAGE-S), 17 in bfloat16
 REFERENCE_BYTES_PER_CHANNEL = 220  # 201 measured at 640x448 (dim 12), 157 at 512x512 (MIRAGE-T)
 REFERENCE_BYTES_PER_CHANNEL_LARGE, REFERENCE_HEAP = 160, 256 << 20  # 145 at 1024x1024, 165 at 768x768 (MIRAGE-T)
+SMALL_IMAGES = 1.4  # networks of `mirage.networks`: Restormer at 192x192 takes 1.33 times as much a pixel as at 384x384
 
 # In parts: the pixels, the result, and what the encoder takes, in multiples of the image's own bytes; and of a strip as
 # high as a tile, what waits for the next and what is converted, per pixel of it.
@@ -97,7 +98,8 @@ def network_memory(model: nn.Module, pixels: int) -> int:
         return 0
     if isinstance(network, RestorationNetwork):
         size = next(network.parameters()).element_size() / 4
-        return int(pixels * network.bytes_per_pixel * max(1, size))
+        units = pixels * network.bytes_per_pixel
+        return int(min(units * SMALL_IMAGES, units + REFERENCE_HEAP) * max(1, size))
     from mirage import fast
 
     size = network.output.weight.element_size() / 4  # of a value, in float32's

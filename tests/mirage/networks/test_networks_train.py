@@ -6,13 +6,13 @@ from train_cases import settings, write_pictures
 
 import mirage
 from mirage import networks
+from mirage.train import ConfigError, Run, export_weights, read_state
+from mirage.train.build import build_loss, build_network
+from mirage.train.export import model_card
+from mirage.train.state import checkpoints
 
 yaml = pytest.importorskip("yaml", reason="the extra [train] is not installed")
 pytest.importorskip("lightning_fabric", reason="the extra [train] is not installed")
-
-from mirage.train import ConfigError, Run, export_weights, model_card, read_state
-from mirage.train.build import build_loss, build_network
-from mirage.train.state import checkpoints
 
 RESTORMER = "{dim: 4, num_blocks: [1, 1, 1, 1], num_refinement_blocks: 1, heads: [1, 1, 1, 1]}"
 NAFNET = "{width: 4, encoder_blocks: [1, 1], middle_blocks: 1, decoder_blocks: [1, 1]}"
