@@ -105,6 +105,9 @@ def check_degradations(degradations: Sequence[str]) -> tuple[str, ...]:
     names = tuple(degradations)
     if not names or len(set(names)) < len(names) or not all(names):
         raise ValueError(f"degradations: expected different names, at least one, got {list(names)}")
+    odd = [name for name in names if any(letter in "+,/\\" or letter.isspace() for letter in name)]
+    if odd:
+        raise ValueError(f"degradations: expected names without +, commas, slashes and blanks, got {odd[0]!r}")
     if len(names) > LARGEST_SET:
         raise ValueError(
             f"degradations: expected at most {LARGEST_SET}, since all their groups are listed, got {len(names)}"

@@ -364,6 +364,7 @@ def test_grouping_as_a_file(tmp_path):
     (lambda: search_groups("GB", published()), r"degradations: expected a sequence of names, got the text 'GB'"),
     (lambda: search_groups(["GB", "GB"], published()), r"degradations: expected different names.*\['GB', 'GB'\]"),
     (lambda: search_groups([], published()), r"degradations: expected different names"),
+    (lambda: search_groups(["GB+MB", "SP"], published()), r"expected names without \+, commas.*got 'GB\+MB'"),
     (lambda: search_groups(["GB"], published(), math.nan), r"delta: expected a number of dB, got nan"),
     (lambda: search_groups(["GB", "MB"], published(), ranking=rank_groups(["GB", "SP"], np.ones((2, 2)))),
      r"ranking: expected one of GB, MB, got one of GB, SP"),
