@@ -14,7 +14,7 @@ from mirage.losses import MirageLoss
 from mirage.train.ablations import ablate, find_ablation
 from mirage.train.config import Config, ConfigError
 
-__all__ = ["build_average", "build_loss", "build_network", "build_optimizer"]
+__all__ = ["build_average", "build_loss", "build_network", "build_optimizer", "check_scale"]
 
 SPD_HEAD = ("reduce_shallow", "reduce_latent", "spd_proj_shallow", "spd_proj_latent")
 
@@ -76,6 +76,19 @@ def _build_other(config: Config) -> nn.Module:
             warnings.simplefilter("ignore", UserWarning)  # of networks with nothing to be made faster
             mirage.fast.accelerate(network, m.memory)
     return network
+
+
+def check_scale(config: Config, network: nn.Module) -> None:
+    """Refuse a network whose output is not as large as the sets' clean pictures are.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    sets, scale = config.data.sets[0].scale, getattr(network, "scale", 1)
+    if sets != scale:
+        raise ConfigError(
+            f"data.sets[0].scale: expected {scale}, as the network enlarges ({type(network).__name__}), got {sets}"
+        )
 
 
 def build_loss(config: Config) -> MirageLoss:

@@ -79,6 +79,7 @@ class PictureSet:
     rain: bool = False  # streaks of rain, drawn for each sample, before the noise
     kind: Any = None  # of mirage.degradations, drawn for each sample: a name, {kind: GB, sigma: [2, 4]}, all, or a list
     noise: Literal["float", "truncated"] = "float"  # as it is, or clipped and truncated to 8 bits (the released code)
+    scale: int = 1  # super-resolution: the network sees pictures so many times smaller, by bicubic interpolation
     repeat: int = 1  # how often an epoch passes over the set
 
 
@@ -221,6 +222,17 @@ def _check(config: Config) -> None:
     for group, pictures in (("sets", d.sets), ("validation", d.validation)):
         for i, one in enumerate(pictures):
             _check_set(one, f"data.{group}[{i}]")
+    _check_scales([*d.sets, *d.validation], d)
+
+
+def _check_scales(sets: Sequence[PictureSet], data: Data) -> None:
+    """One network has one scale, and a crop has to be made so many times smaller."""
+    scales = sorted({one.scale for one in sets})
+    if len(scales) > 1:
+        raise ConfigError(f"data: expected one scale of all sets, got {', '.join(map(str, scales))}")
+    for name, value in (("data.crop", data.crop), ("data.validation_crop", data.validation_crop)):
+        if value % scales[0]:
+            raise ConfigError(f"{name}: expected a multiple of the sets' scale {scales[0]}, got {value}")
 
 
 def _check_model(model: Model) -> None:
@@ -243,14 +255,18 @@ def _check_set(one: PictureSet, place: str) -> None:
         raise ConfigError(f"{place}: expected a folder (clean) or shards, got clean={one.clean}, shards={one.shards}")
     if one.repeat < 1:
         raise ConfigError(f"{place}.repeat: expected at least 1, got {one.repeat}")
+    if one.scale < 1:
+        raise ConfigError(f"{place}.scale: expected at least 1, got {one.scale}")
+    if one.scale > 1 and one.degraded is not None:
+        raise ConfigError(f"{place}: expected degraded (a folder) or scale={one.scale}, which makes them, got both")
     sigma = one.sigma if isinstance(one.sigma, list) else [one.sigma]
     number = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 for value in sigma)
     if one.sigma is not None and not (number and 1 <= len(sigma) <= 2 and sigma == sorted(sigma)):
         raise ConfigError(f"{place}.sigma: expected a number or a range [low, high], got {one.sigma!r}")
     if one.kind is not None:
         _check_kind(one, place)
-    elif one.sigma is None and not one.rain and one.degraded is None and one.shards is None:
-        raise ConfigError(f"{place}: expected degraded (a folder), sigma (noise) or rain=true, or a kind")
+    elif one.sigma is None and not one.rain and one.scale == 1 and one.degraded is None and one.shards is None:
+        raise ConfigError(f"{place}: expected degraded (a folder), sigma (noise) or rain=true, a kind or a scale")
 
 
 def _check_kind(one: PictureSet, place: str) -> None:

@@ -179,6 +179,9 @@ def _what(one: dict[str, Any]) -> str:
         return f"{', '.join(map(_kind, kinds))}, drawn for each sample"
     sigma = one.get("sigma")
     rain = "synthetic rain" if one.get("rain") else ""
+    if one.get("scale", 1) > 1:
+        smaller = f"made {one['scale']} times smaller by bicubic interpolation"
+        rain = f"{rain}, {smaller}" if rain else smaller
     if sigma is None:
         return rain or "pairs of pictures"
     bounds = sigma if isinstance(sigma, list) else [sigma]

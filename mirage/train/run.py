@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mirage.checkpoint import CheckpointError, load_into
-from mirage.train.build import build_average, build_loss, build_network, build_optimizer
+from mirage.train.build import build_average, build_loss, build_network, build_optimizer, check_scale
 from mirage.train.config import Config, as_dict, changes
 from mirage.train.contrast import gather_embeddings
 from mirage.train.data import TrainingSet, ValidationSet, batches
@@ -62,6 +61,7 @@ class Run:
         self.loss = build_loss(config)
         torch.manual_seed(config.seed)
         network = build_network(config)
+        check_scale(config, network)
         self.model, self.optimizer = self.fabric.setup(network, build_optimizer(config, network))
         self.network: nn.Module = network
         self.average = None if config.trainer.ema is None else build_average(network, config.trainer.ema)
@@ -206,18 +206,10 @@ class Run:
 
     def _loss(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Any]:
         if self.loss.contrastive_weight == 0:
-            return self.loss(self.model(self._reduced(degraded)), clean)
+            return self.loss(self.model(degraded), clean)
         restored, embeddings = self.model(degraded, return_spd=True)
         z_s, z_l = (gather_embeddings(z, self.fabric) for z in embeddings)
         return self.loss((restored, (z_s, z_l)), clean)
-
-    def _reduced(self, degraded: Tensor) -> Tensor:
-        """What the network gets: the degraded picture, for super-resolution made smaller (bicubic)."""
-        scale = getattr(self.network, "scale", 1)
-        if scale == 1:
-            return degraded
-        size = [side // scale for side in degraded.shape[-2:]]
-        return F.interpolate(degraded, size, mode="bicubic", antialias=True).clamp(0, 1)
 
     def _not_finite(self, parts: list[Any], where: str, values: dict[str, float], buffers: list[Tensor]) -> None:
         """Stop, or leave the weights and statistics as they were; either way say which pictures were in the batch."""
@@ -266,7 +258,7 @@ class Run:
     def _psnr(self, network: nn.Module) -> dict[str, float]:
         values: dict[str, list[float]] = {}
         for measure, (degraded, clean, _) in self.validation:
-            restored = network(self._reduced(self.fabric.to_device(degraded[None])))[0].float().clamp(0, 1).cpu()
+            restored = network(self.fabric.to_device(degraded[None]))[0].float().clamp(0, 1).cpu()
             error = (restored - clean).double().square().mean()
             values.setdefault(measure, []).append(-10 * torch.log10(error).item())
         return {measure: sum(each) / len(each) for measure, each in values.items()}

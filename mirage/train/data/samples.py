@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -30,6 +31,7 @@ class Sample(NamedTuple):
     """What the network sees, what it should give, and the picture's name.
 
     Images are float32 ``[3, H, W]`` in [0, 1] (noise may leave it); in a batch ``[B, 3, H, W]``, and the names a list.
+    For super-resolution the degraded one is as many times smaller as the set's scale says.
     """
 
     degraded: Tensor
@@ -165,17 +167,20 @@ def _read_pair(pair: Pair, read: Reader, crop: int) -> tuple[np.ndarray, np.ndar
 
 
 def _degrade(image: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndarray:
-    """``[H, W, 3]`` in [0, 1] with rain, and with Gaussian noise that is neither rounded nor clipped by itself.
+    """``[H, W, 3]`` in [0, 1] with rain, made smaller, and with Gaussian noise that is neither rounded nor clipped.
 
     Rain alone is clipped and rounded to 8 bits, as pictures of rain are, and so is what a degradation makes.
     """
     if pair.degradation is not None:
         batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
         degraded, _ = pair.degradation(batch, int(rng.integers(2**63)))
-        return degraded[0].transpose(1, 2, 0)
+        image = degraded[0].transpose(1, 2, 0)
+        return image if pair.scale == 1 else reduce(image, pair.scale)
     if pair.rain:
         height, width = image.shape[:2]
         image = np.clip(image + rain_streaks(height, width, rng)[:, :, None], 0, 1)
+    if pair.scale > 1:
+        image = reduce(image, pair.scale)
     if pair.sigma is None and pair.rain:
         return np.rint(image * 255) / np.float32(255)
     if pair.sigma is None:
@@ -183,6 +188,21 @@ def _degrade(image: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndar
     sigma = np.float32(rng.uniform(*pair.sigma) / 255)
     noisy = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
     return np.trunc(np.clip(noisy * 255, 0, 255)) / np.float32(255) if pair.truncated else noisy
+
+
+def reduce(image: np.ndarray, scale: int) -> np.ndarray:
+    """``[H, W, 3]`` made ``scale`` times smaller by bicubic interpolation with antialiasing; clipped, not rounded.
+
+    The kernel is that of MATLAB's imresize and of Pillow: as wide as ``scale`` times the cubic's four pixels.
+
+    Args:
+        image: H and W multiples of ``scale``.
+    """
+    height, width = image.shape[:2]
+    smaller = F.interpolate(
+        _chw(image)[None], (height // scale, width // scale), mode="bicubic", antialias=True, align_corners=False
+    )
+    return smaller[0].clamp(0, 1).numpy().transpose(1, 2, 0)
 
 
 def _floats(image: np.ndarray) -> np.ndarray:

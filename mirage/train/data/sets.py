@@ -31,6 +31,7 @@ class Pair:
         truncated: noisy samples are clipped and truncated to 8 bits, as in the released code.
         set: name of the set.
         degradation: what is done to the clean picture in the place of rain and noise, or None.
+        scale: how many times smaller the network sees it than the clean picture is.
     """
 
     clean: Picture
@@ -40,6 +41,7 @@ class Pair:
     truncated: bool
     set: str
     degradation: Degradation | None = None
+    scale: int = 1
 
     @property
     def name(self) -> str:
@@ -61,7 +63,7 @@ def find_pairs(one: PictureSet, root: str | os.PathLike[str] = ".") -> list[Pair
     source = one.shards or one.degraded or one.clean or ""
     name = one.name or Path(source).name
     degradation = None if one.kind is None else create_from(one.kind)
-    common = Pair(Picture("", ""), None, one.rain, sigma, one.noise == "truncated", name, degradation)
+    common = Pair(Picture("", ""), None, one.rain, sigma, one.noise == "truncated", name, degradation, one.scale)
     if one.shards is not None:
         pattern = one.shards if "://" in one.shards else str(root / one.shards)
         return [_of_shard(key, files, common) for key, files in shard_samples(pattern)]
@@ -126,10 +128,10 @@ def _of_shard(key: str, files: dict[str, Picture], common: Pair) -> Pair:
     """Clean and degraded are told apart by extensions, ``clean.png`` and ``degraded.png``; or there is one picture."""
     clean = [picture for extension, picture in files.items() if extension.startswith("clean.")]
     degraded = [picture for extension, picture in files.items() if extension.startswith("degraded.")]
-    synthetic = common.sigma is not None or common.rain or common.degradation is not None
+    synthetic = common.sigma is not None or common.rain or common.degradation is not None or common.scale > 1
     if len(files) == 1 and synthetic and not degraded:
         return replace(common, clean=next(iter(files.values())))
-    if len(clean) == len(degraded) == 1:
+    if len(clean) == len(degraded) == 1 and common.scale == 1:
         return replace(common, clean=clean[0], degraded=degraded[0])
     expected = "one picture, or " if synthetic else ""
     raise ConfigError(

@@ -71,7 +71,8 @@ def test_a_run_trains_resumes_and_is_exported(root, network, arguments):
 
 
 def test_super_resolution_gets_pictures_reduced_bicubically(root, monkeypatch):
-    chosen = config_of(root, "srresnet", SRRESNET, "schedule.steps=1", "data.sets.0.sigma=0", "data.augment=none")
+    chosen = config_of(root, "srresnet", SRRESNET, "schedule.steps=1", "data.sets.0.sigma=null",
+                       "data.sets.0.scale=2", "data.augment=none")  # fmt: skip
     run = Run(chosen)
     seen = []
     run.network.register_forward_hook(lambda m, inputs, out: seen.append((inputs[0].clone(), out.clone())))
