@@ -36,11 +36,12 @@ def heat_map(matrix: SimilarityMatrix, *, symmetric: bool = False) -> Any:
     branches.set_ylim(10 * len(names), 0)  # from the top, as the rows go; SciPy puts leaves 10 apart
     branches.set_xlabel("mean S of what joins")
     branches.spines[["left", "right", "top"]].set_visible(False)
-    image = cells.imshow(values, cmap="viridis_r", vmin=0, aspect="auto", interpolation="nearest")
+    low = float(values[~np.eye(len(names), dtype=np.bool_)].min())  # not the diagonal's 0
+    image = cells.imshow(values, cmap="viridis_r", vmin=low, aspect="auto", interpolation="nearest")
     cells.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
     cells.set_yticks(range(len(names)), names)
     cells.set(xlabel="j", ylabel="i", title="S(i, j), smaller is more alike" + (" (symmetric)" if symmetric else ""))
-    middle = values.max() / 2
+    middle = (low + values.max()) / 2
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if value > middle else "black"
         cells.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize="x-small", color=colour)

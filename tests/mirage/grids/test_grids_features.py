@@ -166,3 +166,28 @@ def test_fingerprints_tell_weights_and_options():
     other = network()
     other.conv_hr.bias.data[0] += 1e-3
     assert one.fingerprint != SRResNetDescriptor(other).fingerprint
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda state: state, lambda state: {"params": state}, lambda state: {"params_ema": state}]
+)
+def test_any_file_with_the_published_names_is_read(wrap, tmp_path):
+    made = network(dtype=torch.float32)
+    torch.save(wrap(made.state_dict()), tmp_path / "msrresnet.pth")
+    read = SRResNetDescriptor.from_weights(tmp_path / "msrresnet.pth")
+    x = images(4, (6, 6)).float()
+    torch.testing.assert_close(read.features(x), SRResNetDescriptor(made).features(x), rtol=0, atol=0)
+    assert read.fingerprint == SRResNetDescriptor(made).fingerprint
+    before = SRResNetDescriptor.from_weights(tmp_path / "msrresnet.pth", activation=False)
+    torch.testing.assert_close(before.features(x), made.feature_maps(x, activated=False).flatten(1).detach())
+
+
+def test_files_of_other_networks_and_none_are_refused(tmp_path):
+    torch.save(create("nafnet", width=4, encoder_blocks=[1], middle_blocks=1, decoder_blocks=[1]).state_dict(),
+               tmp_path / "other.pth")  # fmt: skip
+    with pytest.raises(ValueError, match="network: expected an SRResNet .*; NAFNet has no conv_first"):
+        SRResNetDescriptor.from_weights(tmp_path / "other.pth")
+    with pytest.raises(FileNotFoundError, match="no-such-weights"):
+        SRResNetDescriptor.from_weights("no-such-weights")
+    with pytest.raises(FileNotFoundError):
+        SRResNetDescriptor.from_weights(tmp_path / "missing.pth")
