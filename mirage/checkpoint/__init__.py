@@ -205,7 +205,7 @@ def _foreign_arguments(model: nn.Module, state: dict[str, Tensor]) -> dict[str, 
     arguments = arguments_by_shapes(state)
     if misfits(state, arguments):
         return None
-    depths = {m.drop_prob for m in model.modules() if isinstance(getattr(m, "drop_prob", None), float)}
+    depths: set[Any] = {m.drop_prob for m in model.modules() if isinstance(getattr(m, "drop_prob", None), float)}
     return MIRAGE(**arguments, **({"drop_path": depths.pop()} if len(depths) == 1 else {})).config
 
 

@@ -107,8 +107,8 @@ def restore(
     target = Place(os.fspath(out), storage_options or {})
     records = Place(os.fspath(manifest or f"{os.fspath(out).rstrip('/')}/{MANIFEST}"), storage_options or {})
     _check(places, target, records, format, quality, batch, retries)
-    network = _network(weights, key)
     chosen = {name: value for name, value in (restorer or {}).items() if value is not None}
+    network = _network(weights, key, chosen.get("attention", "auto"))
     settings = _settings(network, chosen, format, quality)
     history = History(records, settings)
     if history.with_other_settings and not overwrite:
@@ -205,15 +205,15 @@ def _check(
             raise ValueError(f"{name}: expected {least} or more, got {value}")
 
 
-def _network(weights: Any, key: str | None) -> Any:
+def _network(weights: Any, key: str | None, attention: str) -> Any:
     """The network on the CPU, as it is read; workers make it fast, each on its own device."""
     from torch import nn
 
-    if isinstance(weights, nn.Module):
-        return weights
-    from mirage.restore import load_model
+    from mirage.restore.loading import check_network, load_model
 
-    return load_model(weights, fast=False, device="cpu", key=key)
+    network = weights if isinstance(weights, nn.Module) else load_model(weights, fast=False, device="cpu", key=key)
+    check_network(network, attention)
+    return network
 
 
 def _settings(network: Any, chosen: Mapping[str, Any], format: str, quality: int) -> dict[str, Any]:
