@@ -266,7 +266,7 @@ def test_export_writes_what_loads_again(tmp_path):
 def test_doctor_checks_large_images_in_16_bit_and_times_them(monkeypatch):
     """What --gpu asks for, of two operators, on the CPU."""
     monkeypatch.setattr(self_check, "SECONDS", 0.001)
-    monkeypatch.setattr(self_check, "LARGE", 48)
+    monkeypatch.setattr(self_check, "LARGE", 16)
     states = mirage_kernels.available() | {"triton": "minutes in the interpreter"}
     monkeypatch.setattr(mirage_kernels, "available", lambda: states)
     chosen = operators(["feed_forward_stage", "mixer_stage"])
