@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
+from mirage.grids.restore_command import restore
+from mirage.grids.search_command import search
 from mirage.grids.similarity_command import similarity
+from mirage.grids.train_command import train
 
 __all__ = ["grids"]
 
@@ -14,4 +17,7 @@ def grids() -> None:
     """Group degradations that can share a network, train one for each group, restore with the nearest (GRIDS)."""
 
 
+grids.add_command(restore)
+grids.add_command(search)
 grids.add_command(similarity)
+grids.add_command(train)

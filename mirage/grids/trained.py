@@ -74,8 +74,8 @@ class TrainAndMeasure:
     ) -> None:
         self.folder, self.train, self.measure_group = Path(folder), train, measure
         self.workers = workers if isinstance(workers, Workers) else Workers(workers)
-        self._on_begin = on_begin or (lambda name: None)
-        self._on_done = on_done or (lambda name: None)
+        self.on_begin = on_begin or (lambda name: None)
+        self.on_done = on_done or (lambda name: None)
         self._values: dict[Group, dict[str, float]] = {}
         self._check_settings()
 
@@ -169,13 +169,13 @@ class TrainAndMeasure:
         if not todo:
             return
         for members in todo:
-            self._on_begin(group_name(members))
+            self.on_begin(group_name(members))
         work = functools.partial(_train_and_measure, folder=self.folder, train=self.train, measure=self.measure_group)
         failed: dict[str, Exception] = {}
         for number, result in self.workers.run(work, todo):
             if isinstance(result, Exception):
                 failed[group_name(todo[number])] = result
-            self._on_done(group_name(todo[number]))
+            self.on_done(group_name(todo[number]))
         if failed:
             reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
             raise TrainingFailed(f"{len(failed)} of {len(todo)} groups: {reasons}") from next(iter(failed.values()))

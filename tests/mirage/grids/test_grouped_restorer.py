@@ -178,7 +178,6 @@ def test_a_folder_with_its_descriptor(groups, tmp_path):
     from mirage.grids import SRResNetDescriptor
     from mirage.networks import create
 
-    pytest.importorskip("mirage.networks.loading", reason="needs mirage.networks.load")
     torch.manual_seed(0)
     descriptor = SRResNetDescriptor(create("srresnet", upscale=2, num_blocks=1, dim=4))
     sizes = {"crops": 12, "components": 4, "patch": PATCH, "device": "cpu"}
