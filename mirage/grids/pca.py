@@ -19,6 +19,8 @@ __all__ = ["centred_gram", "gram_scores", "pca_scores"]
 COLUMNS = 4096
 """Columns of one product: their sums are of the features' dtype, sums over such blocks of float64."""
 
+ROWS = 200  # of the symmetric product that are computed at once
+
 
 def pca_scores(features: Any, components: int) -> np.ndarray:
     """Scores of features on their first principal components.
@@ -115,20 +117,20 @@ def centred_gram(blocks: Iterable[Tensor], dtype: torch.dtype | None = None) -> 
             means = part.mean(0, dtype=torch.float64)
             _check_finite(part, means)
             mean_power += len(part) * float(means.square().sum())
-            total += _product(part - means.to(part.dtype))
+            total += _lower_product(part - means.to(part.dtype))
         given = block.dtype
     if total is None:
         raise ValueError("blocks: expected at least one, got none")
     _check_spread(float(total.trace()), mean_power, given)
-    return total
+    return np.tril(total) + np.tril(total, -1).T
 
 
-def _product(part: Tensor) -> np.ndarray:
-    """``part part^T`` on the part's device, one triangle of it computed where the library of NumPy does so."""
-    if part.device.type == "cpu":
-        array = part.numpy()
-        return array @ array.T  # the symmetric product, of half the work
-    return (part @ part.T).cpu().numpy()
+def _lower_product(part: Tensor) -> np.ndarray:
+    """The lower triangle of ``part part^T``, and some of what is above it: a few rows at a time, for less work."""
+    result = part.new_zeros(len(part), len(part))
+    for start in range(0, len(part), ROWS):
+        result[start:, start : start + ROWS] = part[start:] @ part[start : start + ROWS].T
+    return result.cpu().numpy()
 
 
 def gram_scores(gram: np.ndarray, components: int) -> np.ndarray:
@@ -145,7 +147,6 @@ def gram_scores(gram: np.ndarray, components: int) -> np.ndarray:
         ValueError: there are too few patches.
     """
     check_components(components, len(gram))
-    gram = (gram + gram.T) / 2
     values, vectors = np.linalg.eigh(gram)
     largest = slice(-1, -components - 1, -1)
     return _signed(vectors[:, largest] * np.sqrt(np.maximum(values[largest], 0)))  # rounding leaves some below 0
