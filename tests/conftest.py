@@ -26,9 +26,9 @@ for folder in (TESTS, TESTS / "kernels", TESTS.parent):
         sys.path.append(str(folder))
 
 if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
-    from interpreter import spare
+    from interpreter import replace_once_a_launch
 
-    spare()
+    replace_once_a_launch()
 
 
 @pytest.fixture(scope="session")
