@@ -43,7 +43,6 @@ default, slowest, usual, fast = encode(1), encode(1, speed=0), encode(3, speed=6
 print("imagecodecs", imagecodecs.__version__)
 for name, (seconds, file, psnr) in {"default": default, "0": slowest, "6": usual, "8": fast}.items():
     print(f"speed {name}: {seconds:.3f} s, {len(file)} bytes, {psnr:.2f} dB")
-assert imagecodecs.__version__ == "2026.3.6"
 assert default[1] == slowest[1], "changed: the default is not the slowest speed"
 assert default[0] > 10 * fast[0], "changed: the default is not much slower than speed 8"
 PYTHON

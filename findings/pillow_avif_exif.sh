@@ -45,7 +45,6 @@ for kind in (2, 129):
     seen[kind] = Image.open(io.BytesIO(saved("AVIF", exif(kind, 6)))).info["exif"]
     verbatim["AVIF without orientation", kind] = exif(kind, 0) in saved("AVIF", exif(kind, 0))
 print(PIL.__version__, verbatim, seen)
-assert PIL.__version__ == "12.3.0"
 assert all(kept for (form, _), kept in verbatim.items() if form != "AVIF")
 assert not verbatim["AVIF", 2] and not verbatim["AVIF", 129], "changed: AVIF carries the block verbatim"
 assert b"Jos??" in seen[2] and b"Jos" not in seen[129], "changed: the text is kept"

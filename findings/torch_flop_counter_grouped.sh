@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# torch 2.13.0: FlopCounterMode counts the weight gradient of a grouped convolution `groups` times over. Forward is right,
-# and so is everything with groups=1. Depthwise convolutions make a network's step look far dearer than it is: of a network
-# of 1x1 and depthwise 3x3 convolutions most of the counted FLOPs of a step can be ones that nobody computes.
+# torch 2.13.0: FlopCounterMode counts the weight gradient of a grouped convolution `groups` times over. Forward is
+# right, and so is everything with groups=1. Depthwise convolutions make a network's step look far dearer than it is: of
+# a network of 1x1 and depthwise 3x3 convolutions most of the counted FLOPs of a step can be ones that nobody computes.
+# Matters here: depthwise convolutions are part of every block; only forward passes are compared with the paper's FLOPs.
 #
 # Seen, 4 channels of 8x8 pixels, 3x3 kernel, padding 1: groups=4 forward 4608, backward 23040 (9216 is right: twice
 # forward); groups=1 forward 18432, backward 36864.
@@ -28,7 +29,6 @@ def count(groups):
 
 dense, depthwise = count(1), count(4)
 print(torch.__version__, "dense", dense, "depthwise", depthwise)
-assert torch.__version__.split("+")[0] == "2.13.0"
 assert dense == (18432, 36864) and depthwise[0] == 4608
 assert depthwise[1] == 23040, "changed: the weight gradient is no longer counted once for each group"
 PYTHON

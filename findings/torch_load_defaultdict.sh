@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # torch 2.13.0: a checkpoint that holds a collections.defaultdict cannot be read with weights_only=True, not even after
-# torch.serialization.safe_globals([collections.defaultdict, dict]), which is what the error of the first try advises: the
-# class is then accepted and its items are refused ("Can only SETITEM for dict, collections.OrderedDict, ..."). Trainers
-# put defaultdicts of metrics beside weights, so such files need a stand-in class while they are read.
+# torch.serialization.safe_globals([collections.defaultdict, dict]), which is what the error of the first try advises:
+# the class is then accepted and its items are refused ("Can only SETITEM for dict, collections.OrderedDict, ...").
+# Matters here: trainers put defaultdicts of metrics beside weights; checkpoints are read with a stand-in for the class.
 #
 # Seen: UnpicklingError naming defaultdict without the allowlist, UnpicklingError naming SETITEM with it; an OrderedDict
 # with the same items is read.
@@ -36,7 +36,6 @@ plain = refusal(metrics, [])
 allowed = refusal(metrics, [collections.defaultdict, dict])
 ordered = refusal(collections.OrderedDict(metrics), [])
 print(torch.__version__, "|", plain.splitlines()[0][:80], "|", "SETITEM" in allowed, "|", repr(ordered))
-assert torch.__version__.split("+")[0] == "2.13.0"
 assert "defaultdict" in plain and ordered == ""
 assert "SETITEM" in allowed and "defaultdict" in allowed, "changed: an allowlisted defaultdict is read"
 PYTHON

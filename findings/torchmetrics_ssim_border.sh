@@ -22,7 +22,7 @@ import torchmetrics
 from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-expected, border_counts = sys.argv[1], sys.argv[2] == "counts"
+border_counts = sys.argv[1] == "counts"
 for side in (48, 128):
     random = np.random.default_rng(0)
     y, x = np.mgrid[:side, :side] / 64
@@ -35,7 +35,7 @@ for side in (48, 128):
     full = structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)[1]
     inner = full[..., 5:-5, 5:-5].mean().item()
     print(f"torchmetrics {torchmetrics.__version__} {side}x{side}: {seen:.5f}, scikit-image {published:.5f}")
-    assert torchmetrics.__version__ == expected and abs(inner - published) < 1e-6
+    assert abs(inner - published) < 1e-6
     assert (abs(seen - published) > 2e-3) == border_counts, "changed: which positions count"
     assert not border_counts or abs(seen - full.mean().item()) < 1e-6
     assert border_counts or abs(seen - published) < 1e-6
@@ -43,8 +43,8 @@ PYTHON
 python3 -m venv "$folder/venv"
 pip() { "$folder/venv/bin/pip" install --quiet numpy==2.4.6 torch==2.13.0 "$@"; }
 pip scikit-image==0.26.0 torchmetrics==1.9.0
-"$folder/venv/bin/python" "$folder/ssim.py" 1.9.0 counts
+"$folder/venv/bin/python" "$folder/ssim.py" counts
 pip torchmetrics==1.4.2
-"$folder/venv/bin/python" "$folder/ssim.py" 1.4.2 counts
+"$folder/venv/bin/python" "$folder/ssim.py" counts
 pip torchmetrics==1.4.1
-"$folder/venv/bin/python" "$folder/ssim.py" 1.4.1 "left out"
+"$folder/venv/bin/python" "$folder/ssim.py" "left out"

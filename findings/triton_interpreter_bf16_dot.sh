@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# triton 3.9.0, TRITON_INTERPRET=1: tl.dot of bfloat16 operands returns numbers of another order of magnitude (about 1e10
-# for 16 x 16 matrices of standard normal values), without a warning; float16 and float32 operands are exact. A kernel that
-# is tested in the interpreter in bfloat16 fails there and is right on a GPU, so such tests have to widen its operands.
+# triton 3.9.0, TRITON_INTERPRET=1: tl.dot of bfloat16 operands returns numbers of another order of magnitude (about
+# 1e10 for 16 x 16 matrices of standard normal values), without a warning; float16 and float32 operands are exact.
+# Matters here: kernels are tested in the interpreter, where one in bfloat16 fails that is right on a GPU.
 #
 # Seen: largest error 0.0 in float16, 0.0 in float32, above 1e6 in bfloat16, where results are below 20.
 set -euo pipefail
@@ -28,7 +28,6 @@ for dtype in (torch.float16, torch.float32, torch.bfloat16):
     multiply[(1,)](a, b, c, 16)
     errors[dtype] = (c - a.float() @ b.float()).abs().max().item()
 print(triton.__version__, errors)
-assert triton.__version__ == "3.9.0"
 assert errors[torch.float16] < 1e-5 and errors[torch.float32] < 1e-5
 assert errors[torch.bfloat16] > 1e6, "changed: bfloat16 products are right now"
 PYTHON
