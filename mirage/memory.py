@@ -41,8 +41,10 @@ def available_memory(root: Path = Path("/")) -> AvailableMemory | None:
 
 
 def format_bytes(count: float) -> str:
-    """As people say it: ``"1.5 GiB"``, ``"320 MiB"``."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    """As people say it: ``"1.5 GiB"``, ``"320 MiB"``, ``"0.25 MiB"``."""
+    if count >= 2**30:
+        return f"{count / 2**30:.1f} GiB"
+    return f"{count / 2**20:.0f} MiB" if count >= 10 * 2**20 else f"{count / 2**20:.2g} MiB"
 
 
 def _machine(root: Path) -> Iterator[AvailableMemory]:

@@ -53,7 +53,7 @@ ATTENTION = ["auto", "whole", "tile", "local", "global"]
 @click.option("--attention", default="auto", show_default=True, type=click.Choice(ATTENTION),
               help="How an image that is too large for one pass is restored, as of mirage restore.")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=8), help="Side of tiles, as of mirage restore.")
-@click.option("--overlap", default=32, show_default=True, type=click.IntRange(min=0), help="Of tiles, in pixels.")
+@click.option("--overlap", type=click.IntRange(min=0), help="Of tiles, in pixels.  [default: 32, or half a tile]")
 @click.option("--window", default=192, show_default=True, type=click.IntRange(min=8), help="Of local attention.")
 @click.option("--memory", help="What restoring may take, such as 2G.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")

@@ -115,10 +115,12 @@ class Network(Method):
     """
 
     def __init__(self, weights: str | Path, label: str | None = None, *, attention: str = "auto",
-                 tile: int | None = None, overlap: int = 32, window: int = 192, memory: str | None = None,
+                 tile: int | None = None, overlap: int | None = None, window: int = 192, memory: str | None = None,
                  fast: bool = True, key: str | None = None, device: Any = "auto") -> None:  # fmt: skip
         from mirage.restore import Restorer, resolve_weights
+        from mirage.restore.tiles import resolve_overlap
 
+        overlap = resolve_overlap(tile, overlap)
         path = resolve_weights(weights)
         self.restorer = Restorer(path, attention=attention, tile=tile, overlap=overlap, window=window, memory=memory,
                                  fast=fast, key=key, device=device)  # fmt: skip

@@ -67,11 +67,11 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str | None
               "the GPU, there.  [default: what is available]")  # fmt: skip
 @click.option("--tile", type=click.IntRange(min=8), help="Side of tiles in pixels, at most; means --attention tile.  "
               "[default: from the memory]")  # fmt: skip
-@click.option("--overlap", default=32, show_default=True, type=click.IntRange(min=0), help="Of tiles, in pixels.")
+@click.option("--overlap", type=click.IntRange(min=0), help="Of tiles, in pixels.  [default: 32, or half a tile]")
 @click.option("--window", default=192, show_default=True, type=click.IntRange(min=8), help="Of local, in pixels.")
 @click.option(
     "--scratch",
-    type=click.Path(file_okay=False),
+    type=click.Path(file_okay=False, exists=True),
     help="Folder for feature maps of local and global.  [default: the system's]",
 )
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]),
@@ -97,7 +97,7 @@ def restore(inputs, weights, key, out_dir, format_, quality, max_pixels, check_m
     is done is left alone (docs/scale-out.md).
     """
     how = {name: others.pop(name) for name in HOW}
-    _check_tile(how)
+    _check_mode(how)
     if others.pop("engine") == "ray":
         others.update(key=key, format=format_, quality=quality, max_pixels=max_pixels, overwrite=overwrite)
         sys.exit(restore_with_ray(inputs, out_dir, weights, restorer=how, **others))
@@ -126,13 +126,15 @@ def restore(inputs, weights, key, out_dir, format_, quality, max_pixels, check_m
     sys.exit(1 if counts.failed else 0)
 
 
-def _check_tile(how: dict[str, Any]) -> None:
-    from mirage.restore.tiles import check_tile
+def _check_mode(how: dict[str, Any]) -> None:
+    from mirage.restore.tiles import resolve_overlap
 
     try:
-        check_tile(how["tile"], how["overlap"])
+        how["overlap"] = resolve_overlap(how["tile"], how["overlap"])
         if how["tile"] is not None and how["attention"] not in ("auto", "tile"):
             raise ValueError(f"tile: goes with attention tile, got attention={how['attention']!r}")
+        if how["attention"] in ("local", "global") and not how["fast"]:
+            raise ValueError(f"--attention {how['attention']} needs the fast modules, not --reference")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

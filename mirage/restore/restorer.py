@@ -15,7 +15,7 @@ from mirage.restore.budget import Size, parse_bytes
 from mirage.restore.loading import check_network, load_model, parse_dtype, prepare_module, resolve_device
 from mirage.restore.modes import ATTENTION, Settings, check_image, restore_image
 from mirage.restore.pixels import as_image, where_of
-from mirage.restore.tiles import check_tile
+from mirage.restore.tiles import resolve_overlap
 
 if TYPE_CHECKING:
     from mirage.images import ImageHeader
@@ -37,7 +37,7 @@ class Restorer:
             memory. None: what is there.
         tile: side of tiles in pixels, a multiple of 8, at most (all are equal, and as few as possible). None: from
             the memory. Where it is given, ``"auto"`` means ``"tile"``.
-        overlap: the least that neighbouring tiles share, in pixels.
+        overlap: the least that neighbouring tiles share, in pixels. None: 32, or half of a smaller tile.
         attention: ``"auto"``: one pass where memory is enough for it, else ``"global"``, which is equal to it;
             ``"whole"``: one pass, or an error; ``"tile"``: each tile by itself, blended; ``"local"``: with the
             statistics of windows of about the size that the network was trained on; ``"global"``: in strips, with the
@@ -63,7 +63,7 @@ class Restorer:
         dtype: str | torch.dtype | None = None,
         memory: int | str | None = None,
         tile: int | None = None,
-        overlap: int = 32,
+        overlap: int | None = None,
         attention: str = "auto",
         window: int = 192,
         scratch: str | os.PathLike[str] | None = None,
@@ -74,7 +74,11 @@ class Restorer:
             raise ValueError(f"attention: expected one of {', '.join(ATTENTION)}, got {attention!r}")
         if tile is not None and attention not in ("auto", "tile"):
             raise ValueError(f"tile: goes with attention tile, got attention={attention!r}")
-        check_tile(tile, overlap)
+        if attention in ("local", "global") and not fast:
+            raise ValueError(f"attention: {attention} needs the fast modules (fast=True; no --reference)")
+        if scratch is not None and not Path(scratch).is_dir():
+            raise ValueError(f"scratch: expected a folder that is there, got {os.fspath(scratch)!r}")
+        overlap = resolve_overlap(tile, overlap)
         if not isinstance(window, int) or window <= 0 or window % 8:
             raise ValueError(f"window: expected a positive multiple of 8, got {window!r}")
         self.settings = Settings(

@@ -19,9 +19,23 @@ from torch import Tensor, nn
 from mirage.restore.budget import SMALLEST_TILE, is_out_of_memory, release_memory
 from mirage.restore.pixels import MULTIPLE, Reader, Writer, channels_of, check_output, multiple_of, where_of
 
-__all__ = ["check_tile", "ramp", "restore_tiles", "spans"]
+__all__ = ["check_tile", "ramp", "resolve_overlap", "restore_tiles", "spans"]
 
 Span = tuple[int, int]
+OVERLAP = 32
+
+
+def resolve_overlap(tile: int | None, overlap: int | None) -> int:
+    """The overlap that is meant where none is given: 32 pixels, or half of a tile that is smaller than two of them.
+
+    Raises:
+        ValueError: as `check_tile`.
+    """
+    if overlap is None:
+        check_tile(tile, 0)
+        return OVERLAP if tile is None else min(OVERLAP, tile // 2)
+    check_tile(tile, overlap)
+    return overlap
 
 
 def check_tile(tile: int | None, overlap: int) -> None:

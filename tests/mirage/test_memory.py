@@ -137,8 +137,10 @@ def test_the_data_limit() -> None:
 
 
 def test_bytes_as_people_say_them() -> None:
-    assert [format_bytes(n) for n in (0, 320 * MIB, GIB - 1, 3 * GIB // 2)] == [
+    assert [format_bytes(n) for n in (0, MIB // 32, MIB, 320 * MIB, GIB - 1, 3 * GIB // 2)] == [
         "0 MiB",
+        "0.031 MiB",
+        "1 MiB",
         "320 MiB",
         "1024 MiB",
         "1.5 GiB",

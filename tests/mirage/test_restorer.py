@@ -122,6 +122,9 @@ def test_what_is_no_image_is_refused(array, error, message):
         ({"tile": 100}, "tile: expected a positive multiple of 8"),
         ({"tile": 64, "overlap": 40}, "overlap: expected at most half of tile=64, got 40"),
         ({"tile": 64, "attention": "global"}, "tile: goes with attention tile"),
+        ({"scratch": "/no/such/folder"}, "scratch: expected a folder that is there, got '/no/such/folder'"),
+        ({"attention": "local", "fast": False}, "attention: local needs the fast modules"),
+        ({"attention": "global", "fast": False}, "attention: global needs the fast modules"),
         ({"window": 100}, "window: expected a positive multiple of 8, got 100"),
         ({"device": "abacus"}, "device: expected auto, cpu or cuda"),
     ],
@@ -129,6 +132,12 @@ def test_what_is_no_image_is_refused(array, error, message):
 def test_arguments_that_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         mirage.Restorer(Copy(), **arguments)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(None, 32), (8, 4), (32, 16), (56, 28), (64, 32), (512, 32)])
+def test_small_tiles_overlap_by_half_unless_told_otherwise(tile, overlap):
+    assert mirage.Restorer(Copy(), tile=tile).settings.overlap == overlap
+    assert mirage.Restorer(Copy(), tile=tile, overlap=2).settings.overlap == 2
 
 
 def test_the_module_given_is_left_alone(network):
