@@ -50,5 +50,4 @@ for name in FUNCTIONS:
         print(f"{name}  {low:>3} to {high:<3}  torch {ours:.1e}  scipy {theirs:.1e}")
         assert theirs < 1e-14, "changed: SciPy is not exact here"
         assert (low, high) != (5, 8) or ours > 1e-7, "changed: torch is accurate"
-assert torch.__version__.split("+")[0] == "2.13.0"
 PYTHON

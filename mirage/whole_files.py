@@ -30,7 +30,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, tag: str | None = 
             that was killed has left. None: a random one.
 
     Raises:
-        OSError: the file cannot be written; ``filename`` is ``path``.
+        OSError: the file cannot be written; the message names ``path``.
     """
     target = os.path.realpath(path)
     try:
@@ -45,9 +45,9 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, tag: str | None = 
         temporary = os.path.join(folder, temporary_name(name, tag))
         _replace(target, data, temporary, None if earlier is None else stat.S_IMODE(earlier))
     except OSError as error:
-        if error.filename is not None:  # not the temporary name, which tells nobody anything
-            error.filename, error.filename2 = os.fspath(path), None
-        raise
+        if error.filename is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # a temporary name tells nobody anything
 
 
 def _replace(target: str, data: bytes, temporary: str, mode: int | None) -> None:

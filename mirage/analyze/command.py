@@ -78,7 +78,10 @@ def _images(inputs: tuple[Path, ...], size: int, sigma: float, seed: int, limit:
     for path, name in paths:
         if taken == limit:
             return
-        image = read_rgb(path)
+        try:
+            image = read_rgb(path)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         top, left = ((side - size) // 2 for side in image.shape[:2])
         if top < 0 or left < 0:
             pixels = f"{image.shape[1]}x{image.shape[0]} pixels"

@@ -19,6 +19,7 @@ from mirage.train.build import build_average, build_loss, build_network, build_o
 from mirage.train.config import Config, as_dict, changes
 from mirage.train.contrast import gather_embeddings
 from mirage.train.data import TrainingSet, ValidationSet, batches
+from mirage.train.limits import check_numbers
 from mirage.train.logs import Logs
 from mirage.train.schedule import Rates
 from mirage.train.state import State, newest_state, read_state, write_state
@@ -51,6 +52,7 @@ class Run:
     """
 
     def __init__(self, config: Config, fabric: Any = None) -> None:
+        check_numbers(config)
         self.config = config
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)

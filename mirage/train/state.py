@@ -146,7 +146,7 @@ def newest_state(folder: str | os.PathLike[str]) -> tuple[Path, State] | None:
         return files[-1], read_state(files[-1])
     except CheckpointError as error:
         before = f"delete it to go on from {files[-2].name}" if len(files) > 1 else "delete it to start anew"
-        raise CheckpointError(f"{error}. It is the newest of its folder: {before}") from error
+        raise CheckpointError(f"{str(error).rstrip('.')}. It is the newest of its folder: {before}") from error
 
 
 def _network(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

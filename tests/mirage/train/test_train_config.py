@@ -7,8 +7,9 @@ from click.testing import CliRunner
 from train_cases import settings
 
 from mirage.cli import main
-from mirage.train import ConfigError, build_loss, build_network, load_config
+from mirage.train import ConfigError, Run, build_loss, build_network, load_config
 from mirage.train.config import as_dict, packaged, parse_overrides
+from mirage.train.limits import check_numbers
 
 pytest.importorskip("yaml", reason="the extra [train] is not installed")
 
@@ -149,3 +150,26 @@ def test_the_command_lists_them_and_says_what_is_wrong():
     result = CliRunner().invoke(main, ["train", "nothing-like-it"])
     assert result.exit_code == 2 and "no configuration at 'nothing-like-it'" in result.output
     assert CliRunner().invoke(main, ["train", "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "least"),
+    [
+        ("data.batch=0", 1), ("data.batch=-2", 1), ("data.workers=-1", 0), ("data.hold_out=-1", 0),
+        ("data.cache=-.1", 0), ("schedule.steps=0", 1), ("trainer.accumulate=0", 1), ("trainer.threads=0", 1),
+        ("trainer.nodes=0", 1),
+        ("output.log_steps=0", 1), ("output.validate_steps=0", 1), ("output.checkpoint_steps=0", 1),
+        ("optimizer.lr=-1e-4", 0), ("optimizer.lr=.nan", 0), ("optimizer.clip=-1.0", 0), ("seed=-1", 0),
+    ],
+)  # fmt: skip
+def test_numbers_with_which_no_training_goes_on_are_refused(override, least, tmp_path):
+    """Before anything is read or made: there are no pictures here."""
+    config = load_config(write(tmp_path, SETS + "schedule: {steps: 5}\n"), [override])
+    name = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{name}: expected at least {least}, got (nan|[-\d.e]+)$"):
+        Run(config)
+
+
+@pytest.mark.parametrize("name", packaged())
+def test_numbers_of_packaged_configurations_can_be(name):
+    check_numbers(load_config(name))
