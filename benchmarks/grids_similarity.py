@@ -1,6 +1,7 @@
 """What measuring one degradation takes: ``python -m benchmarks.grids_similarity``, from a share of its patches.
 
-Processor time (user and system, all threads), which other work on the machine changes less than it does elapsed time. The descriptor's is that of ``--patches``, in the blocks that all 800 would be cut into, times 800 by their number;
+Processor time (user and system, all threads), which other work on the machine changes less than it does elapsed time.
+The descriptor's is that of ``--patches``, in the blocks that all 800 would be cut into, times 800 by their number;
 the Gram matrix's is that of all 800 patches with a share of their features, times the share.
 """
 
