@@ -227,3 +227,23 @@ def test_progress_is_read_from_the_trainers_log(tmp_path, journal):
     run.mkdir(parents=True)
     (run / "train.csv").write_text("step,loss\n50,0.1\n100,0.05\n")
     assert performance.step_of("b+a") == 100
+
+
+def test_on_a_cluster_of_ray(tmp_path, journal):
+    ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
+    root = Path(__file__).resolve().parents[3]
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    paths = os.pathsep.join([str(root), str(root / "tests")])
+    ray.init(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False,
+             runtime_env={"env_vars": {"PYTHONPATH": paths}})  # fmt: skip
+    try:
+        train = FakeTrain(str(journal), fails=("a+d",), kills=("a+b",))
+        performance = store(tmp_path, journal, train=train, workers=Workers(2, "ray"))
+        with pytest.raises(TrainingFailed, match=r"1 of 3 groups: a\+d: step 3: not finite"):
+            performance.measure([AB, frozenset("ad"), CD])
+    finally:
+        ray.shutdown()
+    processes = {path.name.split("-")[1] for path in journal.iterdir()}
+    assert str(os.getpid()) not in processes
+    assert trainings(journal) == ["a+b", "a+b", "a+d", "c+d"]  # a worker was killed, and its group tried again
+    assert performance.measure([AB, CD]) == [{"a": 29.8, "b": 29.8}, {"c": 29.7, "d": 29.7}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -192,6 +193,11 @@ def test_names_of_kinds(kind, names):
 def test_what_is_wrong_is_told(root, call, error, sentence):
     with pytest.raises(error, match=sentence):
         call(root)
+
+
+def test_other_processes_get_the_same(root):
+    train, measure = train_group(root), measure_group(root)
+    assert pickle.loads(pickle.dumps((train, measure))) == (train, measure)
 
 
 def test_the_configuration_itself_is_not_changed(root):
