@@ -1,6 +1,7 @@
 """Compile every Triton launch of mirage_kernels for GPUs that are not there, and report registers and spills.
 
-    python -m tools.compile_triton --target sm_80 sm_90 gfx942 [--operator NAME ...] [--sass] [--json | --summary]
+    python -m tools.compile_triton --target sm_80 sm_90 gfx942 [--operator NAME ...] [--case WORD ...] [--sass]
+                                   [--json | --summary]
 
 Exit status 1 if a launch fails to compile, spills registers to memory, or wants more shared memory than the GPU has.
 NVIDIA's compiler spills up to 16 bytes a thread also where there are registers left, so that one more program fits on a
@@ -204,13 +205,16 @@ def variants(operator: cases.Operator) -> Iterator[tuple[str, list[torch.Tensor]
         yield " ".join(filter(None, words)), operator.without_memory(shape, getattr(torch, dtype), far)
 
 
-def compile_operator(name: str, target: str, sass: bool = False) -> list[Row]:
-    """All launches of one operator's cases."""
+def compile_operator(name: str, target: str, sass: bool = False, words: frozenset[str] = frozenset()) -> list[Row]:
+    """All launches of one operator's cases, of those that have the `words` in their labels."""
     compiler = Compiler(target, name, sass)
     try:
         with launching(compiler), Operators():
             for operator in cases.operators([name]):
-                for compiler.case, tensors in variants(operator):
+                for label, tensors in variants(operator):
+                    if not words.issubset(label.split()):
+                        continue
+                    compiler.case = label
                     for precision in ("highest", "high"):
                         torch.set_float32_matmul_precision(precision)
                         output = operator.public(*(t.requires_grad_() for t in tensors))
@@ -224,8 +228,10 @@ def compile_operator(name: str, target: str, sass: bool = False) -> list[Row]:
     return compiler.rows
 
 
-def compile_all(names: Iterable[str], targets: Iterable[str], jobs: int, sass: bool) -> Iterator[Row]:
-    pairs = [(name, target, sass) for name in names for target in targets]
+def compile_all(
+    names: Iterable[str], targets: Iterable[str], jobs: int, sass: bool, words: Iterable[str] = ()
+) -> Iterator[Row]:
+    pairs = [(name, target, sass, frozenset(words)) for name in names for target in targets]
     if jobs <= 1:
         for pair in pairs:
             yield from compile_operator(*pair)
@@ -309,6 +315,8 @@ def main(argv: list[str] | None = None) -> int:
                         help=f"any of {', '.join(TARGETS)} (default: all)")  # fmt: skip
     parser.add_argument("--operator", nargs="+", choices=known, default=known, metavar="NAME",
                         help=f"any of {', '.join(known)} (default: all)")  # fmt: skip
+    parser.add_argument("--case", nargs="+", default=(), metavar="WORD",
+                        help="only cases with all of these words, such as float32 C=24 int64")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per processor)")
     parser.add_argument("--sass", action="store_true", help="disassemble: tensor-core instructions and widths of loads")
     form = parser.add_mutually_exclusive_group()
@@ -316,7 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     form.add_argument("--summary", action="store_true", help="print a row for each kernel, as a table in markdown")
     options = parser.parse_args(argv)
     start = time.perf_counter()
-    rows = list(compile_all(options.operator, options.target, options.jobs, options.sass))
+    rows = list(compile_all(options.operator, options.target, options.jobs, options.sass, options.case))
     failures = sum(bool(row.problem) for row in rows)
     if options.json:
         print(json.dumps([asdict(row) | {"problem": row.problem, "traded": row.traded} for row in rows], indent=1))
