@@ -196,15 +196,23 @@ def _input_kernel(
         b_done = b_this + b_l * w2 + b_m * w1 + b_r * w0
         b_this = b_next + b_l * w5 + b_m * w4 + b_r * w3
         b_next = b_l * w8 + b_m * w7 + b_r * w6
-        g0 += b_r * b_above
-        g1 += b_m * b_above
-        g2 += b_l * b_above
-        g3 += b_r * b_here
-        g4 += b_m * b_here
-        g5 += b_l * b_here
-        g6 += b_r * b_below
-        g7 += b_m * b_below
-        g8 += b_l * b_below
+        # A tap takes pixels from where both are in the plane: zero times what is not finite is no zero.
+        o_to = row + o_x * 0
+        m_to = (o_to >= 0) & (o_to < H) & (o_x < W)
+        m_above = m_to & (o_to > i_first)
+        m_here = m_to & (o_to >= i_first) & (o_to < i_last)
+        m_below = m_to & (o_to + 1 < i_last)
+        m_l = o_x >= 1
+        m_r = o_x + 1 < W
+        g0 = tl.where((m_above & m_r)[None, :], g0 + b_r * b_above, g0)
+        g1 = tl.where(m_above[None, :], g1 + b_m * b_above, g1)
+        g2 = tl.where((m_above & m_l)[None, :], g2 + b_l * b_above, g2)
+        g3 = tl.where((m_here & m_r)[None, :], g3 + b_r * b_here, g3)
+        g4 = tl.where(m_here[None, :], g4 + b_m * b_here, g4)
+        g5 = tl.where((m_here & m_l)[None, :], g5 + b_l * b_here, g5)
+        g6 = tl.where((m_below & m_r)[None, :], g6 + b_r * b_below, g6)
+        g7 = tl.where(m_below[None, :], g7 + b_m * b_below, g7)
+        g8 = tl.where((m_below & m_l)[None, :], g8 + b_l * b_below, g8)
         o_row = row - 1
         m = m_c[:, None] & ((o_x < W) & (o_row + o_x * 0 >= i_first))[None, :]
         b_grad_h = (b_done * b_slope_above).to(p_grad_h.dtype.element_ty)
