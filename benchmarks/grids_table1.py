@@ -181,4 +181,8 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        say("stopped; what was trained is kept, and the same command goes on from here")
+        sys.exit(130)
