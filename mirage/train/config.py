@@ -78,7 +78,8 @@ class PictureSet:
     sigma: Any = None  # of the noise, of 255: a number, or a range [low, high] drawn from for each sample
     rain: bool = False  # streaks of rain, drawn for each sample, before the noise
     kind: Any = None  # of mirage.degradations, drawn for each sample: a name, {kind: GB, sigma: [2, 4]}, all, or a list
-    noise: Literal["float", "truncated"] = "float"  # as it is, or clipped and truncated to 8 bits (the released code)
+    # As it is; clipped and rounded to 8 bits, as in photographs; or clipped and truncated, as in the released code.
+    noise: Literal["float", "rounded", "truncated"] = "float"
     scale: int = 1  # super-resolution: the network sees pictures so many times smaller, by bicubic interpolation
     repeat: int = 1  # how often an epoch passes over the set
 
@@ -274,7 +275,7 @@ def _check_kind(one: PictureSet, place: str) -> None:
 
     others = {"degraded": one.degraded, "sigma": one.sigma, "rain": one.rain or None}
     beside = [name for name, value in others.items() if value is not None]
-    if beside or one.noise == "truncated":
+    if beside or one.noise != "float":
         raise ConfigError(f"{place}.kind: goes with clean pictures alone, got {(*beside, 'noise')[0]} beside it")
     try:
         create_from(one.kind)

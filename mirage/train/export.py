@@ -186,7 +186,8 @@ def _what(one: dict[str, Any]) -> str:
         return rain or "pairs of pictures"
     bounds = sigma if isinstance(sigma, list) else [sigma]
     text = f"{bounds[0]:g}" if len(bounds) == 1 else f"{bounds[0]:g} to {bounds[1]:g}, drawn for each sample"
-    kind = ", clipped and truncated to 8 bits" if one.get("noise") == "truncated" else ", neither rounded nor clipped"
+    noise = one.get("noise", "float")
+    kind = ", neither rounded nor clipped" if noise == "float" else f", clipped and {noise} to 8 bits"
     return f"{rain + ', and ' if rain else ''}Gaussian noise of sigma {text}{kind}"
 
 

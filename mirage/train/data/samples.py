@@ -167,7 +167,8 @@ def _read_pair(pair: Pair, read: Reader, crop: int) -> tuple[np.ndarray, np.ndar
 
 
 def _degrade(image: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndarray:
-    """``[H, W, 3]`` in [0, 1] with rain, made smaller, and with Gaussian noise that is neither rounded nor clipped.
+    """``[H, W, 3]`` in [0, 1] with rain, made smaller, and with Gaussian noise that is left as it is, or clipped
+    and brought to 8 bits, as the set says.
 
     Rain alone is clipped and rounded to 8 bits, as pictures of rain are, and so is what a degradation makes.
     """
@@ -187,7 +188,10 @@ def _degrade(image: np.ndarray, pair: Pair, rng: np.random.Generator) -> np.ndar
         return image
     sigma = np.float32(rng.uniform(*pair.sigma) / 255)
     noisy = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.trunc(np.clip(noisy * 255, 0, 255)) / np.float32(255) if pair.truncated else noisy
+    if pair.noise == "float":
+        return noisy
+    levels = np.clip(noisy * 255, 0, 255)
+    return (np.rint(levels) if pair.noise == "rounded" else np.trunc(levels)) / np.float32(255)
 
 
 def reduce(image: np.ndarray, scale: int) -> np.ndarray:

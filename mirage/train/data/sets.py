@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from mirage.degradations import Degradation, create_from
 from mirage.train.config import ConfigError, PictureSet
@@ -28,7 +29,8 @@ class Pair:
         degraded: what it sees; None: the clean picture, degraded for each sample.
         rain: whether streaks of rain are added.
         sigma: bounds of the noise's standard deviation, of 255; None: no noise.
-        truncated: noisy samples are clipped and truncated to 8 bits, as in the released code.
+        noise: what becomes of the noisy sample: ``"float"``: nothing; ``"rounded"`` and ``"truncated"``: it is clipped,
+            and rounded or truncated to 8 bits, the latter as in the released code.
         set: name of the set.
         degradation: what is done to the clean picture in the place of rain and noise, or None.
         scale: how many times smaller the network sees it than the clean picture is.
@@ -38,7 +40,7 @@ class Pair:
     degraded: Picture | None
     rain: bool
     sigma: tuple[float, float] | None
-    truncated: bool
+    noise: Literal["float", "rounded", "truncated"]
     set: str
     degradation: Degradation | None = None
     scale: int = 1
@@ -63,7 +65,7 @@ def find_pairs(one: PictureSet, root: str | os.PathLike[str] = ".") -> list[Pair
     source = one.shards or one.degraded or one.clean or ""
     name = one.name or Path(source).name
     degradation = None if one.kind is None else create_from(one.kind)
-    common = Pair(Picture("", ""), None, one.rain, sigma, one.noise == "truncated", name, degradation, one.scale)
+    common = Pair(Picture("", ""), None, one.rain, sigma, one.noise, name, degradation, one.scale)
     if one.shards is not None:
         pattern = one.shards if "://" in one.shards else str(root / one.shards)
         return [_of_shard(key, files, common) for key, files in shard_samples(pattern)]

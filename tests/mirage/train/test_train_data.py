@@ -60,7 +60,7 @@ def test_a_sample_is_a_crop_of_the_picture_with_noise_of_the_stated_range(tmp_pa
     assert float(degraded.min()) < 0 or float(degraded.max()) > 1 or sigmas[-1] < 30  # not clipped
 
 
-def test_noise_of_the_released_code_is_clipped_and_truncated_to_8_bits(tmp_path):
+def test_noise_is_clipped_and_truncated_as_in_the_released_code_or_rounded(tmp_path):
     folder = write_pictures(tmp_path / "clean", count=1, size=(64, 64))
     sets = [PictureSet(clean=str(folder), sigma=25, noise="truncated")]
     data = TrainingSet(Data(sets=sets, crop=64), seed=0)
@@ -71,6 +71,8 @@ def test_noise_of_the_released_code_is_clipped_and_truncated_to_8_bits(tmp_path)
     assert float((degraded - clean)[inside].mean()) * 255 == pytest.approx(-0.5, abs=0.9)  # truncation's bias
     other = TrainingSet(Data(sets=[PictureSet(clean=str(folder), sigma=25)], crop=64), seed=0)[0]
     assert torch.equal(torch.trunc((other.degraded * 255).clamp(0, 255)) / 255, degraded)
+    rounded = TrainingSet(Data(sets=[PictureSet(clean=str(folder), sigma=25, noise="rounded")], crop=64), seed=0)[0]
+    assert torch.equal(torch.round((other.degraded * 255).clamp(0, 255)) / 255, rounded.degraded)
 
 
 def test_a_sample_depends_on_seed_and_number_alone(tmp_path):
