@@ -103,6 +103,7 @@ def assert_padding_is_not_met(name, plane, impl, dtype, place, poison, poisoned,
 
 TRITON_PLANES = {  # ends of strips and tiles; planes that are smaller than the kernel
     "gated_depthwise_ffn": ((17, 18), (3, 16), (1, 2)),
+    "feed_forward_stage": ((6, 17), (1, 2)),
 }
 
 

@@ -111,7 +111,8 @@ def gate_gradient_kernel(
         p_out = p_grad_d + i_b * 2 * half + o_k[:, None] * H * W + (o_y * W + o_x)[None, :]
         tl.store(p_out, (b_grad * b_d2 * gelu_slope(b_d1)).to(dtype), mask=m)
         tl.store(p_out + half, (b_grad * b_gate).to(dtype), mask=m)
-        b_grad_w = tl.dot(b_g, tl.trans((b_gate * b_d2).to(dtype)), b_grad_w, input_precision=PRECISION)
+        b_gated = tl.where(m_n[None, :], b_gate * b_d2, 0.0)  # its window may lie on a pixel that is not finite
+        b_grad_w = tl.dot(b_g, tl.trans(b_gated.to(dtype)), b_grad_w, input_precision=PRECISION)
     o_w = i_split * s_part + o_c[:, None] * M + o_k[None, :]
     tl.store(p_partial + o_w, b_grad_w, mask=m_c[:, None] & m_k[None, :])
 
@@ -174,11 +175,12 @@ def hidden_gradient_kernel(
             o_r = o_y - (i - 1)  # what the tap took from the pixel, at the pixel that it gave it to
             p_row = p_plane + (o_r * W + o_x)[None, :]
             for j in tl.static_range(3):
-                m = (o_r >= 0) & (o_r < H) & (o_x + (1 - j) >= 0) & (o_x + (1 - j) < W)
+                m = m_n & (o_r >= 0) & (o_r < H) & (o_x + (1 - j) >= 0) & (o_x + (1 - j) < W)
                 b_d = tl.load(p_row + (1 - j), mask=m_k[:, None] & m[None, :], other=0.0).to(tl.float32)
                 b_tap = tl.load(p_taps + o_k * 9 + (i * 3 + j), mask=m_k, other=0.0).to(tl.float32)
                 b_grad += b_tap[:, None] * b_d
-                b_grad_taps += tl.where((o_t == i * 3 + j)[None, :], tl.sum(b_a * b_d, 1)[:, None], 0.0)
+                b_taken = tl.where(m[None, :], b_a, 0.0)  # zero times what is not finite is no zero
+                b_grad_taps += tl.where((o_t == i * 3 + j)[None, :], tl.sum(b_taken * b_d, 1)[:, None], 0.0)
         b_grad = tl.where(m_n[None, :], b_grad * gelu_slope(b_hidden), 0.0).to(dtype)
         p_out = p_grad_hidden + (i_b * OUT + o_k[:, None]) * H * W + o_n[None, :]
         tl.store(p_out, b_grad, mask=m_k[:, None] & m_n[None, :])
