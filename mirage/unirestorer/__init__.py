@@ -1,0 +1,54 @@
+"""A tree of experts for clusters of degradations, and a router that knows how sure it is: ``mirage unirestorer``.
+
+UniRestorer (arXiv 2412.20157): one network for each cluster of degradations, clusters at several granularities, and a
+router that picks the cluster and how coarse it should be.
+
+Modules are imported when a name of theirs is first asked for: importing this package is light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PLACES: dict[str, str] = {
+    # router
+    "ExpertModules": "dispatcher",
+    "Experts": "dispatcher",
+    "Router": "router",
+    "RouterLoss": "losses",
+    "RouterTerms": "losses",
+    "Routes": "router",
+    "balance_loss": "losses",
+    "centre_loss": "losses",
+    "cv_squared": "losses",
+    "dispatch": "dispatcher",
+    "straight_through": "router",
+}
+
+__all__ = [
+    # router
+    "ExpertModules",
+    "Experts",
+    "Router",
+    "RouterLoss",
+    "RouterTerms",
+    "Routes",
+    "balance_loss",
+    "centre_loss",
+    "cv_squared",
+    "dispatch",
+    "straight_through",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that ``name`` lies in on first use."""
+    place = _PLACES.get(name)
+    if place is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{place}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
