@@ -12,6 +12,18 @@ import importlib
 from typing import Any
 
 _PLACES: dict[str, str] = {
+    # low-rank experts
+    "LoRAConv": "lora",
+    "LoRASettings": "lora",
+    "add_lora": "lora",
+    "fold": "lora",
+    "load_lora": "lora_files",
+    "lora_parameters": "lora",
+    "lora_settings": "lora",
+    "lora_state": "lora_files",
+    "remove_lora": "lora",
+    "save_lora": "lora_files",
+    "unfold": "lora",
     # router
     "ExpertModules": "dispatcher",
     "Experts": "dispatcher",
@@ -27,6 +39,18 @@ _PLACES: dict[str, str] = {
 }
 
 __all__ = [
+    # low-rank experts
+    "LoRAConv",
+    "LoRASettings",
+    "add_lora",
+    "fold",
+    "load_lora",
+    "lora_parameters",
+    "lora_settings",
+    "lora_state",
+    "remove_lora",
+    "save_lora",
+    "unfold",
     # router
     "ExpertModules",
     "Experts",
