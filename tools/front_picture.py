@@ -1,7 +1,7 @@
 """The README's picture: a photograph with noise, restored, and as it was, by the commands that the README names.
 
-``python -m tools.front_picture`` writes ``docs/pictures/denoise.jpg`` and prints what the caption says. The photograph is
-`skimage.data.chelsea`, which its photographer, Stéfan van der Walt, gave into the public domain (CC0).
+``python -m tools.front_picture`` writes ``docs/pictures/denoise.jpg`` and prints what the caption says. The photograph
+is `skimage.data.chelsea`, which its photographer, Stéfan van der Walt, gave into the public domain (CC0).
 """
 
 from __future__ import annotations
