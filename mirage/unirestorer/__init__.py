@@ -13,6 +13,7 @@ from typing import Any
 
 _PLACES: dict[str, str] = {
     # low-rank experts
+    "ExpertStore": "store",
     "LoRAConv": "lora",
     "LoRASettings": "lora",
     "add_lora": "lora",
@@ -40,6 +41,7 @@ _PLACES: dict[str, str] = {
 
 __all__ = [
     # low-rank experts
+    "ExpertStore",
     "LoRAConv",
     "LoRASettings",
     "add_lora",

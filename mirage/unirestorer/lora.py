@@ -92,16 +92,15 @@ class _Folded:
     weight: nn.Parameter
 
 
-def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
     """``weight + scale * reshape(lora_B @ lora_A, weight.shape)``, in the tensors' own dtype under autocast, too.
 
     Args:
         weight: ``[C_out, C_in / g, k_1, k_2, ...]``.
         lora_A, lora_B: ``[rank k_1, C_in k_2 ...]`` and ``[C_out / g k_1, rank k_1]``.
-        out: of the shape of ``weight``, where no gradient is wanted: written to.
     """
     with torch.autocast(weight.device.type, enabled=False):
-        return torch.add(weight, (lora_B @ lora_A).reshape(weight.shape), alpha=scale, out=out)
+        return torch.add(weight, (lora_B @ lora_A).reshape(weight.shape), alpha=scale)
 
 
 class LoRAConv(nn.Module):

@@ -33,7 +33,18 @@ from mirage.unirestorer.lora import (
 )
 from mirage.whole_files import write_whole
 
-__all__ = ["LORA_KEY", "base_digest", "check_base", "header_of", "load_lora", "lora_state", "problems_of", "save_lora"]
+__all__ = [
+    "LORA_KEY",
+    "base_digest",
+    "check_base",
+    "convolutions",
+    "digest_of",
+    "header_of",
+    "load_lora",
+    "lora_state",
+    "problems_of",
+    "save_lora",
+]
 
 LORA_KEY = "mirage_lora"
 A, B = ".lora_A", ".lora_B"
@@ -138,7 +149,7 @@ def load_lora(
     if problems:
         raise CheckpointError("\n".join([f"{path} does not fit {type(network).__name__}:", *problems]))
     if adapted is None:
-        left_out = tuple(name for name in _convolutions(network) if name + A not in state)
+        left_out = tuple(name for name in convolutions(network) if name + A not in state)
         add_lora(network, settings.rank, settings.alpha, norms=settings.norms, exclude=left_out)
     reset_small(network)
     network.load_state_dict(state, strict=False)
@@ -146,10 +157,14 @@ def load_lora(
 
 
 def base_digest(network: nn.Module) -> str:
-    """Hexadecimal SHA-256 of the weights of all convolutions of the base, whether it is adapted or not (and not of a
-    folded one)."""
+    """Hexadecimal SHA-256 of the base's weights of all convolutions, whether they are adapted, folded or neither."""
+    return digest_of(convolutions(network))
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """`base_digest` of the weights of convolutions by the convolutions' names."""
     digest = hashlib.sha256()
-    for name, weight in sorted(_convolutions(network).items()):
+    for name, weight in sorted(weights.items()):
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -158,7 +173,7 @@ def base_digest(network: nn.Module) -> str:
 # --- what networks have
 
 
-def _convolutions(network: nn.Module) -> dict[str, Tensor]:
+def convolutions(network: nn.Module) -> dict[str, Tensor]:
     """The base's weight of each convolution, by its name."""
     from mirage.unirestorer.lora import _FOLDED, CONVOLUTIONS
 
@@ -201,7 +216,7 @@ def _settings_or_none(network: nn.Module) -> LoRASettings | None:
 
 
 def _dtype_of(network: nn.Module) -> str:
-    return str(next(iter(_convolutions(network).values())).dtype).removeprefix("torch.")
+    return str(next(iter(convolutions(network).values())).dtype).removeprefix("torch.")
 
 
 # --- reading
@@ -283,7 +298,7 @@ def _holds_small(state: Mapping[str, Tensor], network: nn.Module) -> bool:
 
 def problems_of(network: nn.Module, state: dict[str, Tensor], settings: LoRASettings) -> list[str]:
     """All that keeps a state dict from a network; the base's weights in it are compared, and taken out."""
-    sizes, base = _sizes(network), _convolutions(network)
+    sizes, base = _sizes(network), convolutions(network)
     own = {_plain(name, sizes): value for name, value in network.state_dict().items()}
     wrong: dict[str, list[str]] = {"missing": [], "unexpected": [], "mis-shaped": [], "of another base": []}
     small = {*statistics(network), *(small_parameters(network) if settings.norms else ())}
