@@ -6,7 +6,8 @@ import importlib.util
 
 __all__ = ["is_there", "not_there"]
 
-PACKAGES = {"PIL": "pillow", "lightning_fabric": "lightning-fabric", "skimage": "scikit-image", "yaml": "pyyaml"}
+PACKAGES = {"PIL": "pillow", "lightning_fabric": "lightning-fabric", "skimage": "scikit-image",
+            "sklearn": "scikit-learn", "yaml": "pyyaml"}  # fmt: skip
 """Modules that have another name than the package that brings them."""
 
 

@@ -25,6 +25,10 @@ _PLACES: dict[str, str] = {
     "remove_lora": "lora",
     "save_lora": "lora_files",
     "unfold": "lora",
+    # tree
+    "ExpertTree": "tree",
+    "Node": "tree",
+    "RELEASED_CHILDREN": "tree",
     # router
     "ExpertModules": "dispatcher",
     "Experts": "dispatcher",
@@ -53,6 +57,10 @@ __all__ = [
     "remove_lora",
     "save_lora",
     "unfold",
+    # tree
+    "RELEASED_CHILDREN",
+    "ExpertTree",
+    "Node",
     # router
     "ExpertModules",
     "Experts",
