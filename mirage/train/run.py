@@ -57,12 +57,12 @@ class Run:
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
         self.fabric = _fabric(config) if fabric is None else fabric
-        self.data = TrainingSet(config.data, config.seed)
+        self.data = self.make_data()
         self.validation = ValidationSet(config.data, self.data.held_out, config.seed)
         self.rates = Rates(config.schedule, config.optimizer.lr, self.data.epoch / config.data.batch)
-        self.loss = build_loss(config)
+        self.loss: Any = self.make_loss()
         torch.manual_seed(config.seed)
-        network = build_network(config)
+        network = self.make_network()
         check_scale(config, network)
         self.model, self.optimizer = self.fabric.setup(network, build_optimizer(config, network))
         self.network: nn.Module = network
@@ -76,6 +76,20 @@ class Run:
     @property
     def _writes(self) -> bool:
         return self.fabric.global_rank == 0
+
+    # --- what runs of another kind have in the place of the configuration's
+
+    def make_data(self) -> TrainingSet:
+        """What is trained on."""
+        return TrainingSet(self.config.data, self.config.seed)
+
+    def make_loss(self) -> Any:
+        """The loss."""
+        return build_loss(self.config)
+
+    def make_network(self) -> nn.Module:
+        """The network with the weights that training starts from; checkpoints hold its state dict."""
+        return build_network(self.config)
 
     # --- checkpoints
 

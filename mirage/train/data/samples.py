@@ -87,13 +87,16 @@ class TrainingSet(Dataset[Sample]):
         """Samples of an epoch."""
         return len(self.pairs)
 
-    def __getitem__(self, number: int) -> Sample:
-        epoch, place = divmod(number, self.epoch)
+    def pair_of(self, number: int) -> Pair:
+        """What sample ``number`` is made of."""
+        epoch, place = divmod(number, len(self.pairs))
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.seed, ORDER, epoch])
-            self._order = (epoch, rng.permutation(self.epoch))
-        pair = self.pairs[self._order[1][place]]
-        return self._sample(pair, np.random.default_rng([self.seed, SAMPLE, number]))
+            self._order = (epoch, rng.permutation(len(self.pairs)))
+        return self.pairs[self._order[1][place]]
+
+    def __getitem__(self, number: int) -> Sample:
+        return self._sample(self.pair_of(number), np.random.default_rng([self.seed, SAMPLE, number]))
 
     def _sample(self, pair: Pair, rng: np.random.Generator) -> Sample:
         crop = self.data.crop
