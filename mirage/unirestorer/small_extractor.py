@@ -1,4 +1,4 @@
-"""A small convolutional network that tells degradations and their strengths apart, for training on a CPU in minutes."""
+"""A small convolutional network that tells degradations and their strengths apart, small enough to train on a CPU."""
 
 from __future__ import annotations
 

@@ -40,16 +40,16 @@ def pictures(tmp_path_factory):
 def config(pictures, folder, *more):
     path = folder / "extractor.yaml"
     kinds = (
-        "{kind: GN, sigma: [5, 10]}",
-        "{kind: GN, sigma: [60, 80]}",
+        "{kind: GN, sigma: [20, 30]}",
+        "{kind: GN, sigma: [80, 100]}",
         "{kind: GB, sigma: 3}",
         "{kind: GN, sigma: 0}",
     )
     sets = "\n".join(f"    - {{name: {n}, clean: ., kind: {k}}}" for n, k in zip(LABELS, kinds, strict=True))
     path.write_text(
-        "model: {arguments: {width: 4, dim: 8}}\noptimizer: {lr: 5e-3}\nschedule: {steps: 20}\n"
+        "model: {arguments: {width: 4, dim: 8}}\noptimizer: {lr: 5e-3}\nschedule: {steps: 60}\n"
         f"data:\n  root: {pictures}\n  crop: 32\n  validation_crop: 32\n  batch: 16\n  hold_out: 3\n  sets:\n{sets}\n"
-        f"output: {{folder: {folder / 'run'}, log_steps: 10, validate_steps: 20, checkpoint_minutes: null}}\n"
+        f"output: {{folder: {folder / 'run'}, log_steps: 30, validate_steps: 60, checkpoint_minutes: null}}\n"
     )
     return load_config(path, more)
 
@@ -116,10 +116,12 @@ def test_a_training_goes_on_where_it_stopped_and_tells_noise_from_blur(pictures,
     after = whole.validate()
     assert after["type"] >= max(0.9, before["type"]) and after["label"] <= after["type"]
 
-    half = ExtractorRun(config(pictures, tmp_path, "schedule.horizon_epochs=16", "schedule.steps=10"))
+    half = ExtractorRun(config(pictures, tmp_path, "schedule.horizon_epochs=48", "schedule.steps=20"))
     half.train()
     rest = ExtractorRun(config(pictures, tmp_path))
-    assert rest.step == 10 and rest.resumed is not None
+    assert rest.step == 20 and rest.resumed is not None
+    rest.train()
+    assert rest.extractor.fingerprint == whole.extractor.fingerprint != half.extractor.fingerprint
     sample = rest.data[3]
     assert sample.degraded.shape == (3, 16, 16) and rest.labels[int(sample.clean)] == sample.name
     with pytest.raises(Exception, match="not of an extractor of"):
@@ -153,7 +155,7 @@ def test_the_commands(pictures, tmp_path):
     assert (
         card.startswith("# small.safetensors\n") and "| data | eight drawings |" in card and "| steps | 2 of 16" in card
     )
-    assert "noise/large: GN (sigma [60, 80])" in card and "the middle 16 x 16 seen" in card
+    assert "noise/large: GN (sigma [80, 100])" in card and "the middle 16 x 16 seen" in card
     found = load_extractor(out)
     assert found.size == 16 and found.dim == 8
 
