@@ -19,6 +19,7 @@ from mirage.evaluate.command import evaluate
 from mirage.grids.command import grids
 from mirage.restore.command import restore
 from mirage.train.command import train
+from mirage.unirestorer.command import unirestorer
 
 __all__ = ["main"]
 
@@ -39,6 +40,7 @@ main.add_command(restore)
 main.add_command(table6)
 main.add_command(train)
 main.add_command(tune)
+main.add_command(unirestorer)
 main.add_command(version)
 
 

@@ -94,15 +94,20 @@ def trainings_of(
 
 
 @contextmanager
-def training_progress(performance: TrainAndMeasure | None, console: Any) -> Iterator[None]:
-    """A bar for each group that is being trained, by the steps that trainers tell in their logs."""
+def training_progress(performance: Any, console: Any) -> Iterator[None]:
+    """A bar for each group that is being trained, by the steps that trainers tell in their logs.
+
+    Args:
+        performance: a `mirage.grids.TrainAndMeasure`, or what calls ``on_begin`` and ``on_done`` and has ``step_of``
+            and ``train.steps`` as that does; None: no bars.
+    """
     if performance is None:
         yield
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    total = performance.train.steps  # type: ignore[attr-defined]
+    total = performance.train.steps
     bars: dict[str, Any] = {}
     ended = threading.Event()
     with Progress(*columns, console=console, transient=True) as progress:

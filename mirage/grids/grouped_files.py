@@ -6,9 +6,6 @@ The records are lines of JSON in ``groups.jsonl``, one as each file is done; the
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mirage.images import decode_image, read_bytes
-from mirage.restore.files import FileOptions, Job, Outcome, collect_jobs, is_finished, restore_each
-from mirage.whole_files import write_whole
+from mirage.restore.files import FileOptions, Job, Outcome, collect_jobs, restore_each
+from mirage.restore.ledger import Ledger
 
 if TYPE_CHECKING:
     from mirage.grids.restorer import Choice, GroupedRestorer
@@ -52,21 +49,30 @@ def restore_grouped(
     """What `GroupedRestorer.files` does; what is wrong with arguments and folder is raised at once."""
     file_options = FileOptions(overwrite=overwrite, **options)
     jobs = collect_jobs(inputs, out_dir, file_options.format, on_skip)
-    ledger = _Ledger(out_dir, restorer.fingerprint, overwrite)
+    ledger = Ledger(
+        out_dir / LEDGER, format=FORMAT, of="groups", fingerprint=restorer.fingerprint, columns=COLUMNS,
+        overwrite=overwrite, what="other groups or weights",
+    )  # fmt: skip
     return _each(restorer, jobs, file_options, ledger)
 
 
 def _each(
-    restorer: GroupedRestorer, jobs: Iterable[Job], options: FileOptions, ledger: _Ledger
+    restorer: GroupedRestorer, jobs: Iterable[Job], options: FileOptions, ledger: Ledger
 ) -> Iterator[GroupedOutcome]:
     try:
         for job in jobs:
-            outcome = _one(restorer, job, options, ledger.find(job))
+            outcome = _one(restorer, job, options, _known(ledger.find(job)))
             if outcome.choice is not None and outcome.error is None:
-                ledger.add(outcome)
+                ledger.add({"source": str(job.source), "target": str(job.target), **asdict(outcome.choice)})
             yield outcome
     finally:
         ledger.write_table()
+
+
+def _known(record: Mapping[str, Any] | None) -> Choice | None:
+    from mirage.grids.restorer import Choice
+
+    return None if record is None else Choice(**{name: record[name] for name in Choice.__dataclass_fields__})
 
 
 def _one(restorer: GroupedRestorer, job: Job, options: FileOptions, known: Choice | None) -> GroupedOutcome:
@@ -91,73 +97,3 @@ def _one(restorer: GroupedRestorer, job: Job, options: FileOptions, known: Choic
 
 def _fields(outcome: Outcome) -> dict[str, Any]:
     return {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
-
-
-class _Ledger:
-    """The records of a folder, by target.
-
-    Raises:
-        ValueError: they are of other groups, and ``overwrite`` is not set; or the file is none of records.
-    """
-
-    def __init__(self, folder: Path, fingerprint: str, overwrite: bool) -> None:
-        self.path, self.fingerprint = folder / LEDGER, fingerprint
-        self.records: dict[str, dict[str, Any]] = {}
-        lines = self._lines()
-        if lines and lines[0].get("groups") == fingerprint and lines[0].get("format") == FORMAT:
-            self.records = {record["target"]: record for record in lines[1:]}
-        elif lines and not overwrite:
-            raise ValueError(
-                f"{self.path}: has results of other groups or weights; name another folder, or overwrite them"
-            )
-        self._begin(len(lines) > len(self.records) + 1 or not self.records)
-
-    def _lines(self) -> list[dict[str, Any]]:
-        """The whole lines of the file; one that was being written when a process ended is left out."""
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        try:
-            lines = [json.loads(line) for line in text.split("\n")[:-1] if line]
-            if not all(isinstance(line, dict) for line in lines) or any("target" not in line for line in lines[1:]):
-                raise ValueError("expected an object with a target in each line")
-        except ValueError as error:
-            raise ValueError(f"{self.path}: not readable as records of results: {error}") from error
-        return lines
-
-    def _begin(self, anew: bool) -> None:
-        """Write the file again without what does not count, and without a half line."""
-        if not anew and self.path.exists() and self.path.read_bytes().endswith(b"\n"):
-            return
-        head = {"format": FORMAT, "groups": self.fingerprint}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line) + "\n" for line in (head, *self.records.values()))
-        write_whole(self.path, text.encode("utf-8"))
-
-    def find(self, job: Job) -> Choice | None:
-        """What the record of a finished job says."""
-        from mirage.grids.restorer import Choice
-
-        record = self.records.get(str(job.target))
-        if record is None or not is_finished(job):
-            return None
-        return Choice(**{name: record[name] for name in Choice.__dataclass_fields__})
-
-    def add(self, outcome: GroupedOutcome) -> None:
-        """Add a line, at once."""
-        assert outcome.choice is not None
-        record = {"source": str(outcome.source), "target": str(outcome.target), **asdict(outcome.choice)}
-        if self.records.get(record["target"]) == record:
-            return
-        self.records[record["target"]] = record
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def write_table(self) -> None:
-        """Write all records as CSV."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.records[target] for target in sorted(self.records))
-        write_whole(self.path.with_name(CSV), text.getvalue().encode("utf-8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from mirage.commands.common import FOLDER, device_named, reading_weights, require
 from mirage.grids.command_parts import STOPPED, stopping
 
-__all__ = ["restore"]
+__all__ = ["restore", "with_progress"]
 
 
 @click.command()
@@ -58,15 +59,22 @@ def restore(inputs: tuple[Path, ...], groups: Path, out_dir: Path, format_: str,
         outcomes = restorer.files(inputs, out_dir, overwrite=overwrite, format=format_, quality=quality)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    failed, stopped = _with_progress(outcomes, count, Console(stderr=True))
+    failed, stopped = with_progress(outcomes, count, Console(stderr=True), _line)
     if stopped:
         click.echo("stopped; no file is half-written, and the same command goes on from here", err=True)
         sys.exit(STOPPED)
     sys.exit(1 if failed else 0)
 
 
-def _with_progress(outcomes: Any, count: int, console: Any) -> tuple[int, bool]:
-    """Print a line for each file under a progress bar; returns how many failed, and whether it was stopped."""
+def with_progress(outcomes: Any, count: int, console: Any, line_of: Callable[[Any], str | None]) -> tuple[int, bool]:
+    """Print a line for each file under a progress bar; returns how many failed, and whether it was stopped.
+
+    Args:
+        outcomes: a generator of `mirage.restore.Outcome`.
+        count: of files.
+        console: of rich, for the bar and for what failed.
+        line_of: the line of an outcome without an error; None: none.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     failed = 0
@@ -77,10 +85,11 @@ def _with_progress(outcomes: Any, count: int, console: Any) -> tuple[int, bool]:
             for outcome in outcomes:
                 if outcome.error is not None:
                     failed += 1
-                    line = f"failed: {outcome.source}: {outcome.error}"
-                    console.print(line, style="red", markup=False, soft_wrap=True)
-                if outcome.choice is not None and outcome.error is None:
-                    click.echo(_line(outcome))
+                    message = f"failed: {outcome.source}: {outcome.error}"
+                    console.print(message, style="red", markup=False, soft_wrap=True)
+                line = line_of(outcome) if outcome.error is None else None
+                if line is not None:
+                    click.echo(line)
                 progress.advance(bar)
         except KeyboardInterrupt:
             outcomes.close()
@@ -88,8 +97,10 @@ def _with_progress(outcomes: Any, count: int, console: Any) -> tuple[int, bool]:
     return failed, False
 
 
-def _line(outcome: Any) -> str:
+def _line(outcome: Any) -> str | None:
     choice = outcome.choice
+    if choice is None:
+        return None
     foreign = "  foreign: no group was trained on this" if choice.foreign else ""
     before = "  (done before)" if outcome.skipped else ""
     return f"{outcome.source}  {choice.group}  {choice.distance:.2f}{foreign}{before}"

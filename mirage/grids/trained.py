@@ -16,7 +16,7 @@ from mirage.grids.performance import Values
 from mirage.grids.workers import Workers
 from mirage.whole_files import write_whole
 
-__all__ = ["TrainAndMeasure", "TrainingFailed"]
+__all__ = ["TrainAndMeasure", "TrainingFailed", "differences"]
 
 FORMAT = "mirage grids trainings, version 1"
 SETTINGS, RESULT, WEIGHTS, RUN, LOCK = "settings.json", "result.json", "weights.safetensors", "run", "lock"
@@ -96,11 +96,11 @@ class TrainAndMeasure:
                     raise ValueError(f"expected the format {FORMAT!r}")
             except ValueError as error:
                 raise ValueError(f"{path}: not readable as the settings of trainings: {error}") from error
-            differences = _differences(before, {name: value for name, value in now.items() if name in before})
-            if differences:
+            found = differences(before, {name: value for name, value in now.items() if name in before})
+            if found:
                 raise ValueError(
-                    f"{self.folder}: holds trainings of other settings ({'; '.join(differences[:3])}"
-                    f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}); name another folder"
+                    f"{self.folder}: holds trainings of other settings ({'; '.join(found[:3])}"
+                    f"{f'; and {len(found) - 3} more' if len(found) > 3 else ''}); name another folder"
                 )
         if {**before, **now} != before:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -221,12 +221,13 @@ def _read_result(place: Path, group: Group) -> dict[str, float] | None:
     return found
 
 
-def _differences(before: Any, now: Any, place: str = "") -> list[str]:
+def differences(before: Any, now: Any, place: str = "") -> list[str]:
+    """Where two trees of settings differ, as ``schedule.steps: 10 there, 20 here``."""
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for key in [*before, *(key for key in now if key not in before)]:
             if key in before and key in now:
-                found += _differences(before[key], now[key], f"{place}.{key}" if place else key)
+                found += differences(before[key], now[key], f"{place}.{key}" if place else key)
             elif place:
                 found.append(f"{place}.{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} here")
         return found

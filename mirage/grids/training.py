@@ -17,7 +17,7 @@ import numpy as np
 from mirage.extras import not_there
 from mirage.grids.groups import check_names
 
-__all__ = ["MOST_PSNR", "MeasureGroup", "TrainGroup", "named_kinds", "psnr"]
+__all__ = ["MOST_PSNR", "MeasureGroup", "TrainGroup", "config_identity", "named_kinds", "psnr"]
 
 MOST_PSNR = 100.0
 """dB; what equal pictures count as, so that means and differences stay finite."""
@@ -88,11 +88,7 @@ class TrainGroup:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the networks, as JSON has it."""
-        tree = dataclasses.asdict(self.config)
-        for part, keys in OF_THE_MACHINE.items():
-            for key in tree[part] if keys is None else keys:
-                tree[part] = {name: value for name, value in tree[part].items() if name != key}
-        return {"dtype": self.dtype, **{name: value for name, value in tree.items() if name != "output"}}
+        return {"dtype": self.dtype, **config_identity(self.config)}
 
     def config_of(self, group: Sequence[str], folder: Path) -> Any:
         """The configuration of one group, which writes to a folder."""
@@ -131,6 +127,15 @@ class TrainGroup:
         export_weights(folder, weights, dtype=self.dtype)
         for file in checkpoints(folder):
             file.unlink()
+
+
+def config_identity(config: Any) -> dict[str, Any]:
+    """What of a configuration of `mirage.train` decides the weights, as JSON has it."""
+    tree = dataclasses.asdict(config)
+    for part, keys in OF_THE_MACHINE.items():
+        for key in tree[part] if keys is None else keys:
+            tree[part] = {name: value for name, value in tree[part].items() if name != key}
+    return {name: value for name, value in tree.items() if name != "output"}
 
 
 def named_kinds(kind: Any) -> dict[str, Any]:

@@ -57,7 +57,24 @@ _PLACES: dict[str, str] = {
     "centre_loss": "losses",
     "cv_squared": "losses",
     "dispatch": "dispatcher",
+    "StoredExperts": "dispatcher",
     "straight_through": "router",
+    # system and training
+    "ExpertTrainings": "expert_training",
+    "Explanation": "system",
+    "MemberSet": "samples",
+    "RestoredImage": "system",
+    "RoutedNetwork": "router_training",
+    "RoutedOutcome": "routed_files",
+    "RouterRun": "router_training",
+    "RouterSettings": "router_training",
+    "SystemFolder": "folder",
+    "TrainExpert": "expert_training",
+    "UniRestorer": "system",
+    "collapsed_experts": "router_training",
+    "embed_samples": "samples",
+    "load_router": "router_training",
+    "save_router": "router_training",
 }
 
 __all__ = [
@@ -106,7 +123,24 @@ __all__ = [
     "centre_loss",
     "cv_squared",
     "dispatch",
+    "StoredExperts",
     "straight_through",
+    # system and training
+    "ExpertTrainings",
+    "Explanation",
+    "MemberSet",
+    "RestoredImage",
+    "RoutedNetwork",
+    "RoutedOutcome",
+    "RouterRun",
+    "RouterSettings",
+    "SystemFolder",
+    "TrainExpert",
+    "UniRestorer",
+    "collapsed_experts",
+    "embed_samples",
+    "load_router",
+    "save_router",
 ]
 
 

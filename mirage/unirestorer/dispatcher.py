@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mirage.networks.common import pad_to_multiple
 
-__all__ = ["MULTIPLE", "ExpertModules", "Experts", "dispatch"]
+if TYPE_CHECKING:
+    from mirage.unirestorer.store import ExpertStore
+
+__all__ = ["MULTIPLE", "ExpertModules", "Experts", "StoredExperts", "dispatch"]
 
 MULTIPLE = 8
 """What images are padded to multiples of before experts see them."""
@@ -23,6 +27,10 @@ class Experts(Protocol):
 
     def run(self, images: Tensor, experts: Sequence[int]) -> Tensor:
         """Restore ``images``, ``[B, 3, H, W]``, H and W multiples of 8, each by the expert of its number."""
+        ...
+
+    def network(self, expert: int) -> AbstractContextManager[nn.Module]:
+        """An expert's network while a block runs, for `mirage.Restorer`. It is not to be changed."""
         ...
 
 
@@ -53,6 +61,34 @@ class ExpertModules:
             own = [i for i, each in enumerate(experts) if each == expert]
             restored[own] = self.modules[expert](images[own])
         return restored
+
+    @contextmanager
+    def network(self, expert: int) -> Iterator[nn.Module]:
+        """The module."""
+        yield self.modules[expert]
+
+
+class StoredExperts:
+    """The experts of an `mirage.unirestorer.ExpertStore`, by number: the order in which they were added.
+
+    Args:
+        store: the store.
+    """
+
+    def __init__(self, store: ExpertStore) -> None:
+        self.store = store
+        self.names = store.names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def run(self, images: Tensor, experts: Sequence[int]) -> Tensor:
+        """Each image restored by its expert; each expert runs once."""
+        return self.store.restore(images, [self.names[expert] for expert in experts])
+
+    def network(self, expert: int) -> AbstractContextManager[nn.Module]:
+        """The network, folded and accelerated."""
+        return self.store.network(self.names[expert])
 
 
 def dispatch(experts: Experts, images: Sequence[Tensor], numbers: Sequence[int]) -> list[Tensor]:

@@ -28,7 +28,7 @@ LEAST_VARIANCE = 1e-6  # of "literal"
 GAMMA, BETA = 1e-4, -7.0  # that "affine" begins with
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Routes:
     """Where a batch of B images goes, of K leaves and T levels.
 

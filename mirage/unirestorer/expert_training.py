@@ -1,0 +1,253 @@
+"""An expert for each node of a tree, trained by `mirage.train` on the node's samples: whole, or as what it adds to the
+root's by LoRA.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mirage.grids.trained import TrainingFailed, differences
+from mirage.grids.training import config_identity
+from mirage.grids.workers import Workers
+from mirage.train.build import build_network
+from mirage.train.config import Config
+from mirage.train.run import Run
+from mirage.unirestorer.lora import LoRASettings, add_lora
+from mirage.unirestorer.lora_files import save_lora
+from mirage.unirestorer.samples import MemberSet, one_set_a_kind
+from mirage.unirestorer.tree import ExpertTree
+from mirage.whole_files import write_whole
+
+__all__ = ["ExpertRun", "ExpertTrainings", "TrainExpert", "expert_file"]
+
+FORMAT = "mirage unirestorer trainings, version 1"
+SETTINGS = "settings.json"
+
+
+def expert_file(folder: Path, node: int) -> Path:
+    """Where the weights of a node's expert lie in the folder of experts."""
+    return folder / f"{node:03d}.safetensors"
+
+
+class ExpertRun(Run):
+    """A run of `mirage.train` on some samples of its configuration.
+
+    Args:
+        config: of the run; ``model.weights`` are the base's where there is LoRA.
+        members: numbers of the samples.
+        lora: what is trained in the place of the weights; None: the weights.
+        fabric: as of `mirage.train.Run`.
+    """
+
+    def __init__(
+        self, config: Config, members: Sequence[int], lora: LoRASettings | None = None, fabric: Any = None
+    ) -> None:
+        self.members, self.lora = members, lora
+        super().__init__(config, fabric)
+
+    def make_data(self) -> MemberSet:
+        return MemberSet(one_set_a_kind(self.config.data), self.config.seed, self.members)
+
+    def make_network(self) -> nn.Module:
+        network = build_network(self.config)
+        return (
+            network if self.lora is None else add_lora(network, self.lora.rank, self.lora.alpha, norms=self.lora.norms)
+        )
+
+
+@dataclass(frozen=True)
+class TrainExpert:
+    """Trains the expert of a node.
+
+    Args:
+        config: of `mirage.train`: its network, optimizer, schedule and data, of which the tree's members are samples.
+        lora: what is trained of all but the root's; None: each node has a network of its own.
+        dtype: of whole weights that are kept.
+    """
+
+    config: Config
+    lora: LoRASettings | None = None
+    dtype: str = "float32"
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of each training, where the configuration says it in steps."""
+        return self.config.schedule.steps
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the experts, as JSON has it."""
+        config = dataclasses.replace(self.config, data=one_set_a_kind(self.config.data))
+        lora = None if self.lora is None else dataclasses.asdict(self.lora)
+        return {"dtype": self.dtype, **config_identity(config), "lora": lora}
+
+    def __call__(self, node: int, members: Sequence[int], folder: Path) -> None:
+        """Train, going on from a checkpoint of an earlier run, and write the weights; checkpoints are removed then.
+
+        Args:
+            node: its number; 0 is the root, which has to be there before experts by LoRA.
+            members: numbers of its samples.
+            folder: of all experts.
+
+        Raises:
+            mirage.train.Interrupted: it was told to stop; a checkpoint is written.
+            FileNotFoundError: there is no root.
+            FloatingPointError, ValueError, OSError: as `mirage.train.Run`.
+        """
+        from mirage.train import export_weights
+        from mirage.train.state import checkpoints
+
+        run_folder = folder / f"{node:03d}"
+        run_folder.mkdir(parents=True, exist_ok=True)
+        lora = self.lora if node else None
+        config = dataclasses.replace(
+            self.config, output=dataclasses.replace(self.config.output, folder=str(run_folder))
+        )
+        if lora is not None:
+            base = expert_file(folder, 0)
+            if not base.is_file():
+                raise FileNotFoundError(f"no root at {str(base)!r}, which expert {node} adds to; train node 0 first")
+            config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(base), key=None))
+        with open(run_folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            run = ExpertRun(config, members, lora)
+            run.train()
+        if lora is None:
+            export_weights(run_folder, expert_file(folder, node), dtype=self.dtype)
+        else:
+            network = run.network if run.average is None else run.average.module
+            save_lora(network, expert_file(folder, node))
+        for file in checkpoints(run_folder):
+            file.unlink()
+
+
+class ExpertTrainings:
+    """The trainings of a tree's experts, kept in a folder: ``NNN.safetensors`` for each node, ``NNN/`` its run.
+
+    No expert is trained twice: a lock keeps other processes and machines off one that is being trained, and what a
+    process that was killed had reached is gone on from.
+
+    Args:
+        folder: of everything; machines of a cluster all reach it.
+        tree: whose members are samples of ``train.config``.
+        train: how.
+        workers: how many at a time, and where.
+        on_begin, on_done: called with the name of each expert (``"003"``) that is to be trained or waited for, and
+            when it is done.
+
+    Raises:
+        ValueError: the folder holds trainings of other settings or of another tree; the message says which.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        tree: ExpertTree,
+        train: TrainExpert,
+        *,
+        workers: Workers | int | None = None,
+        on_begin: Callable[[str], None] | None = None,
+        on_done: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder, self.tree, self.train = Path(folder), tree, train
+        self.workers = workers if isinstance(workers, Workers) else Workers(workers)
+        self.on_begin = on_begin or (lambda name: None)
+        self.on_done = on_done or (lambda name: None)
+        empty = [node.id for node in tree.nodes if not node.size]
+        if empty:
+            raise ValueError(f"tree: expected samples in every node, got none in {empty[:5]}: was it made by cluster?")
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        now = json.loads(json.dumps({"tree": self.tree.fingerprint, "train": self.train.identity}))
+        path = self.folder / SETTINGS
+        if path.exists():
+            try:
+                before = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(before, dict) or before.pop("format", None) != FORMAT:
+                    raise ValueError(f"expected the format {FORMAT!r}")
+            except ValueError as error:
+                raise ValueError(f"{path}: not readable as the settings of trainings: {error}") from error
+            found = differences(before, now)
+            if found:
+                more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+                raise ValueError(
+                    f"{self.folder}: holds experts of other settings ({'; '.join(found[:3])}{more}); name another "
+                    "folder"
+                )
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, (json.dumps({"format": FORMAT, **now}, indent=1) + "\n").encode("utf-8"))
+
+    @property
+    def missing(self) -> list[int]:
+        """Nodes without an expert yet."""
+        return [node.id for node in self.tree.nodes if not expert_file(self.folder, node.id).exists()]
+
+    def run(self, nodes: Sequence[int] | None = None) -> list[Path]:
+        """Train what is missing, several at a time; where there is LoRA, the root first.
+
+        Args:
+            nodes: these alone; None: all.
+
+        Returns:
+            The files of their weights.
+
+        Raises:
+            TrainingFailed: of one or more experts, after the others are done.
+            Stopped: (a KeyboardInterrupt) it was told to stop; what was going on is saved.
+        """
+        wanted = [node.id for node in self.tree.nodes] if nodes is None else list(nodes)
+        todo = [node for node in wanted if node in self.missing]
+        if self.train.lora is not None and 0 in self.missing and any(todo):
+            self._do([0])
+            todo = [node for node in todo if node]
+        self._do(todo)
+        return [expert_file(self.folder, node) for node in wanted]
+
+    def step_of(self, name: str) -> int:
+        """The last optimizer step that the trainer of an expert has told."""
+        try:
+            with open(self.folder / name / "train.csv", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1000))
+                last = file.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+            return int(last.partition(",")[0])
+        except (OSError, ValueError):
+            return 0
+
+    def _do(self, nodes: Sequence[int]) -> None:
+        if not nodes:
+            return
+        names = [f"{node:03d}" for node in nodes]
+        for name in names:
+            self.on_begin(name)
+        items = [(node, self.tree.nodes[node].members.tolist()) for node in nodes]
+        failed: dict[str, Exception] = {}
+        for number, result in self.workers.run(functools.partial(_train, self.folder, self.train), items):
+            if isinstance(result, Exception):
+                failed[names[number]] = result
+            self.on_done(names[number])
+        if failed:
+            reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+            raise TrainingFailed(f"{len(failed)} of {len(nodes)} experts: {reasons}") from next(iter(failed.values()))
+
+
+def _train(folder: Path, train: TrainExpert, item: tuple[int, list[int]]) -> bool:
+    """One expert, in whichever process; returns whether it was trained here."""
+    from filelock import FileLock
+
+    node, members = item
+    with FileLock(folder / f"{node:03d}.lock"):  # the system opens it when its holder is killed
+        if expert_file(folder, node).exists():
+            return False
+        train(node, members, folder)
+    return True
