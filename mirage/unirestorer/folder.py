@@ -225,7 +225,7 @@ class SystemFolder:
             return {}
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return {name: float(value) for name, value in rows[-1].items()} if rows else {}
+        return {name: float(value) for name, value in rows[-1].items() if name != "step"} if rows else {}
 
 
 def _store_of(files: list[Path], options: Mapping[str, Any]) -> Any:

@@ -71,7 +71,8 @@ def _line(outcome: Any) -> str | None:
     found = outcome.explanation
     if found is None:
         return None
+    before = "  (done before)" if outcome.skipped else ""
     return (
         f"{outcome.source}  leaf {found.leaf} ({found.p_leaf[found.leaf]:.2f})  level {found.level} "
-        f"({found.p_level[found.level]:.2f})  expert {found.expert} ({' '.join(found.tasks[:4])})"
+        f"({found.p_level[found.level]:.2f})  expert {found.expert} ({' '.join(found.tasks[:4])}){before}"
     )

@@ -67,7 +67,9 @@ def test_naming_a_task_restricts_the_leaves_and_not_the_levels(system):
         assert (routes.expert[routes.level == 0] == 0).all()  # the root stays
     mixed = system.route(x[:2], [TASKS[3], None])
     assert int(mixed.leaf[0]) == 3 and int(mixed.leaf[1]) == int(free.leaf[1])
-    with pytest.raises(ValueError, match="task: expected one of columns less, columns more, rows less, rows more; got 'fog'"):
+    with pytest.raises(
+        ValueError, match="task: expected one of columns less, columns more, rows less, rows more; got 'fog'"
+    ):
         system(x, "fog")
     with pytest.raises(ValueError, match="expected one for each of 2 images, got 1"):
         system(x[:2], ["rows more"])
