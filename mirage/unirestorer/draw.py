@@ -151,5 +151,5 @@ def _colours(names: Sequence[Any]) -> dict[Any, Any]:
     """A colour for each name: those of tab20, again from the first on where there are more."""
     from matplotlib import colormaps
 
-    table = colormaps["tab20"].colors
-    return {name: table[number % len(table)] for number, name in enumerate(names)}
+    table = colormaps["tab20"]
+    return {name: table(number % table.N) for number, name in enumerate(names)}

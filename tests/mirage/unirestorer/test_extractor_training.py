@@ -110,11 +110,20 @@ def test_retrieval_looks_at_other_pictures_alone():
 def test_a_training_goes_on_where_it_stopped_and_tells_noise_from_blur(pictures, tmp_path):
     torch.manual_seed(0)
     whole = ExtractorRun(config(pictures, tmp_path, f"output.folder={tmp_path / 'whole'}"))
-    before = whole.validate()
     assert whole.labels == LABELS and len(whole.validation) == 12
+    crops = labelled_images(pictures, whole.config.data, 8, 48)
+    targets = contrastive_targets(torch.tensor([LABELS.index(label) for label in crops.labels]), whole.loss)
+
+    def measured():
+        embeddings = embed_all(whole.extractor, crops.images)
+        return contrastive_loss(embeddings, targets, 0.1), measure_retrieval(embeddings, crops.labels, crops.pictures)
+
+    loss, found = measured()
     whole.train()
-    after = whole.validate()
-    assert after["type"] >= max(0.9, before["type"]) and after["label"] <= after["type"]
+    less, better = measured()
+    assert less < 0.8 * loss and better.label > found.label
+    validated = whole.validate()
+    assert validated["label"] <= validated["type"] <= 1
 
     half = ExtractorRun(config(pictures, tmp_path, "schedule.horizon_epochs=48", "schedule.steps=20"))
     half.train()
