@@ -100,6 +100,9 @@ def test_every_setting_is_there_in_both_sizes_and_presets():
 @pytest.mark.parametrize("name", sorted(packaged()))
 def test_packaged_configurations_are_those_of_the_protocol(name):
     config = load_config(name)
+    if name == "extractor-small":  # of mirage unirestorer extract, which has another network and loss
+        assert len({one.name for one in config.data.sets}) == len(config.data.sets) == 31
+        return
     loss = build_loss(config)
     if name in ("denoise-tiny", "denoise-derain-tiny", "descriptor-srresnet", "grids-tiny", "grids-restormer"):
         assert loss.contrastive_weight == loss.fourier_weight == 0
