@@ -80,8 +80,9 @@ def _known(record: Mapping[str, Any] | None) -> Explanation | None:
 
     if record is None:
         return None
-    values = {each.name: record[each.name] for each in fields(Explanation)}
-    return Explanation(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values: dict[str, Any] = {each.name: record[each.name] for each in fields(Explanation)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Explanation(**values)
 
 
 def _one(
