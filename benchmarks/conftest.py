@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ import mirage_kernels
 
 if str(ROOT := Path(__file__).resolve().parent.parent) not in sys.path:
     sys.path.append(str(ROOT))  # for benchmarks.*; an installed mirage goes before the one here
+
+from benchmarks.machine import commit, copy_bandwidth, matrix_rate  # noqa: E402
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,44 +42,10 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "device": torch.cuda.get_device_name() if device == "cuda" else machine_info["cpu"].get("brand_raw", "cpu"),
         "threads": torch.get_num_threads(),
         "implementations": mirage_kernels.available(),
-        "commit": _commit(),
+        "commit": commit(),
         "copy_bytes_per_s": copy_bandwidth(device),
         "macs_per_s": matrix_rate(device),
     }
-
-
-def _commit() -> str:
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def best_time(function: Callable[[], object], device: str, runs: int = 12) -> float:
-    """Seconds of the best of some runs: a rate of the machine, not a result."""
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        function()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[2:])
-
-
-def copy_bandwidth(device: str) -> float:
-    """Bytes per second of a large copy, read and written bytes both counted."""
-    source = torch.ones(2**25 if device == "cpu" else 2**28, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / best_time(lambda: target.copy_(source), device)
-
-
-def matrix_rate(device: str) -> float:
-    """Multiply-adds per second of a float32 matrix product."""
-    n = 1536 if device == "cpu" else 8192
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-    return n**3 / best_time(lambda: a @ b, device)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +26,9 @@ BUILDERS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
 COLD_BYTES = 256 << 20
 PEERS = ("eager", "compile", "fast", "graph", "cuda", "graph-cuda")
 """The last two are the stages in CUDA C++ where "fast" and "graph" run what is chosen by itself."""
-STEP_PEERS = ("eager", "compile", "fast-low", "graph-low")
+MODES = {"compile": "max-autotune", "compile-default": "default"}
+"""Of torch.compile."""
+STEP_PEERS = ("eager", "compile", "fast-low", "graph-low", "low-cuda")
 SLOW = ("compile",)  # to build
 FARTHEST = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of a restored image from eager's in float32, relative (norm): a result further off is a mistake."""
@@ -34,15 +36,20 @@ FARTHEST = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 @dataclass(frozen=True)
 class Problem:
-    """A network, the shape [B, 3, H, W] of its image, and the dtype of both (of autocast in a training step)."""
+    """A network, the shape [B, 3, H, W] of its image, and the dtype of both (of autocast in a training step).
+
+    `tf32`: whether products of float32 may be of TF32, PyTorch's and ours (see :func:`precision`).
+    """
 
     variant: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: str = "cuda"
+    tf32: bool = False
 
     def __str__(self) -> str:
-        return f"{self.variant}-{'x'.join(map(str, self.shape))}-{str(self.dtype).removeprefix('torch.')}"
+        dtype = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return f"{self.variant}-{'x'.join(map(str, self.shape))}-{dtype}"
 
     def model(self) -> nn.Module:
         """The reference with weights that are the same every time, in float32."""
@@ -54,16 +61,30 @@ class Problem:
         return torch.rand(self.shape, generator=generator).to(self.device)
 
 
+@contextlib.contextmanager
+def precision(tf32: bool) -> Iterator[None]:
+    """Inside, products and convolutions of float32 are of TF32, or none is: without being asked PyTorch takes it for
+    convolutions alone, and our kernels for neither, which would be no comparison."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def written_in(peer: str) -> contextlib.AbstractContextManager[None]:
     """Inside, stages run in CUDA C++ for the peers that are so called."""
     return mirage_kernels.use("cuda") if peer.endswith("cuda") else contextlib.nullcontext()
 
 
 def inference(problem: Problem, peer: str) -> Callable[[], Tensor]:
-    """A call that restores the problem's image."""
+    """A call that restores the problem's image; to be made and called inside `precision(problem.tf32)`."""
     model, image = problem.model().eval().to(problem.dtype), problem.image().to(problem.dtype)
-    if peer == "compile":
-        model = torch.compile(model, mode="max-autotune")
+    if peer in MODES:
+        model = torch.compile(model, mode=MODES[peer])
     elif peer != "eager":
         model = mirage.fast.accelerate(model)
     with written_in(peer):
@@ -78,7 +99,7 @@ def inference(problem: Problem, peer: str) -> Callable[[], Tensor]:
 
 def truth(problem: Problem) -> Tensor:
     """What eager restores in float32, products without TF32."""
-    with torch.inference_mode():
+    with torch.inference_mode(), precision(False):
         return problem.model().eval()(problem.image())
 
 
@@ -101,7 +122,7 @@ class _WithEmbeddings(nn.Module):
 def step(problem: Problem, peer: str) -> Callable[[], Tensor]:
     """A call that takes a training step, forward, loss and backward, under autocast to the problem's dtype."""
     model = problem.model().train()
-    if peer == "compile":
+    if peer in MODES:
         model = torch.compile(model)
     elif peer != "eager":
         model = mirage.fast.accelerate(model, memory="low")
@@ -116,7 +137,7 @@ def step(problem: Problem, peer: str) -> Callable[[], Tensor]:
 
     def call() -> Tensor:
         model.zero_grad(set_to_none=True)
-        with autocast():
+        with autocast(), written_in(peer):
             outputs = run(image)
         loss = criterion(outputs, target)[0]
         loss.backward()

@@ -57,20 +57,22 @@ def usable(request, device, benchmark):
 @pytest.mark.parametrize("problem", [*problems(SHAPES), *problems((SMALLEST,), DTYPES[:1])], ids=str)
 def test_inference(problem, peer, usable, device, benchmark):
     problem = usable(peer, problem)
-    call = gpu.inference(problem, peer)
-    error = gpu.relative_error(call(), gpu.truth(problem))
-    assert error <= gpu.FARTHEST[problem.dtype], f"{peer} is {error:.1e} from eager in float32"
-    benchmark.extra_info.update(error=error, peak_mib=gpu.peak_mib(call, device))
-    replay(benchmark, gpu.samples(call, device))
+    with gpu.precision(problem.tf32):
+        call = gpu.inference(problem, peer)
+        error = gpu.relative_error(call(), gpu.truth(problem))
+        assert error <= gpu.FARTHEST[problem.dtype], f"{peer} is {error:.1e} from eager in float32"
+        benchmark.extra_info.update(error=error, peak_mib=gpu.peak_mib(call, device))
+        replay(benchmark, gpu.samples(call, device))
 
 
 @pytest.mark.parametrize("peer", gpu.STEP_PEERS)
 @pytest.mark.parametrize("problem", problems((*STEP_SHAPES, SMALLEST), (torch.bfloat16,)), ids=str)
 def test_step(problem, peer, usable, device, benchmark):
-    call = gpu.step(usable(peer, problem), peer)
-    assert call().isfinite()
-    benchmark.extra_info.update(peak_mib=gpu.peak_mib(call, device))
-    replay(benchmark, gpu.samples(call, device))
+    with gpu.precision(tf32=False):
+        call = gpu.step(usable(peer, problem), peer)
+        assert call().isfinite()
+        benchmark.extra_info.update(peak_mib=gpu.peak_mib(call, device))
+        replay(benchmark, gpu.samples(call, device))
 
 
 @pytest.mark.parametrize("implementation", ["eager", "fast", "cuda"])
@@ -91,5 +93,5 @@ def test_stage(name, kind, dtype, implementation, device, benchmark):
     benchmark.extra_info.update(facts | floor)
     benchmark.group = f"stage {name} {dim}x{height}x{width} {facts['dtype']}"
     function = found.eager if implementation == "eager" else found.fast
-    with torch.inference_mode(), gpu.written_in(implementation):
+    with torch.inference_mode(), gpu.written_in(implementation), gpu.precision(tf32=False):
         replay(benchmark, gpu.samples(lambda: function(x), device))

@@ -6,9 +6,10 @@ Each is run forward and backward on the tensors of its ``cases.py`` and judged a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 import mirage_kernels
 from mirage_kernels._runtime import accuracy
-from mirage_kernels._runtime.cases import DIMS, Operator, operators
+from mirage_kernels._runtime.cases import DIMS, Operator, Shape, operators
 
 __all__ = ["Check", "check_operators"]
 
@@ -89,8 +90,21 @@ def check_operators(
                         if implementation == "triton" and place == "cpu" and operator.mode:
                             continue  # a minute in the interpreter
                         if device in (None, place):
-                            checks.append(_check(operator, implementation, place, dtype, timed, large))
+                            shape = operator.in_network(DIMS["tiny"], LARGE)[:3][-1] if large else None
+                            checks.append(check_operator(operator, implementation, place, dtype, shape, timed))
     return tuple(checks)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside, PyTorch's convolutions of float32 on a GPU are of float32: by itself it rounds their factors to TF32, a
+    thousand times the error of our kernels, and eager's error is the measure of theirs."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _devices_of(implementation: str) -> list[str]:
@@ -101,11 +115,18 @@ def _devices_of(implementation: str) -> list[str]:
     return {"torch": ["cpu", *gpu], "cpp": ["cpu"]}.get(implementation, [])
 
 
-def _check(operator: Operator, implementation: str, device: str, dtype: torch.dtype, timed: bool, large: bool) -> Check:
+def check_operator(
+    operator: Operator,
+    implementation: str,
+    device: str,
+    dtype: torch.dtype,
+    shape: Shape | None = None,
+    timed: bool = False,
+) -> Check:
+    """One of :func:`check_operators`, on tensors of a `shape` that its ``make`` takes, else the first of its own."""
     label = f"{operator.name} {operator.mode}".strip()
     check = partial(Check, label, implementation, device, str(dtype).removeprefix("torch."))
-    shapes = operator.in_network(DIMS["tiny"], LARGE)[:3][-1:] if large else operator.shapes
-    inputs = [t.requires_grad_(operator.gradients) for t in operator.inputs(shapes[0], dtype, device)]
+    inputs = [t.requires_grad_(operator.gradients) for t in operator.inputs(shape or operator.shapes[0], dtype, device)]
 
     def public(*tensors: Tensor) -> Tensor:
         with mirage_kernels.use(implementation):
@@ -116,19 +137,20 @@ def _check(operator: Operator, implementation: str, device: str, dtype: torch.dt
 
     milliseconds = None
     try:
-        with torch.no_grad():
-            grad_output = accuracy.random_like(operator.reference(*inputs))
-        found = accuracy.compare(
-            public,
-            operator.reference,
-            inputs,
-            grad_output,
-            ["output", *(f"grad {i}" for i in range(len(inputs) if operator.gradients else 0))],
-            roundings=ROUNDINGS,
-            runs=3 if implementation == "triton" and device == "cpu" else None,  # in the interpreter one takes long
-            differentiate=operator.gradients,
-            of_scalars="grad of scalars",
-        )
+        with exact_float32():
+            with torch.no_grad():
+                grad_output = accuracy.random_like(operator.reference(*inputs))
+            found = accuracy.compare(
+                public,
+                operator.reference,
+                inputs,
+                grad_output,
+                ["output", *(f"grad {i}" for i in range(len(inputs) if operator.gradients else 0))],
+                roundings=ROUNDINGS,
+                runs=3 if implementation == "triton" and device == "cpu" else None,  # in the interpreter one takes long
+                differentiate=operator.gradients,
+                of_scalars="grad of scalars",
+            )
         ran = mirage_kernels.last_used(operator.name)
         if timed:
             timer = torch.utils.benchmark.Timer("once()", globals={"once": once})

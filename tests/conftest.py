@@ -18,6 +18,10 @@ from fresh import Fresh
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when mirage_kernels is imported, like the next
     os.environ.setdefault("MIRAGE_CUDA_EMULATE", "1")
+else:
+    # What kernels are compared with: convolutions of float32 in float32, and products that are the same every time.
+    torch.backends.cudnn.allow_tf32 = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 TESTS = Path(__file__).resolve().parent
 
