@@ -102,8 +102,10 @@ def _run(of: Any, *, sets, root, list_root, sigmas, kinds, metrics, seed, noise,
     from mirage.evaluate.run import CROP, SIGMAS, evaluate
 
     names_of_kinds = _kinds(kinds)
+    found = _sets(sets, root, list_root, of)
+    _refuse_unused(sigmas, kinds, found, of)
     sigmas = sigmas or (() if names_of_kinds else SIGMAS)
-    tasks, notes = plan(_sets(sets, root, list_root, of), sigmas, of, names_of_kinds)
+    tasks, notes = plan(found, sigmas, of, names_of_kinds)
     default = of.metrics if of is not None else DEFAULT
     names = tuple(metrics.replace(" ", "").split(",")) if metrics else default
     _require_metrics(names)
@@ -146,6 +148,18 @@ def _sets(given: tuple[str, ...], root: Path | None, list_root: Path | None, of:
     if not found:
         raise ValueError("no sets: give --set NAME=PLACE" if root is None else f"no set of {of.table} below {root}")
     return found
+
+
+def _refuse_unused(sigmas: tuple[float, ...], kinds: tuple[str, ...], sets: list, of: Any) -> None:
+    """Refuse noise and degradations that no image would get: pairs have their own, and so have a protocol's columns."""
+    columns = of.columns if of is not None else ()
+    if any(each.clean and not any(column.is_of(each.name) for column in columns) for each in sets):
+        return
+    option = f"--sigma {sigmas[0]:g}" if sigmas else f"--kind {kinds[0]}" if kinds else None
+    if option is not None:
+        got = ", ".join(dict.fromkeys(each.name for each in sets))
+        why = "what a protocol's own sets get it says itself" if columns else "pairs have inputs"
+        raise ValueError(f"{option}: expected a set of clean images to apply it to, got {got}; {why}")
 
 
 def _methods(*, weights: tuple[str, ...], methods: tuple[str, ...], device: str, threads: int | None,

@@ -103,3 +103,17 @@ def test_kinds_that_are_none_and_pairs(clean, tmp_path):
     done = evaluate([Task(pairs, kind="jpeg")], [Identity()], metrics=["psnr"])
     assert "kind jpeg goes with clean images" in done.failures[0].error and done.failures[0].kind == "jpeg"
     assert plan([pairs], (), None, ["jpeg"])[0] == [Task(pairs)]
+
+
+@pytest.mark.parametrize("option, value", [("--sigma", 25), ("--kind", "GB")])
+def test_what_no_image_would_get_is_refused(option, value, clean, tmp_path):
+    """Pairs and the sets of a protocol; another set of clean images beside them gets it."""
+    degrade_files([clean], tmp_path / "pairs", Pairs({"jpeg": create("JP")}, seed=0))
+    arguments = ("--method", "identity", option, value)
+    of_protocol = call("--protocol", "denoise", "--set", f"CBSD68={clean}", *arguments)
+    of_pairs = call("--set", f"P={tmp_path / 'pairs'}", *arguments)
+    assert of_protocol.exit_code == of_pairs.exit_code == 2
+    assert f"{option} {value}: expected a set of clean images to apply it to, got CBSD68" in of_protocol.output
+    assert "got P; pairs have inputs" in of_pairs.output
+    beside = call("--protocol", "denoise", "--set", f"CBSD68={clean}", "--set", f"S={clean}", *arguments)
+    assert beside.exit_code == 0 and ("S sigma 25" if option == "--sigma" else "S gaussian_blur") in beside.output
