@@ -22,21 +22,22 @@ __all__ = ["cluster"]
 @click.option("--samples", default=20000, show_default=True, type=click.IntRange(min=1), help="Of the configuration's "
               "training that are clustered: the first ones.")  # fmt: skip
 @click.option("--children", default="4 auto:8", show_default=True, help="Of each group, level by level: a number, a "
-              "list such as 3,3,2, or auto:K for K groups in all.")  # fmt: skip
+              "list such as 3+3+2, or auto:K for K groups in all.")  # fmt: skip
 @click.option("--min-samples", default=2, show_default=True, type=click.IntRange(min=1), help="Smaller groups are not "
               "divided.")  # fmt: skip
 @click.option("--normalize", is_flag=True, help="Divide embeddings by their norm first.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of k-means.")
+@click.option("--plots", is_flag=True, help="Draw the tree (tree.png) and the embeddings by t-SNE (embeddings.png).")
 def cluster(overrides: tuple[str, ...], config: str, folder: Path, extractor: str, samples: int, children: str,
-            min_samples: int, normalize: bool, seed: int) -> None:  # fmt: skip
+            min_samples: int, normalize: bool, seed: int, plots: bool) -> None:  # fmt: skip
     """Embed the first samples of a training, and divide them into a tree by hierarchical k-means.
 
     The samples are crops of the configuration's pictures as its training would see them; each degradation of a set's
     kind is a task. What is written is tree and extractor; no image is kept, since a sample follows from its number.
 
-        mirage unirestorer cluster --config unirestorer-tiny data.root=/datasets --extractor small --system system
+        mirage unirestorer cluster --config unirestorer-tiny data.root=/data --extractor extractor-small --system system
     """
-    require("unirestorer", "sklearn")
+    require("unirestorer", "sklearn", *(["matplotlib"] if plots else []))
     from rich.console import Console
     from rich.progress import Progress
 
@@ -64,6 +65,10 @@ def cluster(overrides: tuple[str, ...], config: str, folder: Path, extractor: st
         save_extractor(found, place.extractor_file)
         place.write_samples(data_identity(chosen), samples, children=children, seed=seed)
         tree.save(place.tree_file)
+        if plots:
+            from mirage.unirestorer.draw import write_plots
+
+            write_plots(tree, embeddings, tasks, place.path)
     click.echo(f"{tree!r} of {samples} samples", err=True)
     for node, tasks_of_node in zip(tree.nodes, tree.node_tasks(), strict=True):
         click.echo(f"{'  ' * node.level}{node.id:3d}  {node.size:6d}  {' '.join(tasks_of_node)}")

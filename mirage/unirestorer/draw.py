@@ -14,8 +14,9 @@ from torch import Tensor
 from mirage.unirestorer.tree import ExpertTree
 from mirage.whole_files import write_whole
 
-__all__ = ["embedding_map", "tree_figure", "write_figure"]
+__all__ = ["embedding_map", "tree_figure", "write_figure", "write_plots"]
 
+MOST = 2000  # embeddings that t-SNE takes seconds for, not minutes
 NAMED = 3  # tasks that a node's text names
 MARKERS = "osD^vP*X"
 GAP = 0.25  # between nodes of the last level, in heights of an average one
@@ -122,6 +123,33 @@ def embedding_map(
         axes.set(title=title, xticks=[], yticks=[])
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="x-small", frameon=False, markerscale=1.6)
     return figure
+
+
+def write_plots(
+    tree: ExpertTree, embeddings: Tensor, tasks: Sequence[str], folder: str | Path, *, most: int = MOST
+) -> list[Path]:
+    """Write ``tree.png``, and ``embeddings.png`` by task and by leaf, to a folder.
+
+    Args:
+        tree: of the embeddings.
+        embeddings: ``[N, dim]``.
+        tasks: of each.
+        folder: that there is.
+        most: embeddings that are shown, spread evenly over their order.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError, OSError: as `tree_figure`, `embedding_map` and `write_figure`.
+    """
+    chosen = torch.linspace(0, len(embeddings) - 1, min(most, len(embeddings))).round().long()
+    shown = embeddings[chosen]
+    colourings = {"task": [tasks[place] for place in chosen.tolist()], "leaf": tree.assign(shown).tolist()}
+    files = [Path(folder) / "tree.png", Path(folder) / "embeddings.png"]
+    write_figure(tree_figure(tree), files[0])
+    write_figure(embedding_map(shown, colourings), files[1])
+    return files
 
 
 def write_figure(figure: Any, path: str | Path) -> None:

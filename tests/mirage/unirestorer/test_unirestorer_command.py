@@ -80,7 +80,9 @@ def test_the_stages_one_after_the_other(root, lora):
 def test_clustering_again_is_the_same_and_what_is_wrong_is_told(root):
     cluster = ["cluster", *configured(root), "--extractor", root / "extractor.safetensors", "--samples", 12]
     first = run(*cluster, "--children", "2")
-    assert run(*cluster, "--children", "2") == first
+    assert not (root / "system" / "tree.png").exists()
+    assert run(*cluster, "--children", "2", "--plots") == first
+    assert all((root / "system" / name).read_bytes()[:4] == b"\x89PNG" for name in ("tree.png", "embeddings.png"))
     assert "no file" in run(*configured_cluster(root, "absent.safetensors"), code=1)
     assert "children" in run(*cluster, "--children", "many", code=1)
     (root / "system" / "experts").mkdir()

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mirage.unirestorer import ExpertTree
-from mirage.unirestorer.draw import embedding_map, tree_figure, write_figure
+from mirage.unirestorer.draw import embedding_map, tree_figure, write_figure, write_plots
 
 for module in ("matplotlib", "sklearn"):
     pytest.importorskip(module, reason="the extra [unirestorer] is not installed")
@@ -50,3 +51,11 @@ def test_embeddings_of_one_kind_lie_together():
         embedding_map(points, {"leaf": [1]})
     with pytest.raises(ValueError, match=r"three or more, got \[2, 4\]"):
         embedding_map(points[:2], {})
+
+
+def test_plots_of_a_tree_and_of_some_of_its_samples(tmp_path):
+    points, tasks = sample()
+    tree = ExpertTree.fit(points, 3, tasks)
+    files = write_plots(tree, torch.from_numpy(points), tasks, tmp_path, most=30)
+    assert [file.name for file in files] == ["tree.png", "embeddings.png"]
+    assert all(file.read_bytes()[:4] == b"\x89PNG" for file in files)
