@@ -49,3 +49,18 @@ def test_what_is_missing_is_found():
 def test_the_reference_lists_every_public_name(module, page):
     text = (ROOT / "docs" / "api" / f"{page}.md").read_text(encoding="utf-8")
     assert [public for public in module.__all__ if not re.search(rf"\b{public}\b", text)] == []
+
+
+def test_the_first_page_leads_to_every_page():
+    linked = {target.partition("#")[0] for target in LINK.findall((ROOT / "docs/index.md").read_text(encoding="utf-8"))}
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages - linked == set()
+
+
+def test_every_extra_is_on_the_page_of_the_installation():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    table = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    extras = re.findall(r"^(\w+) = \[", table, re.MULTILINE)
+    page = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    assert "images" in extras and "dev" in extras
+    assert [extra for extra in extras if f'".[{extra}]"' not in page and f"`{extra}`" not in page] == []
