@@ -1,11 +1,13 @@
-# mirage_add_kernels(target sources...): compiles the sources once per instruction set into `target`, for avx512_bf16
-# those that gain by it, each time with MIRAGE_ISA naming the namespace their code goes to. csrc/common/cpu/isa.h
+# mirage_add_kernels(target sources...): compiles the sources once per instruction set into `target`, for avx512_bf16 and
+# amx_bf16 those that gain by it, each time with MIRAGE_ISA naming the namespace their code goes to. csrc/common/cpu/isa.h
 # says which one runs.
 
 set(kernel_options -Wall -Wextra -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-rounding-math
                    -Wno-psabi -Wno-unknown-pragmas -Wno-uninitialized -Wno-maybe-uninitialized)
 
 set(avx512_flags -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+
+include(CheckCXXCompilerFlag)
 
 function(mirage_add_isa target isa)
   cmake_parse_arguments(PARSE_ARGV 2 arg "" "" "FLAGS;SOURCES")
@@ -32,6 +34,15 @@ function(mirage_add_kernels target)
     set(bf16_sources ${ARGN})
     list(FILTER bf16_sources INCLUDE REGEX "/(channel_layer_norm|dense_conv2d|feed_forward_stage|gated_depthwise_ffn|mixer_stage)/")
     mirage_add_isa(${target} avx512_bf16 FLAGS ${avx512_flags} -mavx512bf16 SOURCES ${bf16_sources})
+    check_cxx_compiler_flag(-mamx-bf16 MIRAGE_COMPILES_AMX)
+    if(MIRAGE_COMPILES_AMX)
+      target_compile_definitions(${target} PUBLIC MIRAGE_HAVE_AMX)
+      set(amx_sources ${ARGN})
+      list(FILTER amx_sources INCLUDE REGEX "/(dense_conv2d/cpu|feed_forward_stage/cpu/forward|mixer_stage/cpu/forward)_kernels")
+      mirage_add_isa(${target} amx_bf16 FLAGS ${avx512_flags} -mavx512bf16 -mamx-tile -mamx-bf16 SOURCES ${amx_sources})
+    else()
+      message(STATUS "AMX: left out, the compiler does not know -mamx-bf16. bfloat16 is multiplied in vectors.")
+    endif()
   endif()
   mirage_add_isa(${target} baseline SOURCES ${ARGN})
 endfunction()

@@ -7,6 +7,7 @@ a GPU, on images large enough for every kernel there, in all dtypes, and times t
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -151,6 +152,17 @@ def _versions() -> dict[str, str]:
     return versions
 
 
+def _instruction_set() -> dict[str, str]:
+    """That of the C++ kernels, and why bfloat16 is not multiplied in tiles; nothing where they are not built."""
+    import mirage_kernels
+
+    if mirage_kernels.available()["cpp"] != "yes":
+        return {}
+    native = importlib.import_module("mirage_kernels._native")
+    reason = native.why_no_tiles()
+    return {"instruction set": native.cpu_isa(), **({"without AMX": reason} if reason else {})}
+
+
 def _devices() -> list[dict[str, Any]]:
     present = set(_cpuinfo("flags", "Features").split())
     cpu = {
@@ -160,6 +172,7 @@ def _devices() -> list[dict[str, Any]]:
         "threads of torch": torch.get_num_threads(),
         "vector level of torch": torch.backends.cpu.get_cpu_capability(),
         "features": " ".join(flag for flag in CPU_FLAGS if flag in present),
+        **_instruction_set(),
     }
     gpus = []
     for index in range(torch.cuda.device_count()):

@@ -12,6 +12,8 @@ PYBIND11_MODULE(_native, m) {
   for (auto bind : mirage::python::bindings()) bind(m);
   m.def("cpu_isa", [] { return mirage::cpu::isa_name(mirage::cpu::active_isa()); },
         "The instruction set whose kernels run on this machine.");
+  m.def("why_no_tiles", [] { return mirage::cpu::why_no_tiles(); },
+        "Why bfloat16 is not multiplied in the tiles of AMX; empty where it is.");
   m.def("max_threads", [] {
 #if defined(_OPENMP)
     return omp_get_max_threads();

@@ -1,5 +1,6 @@
 """Which implementation runs: forcing one, the reasons against one, and an installation without the library."""
 
+import json
 import os
 import subprocess
 import textwrap
@@ -246,6 +247,9 @@ def test_nothing_loads_the_compiler_of_pytorch(run_python):
     assert result.stdout.strip() == "False False", result.stderr
 
 
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+
+
 def test_instruction_sets_agree(run_python):
     """MIRAGE_CPU_ISA lowers the instruction set; results differ by rounding alone."""
     if mirage_kernels.available()["cpp"] != "yes":
@@ -259,9 +263,68 @@ def test_instruction_sets_agree(run_python):
         print(_native.cpu_isa(), *y.flatten().tolist())
     """
     results = {}
-    for wish in ("baseline", "avx2", "avx512", "avx512_bf16"):
+    for wish in INSTRUCTION_SETS:
         name, *values = run_python(code, MIRAGE_CPU_ISA=wish).stdout.split()
         results[name] = torch.tensor([float(v) for v in values])
     assert "baseline" in results
     for values in results.values():
         torch.testing.assert_close(values, results["baseline"], rtol=1e-5, atol=1e-6)
+
+
+PRODUCTS_IN_BFLOAT16 = """
+    import json, torch, mirage_kernels
+    from mirage_kernels import _native
+    from mirage_kernels.dense_conv2d import reference
+    found = [_native.cpu_isa(), _native.why_no_tiles()]
+    generator = torch.Generator().manual_seed(0)
+    for channels, outputs, size in ((1, 1, 1), (31, 17, 1), (66, 33, 1), (97, 48, 1), (5, 15, 3), (34, 18, 3)):
+        for pixels in ((1, 1), (3, 5), (7, 19)):
+            x = torch.randn(2, channels, *pixels, generator=generator).bfloat16()
+            w = torch.randn(outputs, channels, size, size, generator=generator)
+            w = (w / (channels * size * size) ** 0.5).bfloat16()
+            torch.set_num_threads(1)
+            y = mirage_kernels.dense_conv2d(x, w)
+            torch.set_num_threads(3)
+            assert torch.equal(y, mirage_kernels.dense_conv2d(x, w)), (channels, outputs, size, pixels)
+            exact = reference(x.double(), w.double())
+            found.append(float((y.double() - exact).abs().max() / exact.abs().max()))
+    print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("wish", INSTRUCTION_SETS)
+def test_products_in_bfloat16_on_every_instruction_set(run_python, wish):
+    """Rests of tiles, of registers and of pairs of channels: rounding to bfloat16 is the largest error."""
+    if mirage_kernels.available()["cpp"] != "yes":
+        pytest.skip(mirage_kernels.available()["cpp"])
+    isa, reason, *errors = json.loads(run_python(PRODUCTS_IN_BFLOAT16, MIRAGE_CPU_ISA=wish).stdout)
+    assert (isa == "amx_bf16") == (reason == "")
+    if isa != wish:
+        pytest.skip(f"this machine runs {isa} instead: {reason}")
+    assert max(errors) <= 2**-8
+
+
+def test_a_refused_permission_for_tiles_is_told(run_python):
+    """Linux refuses them where a signal would find too small a stack; vectors are then used."""
+    if mirage_kernels.available()["cpp"] != "yes":
+        pytest.skip(mirage_kernels.available()["cpp"])
+    from mirage_kernels import _native
+
+    if _native.cpu_isa() != "amx_bf16":
+        pytest.skip(_native.why_no_tiles())
+    code = """
+        import ctypes
+
+        class Stack(ctypes.Structure):
+            _fields_ = [("memory", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+        memory = ctypes.create_string_buffer(8192)
+        stack = Stack(ctypes.addressof(memory), 0, len(memory))
+        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+        import torch, mirage_kernels
+        from mirage_kernels import _native
+        x = torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)
+        print(_native.cpu_isa(), float(mirage_kernels.dense_conv2d(x, x[:, :, :1, :1]).sum()), _native.why_no_tiles())
+    """
+    isa, total, reason = run_python(code).stdout.split(maxsplit=2)
+    assert isa.startswith("avx512") and float(total) == 18 and "refuses" in reason

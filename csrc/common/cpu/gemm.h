@@ -5,6 +5,7 @@
 // broadcasts of A feed kMixRows * kMixVectors multiply-adds. Elements of A and B are of the accumulator type or pairs
 // of channels (operands.h); `depth` counts elements, C is of the accumulator type. What happens to a finished vector is
 // up to the caller (an activation before it is stored, a sum with what is there), so that it needs no pass of its own.
+// Pairs of channels are multiplied in tiles where the processor has them (amx_tiles.h).
 #pragma once
 
 #include "operands.h"
@@ -73,6 +74,10 @@ struct PixelRows {
   const P* data;
   int64_t stride, depth;
 
+  // product(the first column of A, the first row of B, of `depth` rows) for each product of a sum.
+  template <class F>
+  MIRAGE_INLINE void for_each_product(int64_t pixel, F product) const { product(0, data + pixel); }
+
   template <int V>
   MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel) const {
     mix_steps(c, a, depth, data + pixel, stride);
@@ -86,6 +91,11 @@ template <int K, class P>
 struct TapRows {
   const P* data;
   int64_t stride, depth, line;
+
+  template <class F>
+  MIRAGE_INLINE void for_each_product(int64_t pixel, F product) const {
+    for (int tap = 0; tap < K * K; ++tap) product(tap * depth, data + pixel + tap / K * line + tap % K);
+  }
 
   template <int V>
   MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel) const {
@@ -123,10 +133,21 @@ MIRAGE_INLINE void mix_block(const P* const (&a)[kMixRows], int rows, const Rows
   }
 }
 
+#if defined(__AMX_BF16__)
+}  // namespace mirage::cpu::MIRAGE_ISA
+#include "amx_tiles.h"
+namespace mirage::cpu::MIRAGE_ISA {
+#endif
+
 // For all m < rows and pixels < `pixels` (a multiple of the lanes): finish(m, pixel, vector of C[m][pixel...]), or the
 // vectors of a row together (by_row).
 template <class P, class Rows, class Finish>
 MIRAGE_INLINE void mix(const Matrix<P>& a, int64_t rows, const Rows& b, int64_t pixels, Finish finish) {
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same_v<P, bf16x2>) {
+    if (rows > 0 && b.depth > 0) return mix_in_tiles(a, rows, b, pixels, finish);
+  }
+#endif
   constexpr int L = kLanes<Acc<P>>;
   for (int64_t p = 0; p < pixels; p += kMixPixels<Acc<P>>) {
     const int64_t vectors = (pixels - p) / L;

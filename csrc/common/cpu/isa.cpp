@@ -4,10 +4,47 @@
 #include <cstring>
 #include <initializer_list>
 
+#if defined(MIRAGE_HAVE_AMX)
+#include <cpuid.h>
+#endif
+#if defined(MIRAGE_HAVE_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace mirage::cpu {
 namespace {
 
-Isa best_isa() {
+#if defined(MIRAGE_HAVE_X86_ISAS)
+
+// Asks for the tiles of AMX: Linux gives a process room for their state once it has asked for it. Returns why there are
+// none, or an empty string.
+const char* ask_for_tiles() {
+#if !defined(MIRAGE_HAVE_AMX)
+  return "the compiler that built the library does not know AMX";
+#elif !defined(__linux__) || !defined(SYS_arch_prctl)
+  return "only Linux is asked for the tiles of AMX";
+#else
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile)) {
+    return "the processor has no AMX";
+  }
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return "the kernel refuses the tiles of AMX";
+  return "";
+#endif
+}
+
+const char* no_tiles() {
+  static const char* const reason = ask_for_tiles();
+  return reason;
+}
+
+#endif
+
+// The highest set that the machine has, tiles apart.
+Isa best_of_vectors() {
 #if defined(MIRAGE_HAVE_X86_ISAS)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -21,12 +58,18 @@ Isa best_isa() {
 }
 
 Isa choose_isa() {
-  Isa best = best_isa();
-  const char* wish = std::getenv("MIRAGE_CPU_ISA");
-  if (!wish) return best;
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
-    if (std::strcmp(wish, isa_name(isa)) == 0 && isa < best) return isa;
+  const Isa best = best_of_vectors();
+  if (const char* wish = std::getenv("MIRAGE_CPU_ISA")) {
+    for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
+      if (std::strcmp(wish, isa_name(isa)) == 0 && isa <= best) return isa;
+    }
   }
+#if defined(MIRAGE_HAVE_X86_ISAS)
+  if (best == Isa::avx512_bf16) {
+    if (!*no_tiles()) return Isa::amx_bf16;
+    if (__builtin_cpu_is("intel")) return Isa::avx512;
+  }
+#endif
   return best;
 }
 
@@ -39,11 +82,23 @@ Isa active_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::amx_bf16: return "amx_bf16";
     case Isa::avx512_bf16: return "avx512_bf16";
     case Isa::avx512: return "avx512";
     case Isa::avx2: return "avx2";
     default: return "baseline";
   }
+}
+
+const char* why_no_tiles() {
+#if defined(MIRAGE_HAVE_X86_ISAS)
+  if (active_isa() == Isa::amx_bf16) return "";
+  if (best_of_vectors() != Isa::avx512_bf16) return "the processor has no AMX";
+  const char* const reason = no_tiles();
+  return *reason ? reason : "MIRAGE_CPU_ISA chooses another instruction set";
+#else
+  return "only x86-64 has AMX";
+#endif
 }
 
 }  // namespace mirage::cpu

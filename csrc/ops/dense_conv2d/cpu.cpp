@@ -12,7 +12,7 @@ void dense_conv2d(const Tensor& x, const Tensor& weight, const Tensor& y) {
   dense_conv::check_forward(x, weight, y);
   if (y.numel() == 0) return;
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA_OF(x.dtype, dense_conv2d(x, weight, y));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, dense_conv2d(x, weight, y));
 }
 
 void dense_conv2d_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& grad_x,

@@ -28,7 +28,7 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
   }
   using namespace cpu;
   const FeedForwardWeights weights{norm_weight, norm_bias, project_in, dwconv, project_out};
-  MIRAGE_DISPATCH_ISA_OF(x.dtype, feed_forward_stage(x, weights, eps, {0, 0, x.size[2], x.size[3]}, y, hidden));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(x, weights, eps, {0, 0, x.size[2], x.size[3]}, y, hidden));
 }
 
 void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
@@ -42,7 +42,7 @@ void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts
   using namespace cpu;
   const Tensor from = whole_map(x, window), to = whole_map(y, {window.height, window.width, rows.first(), columns.first()});
   const Region region{rows.first(), columns.first(), rows.length(), columns.length()};
-  MIRAGE_DISPATCH_ISA_OF(x.dtype, feed_forward_stage(from, weights, eps, region, to, nullptr));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(from, weights, eps, region, to, nullptr));
 }
 
 void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,

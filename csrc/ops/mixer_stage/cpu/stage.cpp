@@ -14,7 +14,7 @@ void mixer_stage(const Tensor& x, const MixerWeights& weights, const Tensor& bra
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   if (x.numel() == 0) return;
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA_OF(x.dtype, mixer_stage(x, weights, branch_scale, options, statistics, y));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, mixer_stage(x, weights, branch_scale, options, statistics, y));
 }
 
 void mixer_stage_sums(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
@@ -27,7 +27,7 @@ void mixer_stage_sums(const Tensor& x, const Window& window, const Cuts& rows, c
   check_dense("sums", sums, DType::f64, {x.size[0], rows.count, columns.count, count});
   if (x.size[0] == 0) return;
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA_OF(x.dtype, mixer_stage_sums(whole_map(x, window), rows, columns, weights, options, sums));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, mixer_stage_sums(whole_map(x, window), rows, columns, weights, options, sums));
 }
 
 void mixer_stage_statistics(const Tensor& sums, const Tensor& pixels, const MixerWeights& weights,
@@ -64,7 +64,7 @@ void mixer_stage_apply(const Tensor& x, const Window& window, const Cuts& rows, 
   if (x.size[0] == 0) return;
   using namespace cpu;
   const Tensor from = whole_map(x, window), to = whole_map(y, {window.height, window.width, rows.first(), columns.first()});
-  MIRAGE_DISPATCH_ISA_OF(x.dtype, mixer_stage_apply(from, rows, columns, weights, options, attention, kernels, to));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, mixer_stage_apply(from, rows, columns, weights, options, attention, kernels, to));
 }
 
 void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, const Tensor& branch_scale,
