@@ -30,6 +30,7 @@ __all__ = [
     "LoRASettings",
     "adapters",
     "add_lora",
+    "add_low_rank",
     "fold",
     "has_lora",
     "lora_parameters",
@@ -100,7 +101,12 @@ def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) 
         lora_A, lora_B: ``[rank k_1, C_in k_2 ...]`` and ``[C_out / g k_1, rank k_1]``.
     """
     with torch.autocast(weight.device.type, enabled=False):
-        return torch.add(weight, (lora_B @ lora_A).reshape(weight.shape), alpha=scale)
+        return add_low_rank(weight, lora_A, lora_B, scale)
+
+
+def add_low_rank(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """`merged_weight` without a word about autocast, and where no gradient is wanted into ``out``."""
+    return torch.add(weight, (lora_B @ lora_A).view(weight.shape), alpha=scale, out=out)
 
 
 class LoRAConv(nn.Module):

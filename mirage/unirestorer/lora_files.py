@@ -58,6 +58,8 @@ PEFT_PLAIN: dict[str, tuple[Any, ...]] = {
     "modules_to_save": ([], None),
     "lora_bias": (False, None),
     "fan_in_fan_out": (False, None),
+    "use_qalora": (False, None),
+    **dict.fromkeys(("use_bdlora", "kasa_config", "monteclora_config", "velora_config", "layer_replication"), (None,)),
 }
 """Settings of PEFT that change what is computed, with the values under which it is what is computed here."""
 
@@ -166,7 +168,7 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -363,6 +365,8 @@ def _from_peft(
             refused.append(f"{name} (no convolution here)")
         elif module.groups != 1:
             refused.append(f"{name} (grouped: PEFT's adapter has another formula)")
+        elif set(module.dilation) != {1} or module.padding_mode != "zeros":
+            refused.append(f"{name} (PEFT's adapter has neither dilation nor other padding than zeros)")
         elif value.ndim < 3 or (rest == "B.weight" and math.prod(value.shape[2:]) != 1):
             refused.append(f"{name} (shape {list(value.shape)})")
         elif rest == "A.weight":

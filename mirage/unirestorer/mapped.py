@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mirage.checkpoint import CheckpointError
@@ -73,15 +77,25 @@ class Weights:
         if self.tensors is not None:
             yield self.tensors
             return
+        path = self.checked()
+        try:
+            layout = self._layout
+            storage: Any = torch.UntypedStorage.from_file(os.fspath(path), shared=False, nbytes=layout.bytes)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        yield layout.tensors(storage)
+
+    @cached_property
+    def _layout(self) -> _Layout:
+        """Where tensors lie in the file, which safetensors has found to be whole."""
         import safetensors
 
         path = self.checked()
         try:
-            file = safetensors.safe_open(path, framework="pt")
-        except (safetensors.SafetensorError, OSError) as error:
+            with safetensors.safe_open(path, framework="pt"):
+                return _Layout.read(path)
+        except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
-        with file:
-            yield _Mapped(file)
 
     def header(self, key: str) -> dict[str, Any] | None:
         """What a file says of itself under a key; None where it says nothing, or is of another kind.
@@ -104,25 +118,81 @@ class Weights:
         return found
 
 
-class _Mapped(Mapping[str, Tensor]):
-    """Tensors of an open file, which share the mapping's memory."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types of tensors by their names in a safetensors file."""
 
-    def __init__(self, file: Any) -> None:
-        self._file, self._names = file, frozenset(file.keys())
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._file.get_tensor(name)
+class _Piece(NamedTuple):
+    """A tensor in a file: where it begins after the header, in elements of its type."""
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
 
-    def __len__(self) -> int:
-        return len(self._names)
+@dataclass(frozen=True)
+class _Layout:
+    """The places of all tensors of a safetensors file.
+
+    The library makes a tensor in 18 microseconds. An expert of MIRAGE-T and its base have 1,900, and are read whenever
+    it comes into memory, so places are looked up once here, and tensors made of the mapped file in a tenth of that.
+
+    Attributes:
+        bytes: of the file.
+        header: bytes before the first tensor, a multiple of 8.
+        pieces: the tensors; experts that have the same share one tuple.
+    """
+
+    bytes: int
+    header: int
+    pieces: tuple[_Piece, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> _Layout:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            entries = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        if length % 8:
+            raise ValueError(f"its header has {length} bytes, which is no multiple of 8")
+        return cls(path.stat().st_size, 8 + length, _pieces(json.dumps(entries)))
+
+    def tensors(self, storage: torch.UntypedStorage) -> dict[str, Tensor]:
+        """Views of a mapped file."""
+        whole = {dtype: torch.empty(0, dtype=dtype) for dtype in {piece.dtype for piece in self.pieces}}
+        for tensor in whole.values():
+            tensor.set_(storage)  # type: ignore[call-overload]
+        first = {dtype: self.header // dtype.itemsize for dtype in whole}
+        return {p.name: whole[p.dtype].as_strided(p.shape, p.strides, first[p.dtype] + p.start) for p in self.pieces}
+
+
+@lru_cache(maxsize=8)
+def _pieces(entries: str) -> tuple[_Piece, ...]:
+    """Of a header without what it says beside the tensors, which experts of one base have in common."""
+    pieces = []
+    for name, entry in json.loads(entries).items():
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{name} is of the type {entry['dtype']}, which no network here has")
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+        start, rest = divmod(entry["data_offsets"][0], dtype.itemsize)
+        if rest:
+            raise ValueError(f"{name} does not begin at a multiple of its type's size")
+        strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        pieces.append(_Piece(name, dtype, shape, strides, start))
+    return tuple(pieces)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ from mirage.checkpoint import CheckpointError
 from mirage.restore.budget import parse_bytes
 from mirage.restore.loading import load_model, prepare_module, resolve_device
 from mirage.restore.pixels import MULTIPLE, multiple_of, pad_to_multiple
-from mirage.unirestorer.lora import LoRASettings, has_lora, merged_weight
+from mirage.unirestorer.lora import LoRASettings, add_low_rank, has_lora
 from mirage.unirestorer.lora_files import (
     LORA_KEY,
     A,
@@ -137,6 +137,7 @@ class ExpertStore:
         self._lock = threading.RLock()
         network = prepare_module(network, fast=fast, device=device, dtype=None).requires_grad_(False)
         self._free = [_Slot(network, network.state_dict())]
+        self._where = next(iter(self._free[0].tensors.values()), torch.empty(0)).device
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -202,8 +203,8 @@ class ExpertStore:
             header = header_of(expert)
             return Expert("lora", Weights.of({n: v.clone() for n, v in lora_state(expert).items()}), header)
         weights = Weights.at(expert)
-        header = weights.header(LORA_KEY)
-        return Expert("full", weights) if header is None else Expert("lora", weights, header)
+        stored = weights.header(LORA_KEY)
+        return Expert("full", weights) if stored is None else Expert("lora", weights, stored)
 
     def _check(self, name: str, expert: Expert) -> None:
         """Refuse what does not fit the base, before anything is written."""
@@ -302,7 +303,7 @@ class ExpertStore:
         """An expert's weights into memory: that of one which goes, where there is one and the two are alike."""
         if expert.kind == "full":
             assert expert.weights is not None
-            network = load_model(expert.weights.checked(), fast=self.fast, device=self._device())
+            network = load_model(expert.weights.checked(), fast=self.fast, device=self._where)
             slot = _Slot(network.requires_grad_(False), network.state_dict(), like_base=False)
             self._make_room(slot.bytes)
         else:
@@ -322,9 +323,6 @@ class ExpertStore:
     def _model(self) -> _Slot:
         """A slot with the base's architecture; there always is one."""
         return next(slot for slot in (*self._free, *self._slots.values()) if slot.like_base)
-
-    def _device(self) -> torch.device:
-        return next(iter(self._model().tensors.values())).device
 
     def _make_room(self, needed: int, reuse: bool = False) -> None:
         """Let go of what was not used for longest, until so many bytes more are within the budget or all that is left
@@ -357,14 +355,18 @@ class ExpertStore:
         """Write the base's weights and what the expert adds into a slot's memory."""
         added = expert.weights or Weights.of({})
         scale = _settings_of(expert.header, "expert").scale if expert.kind == "lora" else 0.0
-        with self._weights.opened() as base, added.opened() as delta:
+        device = self._where
+        with self._weights.opened() as base, added.opened() as delta, torch.autocast(device.type, enabled=False):
             for name, target in slot.tensors.items():
                 stem = name.removesuffix(".weight")
-                if stem + A in delta:
-                    parts = (value.to(target.device) for value in (base[name], delta[stem + A], delta[stem + B]))
-                    target.copy_(merged_weight(*parts, scale=scale))
-                else:
-                    target.copy_(delta[name] if name in delta else base[name])
+                a = delta.get(stem + A)
+                if a is None:
+                    target.copy_(delta.get(name, base[name]))
+                    continue
+                weight, b = base[name], delta[stem + B]
+                if device.type != "cpu":
+                    weight, a, b = weight.to(device), a.to(device), b.to(device)
+                add_low_rank(weight, a, b, scale, out=target)
 
     def base_network(self) -> nn.Module:
         """The base as a network in memory of its own, in evaluation mode, as experts run: to train more of them on."""

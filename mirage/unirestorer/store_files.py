@@ -122,11 +122,22 @@ def _named_in(folder: Path) -> set[str]:
 
 def _write(name: str, data: bytes, folder: Path, suffix: str = ".safetensors") -> str:
     """Write a file whose name says what it holds, unless it is there; returns the name."""
-    file = f"{name}-{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+    file = f"{name}-{_digest_of(data, suffix)[:16]}{suffix}"
     path = folder / file
     if not path.is_file() or path.stat().st_size != len(data):
         write_whole(path, data)
     return file
+
+
+def _digest_of(data: bytes, suffix: str) -> str:
+    """Of what a file holds: safetensors writes what is said beside the tensors in another order each time."""
+    digest = hashlib.sha256()
+    if suffix == ".safetensors":
+        end = 8 + int.from_bytes(data[:8], "little")
+        digest.update(json.dumps(json.loads(data[8:end]), sort_keys=True).encode())
+        data = data[end:]
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def _bytes_of(expert: Expert, name: str) -> tuple[bytes, str]:

@@ -313,7 +313,7 @@ def test_an_expert_that_fails_on_the_way_is_not_there(tmp_path, monkeypatch):
     store = ExpertStore.load(tmp_path, memory=1)
     store.restore(BATCH[:1], ["a"])
     with monkeypatch.context() as patch:
-        patch.setattr("mirage.unirestorer.store.merged_weight", lambda *_, **__: 1 / 0)
+        patch.setattr("mirage.unirestorer.store.add_low_rank", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.restore(BATCH[:1], ["b"])
         assert store.loaded == ()

@@ -178,6 +178,14 @@ def test_what_peft_computes_otherwise_is_refused(tmp_path, settings, message):
     assert not adapters(network)
 
 
+@pytest.mark.parametrize("settings", [{"dilation": 2, "padding": 2}, {"padding": 1, "padding_mode": "reflect"}])
+def test_pefts_adapters_know_neither_dilation_nor_padding_modes(tmp_path, settings):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, **settings))
+    a, b = peft_pair(network[0])
+    with pytest.raises(CheckpointError, match="neither dilation nor other padding than zeros"):
+        load_lora(network, peft_folder(tmp_path / "adapter", {"0.lora_A": a, "0.lora_B": b}))
+
+
 def test_pefts_grouped_and_linear_adapters_are_refused(tmp_path):
     tensors = {"depthwise.lora_A": torch.randn(2, 4, 3, 3), "depthwise.lora_B": torch.randn(4, 1, 1, 1)}
     with pytest.raises(
