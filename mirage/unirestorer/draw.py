@@ -19,6 +19,7 @@ __all__ = ["embedding_map", "tree_figure", "write_figure", "write_plots"]
 MOST = 2000  # embeddings that t-SNE takes seconds for, not minutes
 NAMED = 3  # tasks that a node's text names
 MARKERS = "osD^vP*X"
+LINE = 0.13  # inches of a line of text
 GAP = 0.25  # between nodes of the last level, in heights of an average one
 
 
@@ -36,9 +37,13 @@ def tree_figure(tree: ExpertTree) -> Any:
 
     if not tree.tasks:
         raise ValueError("tree: expected one with tasks, got one that was made without them")
-    figure = _figure(3.2 * tree.levels + 2.4, max(4.0, 0.62 * len(tree.leaves)))
+    height = max(4.0, 0.62 * len(tree.leaves))
+    figure = _figure(3.2 * tree.levels + 2.4, height)
     axes = figure.subplots()
-    ranges = _ranges(tree)
+    gap = GAP * tree.nodes[0].size / len(tree.leaves)
+    ranges = _ranges(tree, gap)
+    top = max(high for _, high in ranges.values())
+    lines = 0.85 * height / LINE / top  # of text, for each sample
     colours = _colours(tree.tasks)
     for node, named in zip(tree.nodes, tree.node_tasks(), strict=True):
         low, high = ranges[node.id]
@@ -47,14 +52,12 @@ def tree_figure(tree: ExpertTree) -> Any:
             width = 0.3 * node.tasks[name] / node.size
             axes.add_patch(Rectangle((left, low), width, high - low, facecolor=colours[name], edgecolor="none"))
             left += width
-        more = f" +{len(named) - NAMED}" if len(named) > NAMED else ""
-        text = f"{node.id}: {node.size:,}\n" + "\n".join(named[:NAMED]) + more
+        text = _text(f"{node.id}: {node.size:,}", named, int((high - low + gap) * lines))
         axes.text(node.level + 0.35, (low + high) / 2, text, va="center", fontsize="x-small", linespacing=1.1)
         if node.parent is not None:
             above = ranges[node.parent]
             ends = [(above[0] + above[1]) / 2, (low + high) / 2]
             axes.plot([node.level - 0.16, node.level], ends, color="0.6", linewidth=0.8, zorder=0)
-    top = max(high for _, high in ranges.values())
     axes.set(xlim=(0, tree.levels), ylim=(top * 1.01, -0.01 * top), yticks=[], title=f"{tree!r}: id, samples, tasks")
     axes.set_xticks([level + 0.17 for level in range(tree.levels)], [f"level {n}" for n in range(tree.levels)])
     axes.spines[["left", "right", "top"]].set_visible(False)
@@ -63,9 +66,17 @@ def tree_figure(tree: ExpertTree) -> Any:
     return figure
 
 
-def _ranges(tree: ExpertTree) -> dict[int, tuple[float, float]]:
+def _text(head: str, tasks: Sequence[str], lines: int) -> str:
+    """A node's text: its tasks below each other where there is room for two lines or more, else beside it."""
+    named = min(NAMED, max(1, lines - 1), len(tasks))
+    more = f" +{len(tasks) - named}" if len(tasks) > named else ""
+    if lines < 2:
+        return f"{head}  {', '.join(tasks[:named])}{more}"
+    return "\n".join([head, *tasks[:named]]) + more
+
+
+def _ranges(tree: ExpertTree, gap: float) -> dict[int, tuple[float, float]]:
     """From where to where each node stands: leaves one below the other, others as far as their children."""
-    gap = GAP * tree.nodes[0].size / len(tree.leaves)
     found: dict[int, tuple[float, float]] = {}
     place = 0.0
 
@@ -176,8 +187,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _colours(names: Sequence[Any]) -> dict[Any, Any]:
-    """A colour for each name: those of tab20, again from the first on where there are more."""
+    """A colour for each name: those of tab20 and tab20b, again from the first on where there are more than 40."""
     from matplotlib import colormaps
 
-    table = colormaps["tab20"]
-    return {name: table(number % table.N) for number, name in enumerate(names)}
+    tables = [colormaps["tab20"], colormaps["tab20b"]]
+    return {name: tables[number // 20 % 2](number % 20) for number, name in enumerate(names)}
