@@ -270,7 +270,9 @@ class TransformerBlock(nn.Module):
     attention_class = Attention
     ffn_class = FeedForward
 
-    def __init__(self, dim: int, num_heads: int, ffn_expansion_factor: float = 2.0, drop_path: float = 0.1) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, ffn_expansion_factor: float = 2.0, drop_path: float = 0.1
+    ) -> None:
         super().__init__()
         self.norm1 = self.norm_class(dim)
         self.attn = self.attention_class(dim, num_heads, drop_path)

@@ -59,7 +59,9 @@ class Check:
     @property
     def passed(self) -> bool:
         """Whether every tensor was within its limit."""
-        return self.problem is None and self.error is not None and self.limit is not None and self.error <= self.limit
+        return (
+            self.problem is None and self.error is not None and self.limit is not None and self.error <= self.limit
+        )
 
 
 def check_operators(

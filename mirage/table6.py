@@ -312,8 +312,7 @@ def _notes(table: Table6) -> list[str]:
         "training mode with autograd on, parameters included; the paper prints its figures as M.",
         f"Forward: median of {c['runs']} passes in evaluation mode. Max diff: largest difference from the reference's "
         "output, white being 1. PSNR: mean over three degradations, as published; the paper reports none for "
-        + " and ".join(row.method for row in table.paper if row.psnr is None)
-        + ".",
+        + " and ".join(row.method for row in table.paper if row.psnr is None) + ".",
     ]
     uncounted = sorted({name for row in table.measured for name in row.uncounted})
     if uncounted:

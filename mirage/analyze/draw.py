@@ -85,15 +85,8 @@ def _ranks(analysis: Analysis) -> Table:
             "singular values with 90% of the energy", "entropy rank", "mean |cosine| of channels",
             "paper's effective rank (MIRAGE-T)")  # fmt: skip
     rows = [
-        (
-            place,
-            each.channels,
-            each.rank(),
-            each.energy_rank(),
-            each.entropy_rank,
-            each.mean_similarity,
-            paper_rank(place),
-        )  # fmt: skip
+        (place, each.channels, each.rank(), each.energy_rank(), each.entropy_rank, each.mean_similarity,
+         paper_rank(place))  # fmt: skip
         for place, each in analysis.spectra.items()
     ]
     return head, rows

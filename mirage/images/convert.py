@@ -43,7 +43,9 @@ def check_writable(format: str, channels: int, height: int = 1, width: int = 1) 
     if channels in (2, 4) and not spec.alpha:
         raise ImageError(f"format: {article} {spec.title} has no alpha channel and this image has one; write PNG")
     if max(height, width) > spec.most:
-        raise ImageError(f"format: {article} {spec.title} has at most {spec.most} pixels a side, not {width}x{height}")
+        raise ImageError(
+            f"format: {article} {spec.title} has at most {spec.most} pixels a side, not {width}x{height}"
+        )
     require(format)
 
 

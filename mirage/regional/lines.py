@@ -282,7 +282,9 @@ class Summing(Operation):
 class AddImage(Operation):
     """Adds the image to what comes, and hands the restored rows out."""
 
-    def __init__(self, source: Lines, image: Callable[[int, int], Tensor], sink: Callable[[int, Tensor], None]) -> None:
+    def __init__(
+        self, source: Lines, image: Callable[[int, int], Tensor], sink: Callable[[int, Tensor], None]
+    ) -> None:
         super().__init__(source)
         self._image, self._sink = image, sink
 
