@@ -103,3 +103,23 @@ def batch(count, jitter=0.02, size=8, generator=None, offsets=OFFSETS):
     leaf = torch.randint(len(offsets), (count,), generator=generator)
     amounts = offsets[leaf] + jitter * torch.randn(count, 3, generator=generator)
     return clean + added(amounts, size, size), clean, leaf
+
+
+def work(fabric, root, overrides):
+    """What each of two processes does: trains a router for two steps in each mode, and writes what it has then."""
+    from train_cases import settings
+
+    from mirage.unirestorer import RouterRun, RouterSettings
+
+    torch.set_num_threads(1)
+    results = {}
+    for variance in ("affine", "log", "literal"):
+        extractor, own_tree, _, own_experts = parts()
+        config = settings(root, *overrides, out=variance)
+        run = RouterRun(config, extractor, own_tree, own_experts, RouterSettings(variance), fabric)
+        seen = []
+        warn = run._warn
+        run._warn = lambda used, seen=seen, warn=warn: (seen.append(used.clone()), warn(used))
+        run.train()
+        results[variance] = {**run.network.state_dict(), "used": seen[0]}
+    torch.save(results, root / f"rank{fabric.global_rank}.pt")

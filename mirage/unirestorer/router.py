@@ -95,7 +95,9 @@ class Router(nn.Module):
         self.layer_gate = nn.Sequential(nn.Linear(dim, 2 * self.levels, bias=False))
         for gate in (self.lf_gate, self.layer_gate):
             nn.init.zeros_(gate[0].weight)  # type: ignore[arg-type]
-        self.gamma, self.beta = nn.Parameter(torch.tensor(GAMMA)), nn.Parameter(torch.tensor(BETA))
+        learnt = variance == "affine"  # nothing else uses them, which is no weight's place in a synchronised training
+        self.gamma = nn.Parameter(torch.tensor(GAMMA), requires_grad=learnt)
+        self.beta = nn.Parameter(torch.tensor(BETA), requires_grad=learnt)
 
     @property
     def leaves(self) -> int:

@@ -129,12 +129,13 @@ class RouterRun(Run):
         self.settings = settings or RouterSettings()
         self.collapsed: list[int] = []
         self.used = torch.zeros(len(tree), dtype=torch.int64)
-        if config.data.batch // config.trainer.accumulate < 2:
-            raise ConfigError(
-                f"data.batch: expected two or more samples a pass, got {config.data.batch} in "
-                f"{config.trainer.accumulate} passes: the router's heads end in batch normalisation"
-            )
         super().__init__(config, fabric)
+        passes = config.trainer.accumulate * self.fabric.world_size
+        if config.data.batch // passes < 2:
+            raise ConfigError(
+                f"data.batch: expected two or more samples a pass, got {config.data.batch} in {passes} passes (of all "
+                "processes): the router's heads end in batch normalisation"
+            )
 
     def make_loss(self) -> RouterLoss:
         s = self.settings

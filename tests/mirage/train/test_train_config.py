@@ -7,9 +7,11 @@ from click.testing import CliRunner
 from train_cases import settings
 
 from mirage.cli import main
+from mirage.degradations import ELEVEN
 from mirage.train import ConfigError, Run, build_loss, build_network, load_config
 from mirage.train.config import as_dict, packaged, parse_overrides
 from mirage.train.limits import check_numbers
+from mirage.train.schedule import Rates
 
 pytest.importorskip("yaml", reason="the extra [train] is not installed")
 
@@ -103,7 +105,20 @@ def test_packaged_configurations_are_those_of_the_protocol(name):
     if name == "extractor-small":  # of mirage unirestorer extract, which has another network and loss
         assert len({one.name for one in config.data.sets}) == len(config.data.sets) == 31
         return
+    if name == "unirestorer-router":  # of mirage unirestorer router, as UniRestorer trains it
+        assert (config.data.crop, config.data.batch, config.optimizer.name, config.optimizer.lr) == (
+            256,
+            8,
+            "adam",
+            1e-3,
+        )
+        assert Rates(config.schedule, config.optimizer.lr, 1).at(40_000) == 1e-3
+        return
     loss = build_loss(config)
+    if name == "unirestorer-tiny":
+        assert loss.contrastive_weight == loss.fourier_weight == 0 and config.optimizer.lr == 3e-4
+        assert len(config.data.sets[0].kind) == 22 and config.data.sets[0].kind[:11] == list(ELEVEN)
+        return
     if name in ("denoise-tiny", "denoise-derain-tiny", "descriptor-srresnet", "grids-tiny", "grids-restormer"):
         assert loss.contrastive_weight == loss.fourier_weight == 0
         return

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+import unirestorer_toy
 from train_cases import SMALL, settings, write_pictures
 from unirestorer_toy import OFFSETS, Stripes, added, batch, experts, parts, router, tree
 
@@ -141,6 +142,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(root):
 def test_batches_of_one_are_refused_and_say_why(root):
     with pytest.raises(ConfigError, match="two or more samples a pass, got 2 in 2 passes.*batch normalisation"):
         toy_run(config_of(root, "data.batch=2", "trainer.accumulate=2"))
+
+
+def test_two_processes_train_one_router_and_count_what_both_used(root):
+    """In each mode of the variance: a weight that nothing used would be an error of the second step."""
+    fabric = pytest.importorskip("lightning_fabric").Fabric(accelerator="cpu", devices=2, strategy="ddp_spawn")
+    config_of(root)  # writes the file that both read
+    fabric.launch(unirestorer_toy.work, root, [*COMMON, "data.batch=4", "output.validate_steps=2"])
+    first, second = (torch.load(root / f"rank{rank}.pt") for rank in range(2))
+    for variance in ("affine", "log", "literal"):
+        a, b = first[variance], second[variance]
+        for name in ("router.lf_gate.0.weight", "router.mu.0.weight", "router.beta"):
+            assert torch.equal(a[name], b[name])
+        assert torch.equal(a["used"], b["used"]) and int(a["used"].sum()) == 8  # two steps of four
 
 
 def test_experts_that_get_next_to_nothing_are_found():
