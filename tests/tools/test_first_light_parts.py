@@ -173,6 +173,9 @@ def commands(monkeypatch):
             stdout.write(b"error: no such thing")
             stdout.flush()
 
+        def poll(self):
+            return None if outcomes else 0
+
         def wait(self, timeout=None):
             outcome = outcomes.pop(0)
             if isinstance(outcome, BaseException):
@@ -181,6 +184,7 @@ def commands(monkeypatch):
 
     monkeypatch.setattr(building.subprocess, "Popen", Process)
     monkeypatch.setattr(building.os, "killpg", lambda *arguments: None)
+    monkeypatch.setattr(building, "ENDING", 0.0)
     return run, outcomes
 
 

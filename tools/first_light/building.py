@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mirage", "mirage_kernels")
 LIBRARIES = ("_cuda", "_cuda_emulated")
 END_OF_LOG = 1500
+ENDING = 2.0
+"""Seconds in which ninja ends what it has started."""
 
 
 def architecture_of(capability: str) -> str:
@@ -70,10 +72,12 @@ class Build(threading.Thread):
         return {**found, "seconds": round(time.monotonic() - self._start, 1)}
 
     def stop(self) -> None:
-        """End what runs."""
-        if self._process is not None:
-            with contextlib.suppress(OSError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """End what runs. Compilers have process groups of their own, which ninja ends where it is asked to end."""
+        if self._process is not None and self._process.poll() is None:
+            for asked in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(OSError):
+                    os.killpg(self._process.pid, asked)
+                time.sleep(ENDING if asked == signal.SIGTERM else 0.0)
             self._process.wait()
 
     def _by_pip(self) -> list[list[str]]:
