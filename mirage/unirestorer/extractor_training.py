@@ -93,7 +93,7 @@ class ExtractorRun(Run):
 
     def make_network(self) -> nn.Module:
         try:
-            network = SmallExtractor(**self.config.model.arguments, size=self.config.data.crop - 2 * self.margin)
+            network: Any = SmallExtractor(**self.config.model.arguments, size=self.config.data.crop - 2 * self.margin)
             return network.to(memory_format=torch.channels_last)  # faster on CPUs
         except TypeError as error:
             raise ConfigError(f"model.arguments: expected width and dim, got {self.config.model.arguments}") from error
