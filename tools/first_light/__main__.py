@@ -43,7 +43,7 @@ class Run:
         self.rows: list[Row] = []
         self.facts: Row = {"commit": named_commit or commit(), "date": f"{datetime.date.today()}", "dry_run": dry}
         self._out, self._work, self._dry, self._library = out, work, dry, library
-        self._site, self._start = work / "site", time.monotonic()
+        self._site, self._start = work / "installed", time.monotonic()
         self._lines = (out / "rows.jsonl").open("w")
         self._build: building.Build | None = None
 
@@ -93,8 +93,8 @@ class Run:
         path = [*built, ROOT, *(ROOT / folder for folder in TESTS)]
         kept = {key: value for key, value in os.environ.items() if key not in WITHOUT}
         return {
-            "TRITON_CACHE_DIR": str(self._work / "triton"),
-            "TORCHINDUCTOR_CACHE_DIR": str(self._work / "inductor"),
+            "TRITON_CACHE_DIR": str(self._work / "triton-cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self._work / "inductor-cache"),
             # without it products are not the same twice; where times are taken, what PyTorch chooses
             **({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if part.workers > 1 else {}),
             **kept,
