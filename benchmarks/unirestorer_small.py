@@ -89,6 +89,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--router-crop", type=int, default=96)
     parser.add_argument("--router-batch", type=int, default=8)
     parser.add_argument("--router-lr", type=float, default=1e-3)
+    parser.add_argument("--objective", default="gate", choices=("gate", "expected"), help="of the router")
     parser.add_argument("--balance", default="levels", choices=("levels", "leaves", "both"))
     parser.add_argument("--balance-weight", type=float, default=0.01)
     parser.add_argument("--centre-weight", type=float, default=0.1)
@@ -156,7 +157,8 @@ def make_router(place: SystemFolder, options: argparse.Namespace) -> None:
     chosen = overrides(options, options.router_steps, options.router_batch, options.router_crop)
     config = load_config("unirestorer-router", [*chosen, f"optimizer.lr={options.router_lr}"])
     config = dataclasses.replace(config, output=dataclasses.replace(config.output, folder=str(place.router_run)))
-    settings = RouterSettings("affine", options.centre_weight, options.balance_weight, options.balance)
+    weights = (options.centre_weight, options.balance_weight)
+    settings = RouterSettings("affine", *weights, options.balance, options.objective)
     run = RouterRun(config, place.extractor(), place.tree(), place.experts(device=options.device), settings)
     say(f"router from step {run.step} to {options.router_steps}")
     run.train()
@@ -302,7 +304,7 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 def command(options: argparse.Namespace) -> str:
     names = ("dim", "samples", "steps", "batch", "crop", "router_steps", "router_crop", "router_batch", "router_lr",
-             "balance", "balance_weight", "centre_weight", "test_crop")  # fmt: skip
+             "objective", "balance", "balance_weight", "centre_weight", "test_crop")  # fmt: skip
     text = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
     text += "".join(f" --{n} {getattr(options, n)}" for n in ("lora", "limit") if getattr(options, n) is not None)
     text += "".join(f" --override '{each}'" for each in options.override)

@@ -19,6 +19,7 @@ BALANCE = ("levels", "leaves", "both")
 """Of what the images' probabilities shall be even over a batch."""
 
 TINY = 1e-10
+LEAF_WEIGHT = 0.1  # of the cross-entropy beside expected errors
 
 
 def cv_squared(probabilities: Tensor) -> Tensor:
@@ -111,6 +112,26 @@ class RouterLoss(nn.Module):
             router: whose variances count.
         """
         l1 = F.l1_loss(restored, clean)
+        centre = centre_loss(centres, routes.degradation, router.log_variance(routes.uncertainty))
+        balance = balance_loss(routes, self.balance)
+        total = l1 + self.centre_weight * centre + self.balance_weight * balance
+        return total, RouterTerms(l1, centre, balance)
+
+    def expected(
+        self, errors: Tensor, leaves: Tensor, routes: Routes, centres: Tensor, router: Router
+    ) -> tuple[Tensor, RouterTerms]:
+        """The loss of a batch where each image was restored on all levels, in the place of `forward`.
+
+        The first term is the mean error that the levels' probabilities lead to expect, and besides 0.1 times the
+        cross-entropy of the leaves: so a level gains where it restores better than others, and not only by the error
+        of the one that was chosen.
+
+        Args:
+            errors: ``[B, T]``: mean absolute error of each image by the experts of its leaf's path.
+            leaves: int64 ``[B]``: the leaf that each image's embedding belongs to.
+            routes, centres, router: as of `forward`.
+        """
+        l1 = (routes.p_level * errors).sum(1).mean() + LEAF_WEIGHT * F.cross_entropy(routes.logits_leaf, leaves)
         centre = centre_loss(centres, routes.degradation, router.log_variance(routes.uncertainty))
         balance = balance_loss(routes, self.balance)
         total = l1 + self.centre_weight * centre + self.balance_weight * balance

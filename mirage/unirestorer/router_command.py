@@ -21,6 +21,9 @@ __all__ = ["router"]
               help="How the second head's output stands for a variance.")  # fmt: skip
 @click.option("--balance", default="levels", show_default=True, type=click.Choice(["levels", "leaves", "both"]),
               help="Of what probabilities shall be even.")  # fmt: skip
+@click.option("--objective", default="gate", show_default=True, type=click.Choice(["gate", "expected"]),
+              help="What teaches levels: the chosen one's error, as released; or the errors of all, each image "
+                   "restored on every level.")  # fmt: skip
 @click.option("--centre-weight", default=0.1, show_default=True, help="Of the loss of embeddings and their centres.")
 @click.option("--balance-weight", default=0.01, show_default=True, help="Of the loss of balance.")
 @click.option("--memory", metavar="SIZE", help="Such as 2G: for the weights of experts; those not used for longest go.")

@@ -31,6 +31,7 @@ PREFIX = "router."
 COLLAPSED = 0.01
 """Of its share of the images, below which an expert counts as collapsed."""
 
+OBJECTIVES = ("gate", "expected")
 ENOUGH = 20.0
 """Images that an expert's share has to come to, before anything is said of it."""
 
@@ -42,19 +43,32 @@ class RouterSettings:
     Attributes:
         variance: of `Router`.
         centre_weight, balance_weight, balance: of `RouterLoss`.
+        objective: ``"gate"``, as described and released: the chosen expert's error, whose gradient reaches the gates
+            through `straight_through`; or ``"expected"``, ours: the error to be expected by the probabilities of the
+            levels, for which each image is restored on all levels of its leaf's path (`RouterLoss.expected`).
+
+    Raises:
+        ValueError: an unknown objective.
     """
 
     variance: str = "affine"
     centre_weight: float = 0.1
     balance_weight: float = 0.01
     balance: str = "levels"
+    objective: str = "gate"
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
 
 
 class RoutedNetwork(nn.Module):
     """A router with experts behind it, as a network that restores. Its parameters are the router's alone.
 
     In training mode it returns the restored images (through `straight_through`), the routes, and the centres of the
-    leaves that the images' embeddings belong to, ``[B, dim]``; in evaluation mode the restored images.
+    leaves that the images' embeddings belong to, ``[B, dim]``; in evaluation mode the restored images. Where clean
+    images are given in training mode, it returns the errors on all levels of the leaves' paths, ``[B, T]``, the routes,
+    the centres and the numbers of those leaves.
 
     Args:
         router: trains.
@@ -74,11 +88,15 @@ class RoutedNetwork(nn.Module):
         self._frozen = _Frozen(extractor, tree, experts, centres)
         self.seen = torch.zeros(len(tree), dtype=torch.int64)
 
-    def forward(self, degraded: Tensor) -> Any:
+    def forward(self, degraded: Tensor, clean: Tensor | None = None) -> Any:
         extractor, tree, experts, centres = self._frozen
         with torch.no_grad():
             embeddings = extractor.embed(degraded).to(self.router.beta)
         routes: Routes = self.router(embeddings)
+        if self.training and clean is not None:
+            leaves = tree.assign(embeddings.cpu())
+            errors = self._errors(degraded, clean, routes)
+            return errors, routes, centres[leaves].to(embeddings), leaves.to(embeddings.device)
         with torch.no_grad():
             restored = experts.run(degraded, routes.expert.tolist())
         if not self.training:
@@ -86,6 +104,14 @@ class RoutedNetwork(nn.Module):
             return restored
         own = centres[tree.assign(embeddings.cpu())].to(embeddings)
         return straight_through(restored, routes.gate), routes, own
+
+    @torch.no_grad()
+    def _errors(self, degraded: Tensor, clean: Tensor, routes: Routes) -> Tensor:
+        found = []
+        for level in range(self.router.levels):
+            restored = self._frozen.experts.run(degraded, self.router.paths[routes.leaf, level].tolist())
+            found.append((restored - clean).abs().mean((1, 2, 3)))
+        return torch.stack(found, 1)
 
 
 class _Frozen(NamedTuple):
@@ -161,9 +187,13 @@ class RouterRun(Run):
         super().load(state, path)
 
     def _loss(self, degraded: Tensor, clean: Tensor) -> tuple[Tensor, Any]:
-        restored, routes, centres = self.model(degraded)
         network: Any = self.network
-        loss, terms = self.loss(restored, clean, routes, centres, network.router)
+        if self.settings.objective == "expected":
+            errors, routes, centres, leaves = self.model(degraded, clean)
+            loss, terms = self.loss.expected(errors, leaves, routes, centres, network.router)
+        else:
+            restored, routes, centres = self.model(degraded)
+            loss, terms = self.loss(restored, clean, routes, centres, network.router)
         self.used += torch.bincount(routes.expert.cpu(), minlength=len(self.used))
         levels = torch.bincount(routes.level, minlength=network.router.levels) / len(routes)
         return loss, _Terms({**terms._asdict(), **{f"level_{level}": share for level, share in enumerate(levels)}})

@@ -86,6 +86,31 @@ def test_a_briefly_trained_router_beats_chance_and_is_finer_where_it_knows(seed)
         assert between.level.float().mean() + 0.4 < known.level.float().mean()
 
 
+def test_expected_errors_teach_levels_where_all_images_agree():
+    """By the chosen expert's error alone, whichever is chosen loses, and levels stay about as likely as each other."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    extractor, own_tree, _, own_experts = parts()
+    network = RoutedNetwork(Router(own_tree.paths, Stripes.dim), extractor, own_tree, own_experts).train()
+    loss, optimizer = RouterLoss(), torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(200):
+        degraded, clean, _ = batch(16, generator=generator)
+        errors, routes, centres, leaves = network(degraded, clean)
+        optimizer.zero_grad()
+        loss.expected(errors, leaves, routes, centres, network.router)[0].backward()
+        optimizer.step()
+    on_path = own_tree.paths[routes.leaf]
+    for level in range(3):
+        restored = own_experts.run(degraded, on_path[:, level].tolist())
+        assert torch.allclose(errors[:, level], (restored - clean).abs().mean((1, 2, 3)))
+    network.eval()
+    degraded, clean, leaf = batch(200, generator=generator)
+    routes = network.router(extractor.embed(degraded))
+    assert (routes.level > 0).all() and (routes.leaf == leaf).float().mean() > 0.9
+    of_root = (own_experts.run(degraded, [0] * 200) - clean).abs().mean()
+    assert (network(degraded) - clean).abs().mean() < 0.5 * of_root
+
+
 def toy_run(config, **arguments):
     extractor, own_tree, _, own_experts = parts()
     return RouterRun(config, extractor, own_tree, own_experts, **arguments)
@@ -121,13 +146,15 @@ def config_folder(config):
     return Path(config.output.folder)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(root):
+@pytest.mark.parametrize("objective", ["gate", "expected"])
+def test_a_stopped_run_goes_on_bit_for_bit(root, objective):
+    settings_of = {"settings": RouterSettings(objective=objective)}
     overrides = ["data.batch=4", "schedule.steps=4", "trainer.ema=0.5", "schedule.kind=wsd"]
-    whole = toy_run(config_of(root, *overrides, out="whole"))
+    whole = toy_run(config_of(root, *overrides, out="whole"), **settings_of)
     whole.train()
-    first = toy_run(config_of(root, *overrides, "schedule.steps=2", out="parts"))
+    first = toy_run(config_of(root, *overrides, "schedule.steps=2", out="parts"), **settings_of)
     first.train()
-    second = toy_run(config_of(root, *overrides, out="parts"))
+    second = toy_run(config_of(root, *overrides, out="parts"), **settings_of)
     assert second.resumed is not None and second.step == 2
     second.train()
     for name, value in whole.network.state_dict().items():
@@ -142,6 +169,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(root):
 def test_batches_of_one_are_refused_and_say_why(root):
     with pytest.raises(ConfigError, match="two or more samples a pass, got 2 in 2 passes.*batch normalisation"):
         toy_run(config_of(root, "data.batch=2", "trainer.accumulate=2"))
+    with pytest.raises(ValueError, match="objective: expected one of gate, expected, got 'best'"):
+        RouterSettings(objective="best")
 
 
 def test_two_processes_train_one_router_and_count_what_both_used(root):
