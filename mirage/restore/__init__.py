@@ -17,6 +17,7 @@ from typing import Any
 _PLACES = {
     "Restorer": "restorer",
     "load_model": "loading",
+    "packaged_features": "loading",
     "packaged_weights": "loading",
     "resolve_weights": "loading",
     "fill_hidden": "pixels",
@@ -37,6 +38,7 @@ __all__ = [
     "fill_hidden",
     "load_model",
     "needed_memory",
+    "packaged_features",
     "packaged_weights",
     "pad_to_multiple",
     "resolve_weights",

@@ -14,6 +14,7 @@ __all__ = [
     "DTYPES",
     "check_network",
     "load_model",
+    "packaged_features",
     "packaged_weights",
     "parse_dtype",
     "prepare_module",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 SUFFIX = ".safetensors"
+FEATURES = "features"  # the folder of weights that describe images, in that of weights
 DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -91,9 +93,18 @@ def weight_folders() -> list[Path]:
 
 
 def packaged_weights() -> dict[str, Path]:
-    """The weights that come with this installation: name -> ``.safetensors`` file. Nothing is downloaded."""
+    """The weights that come with this installation and restore: name -> ``.safetensors`` file. Nothing is downloaded."""
+    return _files(weight_folders())
+
+
+def packaged_features() -> dict[str, Path]:
+    """Those that describe images and restore none, such as descriptors of degradations: name -> file."""
+    return _files([folder / FEATURES for folder in weight_folders()])
+
+
+def _files(folders: list[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for folder in weight_folders():
+    for folder in folders:
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             found.setdefault(path.stem, path)
     return found
@@ -110,10 +121,10 @@ def resolve_weights(weights: str | os.PathLike[str]) -> Path:
     path = Path(weights)
     if path.is_file() or path.suffix or path.name != str(weights):
         return path
-    packaged = packaged_weights()
+    packaged = {**packaged_features(), **packaged_weights()}
     if path.name in packaged:
         return packaged[path.name]
-    there = ", ".join(sorted(packaged)) or "none in this installation"
+    there = ", ".join(sorted(packaged_weights())) or "none in this installation"
     raise FileNotFoundError(
         f"weights: no file {str(weights)!r}, and no packaged weights of that name; there are: {there}"
     )

@@ -22,7 +22,16 @@ import mirage
 import mirage.fast
 from mirage.cli import main
 from mirage.images import ImageFile, read_image, write_image
-from mirage.restore import budget, collect_jobs, loading, modes, packaged_weights, resolve_weights, restore_array
+from mirage.restore import (
+    budget,
+    collect_jobs,
+    loading,
+    modes,
+    packaged_features,
+    packaged_weights,
+    resolve_weights,
+    restore_array,
+)
 from mirage.restore.budget import NotEnoughMemory, choose_tile, network_memory, parse_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -408,6 +417,9 @@ def test_packaged_weights_have_names(checkpoint, tmp_path, monkeypatch):
         "denoise": inside / "denoise.safetensors",
         "derain": beside / "derain.safetensors",
     }
+    (inside / "features").mkdir()
+    (inside / "features" / "descriptor.safetensors").write_bytes(checkpoint.read_bytes())
+    assert packaged_features() == {"descriptor": resolve_weights("descriptor")} and len(packaged_weights()) == 2
     pixels = noise((16, 16, 3))
     expected = mirage.Restorer(checkpoint, device="cpu")(pixels)
     assert np.array_equal(mirage.Restorer("denoise", device="cpu")(pixels), expected)

@@ -19,7 +19,7 @@ def test_they_are_small_and_have_a_card():
     path = packaged_weights()["denoise"]
     assert path.stat().st_size < 13e6
     with safe_open(path, "pt") as file:
-        dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118: not a mapping
+        dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}
     assert dtypes == {"F16"}
     card = path.with_suffix(".md").read_text(encoding="utf-8")
     assert card.startswith("# denoise.safetensors") and "research use" in card and "CBSD68" in card
