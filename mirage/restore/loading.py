@@ -93,7 +93,7 @@ def weight_folders() -> list[Path]:
 
 
 def packaged_weights() -> dict[str, Path]:
-    """The weights that come with this installation and restore: name -> ``.safetensors`` file. Nothing is downloaded."""
+    """The weights of this installation that restore: name -> ``.safetensors`` file. Nothing is downloaded."""
     return _files(weight_folders())
 
 
