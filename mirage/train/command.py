@@ -127,7 +127,8 @@ def export(checkpoint: Path, output: Path, dtype: str, now: bool, card: Path | N
             sets = state.config.get("data", {}).get("sets", [])
             data = texts["data"] or ", ".join(str(s.get("shards") or s.get("degraded") or s.get("clean")) for s in sets)
             results = texts["results"].read_text(encoding="utf-8") if texts["results"] else ""
-            text = model_card(state, output.name, data=data, licence=texts["licence"], results=results)
+            about = {"data": data, "licence": texts["licence"], "results": results}
+            text = model_card(state, output.name, **about, average=not now)
             write_whole(card, text.encode("utf-8"))
             click.echo(f"wrote {card}")
     except (CheckpointError, OSError, ValueError) as error:

@@ -126,7 +126,9 @@ class _Facts:
         return f"{lr:g}, {warmup}, constant to step {s['decay_from']}, then linear decay to step {s['steps']}"
 
 
-def model_card(state: State, weights: str, *, data: str, licence: str, results: str = "") -> str:
+def model_card(
+    state: State, weights: str, *, data: str, licence: str, results: str = "", average: bool = True
+) -> str:
     """The text of a model card (Markdown): what the weights are for, how they were trained, and what they reach.
 
     Args:
@@ -135,6 +137,7 @@ def model_card(state: State, weights: str, *, data: str, licence: str, results: 
         data: what they were trained on.
         licence: what may be done with them.
         results: Markdown that tells what they reach, such as a table of `mirage evaluate`.
+        average: they are the averaged ones, where the checkpoint has them.
 
     Raises:
         CheckpointError: the checkpoint has no configuration, as those of the released code.
@@ -164,7 +167,7 @@ def model_card(state: State, weights: str, *, data: str, licence: str, results: 
         f"gradients clipped to {o['clip']} |",
         f"| learning rate | {facts.rate} |",
         *([f"| stochastic depth | {c['model']['drop_path']:g} |"] if facts.head else []),
-        f"| average | {'of decay ' + format(c['trainer']['ema'], 'g') if c['trainer'].get('ema') else 'none'} |",
+        f"| average | {'of decay ' + format(ema, 'g') if (ema := c['trainer'].get('ema')) and average else 'none'} |",
         f"| seed | {c['seed']} |",
         "",
     ]

@@ -55,9 +55,13 @@ def test_the_command_writes_weights_and_card(run, tmp_path):
     text = card.read_text()
     for part in ("# denoise.safetensors", "| data | BSD400 |", "research only", "6 of 2 crops", "16 x 16", "adamw",
                  "Gaussian noise of sigma 15 to 50", "0.002", "cosine decay", "| set | PSNR |", "with SPD head",
-                 "of decay 0.5"):  # fmt: skip
+                 "| average | none |"):  # fmt: skip
         assert part in text, part
     assert "intermediate state" not in text
+    options.remove("--now")
+    result = CliRunner().invoke(main, [str(a) for a in ["train", "export", tmp_path / "run", output, *options]])
+    assert result.exit_code == 0, result.output
+    assert "| average | of decay 0.5 |" in card.read_text()
 
 
 @pytest.mark.parametrize(
