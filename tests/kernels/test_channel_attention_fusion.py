@@ -28,6 +28,10 @@ class TestChannelAttentionFusion(OperatorTests):
     terms = _terms
     roundings = 9  # the gradient of the temperature is a number a head
 
+    def extremes_floor(self, x):
+        """Of two such numbers on constant planes eager's error may be a fifth of an epsilon, by luck."""
+        return self.roundings
+
 
 def _inputs(dtype, shape=(2, 8, 5, 7, 2)):
     return [t.to(dtype).requires_grad_() for t in cases.make(shape, torch.Generator().manual_seed(3))]
