@@ -20,6 +20,7 @@ from harness import (
 
 import mirage_kernels
 from mirage_kernels import MixerWeights, mixer_stage
+from mirage_kernels._runtime import accuracy
 from mirage_kernels.channel_layer_norm import reference as channel_layer_norm
 from mirage_kernels.mixer_stage import cases, reference
 from mirage_kernels.mixer_stage.cases import call as flat
@@ -74,6 +75,13 @@ class MixerTests(StageTests):
 class TestEval(MixerTests):
     operator = cases.EVAL
     terms = terms
+
+    def test_large(self, impl, monkeypatch):
+        """The composite's gradients of weights are PyTorch's sums over planes in float32, whose errors on some processors
+        are three times those of eager's order."""
+        if impl == "composite":
+            monkeypatch.setitem(accuracy.TIMES_EAGER, torch.float32, 4.0)
+        super().test_large(impl)
 
 
 class TestTraining(MixerTests):
