@@ -77,8 +77,8 @@ class TestEval(MixerTests):
     terms = terms
 
     def test_large(self, impl, monkeypatch):
-        """The composite's gradients of weights are PyTorch's sums over planes in float32, whose errors on some processors
-        are three times those of eager's order."""
+        """The composite's gradients of weights are PyTorch's sums over planes in float32, whose errors are on some
+        processors three times those of eager's order."""
         if impl == "composite":
             monkeypatch.setitem(accuracy.TIMES_EAGER, torch.float32, 4.0)
         super().test_large(impl)
