@@ -10,7 +10,10 @@ import click
 
 from mirage.extras import not_there
 
-__all__ = ["FILE", "FOLDER", "KEY", "WEIGHTS", "device_named", "reading_weights", "require", "stopping"]
+__all__ = ["FILE", "FOLDER", "KEY", "STOPPED", "WEIGHTS", "device_named", "reading_weights", "require", "stopping"]
+
+STOPPED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)

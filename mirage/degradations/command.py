@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mirage.commands.common import FILE, FOLDER, require
+from mirage.commands.common import FILE, FOLDER, STOPPED, require, stopping
 
 if TYPE_CHECKING:
     from mirage.degradations import Degradation
     from mirage.degradations.files import Counts, Pairs
 
 __all__ = ["degrade"]
-
-STOPPED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 
 @click.command()
@@ -146,7 +143,6 @@ def _degrade(inputs: tuple[Path, ...], out_dir: Path, pairs: Pairs, overwrite: b
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mirage.commands.common import stopping
     from mirage.degradations.files import Counts, degrade_files
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))

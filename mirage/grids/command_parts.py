@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from mirage.grids.trained import TrainAndMeasure
     from mirage.grids.training import TrainGroup
 
-__all__ = ["STOPPED", "split_names", "stopping", "train_options", "trainer_of", "training_progress", "trainings_of"]
+__all__ = ["split_names", "train_options", "trainer_of", "training_progress", "trainings_of"]
 
-STOPPED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 LOOK = 1.0  # seconds between looks at the trainers' logs
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -131,18 +129,3 @@ def training_progress(performance: Any, console: Any) -> Iterator[None]:
         finally:
             ended.set()
             thread.join()
-
-
-@contextmanager
-def stopping() -> Iterator[None]:
-    """A request to end from the system (SIGTERM) is what Ctrl-C is, so that trainings are saved."""
-    import signal
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from mirage.commands.common import FOLDER, device_named, reading_weights, require
-from mirage.grids.command_parts import STOPPED, stopping
+from mirage.commands.common import FOLDER, STOPPED, device_named, reading_weights, require, stopping
 
-__all__ = ["restore", "with_progress"]
+__all__ = ["restore", "write_all"]
 
 
 @click.command()
@@ -43,7 +42,6 @@ def restore(inputs: tuple[Path, ...], groups: Path, out_dir: Path, format_: str,
     The exit status is 1 where a file failed, and 130 after Ctrl-C.
     """
     import torch
-    from rich.console import Console
 
     require("grids", "imagecodecs", "PIL", "tifffile")
     from mirage.grids.restorer import GroupedRestorer
@@ -59,22 +57,28 @@ def restore(inputs: tuple[Path, ...], groups: Path, out_dir: Path, format_: str,
         outcomes = restorer.files(inputs, out_dir, overwrite=overwrite, format=format_, quality=quality)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    failed, stopped = with_progress(outcomes, count, Console(stderr=True), _line)
+    write_all(outcomes, count, _line)
+
+
+def write_all(outcomes: Any, count: int, line_of: Callable[[Any], str | None]) -> NoReturn:
+    """Restore under a progress bar, print a line for each file, and end the command with its exit status.
+
+    Args:
+        outcomes: a generator of `mirage.restore.Outcome`.
+        count: of files.
+        line_of: the line of an outcome without an error; None: none.
+    """
+    from rich.console import Console
+
+    failed, stopped = _with_progress(outcomes, count, Console(stderr=True), line_of)
     if stopped:
         click.echo("stopped; no file is half-written, and the same command goes on from here", err=True)
         sys.exit(STOPPED)
     sys.exit(1 if failed else 0)
 
 
-def with_progress(outcomes: Any, count: int, console: Any, line_of: Callable[[Any], str | None]) -> tuple[int, bool]:
-    """Print a line for each file under a progress bar; returns how many failed, and whether it was stopped.
-
-    Args:
-        outcomes: a generator of `mirage.restore.Outcome`.
-        count: of files.
-        console: of rich, for the bar and for what failed.
-        line_of: the line of an outcome without an error; None: none.
-    """
+def _with_progress(outcomes: Any, count: int, console: Any, line_of: Callable[[Any], str | None]) -> tuple[int, bool]:
+    """How many files failed, and whether it was stopped; the console is for the bar and for what failed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     failed = 0

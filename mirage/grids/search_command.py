@@ -8,16 +8,8 @@ from typing import Any
 
 import click
 
-from mirage.commands.common import FILE
-from mirage.grids.command_parts import (
-    STOPPED,
-    split_names,
-    stopping,
-    train_options,
-    trainer_of,
-    training_progress,
-    trainings_of,
-)
+from mirage.commands.common import FILE, STOPPED, stopping
+from mirage.grids.command_parts import split_names, train_options, trainer_of, training_progress, trainings_of
 
 __all__ = ["search"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from mirage.commands.common import FILE, FOLDER, KEY, device_named, reading_weights
-from mirage.grids.command_parts import STOPPED, stopping, train_options, trainer_of, training_progress, trainings_of
+from mirage.commands.common import FILE, FOLDER, KEY, STOPPED, device_named, reading_weights, stopping
+from mirage.grids.command_parts import train_options, trainer_of, training_progress, trainings_of
 
 __all__ = ["train"]
 

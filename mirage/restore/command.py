@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mirage.commands.common import KEY, WEIGHTS, device_named, reading_weights, require, stopping
+from mirage.commands.common import KEY, STOPPED, WEIGHTS, device_named, reading_weights, require, stopping
 from mirage.distributed.command import ray_options, restore_with_ray
 
 if TYPE_CHECKING:
     from mirage.restore.files import Outcome
 
 __all__ = ["restore"]
-
-STOPPED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 HOW = ("fast", "device", "dtype", "memory", "tile", "overlap", "attention", "window", "scratch")
 """Options that are arguments of `mirage.Restorer`."""

@@ -17,7 +17,7 @@ from mirage.networks.registry import NETWORKS
 from mirage.train.state import State, checkpoints, read_state
 from mirage.whole_files import write_whole
 
-__all__ = ["DTYPES", "export_weights", "model_card"]
+__all__ = ["DTYPES", "export_weights", "kind_text", "model_card"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -179,7 +179,7 @@ def model_card(
 def _what(one: dict[str, Any]) -> str:
     if one.get("kind") is not None:
         kinds = one["kind"] if isinstance(one["kind"], list) else [one["kind"]]
-        return f"{', '.join(map(_kind, kinds))}, drawn for each sample"
+        return f"{', '.join(map(kind_text, kinds))}, drawn for each sample"
     sigma = one.get("sigma")
     rain = "synthetic rain" if one.get("rain") else ""
     if one.get("scale", 1) > 1:
@@ -194,7 +194,8 @@ def _what(one: dict[str, Any]) -> str:
     return f"{rain + ', and ' if rain else ''}Gaussian noise of sigma {text}{kind}"
 
 
-def _kind(kind: Any) -> str:
+def kind_text(kind: Any) -> str:
+    """A ``kind`` of a set, in words."""
     if not isinstance(kind, dict):
         return "the eleven degradations of GRIDS" if kind == "all" else str(kind)
     settings = ", ".join(f"{name} {value}" for name, value in kind.items() if name != "kind")

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mirage.commands.common import FOLDER, require, stopping
+from mirage.commands.common import FOLDER, STOPPED, require, stopping
 
 if TYPE_CHECKING:
     from mirage.train.config import Config
     from mirage.unirestorer.folder import SystemFolder
 
 __all__ = ["CONFIG", "OVERRIDES", "SYSTEM", "check_data", "config_of", "told"]
-
-STOPPED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 SYSTEM = click.option("--system", "folder", required=True, type=FOLDER, help="Folder that the stages fill.")
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")

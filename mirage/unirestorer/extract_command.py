@@ -8,12 +8,9 @@ from typing import Any
 
 import click
 
-from mirage.commands.common import FILE, FOLDER, device_named, reading_weights, require
+from mirage.commands.common import FILE, FOLDER, STOPPED, device_named, reading_weights, require
 
 __all__ = ["extract", "retrieval"]
-
-STOPPED = 130
-"""Exit status after Ctrl-C, as shells have it."""
 
 
 @click.command()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
+from mirage.train.export import kind_text
 from mirage.unirestorer.extractor_training import ExtractorRun
 
 __all__ = ["extractor_card"]
@@ -34,7 +34,7 @@ def extractor_card(run: ExtractorRun, weights: str, *, data: str, licence: str, 
         "|---|---|",
         f"| data | {data} |",
         f"| licence | {licence} |",
-        f"| labels | {'; '.join(_label(one) for one in c.data.sets)} |",
+        f"| labels | {'; '.join(f'{one.name}: {kind_text(one.kind)}' for one in c.data.sets)} |",
         f"| crops | {c.data.crop} x {c.data.crop} degraded, the middle {seen} x {seen} seen; flips and quarter turns: "
         f"{c.data.augment} |",
         f"| steps | {run.step:,} of {c.data.batch} crops |",
@@ -51,11 +51,3 @@ def extractor_card(run: ExtractorRun, weights: str, *, data: str, licence: str, 
     if results:
         lines += ["## Results", "", results.strip(), ""]
     return "\n".join(lines)
-
-
-def _label(one: Any) -> str:
-    kind = one.kind
-    if isinstance(kind, dict):
-        settings = ", ".join(f"{name} {value}" for name, value in kind.items() if name != "kind")
-        kind = f"{kind['kind']} ({settings})" if settings else kind["kind"]
-    return f"{one.name}: {kind}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from mirage.commands.common import FOLDER, device_named, reading_weights, require
-from mirage.grids.restore_command import with_progress
-from mirage.unirestorer.command_parts import STOPPED, SYSTEM
+from mirage.grids.restore_command import write_all
+from mirage.unirestorer.command_parts import SYSTEM
 
 __all__ = ["restore"]
 
@@ -41,7 +40,6 @@ def restore(inputs: tuple[Path, ...], folder: Path, out_dir: Path, task: str | N
     The exit status is 1 where a file failed, and 130 after Ctrl-C.
     """
     import torch
-    from rich.console import Console
 
     require("images", "imagecodecs", "PIL", "tifffile")
     from mirage.restore.files import collect_jobs
@@ -60,11 +58,7 @@ def restore(inputs: tuple[Path, ...], folder: Path, out_dir: Path, task: str | N
         )
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    failed, stopped = with_progress(outcomes, count, Console(stderr=True), _line)
-    if stopped:
-        click.echo("stopped; no file is half-written, and the same command goes on from here", err=True)
-        sys.exit(STOPPED)
-    sys.exit(1 if failed else 0)
+    write_all(outcomes, count, _line)
 
 
 def _line(outcome: Any) -> str | None:
