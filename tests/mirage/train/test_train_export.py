@@ -82,6 +82,16 @@ def test_the_card_says_whether_training_has_ended(tmp_path, overrides, intermedi
     assert "| data | clean |" in card.read_text() and "not stated" in card.read_text()
 
 
+def test_equal_weights_give_equal_files(run, tmp_path):
+    names = [tmp_path / f"{i}.safetensors" for i in range(8)]  # safetensors orders two entries one way or the other
+    for name in names:
+        export_weights(tmp_path / "run", name)
+    assert len({name.read_bytes() for name in names}) == 1
+    with safetensors.safe_open(names[0], "pt") as file:
+        assert sorted(file.metadata()) == ["format", "mirage_config"]
+        assert file.keys()
+
+
 def test_what_cannot_be_exported(run, tmp_path):
     (path,) = checkpoints(tmp_path / "run")
     with pytest.raises(ValueError, match="output must end in .safetensors"):
