@@ -53,7 +53,8 @@ def degrade(inputs, out_dir, kinds, ranges, seed, crop, maps, sheet, list_, over
     from mirage.degradations.files import Pairs
 
     try:
-        pairs = Pairs(_kinds(kinds, ranges), seed, crop, _maps(maps))
+        of = _kinds(kinds, ranges)
+        pairs = Pairs(of, seed, crop, _maps(maps, of))
         if sheet is not None:
             _sheet(sheet, inputs, seed)
         if out_dir is None:
@@ -110,16 +111,25 @@ def _range(text: str) -> tuple[str, Any]:
     return name.strip(), (numbers[0], numbers[-1])
 
 
-def _maps(given: tuple[str, ...]) -> dict[str, Path]:
+def _maps(given: tuple[str, ...], kinds: dict[str, Degradation]) -> dict[str, Path]:
     from mirage.degradations.base import MAPS
 
-    maps = {}
+    maps: dict[str, Path] = {}
+    taken = {name for each in kinds.values() for name in each.takes}
     for each in given:
         what, equals, folder = each.partition("=")
         if what not in MAPS or not Path(folder).is_dir():
             raise ValueError(f"--map: expected one of {', '.join(MAPS)}, '=' and a folder, got {each!r}")
+        if what in maps:
+            raise ValueError(f"--map: expected one folder of {what}, got two: {str(maps[what])!r} and {folder!r}")
+        if what not in taken:
+            raise ValueError(f"--map: {what} is read by none of {', '.join(kinds)}; they take {_listed(taken)}")
         maps[what] = Path(folder)
     return maps
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "no maps"
 
 
 def _sheet(path: Path, inputs: tuple[Path, ...], seed: int) -> None:
