@@ -84,9 +84,16 @@ def _norm_weights(x: Tensor, *weights: Tensor) -> list[Tensor]:
     return [w.to(accumulator(x.dtype)) for w in weights]
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, impl: str) -> Triple:
-    """The norm over channels in the dtype of x, and the mean and the reciprocal deviation of each pixel."""
-    run = operator("channel_layer_norm", impl)
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, impl: str, norm: str = "centred"
+) -> Triple:
+    """The norm over channels in the dtype of x, and the mean and the reciprocal deviation of each pixel.
+
+    `norm`: its kind, one of `mirage_kernels._runtime.norms`. Operators have the centred one with a bias.
+    """
+    run = operator("channel_layer_norm", impl) if norm == "centred" else None
+    if run is not None and bias is None:
+        bias = torch.zeros_like(weight)
     if run is not None:
         y, mean, rstd = run(x, *_norm_weights(x, weight, bias), eps, impl)
         return y.to(x.dtype), mean, rstd
@@ -94,23 +101,33 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, impl: str) -
     values = x.to(dtype)
     variance, mean = torch.var_mean(values, 1, correction=0)
     rstd = (variance + eps).rsqrt()
-    scaled = (values - mean.unsqueeze(1)).mul_(rstd.unsqueeze(1)).mul_(_per_channel(weight, dtype))
-    return scaled.add_(_per_channel(bias, dtype)).to(x.dtype), mean, rstd
+    scaled = values - mean.unsqueeze(1) if norm == "centred" else values.clone()
+    scaled = scaled.mul_(rstd.unsqueeze(1)).mul_(_per_channel(weight, dtype))
+    if bias is not None:
+        scaled.add_(_per_channel(bias, dtype))
+    return scaled.to(x.dtype), mean, rstd
 
 
-def layer_norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, impl: str) -> Triple:
+def layer_norm_backward(
+    grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, impl: str, norm: str = "centred"
+) -> Triple:
     """Gradients of x (in its dtype or the accumulator's), weight and bias."""
-    run = operator("channel_layer_norm_backward", impl)
+    run = operator("channel_layer_norm_backward", impl) if norm == "centred" else None
     if run is not None:
         (scale,) = _norm_weights(x, weight)
         return run(grad_y.to(torch.promote_types(x.dtype, scale.dtype)), x, scale, mean, rstd, impl)
     dtype = accumulator(x.dtype)
-    normal = (x.to(dtype) - mean.unsqueeze(1)).mul_(rstd.unsqueeze(1))
+    standard = (x.to(dtype) - mean.unsqueeze(1)).mul_(rstd.unsqueeze(1))
+    normal = standard if norm == "centred" else x.to(dtype) * rstd.unsqueeze(1)
     grad_y = grad_y.to(dtype)
     grad_weight, grad_bias = (grad_y * normal).sum((0, 2, 3)), grad_y.sum((0, 2, 3))
     grad = grad_y * _per_channel(weight, dtype)
     along = (grad * normal).mean(1, keepdim=True)
-    grad_x = (grad - grad.mean(1, keepdim=True)).sub_(normal.mul_(along)).mul_(rstd.unsqueeze(1))
+    if norm == "centred":
+        grad = grad - grad.mean(1, keepdim=True)
+    else:  # only the deviation depends on the mean
+        normal = standard
+    grad_x = grad.sub_(normal.mul_(along)).mul_(rstd.unsqueeze(1))
     return grad_x, grad_weight, grad_bias
 
 

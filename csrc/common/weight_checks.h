@@ -7,6 +7,8 @@
 
 // For expansion where `w` are the weights and the list's sizes are variables: every weight is contiguous, of its shape.
 #define MIRAGE_CHECK_WEIGHT(name, form, ...) check_dense(#name, w.name, {__VA_ARGS__});
+#define MIRAGE_CHECK_OPTIONAL(name, form, ...) \
+  if (exists(w.name)) check_dense(#name, w.name, {__VA_ARGS__});
 
 // For expansion in a list of GradientOf, where `weights` and `gradients` are the structs.
 #define MIRAGE_GRADIENT_OF(name, ...) {"grad_" #name, gradients.name, weights.name},
@@ -18,6 +20,15 @@ struct GradientOf {
   const char* name;
   const Tensor &gradient, &weight;
 };
+
+// Those of weights that are there.
+inline std::vector<GradientOf> of_given(const std::vector<GradientOf>& all) {
+  std::vector<GradientOf> given;
+  for (const GradientOf& g : all) {
+    if (exists(g.weight)) given.push_back(g);
+  }
+  return given;
+}
 
 // Gradients are contiguous vectors and matrices of type `dtype`, of the shapes of the weights.
 inline void check_gradients(DType dtype, const std::vector<GradientOf>& all) {

@@ -1,9 +1,12 @@
 // Structs of tensors from lists of capsules.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include <pybind11/stl.h>
 
 #include "bind.h"
 #include "mirage/feed_forward_stage.h"
@@ -11,7 +14,8 @@
 
 namespace mirage::python {
 
-using Capsules = std::vector<py::capsule>;
+// None of an optional weight that is absent.
+using Capsules = std::vector<std::optional<py::capsule>>;
 
 // The capsules of PyTorch's tensors, made here: between kernels that fill the caches the loop would cost three times as much
 // in Python. A tensor of other strides is copied first, as `Tensor.contiguous` does.
@@ -19,6 +23,10 @@ inline Capsules capsules_of(const py::function& to_dlpack, const py::sequence& t
   Capsules capsules;
   capsules.reserve(tensors.size());
   for (const auto& tensor : tensors) {
+    if (tensor.is_none()) {
+      capsules.emplace_back();
+      continue;
+    }
     py::capsule capsule = to_dlpack(tensor);
     if (!from_dlpack("weight", capsule, device).is_contiguous()) capsule = to_dlpack(tensor.attr("contiguous")());
     capsules.push_back(std::move(capsule));
@@ -29,14 +37,16 @@ inline Capsules capsules_of(const py::function& to_dlpack, const py::sequence& t
 template <size_t N>
 using Names = const char* const (&)[N];
 
-// A struct of tensors from capsules in the order of its members.
+// A struct of tensors from capsules in the order of its members; None leaves a tensor that does not exist.
 template <class Struct, size_t N>
 Struct from_capsules(const char* argument, Names<N> names, const Capsules& capsules, int device = kDeviceCpu) {
   static_assert(sizeof(Struct) == N * sizeof(Tensor), "one name per member");
   if (capsules.size() != N) fail(argument, std::to_string(N) + " tensors", std::to_string(capsules.size()));
   Struct result;
   Tensor* const members = reinterpret_cast<Tensor*>(&result);
-  for (size_t i = 0; i < N; ++i) members[i] = from_dlpack(names[i], capsules[i], device);
+  for (size_t i = 0; i < N; ++i) {
+    if (capsules[i]) members[i] = from_dlpack(names[i], *capsules[i], device);
+  }
   return result;
 }
 
@@ -47,6 +57,11 @@ void publish(py::module_& m, const char* list, Names<N> names, size_t prefix = 0
   py::tuple all(N);
   for (size_t i = 0; i < N; ++i) all[i] = py::str(names[i] + prefix);
   m.attr("stage_weights")[list] = all;
+}
+
+inline const Tensor& required(const char* name, const Tensor& t) {
+  if (!exists(t)) fail(name, "a tensor", "None");
+  return t;
 }
 
 // ---- how PyTorch shapes a weight: the second argument in lists of weights -------------------------------------------
@@ -81,25 +96,27 @@ inline Tensor per_head(const char* name, const Tensor& t) {
 
 #define MIRAGE_WEIGHT_NAME(name, ...) #name,
 #define MIRAGE_GRADIENT_NAME(name, ...) "grad_" #name,
-#define MIRAGE_WEIGHT_TO_MATRIX(name, form, ...) w.name = form(#name, w.name);
+#define MIRAGE_WEIGHT_TO_MATRIX(name, form, ...) w.name = form(#name, required(#name, w.name));
+#define MIRAGE_OPTIONAL_TO_MATRIX(name, form, ...) \
+  if (exists(w.name)) w.name = form(#name, w.name);
 
 // Names, and functions from capsules to structs as the library takes them: matrices and vectors.
-#define MIRAGE_BIND_WEIGHTS(LIST, Weights, Gradients)                                                           \
-  inline constexpr const char* k##Weights[] = {LIST(MIRAGE_WEIGHT_NAME, MIRAGE_WEIGHT_NAME)};                   \
-  inline constexpr const char* k##Gradients[] = {LIST(MIRAGE_GRADIENT_NAME, MIRAGE_NO_WEIGHT)};                 \
-  inline Weights to_##Weights(const Capsules& capsules, int device = kDeviceCpu) {                              \
-    auto w = from_capsules<Weights>("weights", k##Weights, capsules, device);                                   \
-    LIST(MIRAGE_WEIGHT_TO_MATRIX, MIRAGE_WEIGHT_TO_MATRIX)                                                      \
-    return w;                                                                                                   \
-  }                                                                                                             \
-  inline Gradients to_##Gradients(const Capsules& capsules, int device = kDeviceCpu) {                          \
-    auto w = from_capsules<Gradients>("gradients", k##Gradients, capsules, device);                             \
-    LIST(MIRAGE_WEIGHT_TO_MATRIX, MIRAGE_NO_WEIGHT)                                                             \
-    return w;                                                                                                   \
-  }                                                                                                             \
-  inline void publish_##Weights(py::module_& m, const std::string& stage) {                                     \
-    publish(m, stage.c_str(), k##Weights);                                                                      \
-    publish(m, (stage + "_gradients").c_str(), k##Gradients, sizeof("grad_") - 1);                              \
+#define MIRAGE_BIND_WEIGHTS(LIST, Weights, Gradients)                                                                  \
+  inline constexpr const char* k##Weights[] = {LIST(MIRAGE_WEIGHT_NAME, MIRAGE_WEIGHT_NAME, MIRAGE_WEIGHT_NAME)};      \
+  inline constexpr const char* k##Gradients[] = {LIST(MIRAGE_GRADIENT_NAME, MIRAGE_GRADIENT_NAME, MIRAGE_NO_WEIGHT)};  \
+  inline Weights to_##Weights(const Capsules& capsules, int device = kDeviceCpu) {                                     \
+    auto w = from_capsules<Weights>("weights", k##Weights, capsules, device);                                          \
+    LIST(MIRAGE_WEIGHT_TO_MATRIX, MIRAGE_OPTIONAL_TO_MATRIX, MIRAGE_WEIGHT_TO_MATRIX)                                  \
+    return w;                                                                                                          \
+  }                                                                                                                    \
+  inline Gradients to_##Gradients(const Capsules& capsules, int device = kDeviceCpu) {                                 \
+    auto w = from_capsules<Gradients>("gradients", k##Gradients, capsules, device);                                    \
+    LIST(MIRAGE_WEIGHT_TO_MATRIX, MIRAGE_OPTIONAL_TO_MATRIX, MIRAGE_NO_WEIGHT)                                         \
+    return w;                                                                                                          \
+  }                                                                                                                    \
+  inline void publish_##Weights(py::module_& m, const std::string& stage) {                                            \
+    publish(m, stage.c_str(), k##Weights);                                                                             \
+    publish(m, (stage + "_gradients").c_str(), k##Gradients, sizeof("grad_") - 1);                                     \
   }
 
 MIRAGE_BIND_WEIGHTS(MIRAGE_MIXER_WEIGHTS, MixerWeights, MixerGradients)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,21 +46,29 @@ def check_same_dtype(first_name: str, first: Tensor, **others: Tensor) -> None:
 
 
 def check_tensors(
-    first_name: str, first: Tensor, values: Iterable[Any], shapes: Mapping[str, Sequence[int]], why: str
+    first_name: str,
+    first: Tensor,
+    values: Iterable[Any],
+    shapes: Mapping[str, Sequence[int]],
+    why: str,
+    optional: Collection[str] = (),
 ) -> None:
-    """Floating-point tensors of `shapes`, in that order, on the device of `first`.
+    """Floating-point tensors of `shapes`, in that order, on the device of `first`; None where they are `optional`.
 
     One look at what almost always holds comes first: a fifth of the time that the checks by name take.
     """
     values, device = tuple(values), first.device
-    for value, shape in zip(values, shapes.values(), strict=True):
+    for value, (name, shape) in zip(values, shapes.items(), strict=True):
+        if value is None and name in optional:
+            continue
         if type(value) not in _PLAIN or value.dtype not in FLOATING or value.shape != shape or value.device != device:
             break
     else:
         return
-    named = dict(zip(shapes, values, strict=True))
+    found = zip(shapes, values, strict=True)
+    named = {name: value for name, value in found if value is not None or name not in optional}
     for name, value in named.items():
         check_tensor(name, value)
-    for name, shape in shapes.items():
-        check_shape(name, named[name], shape, why)
+    for name, value in named.items():
+        check_shape(name, value, shapes[name], why)
     check_same_device(first_name, first, **named)

@@ -4,22 +4,25 @@
 
     class StageWeights(NamedTuple):
         norm_weight: Annotated[Tensor, Weight(C, around=1)]
+        norm_bias: Annotated[Tensor | None, Weight(C, optional=True)]
         expand: Annotated[Tensor, Weight(2 * h, c, 1, 1, per="pixel")]
         bn_mean: Annotated[Tensor, Weight(c, learned=False)]
 
     STAGE = Description(StageWeights)
 
 The order of the fields is that of the operator's schema and of the list in csrc (``MIRAGE_..._WEIGHTS``), from which
-structs, checks and bindings of C++ follow.
+structs, checks and bindings of C++ follow; an ``optional=True`` is an OPTIONAL there. Where it is absent it is None in
+the tuple and in lists of tensors, and its gradient is None. An operator cannot return None: its backward returns a
+tensor of shape [0] (:func:`in_own_dtypes`, :func:`like`), which its autograd replaces (:func:`of_given`).
 """
 
 from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,11 +55,18 @@ class Weight:
     per: str | None  # "pixel" or "sample": each of these is multiplied by the whole weight once
     learned: bool  # whether it has a gradient
     around: float  # the mean of ordinary values
+    optional: bool  # whether it may be None
 
     def __init__(
-        self, *shape: Size | int, per: str | None = None, learned: bool = True, around: float = 0.0
+        self,
+        *shape: Size | int,
+        per: str | None = None,
+        learned: bool = True,
+        around: float = 0.0,
+        optional: bool = False,
     ) -> None:
-        for name, value in {"shape": shape, "per": per, "learned": learned, "around": around}.items():
+        values = {"shape": shape, "per": per, "learned": learned, "around": around, "optional": optional}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def source(self) -> str:
@@ -64,14 +74,35 @@ class Weight:
         return f"({', '.join(map(str, self.shape))},)"
 
 
-def empty_gradients(weights: Iterable[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Memory for a kernel to write the gradients of `weights` to: contiguous, of `dtype`."""
-    return [torch.empty(w.shape, dtype=dtype, device=w.device) for w in weights]
+Given = TypeVar("Given", Tensor, Tensor | None)
 
 
-def in_own_dtypes(grads: Iterable[Tensor], weights: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Each gradient in the dtype of its weight."""
-    return (grad.to(weight.dtype) for grad, weight in zip(grads, weights, strict=True))
+def empty_gradients(weights: Iterable[Given], dtype: torch.dtype) -> list[Given]:
+    """Memory for a kernel to write the gradients of `weights` to: contiguous, of `dtype`; None for None."""
+    return [None if w is None else torch.empty(w.shape, dtype=dtype, device=w.device) for w in weights]
+
+
+def in_own_dtypes(grads: Iterable[Tensor | None], weights: Sequence[Tensor | None]) -> Iterator[Tensor]:
+    """Each gradient in the dtype of its weight; [0] in the place of None."""
+    first = next(w for w in weights if w is not None)
+    for grad, weight in zip(grads, weights, strict=True):
+        yield first.new_empty(0) if grad is None or weight is None else grad.to(weight.dtype)
+
+
+def like(weights: Sequence[Tensor | None]) -> list[Tensor]:
+    """What :func:`in_own_dtypes` gives for `weights`, without values: for the fake of a backward."""
+    first = next(w for w in weights if w is not None)
+    return [first.new_empty(0 if w is None else w.shape, dtype=(first if w is None else w).dtype) for w in weights]
+
+
+def of_given(grads: Iterable[Tensor], weights: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """The gradients that a backward returned, None for weights that are None: what autograd takes."""
+    return [None if weight is None else grad for grad, weight in zip(grads, weights, strict=True)]
+
+
+def capsules(weights: Iterable[Tensor | None]) -> list[Any]:
+    """Weights as the C++ library takes a list of them: contiguous, as DLPack capsules; None for None."""
+    return [None if w is None else torch._C._to_dlpack(w.contiguous()) for w in weights]
 
 
 class Description:
@@ -87,20 +118,24 @@ class Description:
         """The shape of each weight by name, for sizes given by symbol."""
         self.learned = tuple(name for name, weight in self.weights.items() if weight.learned)
         """The names of the weights that have gradients, in order."""
-        self.schema = ", ".join(f"Tensor {name}" for name in self.weights)
+        self.schema = ", ".join(f"Tensor{'?' * w.optional} {name}" for name, w in self.weights.items())
         """The weights as arguments of an operator."""
+        self.optional = frozenset(name for name, weight in self.weights.items() if weight.optional)
+        """The names of the weights that may be None."""
 
-    def multiply_adds(self, shapes: Sequence[Sequence[int]], per: str) -> int:
+    def multiply_adds(self, shapes: Sequence[Sequence[int] | None], per: str) -> int:
         """Of the products with all weights, which have `shapes`, for one pixel or sample: one for each element."""
         pairs = zip(self.weights.values(), shapes, strict=True)
-        return sum(math.prod(shape) for weight, shape in pairs if weight.per == per)
+        return sum(math.prod(shape) for weight, shape in pairs if weight.per == per and shape is not None)
 
-    def ordinary(self, generator: torch.Generator, **values: int) -> dict[str, Tensor]:
+    def ordinary(self, generator: torch.Generator, without: Collection[str] = (), **values: int) -> dict[str, Tensor]:
         """Values as in a trained network for the weights that have gradients, in float64: matrices such that a product
-        keeps the size of what it multiplies, other weights near what :class:`Weight` says."""
+        keeps the size of what it multiplies, other weights near what :class:`Weight` says. `without`: left out."""
         found: dict[str, Tensor] = {}
         shapes = self.shapes(**values)
         for name in self.learned:
+            if name in without:
+                continue
             weight, shape = self.weights[name], shapes[name]
             noise = torch.randn(shape, generator=generator, dtype=torch.float64)
             is_product = weight.per is not None

@@ -8,8 +8,17 @@ from harness import require
 from torch import Tensor
 
 from mirage_kernels import MixerWeights
-from mirage_kernels._runtime import dispatch
-from mirage_kernels._runtime.weights import Description, Weight, sizes
+from mirage_kernels._runtime import checks, dispatch
+from mirage_kernels._runtime.weights import (
+    Description,
+    Weight,
+    capsules,
+    empty_gradients,
+    in_own_dtypes,
+    like,
+    of_given,
+    sizes,
+)
 from mirage_kernels.feed_forward_stage import weights as feed_forward
 from mirage_kernels.mixer_stage import weights as mixer
 
@@ -59,6 +68,50 @@ def test_the_shapes_of_the_stages():
     assert [found[name] for name in ("norm_bias", "project_in", "dwconv", "project_out")] == [
         tuple(p.shape) for p in parameters
     ]
+
+
+class WithOptional(NamedTuple):
+    scale: Annotated[Tensor, Weight(n, around=1)]
+    expand: Annotated[Tensor, Weight(m, n, 1, 1, per="pixel")]
+    bias: Annotated[Tensor | None, Weight(m, optional=True)] = None
+
+
+def test_optional_weights():
+    description = Description(WithOptional)
+    assert description.schema == "Tensor scale, Tensor expand, Tensor? bias"
+    assert description.optional == {"bias"} and description.learned == WithOptional._fields
+    assert description.multiply_adds([(3,), (5, 3, 1, 1), None], "pixel") == 15
+    generator = torch.Generator().manual_seed(0)
+    values = description.ordinary(generator, without=["bias"], n=3, m=5)
+    assert list(values) == ["scale", "expand"]
+    shapes = description.shapes(n=3, m=5)
+    x = torch.zeros(1, 3, 2, 2)
+
+    def check(*weights):
+        checks.check_tensors("x", x, weights, shapes, "n channels of x", description.optional)
+
+    scale, expand, bias = torch.ones(3), torch.ones(5, 3, 1, 1), torch.ones(5)
+    check(scale, expand, None)
+    check(scale, expand, bias)
+    with pytest.raises(TypeError, match="expand: expected a tensor, got NoneType"):
+        check(scale, None, None)
+    with pytest.raises(ValueError, match=r"bias: expected shape \[5\] \(n channels of x\), got \[4\]"):
+        check(scale, expand, bias[1:])
+    with pytest.raises(ValueError, match="bias: expected a tensor on cpu like x, got meta"):
+        check(scale, expand, bias.to("meta"))
+
+
+def test_gradients_of_absent_weights():
+    """None between kernels and for autograd, [0] where an operator returns them."""
+    weights = [torch.ones(3, dtype=torch.bfloat16), None, torch.ones(2, 2)]
+    memory = empty_gradients(weights, torch.float64)
+    assert [None if g is None else g.shape for g in memory] == [(3,), None, (2, 2)]
+    assert memory[0].dtype == memory[2].dtype == torch.float64
+    returned = list(in_own_dtypes(memory, weights))
+    assert [(g.shape, g.dtype) for g in returned] == [(g.shape, g.dtype) for g in like(weights)]
+    assert returned[1].shape == (0,) and returned[2].dtype == torch.float32
+    assert [g is None for g in of_given(returned, weights)] == [False, True, False]
+    assert [c is None for c in capsules(weights)] == [False, True, False]
 
 
 @pytest.mark.parametrize("impl", ["cpp", "cuda"])

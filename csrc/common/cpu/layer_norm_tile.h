@@ -1,6 +1,9 @@
-// LayerNorm over the channels of a dense tile and its gradient, for the last step of a stage's backward pass.
+// A norm over the channels of a dense tile and its gradient, for the last step of a stage's backward pass.
 #pragma once
 
+#include "dtypes.h"
+#include "mirage/norm.h"
+#include "mirage/stage_weights.h"
 #include "parallel.h"
 #include "vec.h"
 
@@ -16,14 +19,32 @@ MIRAGE_INLINE Vec<A> correct_mean(Vec<A>& mean, Vec<A> deviation, Vec<A> square)
   return select<A>(variance >= A(0), variance, square);  // rounding, or infinite squares
 }
 
+// A vector in the accumulator type; `n` zeros where it is absent. A norm with an absent bias adds them.
+template <class A>
+class VectorOrZeros {
+ public:
+  VectorOrZeros(const Tensor& t, int64_t n)
+      : zeros_(exists(t) ? 0 : n), values_(exists(t) ? t : Tensor{zeros_.get(), kDTypeOf<A>, 1, {n}, {1}}) {
+    if (exists(t)) return;
+    for (int64_t i = 0; i < n; ++i) zeros_[i] = A(0);
+  }
+  MIRAGE_INLINE operator const A*() const { return values_.get(); }
+  MIRAGE_INLINE const A* get() const { return values_.get(); }
+
+ private:
+  Buffer<A> zeros_;
+  InAccumulator<A> values_;
+};
+
 // Buffers are [channels, stride]; `pixels` of each row are whole vectors, of which `valid` pixels count.
 template <class A>
 struct NormTile {
   int64_t channels, stride, pixels, valid;
   const A* weight;
   A eps;
+  NormKind kind = NormKind::centred;
 
-  // x becomes (x - mean) / sqrt(var + eps); rstd: [stride].
+  // x becomes (x - mean) / sqrt(var + eps), or x / sqrt(var + eps) of an uncentred norm; rstd: [stride].
   void standardise(A* x, A* rstd) const {
     const A inverse = A(1) / A(channels);
     for (int64_t p = 0; p < pixels; p += kLanes<A>) {
@@ -37,6 +58,7 @@ struct NormTile {
         square += e * e;
       }
       square = correct_mean<A>(mean, rest * inverse, square * inverse);
+      if (kind == NormKind::uncentred) mean = Vec<A>{};
       for (int i = 0; i < kLanes<A>; ++i) square[i] = A(1) / A(__builtin_sqrt(square[i] + eps));
       for (int64_t k = 0; k < channels; ++k) store(at + k * stride, (load(at + k * stride) - mean) * square);
       store(rstd + p, square);
@@ -60,6 +82,7 @@ struct NormTile {
 
   // out += the gradient of x.
   void add_input_gradient(const A* standard, const A* rstd, const A* grad, A* out) const {
+    if (kind == NormKind::uncentred) return add_uncentred_gradient(standard, rstd, grad, out);
     const A inverse = A(1) / A(channels);
     for (int64_t p = 0; p < pixels; p += kLanes<A>) {
       Vec<A> mean = {}, along = {};
@@ -73,6 +96,30 @@ struct NormTile {
       const Vec<A> scale = load(rstd + p);
       for (int64_t k = 0; k < channels; ++k) {
         const Vec<A> g = load(grad + k * stride + p) * weight[k] - mean - load(standard + k * stride + p) * along;
+        store(out + k * stride + p, load(out + k * stride + p) + scale * g);
+      }
+    }
+  }
+
+ private:
+  // Only the deviation depends on the mean, so that it is what is standard that has to be centred.
+  void add_uncentred_gradient(const A* standard, const A* rstd, const A* grad, A* out) const {
+    const A inverse = A(1) / A(channels);
+    for (int64_t p = 0; p < pixels; p += kLanes<A>) {
+      Vec<A> mean = {}, rest = {}, along = {};
+      for (int64_t k = 0; k < channels; ++k) {
+        const Vec<A> n = load(standard + k * stride + p);
+        mean += n;
+        along += load(grad + k * stride + p) * weight[k] * n;
+      }
+      mean *= inverse;
+      along *= inverse;
+      for (int64_t k = 0; k < channels; ++k) rest += load(standard + k * stride + p) - mean;
+      mean += rest * inverse;
+      const Vec<A> scale = load(rstd + p);
+      for (int64_t k = 0; k < channels; ++k) {
+        const Vec<A> n = load(standard + k * stride + p) - mean;
+        const Vec<A> g = load(grad + k * stride + p) * weight[k] - n * along;
         store(out + k * stride + p, load(out + k * stride + p) + scale * g);
       }
     }

@@ -155,10 +155,10 @@ inline void clear_outside(A* buffer, int64_t channels, int64_t capacity, const T
   }
 }
 
-// LayerNorm over the channels of a tile, in place; pixels outside the plane become zero again, whatever the bias.
+// A norm over the channels of a tile, in place; pixels outside the plane become zero again, whatever the bias.
 template <class A>
 inline void normalise_tile(A* buffer, int64_t channels, int64_t capacity, const Tile& tile, const A* weight,
-                           const A* bias, A eps) {
+                           const A* bias, A eps, NormKind kind = NormKind::centred) {
   constexpr int L = kLanes<A>, K = MIRAGE_VECTOR_BYTES == 64 ? 4 : 2;
   const A inverse = A(1) / A(channels);
   for (int64_t p = 0; p < tile.outer_pixels; p += K * L) {
@@ -177,6 +177,7 @@ inline void normalise_tile(A* buffer, int64_t channels, int64_t capacity, const 
     }
     for (int k = 0; k < n; ++k) {
       square[k] = correct_mean<A>(mean[k], rest[k] * inverse, square[k] * inverse);
+      if (kind == NormKind::uncentred) mean[k] = Vec<A>{};
       for (int i = 0; i < L; ++i) square[k][i] = A(1) / A(__builtin_sqrt(square[k][i] + eps));
     }
     for (int64_t c = 0; c < channels; ++c) {

@@ -9,7 +9,7 @@
 namespace mirage {
 
 // C channels, M pairs of hidden channels. All contiguous, of any type.
-#define MIRAGE_FEED_FORWARD_WEIGHTS(WEIGHT, BUFFER)     \
+#define MIRAGE_FEED_FORWARD_WEIGHTS(WEIGHT, OPTIONAL, BUFFER)\
   WEIGHT(norm_weight, as_it_is, C)                      \
   WEIGHT(norm_bias, as_it_is, C)                        \
   WEIGHT(project_in, pointwise, 2 * M, C)               \

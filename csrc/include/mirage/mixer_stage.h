@@ -16,7 +16,7 @@ constexpr int kMixerKernelTaps = kMixerKernelSize * kMixerKernelSize;
 
 // C channels, c = C / 3, h hidden channels of the gated CNN. All contiguous, of any type: the kernels convert. bn_mean and
 // bn_var are running statistics; rows of gic1 are gate (h), identity (h - c) and detail (c).
-#define MIRAGE_MIXER_WEIGHTS(WEIGHT, BUFFER)                    \
+#define MIRAGE_MIXER_WEIGHTS(WEIGHT, OPTIONAL, BUFFER)          \
   WEIGHT(norm_weight, as_it_is, C)                              \
   WEIGHT(norm_bias, as_it_is, C)                                \
   WEIGHT(qkv, pointwise, 3 * c, c)                              \

@@ -14,7 +14,7 @@ inline void check_feed_forward_stage(const Tensor& x, const FeedForwardWeights& 
   check_ndim("x", x, 4);
   check_ndim("project_out", w.project_out, 2);
   const int64_t C = x.size[1], M = w.project_out.size[1];
-  MIRAGE_FEED_FORWARD_WEIGHTS(MIRAGE_CHECK_WEIGHT, MIRAGE_CHECK_WEIGHT)
+  MIRAGE_FEED_FORWARD_WEIGHTS(MIRAGE_CHECK_WEIGHT, MIRAGE_CHECK_OPTIONAL, MIRAGE_CHECK_WEIGHT)
 }
 
 inline void check_feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias,
@@ -24,7 +24,7 @@ inline void check_feed_forward_stage(const Tensor& x, const Tensor& norm_weight,
 
 inline std::vector<GradientOf> feed_forward_gradients(const FeedForwardWeights& weights,
                                                       const FeedForwardGradients& gradients) {
-  return {MIRAGE_FEED_FORWARD_WEIGHTS(MIRAGE_GRADIENT_OF, MIRAGE_NO_WEIGHT)};
+  return of_given({MIRAGE_FEED_FORWARD_WEIGHTS(MIRAGE_GRADIENT_OF, MIRAGE_GRADIENT_OF, MIRAGE_NO_WEIGHT)});
 }
 
 // Checks what backward takes besides the inputs of forward.

@@ -25,7 +25,7 @@ inline void check_mixer_weights(const Tensor& x, const MixerWeights& w) {
   if (C == 0 || C % 3) fail("x", "a multiple of 3 channels", shape_of(x));
   const int64_t heads = heads_of(x, w);
   if (h < c) fail("gic2", "at least " + std::to_string(c) + " columns", shape_of(w.gic2));
-  MIRAGE_MIXER_WEIGHTS(MIRAGE_CHECK_WEIGHT, MIRAGE_CHECK_WEIGHT)
+  MIRAGE_MIXER_WEIGHTS(MIRAGE_CHECK_WEIGHT, MIRAGE_CHECK_OPTIONAL, MIRAGE_CHECK_WEIGHT)
 }
 
 inline void check_mixer_stage(const Tensor& x, const MixerWeights& w, const Tensor& branch_scale,
@@ -42,7 +42,7 @@ inline void check_mixer_stage(const Tensor& x, const MixerWeights& w, const Tens
 }
 
 inline std::vector<GradientOf> mixer_gradients(const MixerWeights& weights, const MixerGradients& gradients) {
-  return {MIRAGE_MIXER_WEIGHTS(MIRAGE_GRADIENT_OF, MIRAGE_NO_WEIGHT)};
+  return of_given({MIRAGE_MIXER_WEIGHTS(MIRAGE_GRADIENT_OF, MIRAGE_GRADIENT_OF, MIRAGE_NO_WEIGHT)});
 }
 
 // Checks what backward takes besides the inputs of forward.

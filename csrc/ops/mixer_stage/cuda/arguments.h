@@ -35,7 +35,7 @@ inline MixerArguments mixer_arguments(const Tensor& x, const MixerWeights& w, co
 #define MIRAGE_SET_WEIGHT(name, ...)                       \
   check_dtype(#name, w.name, w.norm_weight.dtype);         \
   p.name = w.name.data;
-  MIRAGE_MIXER_WEIGHTS(MIRAGE_SET_WEIGHT, MIRAGE_SET_WEIGHT)
+  MIRAGE_MIXER_WEIGHTS(MIRAGE_SET_WEIGHT, MIRAGE_SET_WEIGHT, MIRAGE_SET_WEIGHT)
 #undef MIRAGE_SET_WEIGHT
   p.float_weights = w.norm_weight.dtype == DType::f32;
   p.x = x.data;

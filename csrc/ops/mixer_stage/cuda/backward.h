@@ -115,7 +115,7 @@ struct MixerBackwardArguments : MixerArguments {
   float* batch_norm;                       // [B, 3, c]: see mixer_batch_norm_backward_kernel
 #define MIRAGE_GRADIENT_POINTER(name, ...) float* name;
   struct {  // of the shapes in mirage/mixer_stage.h
-    MIRAGE_MIXER_WEIGHTS(MIRAGE_GRADIENT_POINTER, MIRAGE_NO_WEIGHT)
+    MIRAGE_MIXER_WEIGHTS(MIRAGE_GRADIENT_POINTER, MIRAGE_GRADIENT_POINTER, MIRAGE_NO_WEIGHT)
   } grad;
 #undef MIRAGE_GRADIENT_POINTER
 };

@@ -23,7 +23,7 @@ struct MixerArguments {
   void* y;
   // The weights by name, all of one type.
 #define MIRAGE_WEIGHT_POINTER(name, ...) const void* name;
-  MIRAGE_MIXER_WEIGHTS(MIRAGE_WEIGHT_POINTER, MIRAGE_WEIGHT_POINTER)
+  MIRAGE_MIXER_WEIGHTS(MIRAGE_WEIGHT_POINTER, MIRAGE_WEIGHT_POINTER, MIRAGE_WEIGHT_POINTER)
 #undef MIRAGE_WEIGHT_POINTER
   bool float_weights;  // the weights are float, even if x is not
   const float* branch_scale;

@@ -68,7 +68,7 @@ int64_t carve_workspace(MixerBackwardArguments& p, const MixerBackwardPlan& plan
 
 void set_gradients(MixerBackwardArguments& p, const MixerGradients& g) {
 #define MIRAGE_SET_GRADIENT(name, ...) p.grad.name = g.name.as<float>();
-  MIRAGE_MIXER_WEIGHTS(MIRAGE_SET_GRADIENT, MIRAGE_NO_WEIGHT)
+  MIRAGE_MIXER_WEIGHTS(MIRAGE_SET_GRADIENT, MIRAGE_SET_GRADIENT, MIRAGE_NO_WEIGHT)
 #undef MIRAGE_SET_GRADIENT
 }
 
