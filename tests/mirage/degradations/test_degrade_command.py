@@ -192,7 +192,10 @@ def test_the_sheet_shows_every_kind(folder, tmp_path):
         (("-o", "OUT", "--kind", "GN", "--range", "sigma"), "--range: expected NAME=NUMBER or NAME=LOW,HIGH"),
         (("-o", "OUT", "--kind", "GN", "--range", "radius=2"), "unknown setting 'radius'"),
         (("-o", "OUT", "--kind", "haze", "--map", "depth=/nowhere"), "--map: expected one of depth, illumination"),
-        (("-o", "OUT", "--kind", "GB", "--map", "depth=."), "depth is read by none of gaussian_blur; they take no maps"),
+        (
+            ("-o", "OUT", "--kind", "GB", "--map", "depth=."),
+            "depth is read by none of gaussian_blur; they take no maps",
+        ),
         (("-o", "OUT", "--kind", "haze", "--map", "rain=."), "rain is read by none of haze; they take depth"),
         (("-o", "OUT", "--kind", "haze", "--map", "depth=.", "--map", "depth=/"), "one folder of depth, got two"),
     ],
