@@ -172,7 +172,8 @@ def model_card(
         f"| licence | {licence} |",
         f"| samples | {'; '.join(sets)} |",
         f"| crops | {d['crop']} x {d['crop']}, flips and quarter turns: {d.get('augment', 'all')} |",
-        f"| steps | {state.step:,} of {d['batch']} crops |",
+        f"| steps | {state.step:,} of {d['batch']} crop{'s' if d['batch'] != 1 else ''} |",
+        *([f"| starts from | the weights of `{Path(start).name}` |"] if (start := c["model"].get("weights")) else []),
         f"| time | {state.seconds / 3600:.1f} hours, pauses included |",
         f"| loss | L1{f' + {fourier:g} Fourier' if fourier else ''}{facts.head} |",
         f"| optimiser | {o['name']}, betas {o['betas'][0]:g} and {o['betas'][1]:g}, weight decay {o['weight_decay']}, "

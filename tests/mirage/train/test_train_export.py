@@ -82,6 +82,25 @@ def test_the_card_says_whether_training_has_ended(tmp_path, overrides, intermedi
     assert "| data | clean |" in card.read_text() and "not stated" in card.read_text()
 
 
+def test_the_card_says_what_training_started_from(run, tmp_path):
+    export_weights(tmp_path / "run", tmp_path / "first.safetensors")
+    settings_of_second = ("output.folder=" + str(tmp_path / "second"), f"model.weights={tmp_path / 'first.safetensors'}")
+    Run(settings(tmp_path, *settings_of_second, "data.batch=1")).train()
+    card = tmp_path / "card.md"
+    arguments = ["train", "export", tmp_path / "second", tmp_path / "w.safetensors", "--card", card]
+    assert CliRunner().invoke(main, [str(a) for a in arguments]).exit_code == 0
+    assert "| starts from | the weights of `first.safetensors` |" in card.read_text()
+    assert "| steps | 6 of 1 crop |" in card.read_text()
+    assert "starts from" not in _card_of(tmp_path / "run", tmp_path)
+
+
+def _card_of(run, tmp_path):
+    card = tmp_path / "other.md"
+    arguments = ["train", "export", run, tmp_path / "other.safetensors", "--card", card]
+    assert CliRunner().invoke(main, [str(a) for a in arguments]).exit_code == 0
+    return card.read_text()
+
+
 def test_equal_weights_give_equal_files(run, tmp_path):
     names = [tmp_path / f"{i}.safetensors" for i in range(8)]  # safetensors orders two entries one way or the other
     for name in names:
