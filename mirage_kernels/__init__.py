@@ -7,6 +7,7 @@ The implementation is chosen per call by the tensor's device: Triton on GPUs, C+
 from mirage_kernels._runtime.dispatch import IMPLEMENTATIONS, available, last_used, use, why_not
 from mirage_kernels.channel_attention import channel_attention
 from mirage_kernels.channel_attention_fusion import channel_attention_fusion
+from mirage_kernels.channel_attention_stage import ChannelAttentionWeights, channel_attention_stage
 from mirage_kernels.channel_layer_norm import channel_layer_norm
 from mirage_kernels.dense_conv2d import dense_conv2d
 from mirage_kernels.dynamic_depthwise_conv2d import dynamic_depthwise_conv2d
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "IMPLEMENTATIONS",
     "BlockWeights",
+    "ChannelAttentionWeights",
     "FeedForwardWeights",
     "MixerOutput",
     "MixerWeights",
@@ -30,6 +32,7 @@ __all__ = [
     "available",
     "channel_attention",
     "channel_attention_fusion",
+    "channel_attention_stage",
     "channel_layer_norm",
     "dense_conv2d",
     "dynamic_depthwise_conv2d",

@@ -138,9 +138,9 @@ def _per_channel(vector: Tensor, dtype: torch.dtype) -> Tensor:
 # ---- convolutions --------------------------------------------------------------------------------------------------
 
 
-def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """A 1x1 convolution; the weight [N, C, 1, 1] is rounded to the dtype of x."""
-    return F.conv2d(x, weight.to(x.dtype))
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution; the weight [N, C, 1, 1] and the bias [N] are rounded to the dtype of x."""
+    return F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def pointwise_conv_backward(grad_y: Tensor, x: Tensor, weight: Tensor) -> Pair:
@@ -231,54 +231,85 @@ class Fusion(NamedTuple):
     alphas: Triple
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, impl: str) -> Pair:
+    """`channel_attention` of q, k and v [B, C, H, W] in their dtype, and the small matrices that its backward takes;
+    temperature: [heads], in the dtype of the accumulator."""
+    heads = temperature.shape[0]
+    run = operator("channel_attention", impl) if _has_kernels(q, heads, impl) else None
+    return run(q, k, v, temperature, heads, impl) if run is not None else _attend(q, k, v, temperature)
+
+
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, matrices: Tensor, impl: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and temperature."""
+    has_kernels = _has_kernels(q, temperature.shape[0], impl)
+    run = operator("channel_attention_backward", impl) if has_kernels else None
+    if run is not None:
+        return run(grad, q, k, v, temperature, matrices, impl)
+    return _attend_backward(grad, q, k, v, temperature, matrices)
+
+
 def fuse(f: Fusion, impl: str) -> Pair:
     """`channel_attention_fusion` in the dtype of q, and the small matrices that its backward takes."""
     heads = f.temperature.shape[0]
-    run = operator("channel_attention_fusion", impl) if _has_kernels(f, impl) else None
+    run = operator("channel_attention_fusion", impl) if _has_kernels(f.q, heads, impl) else None
     if run is not None:
         return run(f.q, f.k, f.v, f.temperature, heads, f.conv, f.mlp, *f.alphas, impl)
-    q, k, v = _by_head(f)
-    sums = q.to(f.temperature.dtype), k.to(f.temperature.dtype)
-    gram, norms = sums[0] @ sums[1].mT, [t.square().sum(-1).sqrt() for t in sums]
-    attn = (_cosines(gram, *norms) * f.temperature.view(-1, 1, 1)).softmax(-1)
-    matrices = torch.cat((attn, gram, *(n.unsqueeze(2) for n in norms)), 2)
-    att = (attn.to(v.dtype) @ v).reshape(f.v.shape)
+    att, matrices = _attend(f.q, f.k, f.v, f.temperature)
     return tri_branch_fusion(att, f.conv, f.mlp, *f.alphas), matrices
 
 
 def fuse_backward(grad_y: Tensor, f: Fusion, matrices: Tensor, impl: str) -> tuple[Tensor, ...]:
     """Gradients of q, k, v, temperature, conv, mlp and the three weights."""
-    run = operator("channel_attention_fusion_backward", impl) if _has_kernels(f, impl) else None
+    has_kernels = _has_kernels(f.q, f.temperature.shape[0], impl)
+    run = operator("channel_attention_fusion_backward", impl) if has_kernels else None
     if run is not None:
         return run(grad_y, f.q, f.k, f.v, f.temperature, f.conv, f.mlp, *f.alphas, matrices, impl)
-    dtype, (q, k, v), d = f.temperature.dtype, _by_head(f), matrices.shape[-1]
-    attn, gram, (norm_q, norm_k) = matrices[:, :, :d], matrices[:, :, d : 2 * d], matrices[:, :, 2 * d :].unbind(2)
-    att = (attn.to(v.dtype) @ v).reshape(f.v.shape)
+    d, v = matrices.shape[-1], _by_head(f.v, f.temperature)
+    att = (matrices[:, :, :d].to(v.dtype) @ v).reshape(f.v.shape)
     grad_att, grad_conv, grad_mlp, grad_alphas = _modulation_backward(grad_y, att, f)
-    grad_att = grad_att.reshape(v.shape)
+    of_attention = _attend_backward(grad_att, f.q, f.k, f.v, f.temperature, matrices)
+    return *of_attention, grad_conv, grad_mlp, *grad_alphas
+
+
+def _has_kernels(q: Tensor, heads: int, impl: str) -> bool:
+    return impl not in declined(q, heads)
+
+
+def _by_head(x: Tensor, temperature: Tensor) -> Tensor:
+    """[B, C, H, W] as [B, heads, C / heads, H W]."""
+    batch, channels, height, width = x.shape
+    heads = temperature.shape[0]
+    return x.reshape(batch, heads, channels // heads, height * width)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Pair:
+    sums = [_by_head(t, temperature).to(temperature.dtype) for t in (q, k)]
+    gram, norms = sums[0] @ sums[1].mT, [t.square().sum(-1).sqrt() for t in sums]
+    attn = (_cosines(gram, *norms) * temperature.view(-1, 1, 1)).softmax(-1)
+    matrices = torch.cat((attn, gram, *(n.unsqueeze(2) for n in norms)), 2)
+    return (attn.to(v.dtype) @ _by_head(v, temperature)).reshape(v.shape), matrices
+
+
+def _attend_backward(
+    grad_att: Tensor, q: Tensor, k: Tensor, v: Tensor, temperature: Tensor, matrices: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype, shape, d = temperature.dtype, q.shape, matrices.shape[-1]
+    grad_att, q, k, v = (_by_head(t, temperature) for t in (grad_att, q, k, v))
+    attn, gram, (norm_q, norm_k) = matrices[:, :, :d], matrices[:, :, d : 2 * d], matrices[:, :, 2 * d :].unbind(2)
     grad_v = attn.mT.to(v.dtype) @ grad_att
     cosines = _cosines(gram, norm_q, norm_k)
     grad_attn = grad_att.to(dtype) @ v.to(dtype).mT
     grad_scores = attn * (grad_attn - (attn * grad_attn).sum(-1, keepdim=True))
     grad_temperature = (grad_scores * cosines).sum((0, 2, 3))
-    grad_cosines = grad_scores * f.temperature.view(-1, 1, 1)
+    grad_cosines = grad_scores * temperature.view(-1, 1, 1)
     through = _cosines(grad_cosines, norm_q, norm_k)
     along = grad_cosines * cosines
     grad_q = through @ k.to(dtype) - _unit_part(along.sum(-1), norm_q) * q.to(dtype)
     grad_k = through.mT @ q.to(dtype) - _unit_part(along.sum(-2), norm_k) * k.to(dtype)
-    maps = (g.reshape(f.q.shape).to(f.q.dtype) for g in (grad_q, grad_k, grad_v))
-    return *maps, grad_temperature, grad_conv, grad_mlp, *grad_alphas
-
-
-def _has_kernels(f: Fusion, impl: str) -> bool:
-    return impl not in declined(f.q, f.temperature.shape[0])
-
-
-def _by_head(f: Fusion) -> Triple:
-    batch, channels, height, width = f.q.shape
-    heads = f.temperature.shape[0]
-    shape = (batch, heads, channels // heads, height * width)
-    return f.q.reshape(shape), f.k.reshape(shape), f.v.reshape(shape)
+    grad_q, grad_k, grad_v = (g.reshape(shape).to(q.dtype) for g in (grad_q, grad_k, grad_v))
+    return grad_q, grad_k, grad_v, grad_temperature
 
 
 def _cosines(gram: Tensor, norm_q: Tensor, norm_k: Tensor) -> Tensor:

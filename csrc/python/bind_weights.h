@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include "bind.h"
+#include "mirage/channel_attention_stage.h"
 #include "mirage/feed_forward_stage.h"
 #include "mirage/mixer_stage.h"
 
@@ -121,6 +122,7 @@ inline Tensor per_head(const char* name, const Tensor& t) {
 
 MIRAGE_BIND_WEIGHTS(MIRAGE_MIXER_WEIGHTS, MixerWeights, MixerGradients)
 MIRAGE_BIND_WEIGHTS(MIRAGE_FEED_FORWARD_WEIGHTS, FeedForwardWeights, FeedForwardGradients)
+MIRAGE_BIND_WEIGHTS(MIRAGE_CHANNEL_ATTENTION_WEIGHTS, ChannelAttentionWeights, ChannelAttentionGradients)
 
 inline constexpr const char* kMixerStatistics[] = {"attention", "kernels", "branch_mean", "batch_mean", "batch_var"};
 

@@ -80,6 +80,7 @@ class Operator:
         mode: which of several modes of one function this is.
         compiled: shapes for which Triton's kernels are compiled beside those of the networks.
         is_stage: whether it is half a block of the network, or more: slow in Triton's interpreter.
+        is_chain_on_gpus: whether its implementations for GPUs are those of other operators, one after the other.
         gradients: whether its kernels have a backward pass. Where they have not, it is others one after the other.
     """
 
@@ -96,6 +97,7 @@ class Operator:
     mode: str = ""
     compiled: tuple[Shape, ...] = ()
     is_stage: bool = False
+    is_chain_on_gpus: bool = False
     gradients: bool = True
 
     @property
