@@ -186,8 +186,8 @@ def run_on_binary(binary: Any, tool: str, *options: str) -> str:
 
 def operators() -> list[str]:
     """Those with kernels in Triton of their own."""
-    own = (op for op in cases.operators() if "triton" in op.implementations and op.gradients and not op.is_chain_on_gpus)
-    return list(dict.fromkeys(op.name for op in own))
+    own = (op for op in cases.operators() if "triton" in op.implementations and not op.is_chain_on_gpus)
+    return list(dict.fromkeys(op.name for op in own if op.gradients))
 
 
 def variants(operator: cases.Operator) -> Iterator[tuple[str, list[torch.Tensor]]]:

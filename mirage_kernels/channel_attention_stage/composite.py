@@ -38,22 +38,22 @@ def backward(
         grad_attended, of_out = _composite.pointwise_conv_backward(grad_y, attended, w.project_out)
         of_out_bias = grad_y.sum((0, 2, 3), dtype=acc)
         del attended
-        *grads, of_temperature = _composite.attend_backward(grad_attended, q, k, v, temperature, matrices, impl)
+        *of_qkv, of_temperature = _composite.attend_backward(grad_attended, q, k, v, temperature, matrices, impl)
         del grad_attended, q, k, v
-        grad_qkv = torch.cat(grads, 1)
-        del grads
+        grad_qkv = torch.cat(of_qkv, 1)
+        del of_qkv
         of_taps_bias = grad_qkv.sum((0, 2, 3), dtype=acc)
         grad_projected, of_taps = _composite.depthwise_backward(grad_qkv, projected, _taps(x, w), impl)
-        of_qkv_bias = grad_projected.sum((0, 2, 3), dtype=acc)
+        of_product_bias = grad_projected.sum((0, 2, 3), dtype=acc)
         del grad_qkv, projected
-        grad_normal, of_qkv = _composite.pointwise_conv_backward(grad_projected, normal, w.qkv)
+        grad_normal, of_product = _composite.pointwise_conv_backward(grad_projected, normal, w.qkv)
         del grad_projected, normal
         grad_x, of_weight, of_bias = _composite.layer_norm_backward(
             grad_normal, x, w.norm_weight, mean, rstd, impl, norm
         )
     total = torch.add(grad_x, grad_y).to(dtype).contiguous()
     grads = ChannelAttentionWeights(
-        *(of_weight, of_bias, of_qkv, of_qkv_bias, of_taps.sum(0, dtype=acc), of_taps_bias),
+        *(of_weight, of_bias, of_product, of_product_bias, of_taps.sum(0, dtype=acc), of_taps_bias),
         *(of_temperature, of_out, of_out_bias),
     )
     shaped = [None if t is None else _composite.of_weight(g, t) for g, t in zip(grads, w, strict=True)]

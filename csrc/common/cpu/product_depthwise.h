@@ -45,13 +45,27 @@ inline void add_depthwise_sums(const A* rows, int64_t count, const Tile& tile, i
   }
 }
 
+// Of a dense row, whose last vector ends with zeros.
+template <class A>
+inline A sum_of_squares(const A* row, int64_t pixels) {
+  Vec<A> total = {};
+  for (int64_t p = 0; p < pixels; p += kLanes<A>) total += load(row + p) * load(row + p);
+  return sum<A>(total);
+}
+
 // sums[j] += the sum of a dense row, whose last vector ends with zeros.
 template <class A>
 inline void add_row_sums(const A* rows, int64_t count, int64_t stride, int64_t pixels, A* sums) {
+  constexpr int64_t kRun = 32;  // vectors that a lane adds up before the sum goes on in double: few roundings a term
   for (int64_t j = 0; j < count; ++j) {
-    Vec<A> total = {};
-    for (int64_t p = 0; p < pixels; p += kLanes<A>) total += load(rows + j * stride + p);
-    sums[j] += sum<A>(total);
+    double total = 0;
+    for (int64_t start = 0; start < pixels; start += kRun * kLanes<A>) {
+      const int64_t end = smaller(start + kRun * kLanes<A>, pixels);
+      Vec<A> lanes = {};
+      for (int64_t p = start; p < end; p += kLanes<A>) lanes += load(rows + j * stride + p);
+      total += double(sum<A>(lanes));
+    }
+    sums[j] += A(total);
   }
 }
 

@@ -41,8 +41,9 @@ inline double softmax_of_gram_backward(const double* grad_attn, const A* gram, c
       const double grad_s = attn[i * d + j] * (grad_attn[i * d + j] - dot);
       const double both = iq * inverse_norm(norms[d + j]), g = gram[i * d + j];
       grad_t += grad_s * g * both;
-      const double grad_g = t * grad_s * both;
-      grad_gram[i * d + j] = A(grad_g);
+      const A rounded = A(t * grad_s * both);
+      const double grad_g = rounded;  // what it is multiplied by: both parts of a gradient may cancel
+      grad_gram[i * d + j] = rounded;
       sums[i] += grad_g * g;
       sums[d + j] += grad_g * g;
     }

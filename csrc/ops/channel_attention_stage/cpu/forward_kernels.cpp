@@ -12,13 +12,6 @@ namespace {
 
 constexpr int64_t kChunks = 64;  // of all tiles, with sums of their own
 
-template <class A>
-inline A sum_of_squares(const A* row, int64_t pixels) {
-  Vec<A> total = {};
-  for (int64_t p = 0; p < pixels; p += kLanes<A>) total += load(row + p) * load(row + p);
-  return sum<A>(total);
-}
-
 // The first pass. Its sums are q k^T of each head, then |q|^2 and |k|^2.
 template <class T>
 class ReducePass {

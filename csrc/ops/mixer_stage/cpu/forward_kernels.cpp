@@ -20,13 +20,6 @@ struct Sums {
       : gram(0), norms(w.c * w.d), mean(norms + 2 * w.c), deviation(mean + w.c), count(deviation + w.c) {}
 };
 
-template <class A>
-inline A sum_of_squares(const A* row, int64_t pixels) {
-  Vec<A> total = {};
-  for (int64_t p = 0; p < pixels; p += kLanes<A>) total += load(row + p) * load(row + p);
-  return sum<A>(total);
-}
-
 // Mean and sum of squared deviations of `pixels` values (at least one), in whole vectors with zeros behind them. Sums
 // are of differences from the first value: a constant row has exactly its mean and no deviation.
 template <class A>

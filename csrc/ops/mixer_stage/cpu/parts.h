@@ -4,6 +4,7 @@
 
 #include "common/cpu/gemm.h"
 #include "common/cpu/inner_tile.h"
+#include "common/cpu/product_depthwise.h"
 #include "common/cpu/vec_math.h"
 #include "mirage/mixer_stage.h"
 
@@ -98,15 +99,9 @@ inline void attention_inputs(const Mixer<P>& w, const MixerTile& at, A* normed, 
   const int64_t skip = (at.tile.halo - 1) * at.tile.stride;  // whole lines
   const int64_t pixels = whole_vectors<A>((at.tile.rows + 2) * at.tile.stride);
   const P* const in = operand_rows<P>(normed + skip, w.c, at.outer, pixels, normed + skip);
-  const Span span = inside_plane<A>(at.tile, 1);
-  A* const inside = before + span.begin;
-  mix(w.products.qkv.at(first), rows, w.c, in + span.begin, at.outer, span.end - span.begin,
-      [&](int64_t m, int64_t p, Vec<A> v) { store(inside + m * at.outer + p, v); });
-  clear_around(span, pixels, rows, at.outer, before);
-  for (int64_t j = 0; j < rows; ++j) {
-    depthwise<3>(before + j * at.outer + at.tile.halo - 1, at.tile.stride, w.qkv_dwconv + (first + j) * 9,
-                 out + j * at.inner, at.tile.rows, at.tile.columns);
-  }
+  const A* const without_bias = nullptr;
+  product_rows(w.products.qkv.at(first), rows, w.c, in, at.tile, at.outer, without_bias, before);
+  depthwise_rows_of(before, rows, at.tile, at.outer, w.qkv_dwconv + first * 9, without_bias, at.inner, out);
 }
 
 // Attention times v, head by head. attention: that of this sample, [heads, 2d + 2, d].
