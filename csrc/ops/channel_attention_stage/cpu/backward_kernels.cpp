@@ -47,10 +47,21 @@ struct HeadGradients {
   }
 };
 
+// Of one pixel a normalised q or k is its sign, which has no gradient: the two parts of it cancel, exactly only here. rows
+// [d, d]: the gradients of q k^T, or transposed; norms and scales: of the same rows.
+template <class A>
+void drop_gradients_of_signs(int64_t d, const A* norms, A* rows, A* scales) {
+  for (int64_t i = 0; i < d; ++i) {
+    if (!(norms[i] >= A(kNormEps))) continue;
+    scales[i] = A(0);
+    for (int64_t j = 0; j < d; ++j) rows[i * d + j] = A(0);
+  }
+}
+
 // From the gradients of each sample's folded matrix to those of q k^T, of the temperature and of project_out.
 template <class A>
-void small_matrices(const Attention<A>& w, int64_t samples, const double* sums, int64_t count, A* attention,
-                    const GramGradients<A>& g, const ChannelAttentionGradients& out) {
+void small_matrices(const Attention<A>& w, int64_t samples, int64_t pixels, const double* sums, int64_t count,
+                    A* attention, const GramGradients<A>& g, const ChannelAttentionGradients& out) {
   const int64_t C = w.C, d = w.d, wide = whole_vectors<A>(d);
   const Transposed<A> project_out_t(w.project_out, C, C);
   Buffer<double> grad_attn(samples * C * d), temperature(samples * w.heads);
@@ -60,12 +71,17 @@ void small_matrices(const Attention<A>& w, int64_t samples, const double* sums, 
     HeadGradients<A>(C, d, scratch).of_softmax(project_out_t.get() + head * d * C, sums + unit / w.heads * count + head * d,
                                                grad);
     const KeptOf<A> kept(attention, unit, d);
-    A* const gram = g.gram.get() + unit * d * d;
+    A *const gram = g.gram.get() + unit * d * d, *const gram_t = g.gram_t.get() + unit * d * d,
+      *const scales = g.scales.get() + unit * 2 * d;
     Buffer<double> room(2 * d);
     temperature[unit] = softmax_of_gram_backward(grad, kept.gram, kept.norms, kept.attn, double(w.temperature[head]), d,
-                                                 room.get(), gram, g.scales.get() + unit * 2 * d);
+                                                 room.get(), gram, scales);
     for (int64_t i = 0; i < d; ++i) {
-      for (int64_t j = 0; j < d; ++j) g.gram_t[unit * d * d + j * d + i] = gram[i * d + j];
+      for (int64_t j = 0; j < d; ++j) gram_t[j * d + i] = gram[i * d + j];
+    }
+    if (pixels == 1) {
+      drop_gradients_of_signs(d, kept.norms, gram, scales);
+      drop_gradients_of_signs(d, kept.norms + d, gram_t, scales + d);
     }
   });
   parallel_units<A>(w.heads, HeadGradients<A>::scratch(C, d) + C * d, [&](int64_t head, A* scratch) {
@@ -127,7 +143,7 @@ void run(const Tensor& grad_y, const Tensor& x, const ChannelAttentionWeights& w
     const ValuesPass<T> values(grad_y, x, w, folded_t.get(), between);
     Buffer<double> sums(B * s.count), bias(C);
     sum_by_sample<A>(B, values.tiles(), kChunks, s.count, values.scratch(), sums.get(), values);
-    small_matrices(w, B, sums.get(), s.count, attention, g, out);
+    small_matrices(w, B, between.plane, sums.get(), s.count, attention, g, out);
     const auto over_samples = [&](int64_t from, int64_t n, double* to) {
       for (int64_t i = 0; i < n; ++i) to[i] = 0;
       for (int64_t b = 0; b < B; ++b) {
