@@ -84,7 +84,8 @@ def test_the_card_says_whether_training_has_ended(tmp_path, overrides, intermedi
 
 def test_the_card_says_what_training_started_from(run, tmp_path):
     export_weights(tmp_path / "run", tmp_path / "first.safetensors")
-    settings_of_second = ("output.folder=" + str(tmp_path / "second"), f"model.weights={tmp_path / 'first.safetensors'}")
+    weights = f"model.weights={tmp_path / 'first.safetensors'}"
+    settings_of_second = ("output.folder=" + str(tmp_path / "second"), weights)
     Run(settings(tmp_path, *settings_of_second, "data.batch=1")).train()
     card = tmp_path / "card.md"
     arguments = ["train", "export", tmp_path / "second", tmp_path / "w.safetensors", "--card", card]
