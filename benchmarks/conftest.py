@@ -24,7 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mirage")
     group.addoption("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     group.addoption("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads (default 2)")
-    group.addoption("--peers", default="quick", choices=("quick", "all"), help="all: also the slow to compile")
+    what = "all: also the slow to compile; trial: tiny networks and images, to try a run"
+    group.addoption("--peers", default="quick", choices=("quick", "all", "trial"), help=what)
+    group.addoption("--networks", default="all", help="of benchmarks/networks.py, with commas between (default all)")
+    group.addoption("--code", default="", help="folder with checkouts of AdaIR and MoCE-IR, whose code is run")
     group.addoption("--peer-seconds", type=float, default=60, help="time for the rounds of one problem (default 60)")
 
 

@@ -37,7 +37,8 @@ MEASURED = (
         "mirage/fast",
     ),
     *("mirage/blocks.py", "mirage/model.py", "mirage/losses.py", "mirage/complexity.py", "mirage/table6.py"),
-    *("benchmarks/measured.py", "benchmarks/peers.py", "benchmarks/worker.py", "benchmarks/peak_memory.py"),
+    *("benchmarks/measured.py", "benchmarks/networks.py", "benchmarks/peers.py", "benchmarks/worker.py"),
+    "benchmarks/peak_memory.py",
 )
 """Files and folders that decide what is measured, on a CPU."""
 SUFFIXES = {".cpp", ".h", ".cmake", ".txt", ".py"}

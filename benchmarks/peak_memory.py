@@ -127,12 +127,14 @@ def measure_fresh(peer: str, problem: Any, tracked: bool = True) -> dict[str, An
 
 
 def main() -> None:
+    from benchmarks.networks import NETWORKS
     from benchmarks.peers import INFERENCE, TRAINING, Problem
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", default="eager", choices=sorted({*INFERENCE, *TRAINING}))
     parser.add_argument("--mode", default="inference", choices=("inference", "forward", "step"))
-    parser.add_argument("--variant", default="tiny", choices=("tiny", "small"))
+    parser.add_argument("--variant", default="tiny", choices=tuple(NETWORKS))
+    parser.add_argument("--code", default="", help="folder with checkouts of published code")
     parser.add_argument("--shape", type=int, nargs=4, default=(1, 3, 128, 128), metavar=("B", "C", "H", "W"))
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--request", help=argparse.SUPPRESS)
@@ -142,7 +144,8 @@ def main() -> None:
         peer, fields, tracked = request["peer"], request["problem"], request["tracked"]
     else:
         tracked = True
-        peer, fields = arguments.peer, {k: getattr(arguments, k) for k in ("mode", "variant", "shape", "threads")}
+        named = ("mode", "variant", "shape", "threads", "code")
+        peer, fields = arguments.peer, {k: getattr(arguments, k) for k in named}
     problem = Problem(**{**fields, "shape": tuple(fields["shape"])})
     print(json.dumps(measure(peer, problem, tracked)))
 

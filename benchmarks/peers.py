@@ -12,11 +12,12 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mirage
 import mirage.fast
-from mirage.losses import MirageLoss
-
-BUILDERS = {"tiny": mirage.mirage_tiny, "small": mirage.mirage_small}
+from benchmarks import networks
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,13 @@ class Problem:
     """What is asked of a network.
 
     Attributes:
-        mode: "inference", "forward" (training mode, with autograd) or "step" (forward, MirageLoss and backward).
-        variant: "tiny" or "small".
+        mode: "inference", "forward" (training mode, with autograd) or "step" (forward, loss and backward).
+        variant: one of `networks.NETWORKS`.
         shape: [B, 3, H, W] of the image.
         threads: threads of every engine.
         folder: where exported networks are kept, shared by the processes of one run; empty for one of this process.
+        code: folder with checkouts of published code, for the networks that need one.
+        trial: a tiny network in place of the published one.
     """
 
     mode: str
@@ -49,6 +50,16 @@ class Problem:
     shape: tuple[int, ...]
     threads: int = 2
     folder: str = ""
+    code: str = ""
+    trial: bool = False
+
+    @property
+    def network(self) -> networks.Network:
+        return networks.NETWORKS[self.variant]
+
+    def model(self) -> nn.Module:
+        """The reference."""
+        return networks.make(self.variant, self.code, self.trial)
 
     @property
     def size(self) -> str:
@@ -102,18 +113,6 @@ def versions() -> dict[str, str]:
 # ---- what all of them share ----------------------------------------------------------------------------------------
 
 
-def make_model(variant: str) -> nn.Module:
-    """The reference with the same random weights in every process, and BatchNorm statistics that are not trivial."""
-    torch.manual_seed(0)
-    model = BUILDERS[variant]()
-    generator = torch.Generator().manual_seed(2)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-    return model
-
-
 def make_images(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Degraded and clean image."""
     generator = torch.Generator().manual_seed(1)
@@ -128,13 +127,16 @@ def _state(model: nn.Module) -> tuple[Tensor, ...]:
 # ---- inference -----------------------------------------------------------------------------------------------------
 
 
-def _inference_runner(model: Callable[[Tensor], Tensor], image: Tensor, state: tuple[Tensor, ...], **autocast: Any):
+def _inference_runner(
+    problem: Problem, model: Callable[[Tensor], Tensor], image: Tensor, state: tuple[Tensor, ...], **autocast: Any
+) -> Runner:
     @torch.inference_mode()
     def run() -> Tensor:
-        if not autocast:
-            return model(image)
-        with torch.autocast("cpu", **autocast):
-            return model(image)
+        with networks.same_draws(problem.variant):
+            if not autocast:
+                return model(image)
+            with torch.autocast("cpu", **autocast):
+                return model(image)
 
     def outputs(restored: Tensor) -> dict[str, Tensor]:
         return {"restored": restored.to(torch.promote_types(restored.dtype, torch.float32))}
@@ -143,28 +145,29 @@ def _inference_runner(model: Callable[[Tensor], Tensor], image: Tensor, state: t
 
 
 def _eager(problem: Problem, autocast: dict[str, Any] | None = None, layout=torch.contiguous_format) -> Runner:
-    model = make_model(problem.variant).eval().to(memory_format=layout)
+    model = problem.model().eval().to(memory_format=layout)
     image = make_images(problem.shape)[0].contiguous(memory_format=layout)
-    return _inference_runner(model, image, _state(model), **(autocast or {}))
+    return _inference_runner(problem, model, image, _state(model), **(autocast or {}))
 
 
 def _compiled(problem: Problem) -> Runner:
-    model = make_model(problem.variant).eval()
-    return _inference_runner(torch.compile(model), make_images(problem.shape)[0], _state(model))
+    model = problem.model().eval()
+    return _inference_runner(problem, torch.compile(model), make_images(problem.shape)[0], _state(model))
 
 
 def _fast(problem: Problem, dtype: torch.dtype = torch.float32) -> Runner:
-    model = mirage.fast.accelerate(make_model(problem.variant)).eval().to(dtype)
-    return _inference_runner(model, make_images(problem.shape)[0].to(dtype), _state(model))
+    model = mirage.fast.accelerate(problem.model()).eval().to(dtype)
+    return _inference_runner(problem, model, make_images(problem.shape)[0].to(dtype), _state(model))
 
 
-def onnx_file(problem: Problem) -> Path:
-    """The reference as an ONNX file for one shape, written once per folder, by a process of its own: tracing leaves
-    memory behind that a measured process must not have."""
-    path = Path(problem.folder or _own_folder().name) / f"mirage-{problem.variant}-{problem.size}.onnx"
+def exported_file(problem: Problem) -> Path:
+    """The reference for one shape, as ONNX where PyTorch can write that, else in OpenVINO's own format; written once
+    per folder, by a process of its own: tracing leaves memory behind that a measured process must not have."""
+    suffix = "onnx" if problem.network.onnx else "xml"
+    path = Path(problem.folder or _own_folder().name) / f"{problem.variant}-{problem.size}.{suffix}"
     if not path.exists():
-        command = [sys.executable, __file__, problem.variant, str(path), *map(str, problem.shape)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        command = [sys.executable, "-m", "benchmarks.peers", json.dumps(asdict(problem)), str(path)]
+        subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parent.parent)
     return path
 
 
@@ -174,13 +177,21 @@ def _own_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 
 
-def export(variant: str, path: Path, shape: tuple[int, ...]) -> None:
-    """Write the reference as ONNX. The traced graph: it fixes every size, the batch of generated kernels included."""
-    unfinished = path.with_suffix(".unfinished")
-    names = {"input_names": ["image"], "output_names": ["restored"]}
+def export(problem: Problem, path: Path) -> None:
+    """Write the reference. The traced graph: it fixes every size, the batch of generated kernels included."""
+    image = make_images(problem.shape)[0]
+    model = problem.model().eval()
     with torch.no_grad():
-        torch.onnx.export(make_model(variant).eval(), (make_images(shape)[0],), unfinished, dynamo=False, **names)
-    unfinished.rename(path)
+        if path.suffix == ".onnx":
+            unfinished = path.with_suffix(".unfinished")
+            names = {"input_names": ["image"], "output_names": ["restored"]}
+            torch.onnx.export(model, (image,), unfinished, dynamo=False, **names)
+            unfinished.rename(path)
+            return
+        import openvino
+
+        converted = openvino.convert_model(model, example_input=image, input=list(problem.shape))
+        openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 def _onnxruntime(problem: Problem) -> Runner:
@@ -190,7 +201,7 @@ def _onnxruntime(problem: Problem) -> Runner:
     options.intra_op_num_threads = problem.threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")  # spin within a pass, never after it
-    session = onnxruntime.InferenceSession(str(onnx_file(problem)), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(exported_file(problem)), options, providers=["CPUExecutionProvider"])
     feed = {"image": make_images(problem.shape)[0].numpy()}
     return Runner(lambda: session.run(None, feed)[0], lambda restored: {"restored": torch.from_numpy(restored).float()})
 
@@ -199,7 +210,7 @@ def _openvino(problem: Problem, **hints: str) -> Runner:
     import openvino
 
     properties = {"INFERENCE_NUM_THREADS": problem.threads, "PERFORMANCE_HINT": "LATENCY", **hints}
-    request = openvino.Core().compile_model(str(onnx_file(problem)), "CPU", properties).create_infer_request()
+    request = openvino.Core().compile_model(str(exported_file(problem)), "CPU", properties).create_infer_request()
     image = make_images(problem.shape)[0].numpy()
 
     def run() -> Any:
@@ -212,7 +223,7 @@ def _openvino(problem: Problem, **hints: str) -> Runner:
 
 
 def checkpoint_blocks(model: nn.Module) -> nn.Module:
-    """Activation checkpointing of every block: it keeps its input, and runs again in the backward pass."""
+    """Activation checkpointing of every block of MIRAGE: it keeps its input, and runs again in the backward pass."""
     for module in model.modules():
         if isinstance(module, mirage.blocks.TransformerBlock):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
@@ -222,17 +233,17 @@ def checkpoint_blocks(model: nn.Module) -> nn.Module:
 def _training_runner(
     problem: Problem, prepare: Callable[[nn.Module], nn.Module], dtype: torch.dtype = torch.float32
 ) -> Runner:
-    model = prepare(make_model(problem.variant)).train().to(dtype)
+    model = prepare(problem.model()).train().to(dtype)
     image, clean = (t.to(dtype) for t in make_images(problem.shape))
-    criterion = MirageLoss(preset="released")
+    network = problem.network
 
     def forward() -> Any:
-        torch.manual_seed(3)  # the draws of stochastic depth
-        return model(image, return_spd=True)
+        with networks.same_draws(problem.variant):  # of stochastic depth
+            return network.call(model, image)
 
     def step() -> Tensor:
         model.zero_grad(set_to_none=True)
-        loss = criterion(forward(), clean)[0]
+        loss = network.loss(model, forward(), clean)
         loss.backward()
         return loss.detach()
 
@@ -242,7 +253,7 @@ def _training_runner(
 
     tensors = (*_state(model), image, clean)
     if problem.mode == "forward":
-        return Runner(forward, lambda out: {"restored": out[0].detach()}, tensors)
+        return Runner(forward, lambda out: {"restored": (out[0] if isinstance(out, tuple) else out).detach()}, tensors)
     return Runner(step, gradients, tensors)
 
 
@@ -250,8 +261,8 @@ def _truth(problem: Problem) -> Runner:
     """The reference in float64: what every peer's outputs are compared with."""
     if problem.mode != "inference":
         return _training_runner(problem, checkpoint_blocks, torch.float64)
-    model = make_model(problem.variant).eval().double()
-    return _inference_runner(model, make_images(problem.shape)[0].double(), _state(model))
+    model = problem.model().eval().double()
+    return _inference_runner(problem, model, make_images(problem.shape)[0].double(), _state(model))
 
 
 def _fast_training(memory: str) -> Callable[[Problem], Runner]:
@@ -293,9 +304,13 @@ FARTHEST_GRADIENTS = 1e-3
 equals the clean one up to rounding its gradient has either sign, and one such pixel of 128x128 makes 2e-4."""
 
 
-def peers_of(mode: str) -> dict[str, Peer]:
-    """The peers that run a mode, by name, the reference first."""
-    return INFERENCE if mode == "inference" else TRAINING
+def peers_of(mode: str, variant: str | None = None) -> dict[str, Peer]:
+    """The peers that run a mode (of a network), by name, the reference first."""
+    found = INFERENCE if mode == "inference" else TRAINING
+    chosen = None if variant is None else networks.NETWORKS[variant].peers
+    if chosen is None:
+        return found
+    return {name: found[name] for name in chosen["inference" if mode == "inference" else "training"]}
 
 
 def peer_of(mode: str, name: str) -> Peer:
@@ -305,7 +320,10 @@ def peer_of(mode: str, name: str) -> Peer:
 
 def fingerprint() -> str:
     """Of all that decides what the reference computes of a problem."""
-    sources = [Path(__file__), *(Path(mirage.__file__).parent / f"{name}.py" for name in ("blocks", "model", "losses"))]
+    ours = Path(mirage.__file__).parent
+    names = ("blocks", "model", "losses")
+    sources = [Path(__file__), Path(networks.__file__), *(ours / f"{name}.py" for name in names)]
+    sources += sorted((ours / "networks").glob("*.py"))
     content = b"".join(path.read_bytes() for path in sources) + torch.__version__.encode()
     return hashlib.sha256(content).hexdigest()[:16]
 
@@ -325,4 +343,5 @@ def errors(outputs: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[
 
 
 if __name__ == "__main__":
-    export(sys.argv[1], Path(sys.argv[2]), tuple(map(int, sys.argv[3:])))
+    given = json.loads(sys.argv[1])
+    export(Problem(**{**given, "shape": tuple(given["shape"])}), Path(sys.argv[2]))

@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.networks import NETWORKS
+
 OUT = Path(__file__).resolve().parent.parent / "out"
-NAMES = {"tiny": "MIRAGE-T", "small": "MIRAGE-S"}
+NAMES = {name: network.label for name, network in NETWORKS.items()}
 Row = dict[str, Any]
 
 

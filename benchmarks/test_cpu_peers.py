@@ -1,6 +1,10 @@
 """The network on a CPU beside the engines that people deploy: time, memory, and how time grows with the image.
 
     pytest benchmarks/test_cpu_peers.py --benchmark-only                (--peers all adds torch.compile)
+    pytest benchmarks/test_cpu_peers.py --benchmark-only --networks restormer,adair --code folder/with/checkouts
+    pytest benchmarks/test_cpu_peers.py --benchmark-only --peers trial  (tiny networks and images, to try a run)
+
+The networks are those of `benchmarks.networks`: MIRAGE and those that it descends from or is compared with.
 
 How times are taken. Every peer lives in a process of its own, with two threads, as it would be deployed: no engine
 meets another's thread pool, allocator or settings. All peers of one problem are built first, each runs once, and what
@@ -28,16 +32,15 @@ import pytest
 import torch
 
 from benchmarks import peak_memory, peers
+from benchmarks.networks import MIRAGES, MODES, NETWORKS
 from benchmarks.replay import CLOCK, replay
 from benchmarks.worker import Worker, WorkerError
 
 PAUSE_SECONDS = 0.02
 TURN_SECONDS, SCALING_TURN_SECONDS = 2.0, 8.0
 ROUNDS = (5, 25)
-INFERENCE_SHAPES = ((1, 3, 224, 224), (1, 3, 512, 768))
-STEP_SHAPES = ((1, 3, 128, 128), (4, 3, 128, 128))
 SCALING_SHAPES = ((1, 3, 128, 128), (1, 3, 256, 256), (1, 3, 512, 768), (1, 3, 1024, 1536))
-MEMORY_SHAPES = {"inference": (1, 3, 1024, 1536), "forward": (1, 3, 224, 224), "step": (1, 3, 128, 128)}
+TRIAL_SHAPE = (1, 3, 32, 40)
 MEMORY_WITHOUT = ("compile",)
 TIMED = ("test_inference", "test_step", "test_scaling")
 
@@ -59,40 +62,63 @@ class Case(NamedTuple):
         return f"{self.round.split()[0]}-{self.variant}-{self.size}-{self.peer}"
 
 
-def cases(mode: str, shapes: tuple[tuple[int, ...], ...]) -> list[Case]:
+def cases(mode: str, variant: str, shapes: tuple[tuple[int, ...], ...]) -> list[Case]:
     return [
         Case(f"{mode} {variant} {'x'.join(map(str, shape))}", peer, mode, variant, shape)
-        for variant in peers.BUILDERS
         for shape in shapes
-        for peer in peers.peers_of(mode)
+        for peer in peers.peers_of(mode, variant)
     ]
 
 
+def timed(mode: str) -> list[Case]:
+    return [case for name, network in NETWORKS.items() for case in cases(mode, name, network.shapes[mode])]
+
+
 SCALING = [
-    Case(f"scaling {variant}", "fast", "inference", variant, shape)
-    for variant in peers.BUILDERS
-    for shape in SCALING_SHAPES
+    Case(f"scaling {variant}", "fast", "inference", variant, shape) for variant in MIRAGES for shape in SCALING_SHAPES
 ]
 MEMORY = [
-    case for mode, shape in MEMORY_SHAPES.items() for case in cases(mode, (shape,)) if case.peer not in MEMORY_WITHOUT
+    case
+    for mode in MODES
+    for name, network in NETWORKS.items()
+    for case in cases(mode, name, (network.memory[mode],))
+    if case.peer not in MEMORY_WITHOUT
 ]
 
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 
 
+class Options(NamedTuple):
+    """Of the run.
+
+    Attributes:
+        code: folder with checkouts of published code, empty for none.
+        trial: tiny networks and images, and as few rounds as there are.
+    """
+
+    threads: int
+    seconds: float
+    code: str = ""
+    trial: bool = False
+
+
 class Rounds:
     """Measures the selected cases of a round together, when the first of them is asked for."""
 
-    def __init__(self, selected: list[Case], folder: Path, threads: int, seconds: float, truths: Path) -> None:
-        self.folder, self.threads, self.seconds, self.truths = folder, threads, seconds, truths
+    def __init__(self, selected: list[Case], folder: Path, truths: Path, options: Options) -> None:
+        self.folder, self.truths, self.options = folder, truths, options
         self._selected: dict[str, list[Case]] = defaultdict(list)
         for case in selected:
             self._selected[case.round].append(case)
         self._measured: dict[Case, tuple[list[float], dict[str, float]] | str] = {}
 
     def problem(self, case: Case) -> peers.Problem:
-        return peers.Problem(case.mode, case.variant, case.shape, self.threads, str(self.folder))
+        trial = self.options.trial
+        shape = TRIAL_SHAPE if trial else case.shape
+        return peers.Problem(
+            case.mode, case.variant, shape, self.options.threads, str(self.folder), self.options.code, trial
+        )
 
     def measured(self, case: Case) -> tuple[list[float], dict[str, float]]:
         """The samples of a case, and how far its outputs are from the reference.
@@ -112,7 +138,8 @@ class Rounds:
 
     def _expected(self, case: Case) -> dict[str, torch.Tensor]:
         """What the reference computes in float64: minutes for a large image, so it is kept from run to run."""
-        path = self.truths / f"{case.mode}-{case.variant}-{case.size}.pt"
+        of_trial = "-trial" if self.options.trial else ""
+        path = self.truths / f"{case.mode}-{case.variant}-{case.size}{of_trial}.pt"
         if not path.exists():
             unfinished = path.with_suffix(".unfinished")
             Worker(peers.TRUTH, self.problem(case), unfinished).close()
@@ -151,7 +178,8 @@ class Rounds:
     def _timed(self, workers: dict[Case, Worker]) -> dict[Case, list[float]]:
         def seconds(case: Case) -> float:
             time.sleep(PAUSE_SECONDS)
-            return workers[case].seconds(SCALING_TURN_SECONDS if case in SCALING else TURN_SECONDS)
+            turn = SCALING_TURN_SECONDS if case in SCALING else TURN_SECONDS
+            return workers[case].seconds(0.0 if self.options.trial else turn)
 
         samples = {case: [] for case in workers}
         if not workers:
@@ -159,7 +187,8 @@ class Rounds:
         start = time.perf_counter()
         for case in workers:
             seconds(case)
-        rounds = min(max(int(self.seconds / (time.perf_counter() - start)), ROUNDS[0]), ROUNDS[1])
+        seconds_there_are = 0 if self.options.trial else self.options.seconds
+        rounds = min(max(int(seconds_there_are / (time.perf_counter() - start)), ROUNDS[0]), ROUNDS[1])
         for _ in range(rounds):
             for case in workers:
                 samples[case].append(seconds(case))
@@ -167,9 +196,14 @@ class Rounds:
 
 
 def reason_to_skip(case: Case, config: pytest.Config) -> str:
-    peer = peers.peer_of(case.mode, case.peer)
+    peer, network = peers.peer_of(case.mode, case.peer), NETWORKS[case.variant]
+    wanted = config.getoption("--networks").split(",")
     if config.getoption("--device") != "cpu":
         return "CPU figures: --device cpu"
+    if wanted != ["all"] and case.variant not in wanted:
+        return f"not among --networks {','.join(wanted)}"
+    if problem := network.missing(config.getoption("--code")) or network.without.get(case.peer, ""):
+        return problem
     return peer.missing() or (peer.slow if config.getoption("--peers") != "all" else "")
 
 
@@ -181,7 +215,8 @@ def rounds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     selected = [case for case in found if not reason_to_skip(case, config)]
     folder = tmp_path_factory.mktemp("peers")
     truths = config.cache.mkdir(f"mirage-truths-{peers.fingerprint()}")
-    return Rounds(selected, folder, config.getoption("--threads"), config.getoption("--peer-seconds"), truths)
+    named = (config.getoption(f"--{name}") for name in ("threads", "peer-seconds", "code"))
+    return Rounds(selected, folder, truths, Options(*named, trial=config.getoption("--peers") == "trial"))
 
 
 @pytest.fixture
@@ -196,7 +231,7 @@ def facts(case: Case, request: pytest.FixtureRequest, benchmark: Any) -> dict[st
         label=peer.label,
         mode=case.mode,
         variant=case.variant,
-        shape=list(case.shape),
+        shape=list(TRIAL_SHAPE if request.config.getoption("--peers") == "trial" else case.shape),
         dtype=peer.dtype,
         versions=peers.versions(),
     )
@@ -209,12 +244,12 @@ def time_case(case: Case, rounds: Rounds, facts: dict[str, Any], benchmark: Any)
     replay(benchmark, samples)
 
 
-@pytest.mark.parametrize("case", cases("inference", INFERENCE_SHAPES), ids=str)
+@pytest.mark.parametrize("case", timed("inference"), ids=str)
 def test_inference(case, rounds, facts, benchmark):
     time_case(case, rounds, facts, benchmark)
 
 
-@pytest.mark.parametrize("case", cases("step", STEP_SHAPES), ids=str)
+@pytest.mark.parametrize("case", timed("step"), ids=str)
 def test_step(case, rounds, facts, benchmark):
     time_case(case, rounds, facts, benchmark)
 

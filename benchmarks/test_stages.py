@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import mirage.fast
-from benchmarks.peers import make_images, make_model
+from benchmarks.networks import make
+from benchmarks.peers import make_images
 from benchmarks.stages import HALVES, STEPS, WHOLE, Step, block_kinds, make_half, network_steps
 
 SIZE = 224
@@ -57,7 +58,7 @@ def test_half(kind, half, direction, implementation, timed, device, benchmark):
 @pytest.fixture(scope="module", params=["tiny", "small"])
 def steps(request: pytest.FixtureRequest) -> tuple[str, dict[str, Step]]:
     device = request.config.getoption("--device")
-    model = mirage.fast.accelerate(make_model(request.param)).to(device).eval()
+    model = mirage.fast.accelerate(make(request.param)).to(device).eval()
     return request.param, network_steps(model, make_images((1, 3, SIZE, SIZE))[0].to(device))
 
 

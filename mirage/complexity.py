@@ -21,7 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
@@ -33,6 +37,9 @@ ALLOCATION_QUANTUM = 512
 
 WITHOUT_PRODUCTS = frozenset({"mirage_kernels::channel_layer_norm", "mirage_kernels::tri_branch_fusion"})
 """Custom operators that PyTorch would count no FLOPs for either: they replace elementwise expressions and means."""
+
+VALUE_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
+"""What fake tensors raise where sizes or branches depend on the values that they do not have."""
 
 MEMORY_METHODS = ("auto", "tracker", "cuda", "fake")
 MIB = 1 << 20
@@ -161,7 +168,8 @@ def measure(
             a model on a CUDA device and ``"tracker"`` elsewhere.
 
     Raises:
-        ValueError: ``memory`` is unknown, or ``"cuda"`` for a model that is not on a CUDA device.
+        ValueError: ``memory`` is unknown, ``"cuda"`` for a model that is not on a CUDA device, or ``"fake"`` for one in
+            which sizes depend on values.
     """
     return _measure(model, input_size, x, memory, loss=None)
 
@@ -247,8 +255,12 @@ def _peak_tracked(model: nn.Module, x: Tensor, loss: Loss | None) -> int:
 
 
 def _peak_fake(model: nn.Module, x: Tensor, loss: Loss | None) -> int:
-    with _faked(model, x) as (fake, fake_x):
-        return _peak_tracked(fake, fake_x, loss)
+    try:
+        with _faked(model, x) as (fake, fake_x):
+            return _peak_tracked(fake, fake_x, loss)
+    except VALUE_DEPENDENT as error:
+        name = type(model).__name__
+        raise ValueError(f"memory: 'fake' has no values, on which depends what {name} runs ({error.func})") from error
 
 
 def _peak_cuda(model: nn.Module, x: Tensor, loss: Loss | None) -> int:
@@ -266,11 +278,20 @@ def _peak_cuda(model: nn.Module, x: Tensor, loss: Loss | None) -> int:
 
 
 def _count_macs(model: nn.Module, x: Tensor) -> tuple[int, tuple[str, ...]]:
-    """Multiply-adds of one forward on fake tensors, and the custom operators without a FLOP formula."""
+    """Multiply-adds of one forward, and the custom operators without a FLOP formula: on fake tensors, or on real ones
+    where what the model runs depends on their values."""
+    try:
+        with _faked(model, x) as (fake, fake_x):
+            return _counted(fake, fake_x)
+    except VALUE_DEPENDENT:
+        with torch.no_grad():
+            return _counted(model, x)
+
+
+def _counted(model: nn.Module, x: Tensor) -> tuple[int, tuple[str, ...]]:
     tracker = MemoryTracker()
-    with _faked(model, x) as (fake, fake_x):
-        with tracker, FlopCounterMode(display=False) as counter:
-            run_forward(fake, fake_x)
+    with tracker, FlopCounterMode(display=False) as counter:
+        run_forward(model, x)
     without = (op for op in tracker.custom_operators if op._overloadpacket not in flop_registry)
     uncounted = {str(op) for op in without if op._schema.name not in WITHOUT_PRODUCTS}
     return counter.get_total_flops() // 2, tuple(sorted(uncounted))

@@ -1,8 +1,9 @@
 """The paper's Table 6 beside what this machine measures: ``mirage table6``.
 
 Published rows: Table 6 of arXiv 2505.18679 v2 (ICLR 2026). A figure that it does not report is None and prints as a
-dash. Ours: the reference and the fast modules, MIRAGE-T and MIRAGE-S, on a photograph, in one process, their timed
-passes interleaved so that a slow moment of the machine meets them all.
+dash. Ours: the reference and the fast modules, on a photograph, in one process, their timed passes interleaved so that
+a slow moment of the machine meets them all; of MIRAGE-T and MIRAGE-S, and on request of the networks that they are
+compared with, as far as they can be built (`METHODS`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +29,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "METHODS",
     "PAPER",
     "MeasuredRow",
+    "Method",
     "PaperRow",
     "Table6",
+    "build",
     "load_photograph",
+    "not_built",
     "plot",
     "render",
     "run",
@@ -39,6 +45,7 @@ __all__ = [
     "write_json",
 ]
 
+Folder = str | Path | None
 VARIANTS = ("T", "S")
 IMPLEMENTATIONS = ("reference", "fast")
 Bars = list[tuple[str, str, float | None]]
@@ -70,11 +77,70 @@ PAPER = (
 
 
 @dataclass(frozen=True)
+class Method:
+    """A network that can be measured.
+
+    Attributes:
+        name: in the paper.
+        network: of `mirage.networks`, its arguments in ``arguments``; empty for MIRAGE itself.
+        published: of `mirage.networks.published`: it is built by its authors' code, from a checkout that the user has.
+    """
+
+    name: str
+    network: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    published: str = ""
+
+    def missing(self, code: Folder) -> str:
+        """Why it cannot be built with this folder of checkouts; empty where it can."""
+        from mirage.networks import published
+
+        return published.missing(self.published, code) if self.published else ""
+
+    def create(self, code: Folder) -> nn.Module:
+        import mirage
+        from mirage import networks
+
+        if self.published:
+            assert code is not None
+            return networks.published.create(self.published, code)
+        if self.network:
+            return networks.create(self.network, **self.arguments)
+        return {"MIRAGE-T": mirage.mirage_tiny, "MIRAGE-S": mirage.mirage_small}[self.name]()
+
+
+NAFNET = {"width": 32, "encoder_blocks": (1, 1, 1, 28), "middle_blocks": 1, "decoder_blocks": (1, 1, 1, 1)}
+METHODS: Mapping[str, Method] = {
+    "T": Method("MIRAGE-T"),
+    "S": Method("MIRAGE-S"),
+    "PromptIR": Method("PromptIR", "promptir"),
+    "AdaIR": Method("AdaIR", published="adair"),
+    "MoCE-IR-S": Method("MoCE-IR-S", published="moce-ir-s"),
+    "MoCE-IR": Method("MoCE-IR", published="moce-ir"),
+    "Restormer": Method("Restormer", "restormer"),
+    "NAFNet": Method("NAFNet", "nafnet", NAFNET),
+}
+"""What can be measured, by the names that `run` takes. Restormer and NAFNet (of 17 million parameters) are in Table 2
+of the paper alone."""
+
+
+def not_built(code: Folder = None) -> dict[str, str]:
+    """Methods of Table 6 and of `METHODS` that cannot be measured here, by their names in the paper, with the reason.
+
+    Args:
+        code: a folder with checkouts of published code, see `mirage.networks.published`.
+    """
+    named = {method.name: method for method in METHODS.values()}
+    reasons = {row.method: "it is not in this package" for row in PAPER if row.method not in named}
+    return reasons | {name: why for name, method in named.items() if (why := method.missing(code))}
+
+
+@dataclass(frozen=True)
 class MeasuredRow:
     """One of our rows.
 
     Attributes:
-        method: ``"MIRAGE-T"`` or ``"MIRAGE-S"``.
+        method: as in the paper, such as ``"MIRAGE-T"``.
         implementation: ``"reference"`` or ``"fast"``.
         params: millions.
         gmacs: multiply-adds of one forward pass in 1e9.
@@ -151,11 +217,13 @@ def run(
     memory: str = "auto",
     variants: Sequence[str] = VARIANTS,
     implementations: Sequence[str] = IMPLEMENTATIONS,
+    code: Folder = None,
     on_step: Callable[[str], None] = lambda message: None,
 ) -> Table6:
     """Measure our rows.
 
-    The weights are random, from ``seed``: neither cost nor memory depends on them. Time is that of a forward pass in
+    The weights are random, from ``seed``: neither cost nor memory depends on them (except of MoCE-IR, which chooses one
+    of four experts in a block by them, and by a draw that is the same in every pass). Time is that of a forward pass in
     evaluation mode; memory that of :func:`mirage.complexity.measure`, in training mode.
 
     Args:
@@ -163,28 +231,31 @@ def run(
         runs: timed passes of each row, after one to warm up; at least 1.
         device: where to run, such as ``"cpu"`` or ``"cuda"``.
         memory: see :func:`mirage.complexity.measure`.
-        variants: which of ``"T"`` and ``"S"``.
+        variants: which of `METHODS`.
         implementations: which of ``"reference"`` and ``"fast"``.
+        code: a folder with checkouts of published code, which some of `METHODS` are built by.
         on_step: told what is measured next.
 
     Raises:
-        ValueError: an argument is not one of those named.
+        ValueError: an argument is not one of those named, or a method cannot be built (`not_built` says why).
     """
-    for name, given, known in (("variants", variants, VARIANTS), ("implementations", implementations, IMPLEMENTATIONS)):
+    for name, given, known in (("variants", variants, METHODS), ("implementations", implementations, IMPLEMENTATIONS)):
         if not given or set(given) - set(known):
             raise ValueError(f"{name}: expected some of {', '.join(known)}, got {', '.join(given) or 'none'}")
+    for variant in variants:
+        if reason := METHODS[variant].missing(code):
+            raise ValueError(f"variants: {variant} cannot be built: {reason}")
     if runs < 1:
         raise ValueError(f"runs: expected at least 1, got {runs}")
     x = load_photograph(image, size).to(device)
     rows: list[MeasuredRow] = []
     for variant in variants:
-        rows += _measure_variant(variant, implementations, x, runs, seed, memory, on_step)
+        models = {name: build(variant, name, seed, code).to(x.device) for name in implementations}
+        rows += _measure_method(METHODS[variant].name, models, x, runs, memory, on_step)
     return Table6(_conditions(image, x, runs, seed, memory), tuple(rows))
 
 
-def _measure_variant(variant, implementations, x, runs, seed, memory, on_step) -> list[MeasuredRow]:
-    method = f"MIRAGE-{variant}"
-    models = {name: build(variant, name, seed).to(x.device) for name in implementations}
+def _measure_method(method, models, x, runs, memory, on_step) -> list[MeasuredRow]:
     on_step(f"{method}: time of a forward pass, {', '.join(models)}")
     times, outputs = _time_interleaved(models, x, runs)
     rows = []
@@ -211,13 +282,19 @@ def _measure_variant(variant, implementations, x, runs, seed, memory, on_step) -
     return rows
 
 
-def build(variant: str, implementation: str, seed: int) -> nn.Module:
-    """A model with random weights from `seed`, in evaluation mode: variant "T" or "S", "reference" or "fast"."""
-    import mirage
+def build(variant: str, implementation: str, seed: int, code: Folder = None) -> nn.Module:
+    """A model with random weights from `seed`, in evaluation mode.
 
+    Args:
+        variant: one of `METHODS`.
+        implementation: ``"reference"`` or ``"fast"``.
+        code: see `run`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = {"T": mirage.mirage_tiny, "S": mirage.mirage_small}[variant]().eval()
+        model = METHODS[variant].create(code).eval()
+        if variant not in VARIANTS:
+            _perturb(model)
     if implementation == "fast":
         import mirage.fast
 
@@ -225,21 +302,37 @@ def build(variant: str, implementation: str, seed: int) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def _perturb(model: nn.Module) -> None:
+    """Take parameters off values that all elements share: where branches begin with a factor of 0 the network would be
+    the identity, whatever its blocks compute."""
+    for parameter in model.parameters():
+        if parameter.numel() > 1 and (parameter == parameter.flatten()[0]).all():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
 @torch.inference_mode()
 def _time_interleaved(
     models: dict[str, nn.Module], x: Tensor, runs: int
 ) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
     """Seconds of every pass and each model's output, one pass of each model in turn."""
-    outputs = {name: model(x) for name, model in models.items()}
+    outputs = {name: _same_draws(partial(model, x)) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(runs):
         for name, model in models.items():
             _synchronize(x)
             start = time.perf_counter()
-            model(x)
+            _same_draws(partial(model, x))
             _synchronize(x)
             times[name].append(time.perf_counter() - start)
     return times, outputs
+
+
+def _same_draws(call: Callable[[], Tensor]) -> Tensor:
+    """With the random numbers of every other call, for networks that draw some in evaluation mode too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return call()
 
 
 def _synchronize(x: Tensor) -> None:
@@ -272,12 +365,17 @@ def render(table: Table6, console: Console) -> None:
     grid = RichTable(title="Table 6 of arXiv 2505.18679, and ours", title_justify="left")
     for at, column in enumerate(COLUMNS):
         grid.add_column(column, justify="left" if at < 2 else "right", no_wrap=True)
-    for row in table.paper:
-        ours = [m for m in table.measured if m.method == row.method]
-        cells = map(_number, (row.psnr, row.params, row.gmacs, row.memory), (".2f", ".2f", ".0f", ".0f"))
+    published = {row.method: row for row in table.paper}
+    others = {m.method: None for m in table.measured if m.method not in published}
+    for method, row in (published | others).items():
+        ours = [m for m in table.measured if m.method == method]
         if ours:
             grid.add_section()
-        grid.add_row(row.method, "paper", *cells, style=None if ours else "dim")
+        if row is None:
+            grid.add_row(method, "not in Table 6")
+        else:
+            cells = map(_number, (row.psnr, row.params, row.gmacs, row.memory), (".2f", ".2f", ".0f", ".0f"))
+            grid.add_row(method, "paper", *cells, style=None if ours else "dim")
         base = next((m.seconds for m in ours if m.implementation == "reference"), None)
         for m in ours:
             grid.add_row("", f"ours, {m.implementation}", *_cells(m, base), style="bold")
@@ -286,6 +384,10 @@ def render(table: Table6, console: Console) -> None:
         console.print(line, highlight=False, markup=False)
 
 
+MOCE_IR = (
+    "MoCE-IR runs one of four experts of different sizes in a block of its decoder: its random weights and a draw, "
+    "which is the same in every pass, decide which."
+)
 COLUMNS = ("Method", "Source", "PSNR dB", "Params M", "MACs G", "Memory MiB", "Forward s", "Speed", "Max diff")
 
 
@@ -317,6 +419,8 @@ def _notes(table: Table6) -> list[str]:
     uncounted = sorted({name for row in table.measured for name in row.uncounted})
     if uncounted:
         notes.append(f"Without a FLOP formula, so missing from MACs: {', '.join(uncounted)}.")
+    if any(row.method.startswith("MoCE-IR") for row in table.measured):
+        notes.append(MOCE_IR)
     return notes
 
 

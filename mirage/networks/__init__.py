@@ -9,6 +9,7 @@ and says in ``config`` how it was built.
 
 from __future__ import annotations
 
+from mirage.networks import published
 from mirage.networks.common import RestorationNetwork
 from mirage.networks.identify import Identified, identify
 from mirage.networks.loading import load, save
@@ -29,5 +30,6 @@ __all__ = [
     "identify",
     "load",
     "names",
+    "published",
     "save",
 ]

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import peak_memory, peers, worker
+from benchmarks import networks, peak_memory, peers, worker
 from mirage.complexity import ALLOCATION_QUANTUM, measure
 
 MIB = peak_memory.MIB
@@ -34,7 +34,7 @@ def test_a_fresh_process_is_measured():
     assert row["rss_mib"] > row["code_mib"] >= 0 and row["seconds"] > 0
     assert row["built_mib"] > 6.2 * 4 * 1e6 / MIB  # the weights alone
 
-    model = peers.make_model("tiny")
+    model = networks.make("tiny")
     tracked = measure(peers.checkpoint_blocks(model), x=peers.make_images(SHAPE)[0]).peak_memory_bytes
     clean = -(-4 * 3 * 16 * 16 // ALLOCATION_QUANTUM) * ALLOCATION_QUANTUM  # the target of a step, there as well
     assert row["tracker_mib"] * MIB == tracked + clean

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from benchmarks import peers
+from benchmarks import networks, peers
 from benchmarks.worker import Worker, WorkerError
 
 SHAPE = (1, 3, 16, 16)
@@ -32,13 +32,13 @@ def test_inference_is_that_of_the_reference(peer):
 
 def test_checkpointed_blocks_have_the_gradients_of_the_reference():
     expected = _outputs("eager", "step")
-    assert expected["gradients"].numel() == sum(p.numel() for p in peers.make_model("tiny").parameters())
+    assert expected["gradients"].numel() == sum(p.numel() for p in networks.make("tiny").parameters())
     for name, _, relative in peers.errors(_outputs("checkpoint", "step"), expected):
         assert relative < 1e-6, name
 
 
 def test_checkpointing_reaches_every_block():
-    model = peers.checkpoint_blocks(peers.make_model("tiny"))
+    model = peers.checkpoint_blocks(networks.make("tiny"))
     blocks = [m for m in model.modules() if type(m).__name__ == "TransformerBlock"]
     assert len(blocks) == 35 and all("forward" in vars(block) for block in blocks)
 

@@ -9,6 +9,7 @@ from benchmarks.replay import Clock
 from benchmarks.worker import WorkerError
 
 SHAPE = (1, 3, 16, 16)
+OPTIONS = suite.Options(threads=1, seconds=0)
 
 
 def _cases(*names: str) -> list[suite.Case]:
@@ -26,7 +27,7 @@ def test_cases_of_a_round_are_measured_together(tmp_path, truths, monkeypatch):
     seconds = suite.Worker.seconds
     monkeypatch.setattr(suite.Worker, "seconds", lambda self, at_least: order.append(id(self)) or seconds(self, 0.0))
     fast, channels_last = cases = _cases("fast", "channels_last")
-    rounds = suite.Rounds(cases, tmp_path, threads=1, seconds=0, truths=truths)
+    rounds = suite.Rounds(cases, tmp_path, truths, OPTIONS)
     samples, facts = rounds.measured(fast)
     assert len(samples) == suite.ROUNDS[0] and min(samples) > 0
     assert 0 < facts["relative_error_restored"] < 1e-4
@@ -37,7 +38,7 @@ def test_cases_of_a_round_are_measured_together(tmp_path, truths, monkeypatch):
 
 def test_a_peer_that_computes_something_else_fails(tmp_path, truths, monkeypatch):
     monkeypatch.setitem(peers.FARTHEST, "float32", 0.0)
-    rounds = suite.Rounds(_cases("fast"), tmp_path, threads=1, seconds=0, truths=truths)
+    rounds = suite.Rounds(_cases("fast"), tmp_path, truths, OPTIONS)
     with pytest.raises(WorkerError, match="fast does not compute what the reference does: restored is"):
         rounds.measured(_cases("fast")[0])
 
@@ -56,9 +57,9 @@ def test_a_turn_is_the_median_of_its_second_half(monkeypatch):
 def test_the_truth_is_kept(tmp_path, monkeypatch):
     (case,) = _cases("fast")
     (tmp_path / "truths").mkdir()
-    first = suite.Rounds([case], tmp_path, 1, 0, tmp_path / "truths")._expected(case)
+    first = suite.Rounds([case], tmp_path, tmp_path / "truths", OPTIONS)._expected(case)
     monkeypatch.setattr(suite, "Worker", None)  # nothing is computed again
-    again = suite.Rounds([case], tmp_path, 1, 0, tmp_path / "truths")._expected(case)
+    again = suite.Rounds([case], tmp_path, tmp_path / "truths", OPTIONS)._expected(case)
     assert torch.equal(first["restored"], again["restored"]) and first["restored"].dtype == torch.float64
 
 

@@ -177,6 +177,26 @@ def test_table6(tmp_path):
     assert files["png"].read_bytes().startswith(b"\x89PNG")
 
 
+def test_table6_of_every_network_says_which_are_left_out(monkeypatch):
+    from mirage import table6
+
+    asked = {}
+    monkeypatch.setattr(table6, "run", lambda **options: asked.update(options) or table6.Table6(CONDITIONS, ()))
+    result = call("table6", "--all", "--size", 16, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert asked["variants"] == ("T", "S", "PromptIR", "Restormer", "NAFNet")
+    assert "without AirNet: it is not in this package" in result.output
+    assert "without AdaIR: no folder of checkouts was given; it is in github.com/c-yn/AdaIR" in result.output.replace(
+        "\n", " "
+    )
+    assert call("table6", "--all", "--variant", "T").exit_code == 2
+    result = call("table6", "--variant", "AdaIR", "--device", "cpu")
+    assert list(asked["variants"]) == ["AdaIR"]
+
+
+CONDITIONS = {"input_size": [1], "dtype": "", "image": "", "device": "", "threads": 1, "torch": "", "runs": 1}
+
+
 # --- doctor
 
 

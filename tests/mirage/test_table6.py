@@ -149,6 +149,89 @@ def test_plot_draws_every_bar(both, tmp_path):
     assert "MIRAGE-T, fast" in (tmp_path / "t.svg").read_text() or (tmp_path / "t.svg").stat().st_size > 10_000
 
 
+# --- other networks
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """The methods, as small networks, and a folder with a checkout of what one of them needs."""
+    sizes = {"dim": 16, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1, "heads": (1, 1, 2, 4)}
+    levels = {"width": 4, "encoder_blocks": (1,), "middle_blocks": 1, "decoder_blocks": (1,)}
+    methods = {
+        "T": table6.METHODS["T"],
+        "PromptIR": table6.Method("PromptIR", "promptir", sizes),
+        "MoCE-IR-S": table6.Method("MoCE-IR-S", published="moce-ir-s"),
+        "NAFNet": table6.Method("NAFNet", "nafnet", levels),
+    }
+    monkeypatch.setattr(table6, "METHODS", methods)
+    monkeypatch.setattr("mirage.networks.published.is_there", lambda name: name == "einops")
+    file = tmp_path / "MoCE-IR/src/net/moce_ir.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(ROUTED)
+    return tmp_path
+
+
+ROUTED = """
+import torch
+from torch import nn
+
+class MoCEIR(nn.Module):
+    def __init__(self, **arguments):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Conv2d(3, 3, 2 * i + 1, padding=i, bias=False) for i in range(4))
+
+    def forward(self, x):
+        chosen = torch.randn(4).argmax()
+        return self.experts[chosen.item()](x)
+"""
+
+
+def test_other_networks_are_measured(tiny):
+    table = table6.run(size=16, runs=1, variants=("PromptIR", "NAFNet", "MoCE-IR-S"), code=tiny)
+    rows = {(row.method, row.implementation): row for row in table.measured}
+    assert list(rows) == [
+        (name, kind) for name in ("PromptIR", "NAFNet", "MoCE-IR-S") for kind in ("reference", "fast")
+    ]
+    for method in ("PromptIR", "NAFNet", "MoCE-IR-S"):
+        reference, fast = rows[method, "reference"], rows[method, "fast"]
+        assert reference.params == fast.params > 0 and reference.gmacs == fast.gmacs > 0
+        assert fast.difference < 1e-4, "the same weights, and the same draws"
+    assert rows["MoCE-IR-S", "reference"].gmacs * 1e9 in [9 * 256 * (2 * i + 1) ** 2 for i in range(4)], "one expert"
+    text = printed(table)
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if "NAFNet" in line)
+    assert "not in Table 6" in lines[at] and "ours, reference" in lines[at + 1] and "ours, fast" in lines[at + 2]
+    at = next(i for i, line in enumerate(lines) if "PromptIR" in line)
+    assert "35.59" in lines[at] and "ours, reference" in lines[at + 1]
+    assert "MoCE-IR runs one of four experts" in text
+
+
+def test_branches_that_begin_with_nothing_are_moved(tiny):
+    """Else NAFNet's blocks would be the identity, and no error of theirs seen."""
+    network = table6.build("NAFNet", "reference", 0)
+    assert all(parameter.std() > 0 for parameter in network.parameters() if parameter.numel() > 1)
+    assert torch.equal(network.middle_blks[0].beta, table6.build("NAFNet", "fast", 0).middle_blks[0].beta)
+
+
+def test_what_cannot_be_built_is_named(tiny):
+    absent = table6.not_built()
+    assert absent["AirNet"] == "it is not in this package" and "IDR" in absent and "AdaIR" in absent
+    assert "no folder of checkouts was given" in absent["MoCE-IR-S"] and "PromptIR" not in absent
+    assert "MoCE-IR-S" not in table6.not_built(tiny)
+    with pytest.raises(ValueError, match="variants: MoCE-IR-S cannot be built: no folder of checkouts was given"):
+        table6.run(size=16, variants=("MoCE-IR-S",))
+
+
+def test_the_methods_are_those_of_the_paper():
+    for method in table6.METHODS.values():
+        if method.published:
+            continue
+        with torch.device("meta"):
+            count = sum(p.numel() for p in method.create(None).parameters()) / 1e6
+        printed_there = {row.method: row.params for row in PAPER} | {"Restormer": 26, "NAFNet": 17}
+        assert count == pytest.approx(printed_there[method.name], abs=0.5 if method.name in ("Restormer", "NAFNet") else 6e-3)
+
+
 # --- the photograph
 
 
@@ -187,7 +270,7 @@ def test_wrong_arguments(tmp_path):
         load_photograph(tmp_path / "missing.png", 64)
     with pytest.raises(ValueError, match="runs: expected at least 1, got 0"):
         table6.run(runs=0)
-    with pytest.raises(ValueError, match="variants: expected some of T, S, got XL"):
+    with pytest.raises(ValueError, match="variants: expected some of T, S, .*, got XL"):
         table6.run(variants=("XL",))
     with pytest.raises(ValueError, match="implementations: expected some of reference, fast, got none"):
         table6.run(implementations=())

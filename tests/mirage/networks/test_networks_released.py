@@ -7,25 +7,17 @@ In that folder lie checkouts by the names of their repositories: ``Restormer`` (
 need einops. What else they import and does not take part in the network is replaced.
 """
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from golden import relative_error
 
 from mirage import networks
+from mirage.networks import published
 
 FOLDER = os.environ.get("MIRAGE_RELEASED_NETWORKS")
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="MIRAGE_RELEASED_NETWORKS names no folder with checkouts")
-
-RESTORMER = "Restormer/basicsr/models/archs/restormer_arch.py"
-PROMPTIR = "PromptIR/net/model.py"
-NAFNET = "NAFNet/basicsr/models/archs/NAFNet_arch.py"
-MSRRESNET = "BasicSR/basicsr/archs/srresnet_arch.py"
 
 SMALL = {"dim": 16, "num_blocks": [1, 1, 2, 1], "num_refinement_blocks": 1, "heads": [1, 2, 2, 4]}
 LEVELS = {"width": 8, "enc_blk_nums": [1, 2, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 0, 2]}
@@ -34,69 +26,16 @@ GOPRO = {"width": 64, "enc_blk_nums": [1, 1, 1, 28], "middle_blk_num": 1, "dec_b
 DUAL_PIXEL = {**SMALL, "inp_channels": 6, "out_channels": 3, "dual_pixel_task": True}
 
 
-class Registry:
-    """Stands in for BasicSR's: a decorator that leaves the class as it is."""
-
-    def register(self):
-        return lambda kind: kind
-
-
-def release(path, kind, needs=()):
-    """A class of a published file, whose imports of its own package are those of `needs`, or replaced."""
-    file = Path(FOLDER) / path
-    if not file.is_file():
-        pytest.skip(f"no {path} in MIRAGE_RELEASED_NETWORKS")
-    substitutes = {
-        "basicsr.utils": {"get_root_logger": None},
-        "basicsr.utils.registry": {"ARCH_REGISTRY": Registry()},
-        "basicsr.models.archs.local_arch": {"Local_Base": type("Local_Base", (torch.nn.Module,), {})},
-        "basicsr.ops.dcn": {"ModulatedDeformConvPack": torch.nn.Module, "modulated_deform_conv": None},
-        "torchvision": {"__version__": "0.20.0"},
-        "basicsr.archs": {},
-        "basicsr.models.archs": {},
-        "basicsr.models": {},
-        "basicsr": {},
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, content in substitutes.items():
-            module = ModuleType(name)
-            module.__path__ = []
-            vars(module).update(content)
-            patch.setitem(sys.modules, name, module)
-        for name in needs:
-            patch.setitem(
-                sys.modules, name, load(Path(FOLDER) / path.split("/")[0] / f"{name.replace('.', '/')}.py", name)
-            )
-        name = ".".join(Path(path).with_suffix("").parts[1:])
-        return getattr(load(file, name), kind)
-
-
-def load(path, name):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def kinds():
-    """Builders of the published networks by our names, asked for once."""
-    sources = {
-        "restormer": (RESTORMER, "Restormer"),
-        "promptir": (PROMPTIR, "PromptIR"),
-        "nafnet": (NAFNET, "NAFNet", ["basicsr.models.archs.arch_util"]),
-        "srresnet": (MSRRESNET, "MSRResNet", ["basicsr.archs.arch_util"]),
-    }
-    loaded = {}
+    """The published class of a network by our name."""
 
-    def build(name):
-        if name in ("restormer", "promptir"):
-            pytest.importorskip("einops", reason="the published code needs einops")
-        if name not in loaded:
-            loaded[name] = release(*sources[name])
-        return loaded[name]
+    def kind_of(name):
+        if problem := published.missing(name, FOLDER):
+            pytest.skip(problem)
+        return published.class_of(name, FOLDER)
 
-    return build
+    return kind_of
 
 
 def pair(kinds, name, arguments, ours=None):
