@@ -4,6 +4,9 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 SIZE ?= 224
 PEERS ?= all
+# of benchmarks/networks.py, with commas between; AdaIR and MoCE-IR need CODE, a folder with checkouts of their code
+NETWORKS ?= all
+CODE ?=
 # all: also torch.compile, which takes minutes for each of its problems
 GPU_PEERS ?= quick
 TRITON_TARGETS ?= sm_80 sm_90 gfx942
@@ -82,7 +85,7 @@ measured: setup  ## the figures of docs/measured.md and the README: five minutes
 peers: setup  ## the CPU path beside ONNX Runtime, OpenVINO and others, stages beside their floors, and out/cpu-peers.md
 	$(PIP) install --quiet "mirage-kernels[peers]"
 	$(BIN)/python -m pytest benchmarks/test_cpu_peers.py benchmarks/test_stages.py --benchmark-only --peers $(PEERS) \
-	  --benchmark-json=out/cpu-peers.json
+	  --networks $(NETWORKS) --code "$(CODE)" --benchmark-json=out/cpu-peers.json
 	$(BIN)/python -m benchmarks.peers_report out/cpu-peers.json
 
 bench-gpu:  ## on a CUDA machine, in the active environment: GPU tests, benchmarks, and benchmarks/results/<gpu>-<date>.json

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import peers_plots
+from benchmarks.peers_plots import TITLES
 from benchmarks.report import NAMES, OUT, Row, load, milliseconds, table
 
 OURS = {"float32": "fast", "bfloat16": "fast-bf16"}
 MODES = {
     "inference": "Inference: what a pass adds to the resident memory of a fresh process.",
     "forward": "Forward with autograd, in training mode, its graph kept.",
-    "step": "Training step: forward, MirageLoss, backward.",
+    "step": "Training step: forward, loss, backward.",
 }
 Problems = dict[tuple[str, str], dict[str, Row]]
 Lines = list[str]
@@ -59,6 +60,37 @@ def mebibytes(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
+# ---- in short ------------------------------------------------------------------------------------------------------
+
+
+def short_section(rows: list[Row]) -> Lines:
+    """Ours beside eager and OpenVINO in float32: a line for each problem."""
+    body = []
+    for test, mode, ours in (("test_inference", "inference", "fast"), ("test_step", "step", "fast-low")):
+        for (variant, shape), by_peer in problems(rows, test).items():
+            fast = by_peer.get(ours)
+            if fast is not None:
+                against = (ratio(fast, by_peer.get(peer)) for peer in ("eager", "openvino-f32"))
+                ms = f"{milliseconds(fast['median'])} ms"
+                body.append((NAMES[variant], f"{TITLES[mode]}, time", shape, ms, *against))
+    for mode, ours in (("inference", "fast"), ("forward", "fast-low"), ("step", "fast-low")):
+        for (variant, shape), by_peer in problems(rows, "test_memory", mode).items():
+            fast = by_peer.get(ours)
+            if fast is not None:
+                shares = (less(fast, by_peer.get(peer)) for peer in ("eager", "openvino-f32"))
+                mib = f"{mebibytes(fast['rss_mib'])} MiB"
+                body.append((NAMES[variant], f"{TITLES[mode]}, memory", shape, mib, *shares))
+    if not body:
+        return []
+    header = ("network", "", "image", "mirage.fast", "eager has", "OpenVINO f32 has")
+    return ["## In short", "", "float32. How many times as much the others take.", "", *table(header, body, left=3), ""]
+
+
+def less(row: Row, other: Row | None) -> str:
+    """How many times as much resident memory `other` added as `row`; a dash where one of them was not measured."""
+    return "-" if other is None or not row["rss_mib"] else f"{other['rss_mib'] / row['rss_mib']:.2f}x"
+
+
 # ---- time ----------------------------------------------------------------------------------------------------------
 
 
@@ -94,10 +126,10 @@ def step_section(rows: list[Row]) -> Lines:
         return []
     lines = ["## Training step", ""]
     lines += paragraph(
-        """Forward, MirageLoss and backward, float32. Errors are those against the reference in float64; of the
-        gradient, the norm of the difference over its norm, all parameters together. (Where a restored pixel equals
-        the clean one up to rounding, the L1 loss has a gradient of either sign: one such pixel makes an error of
-        about 1e-4.)"""
+        """Forward, loss (of MIRAGE its own, of others L1) and backward, float32. Errors are those against the reference
+        in float64; of the gradient, the norm of the difference over its norm, all parameters together. (Where a
+        restored pixel equals the clean one up to rounding, the L1 loss has a gradient of either sign: one such pixel
+        makes an error of about 1e-4.)"""
     )
     header = ("model", "batch", "peer", "ms", "quartiles", "against eager", "loss error", "gradient error")
     body = [
@@ -272,6 +304,7 @@ def write(sources: Sequence[Path], folder: Path = OUT) -> list[Path]:
     lines = heading(facts, rows)
     lines += ["![time of every peer](cpu-peers-time.png)", ""] if times else []
     lines += ["![memory of every peer](cpu-peers-memory.png)", ""] if memory else []
+    lines += short_section(rows)
     for section in (inference_section, step_section, memory_section, scaling_section):
         lines += section(rows)
     lines += stage_section(facts, rows) + step_profile_section(facts, rows)

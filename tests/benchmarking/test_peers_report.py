@@ -94,6 +94,14 @@ def test_files_and_heading(written):
         assert fact in " ".join(text.split())
 
 
+def test_in_short_there_is_a_line_for_each_problem(written):
+    short = written[1].split("## In short")[1].split("##")[0]
+    assert _row(short, "inference, time") == ["MIRAGE-T", "inference, time", "1x3x8x16", "200 ms", "4.00x", "-"]
+    assert _row(short, "training step, time")[3:] == ["300 ms", "3.00x", "-"]
+    assert _row(short, "inference, memory")[3:] == ["75 MiB", "4.00x", "-"]
+    assert _row(short, "forward with autograd, memory")[3:] == ["500 MiB", "-", "-"]
+
+
 def test_inference_is_compared_within_its_precision(written):
     _, text = written
     assert _row(text, "the eager peer", "800")[2:5] == ["800", "720 to 880", "4.00x"]
