@@ -44,8 +44,9 @@ class Network:
         loss: of the model, its output and the clean image, of a training step.
         call: how it is called in training.
         without: peers that cannot run it, with the reason.
-        onnx: whether PyTorch can write it as ONNX; else OpenVINO converts it by itself.
-        float32_draws: it draws random numbers in evaluation too, on which depends what it computes.
+        prepare_export: changes a model in place into one that ONNX has the operators of.
+        export_below: sides of the image, in pixels, for which that model computes the same; 0 where it always does.
+        has_float32: it draws random numbers in evaluation too, and is in float32 in parts whatever its weights are in.
     """
 
     label: str
@@ -58,8 +59,15 @@ class Network:
     loss: Loss = lambda model, restored, clean: nn.functional.l1_loss(restored, clean)
     call: Callable[[nn.Module, Tensor], Any] = lambda model, image: model(image)
     without: Mapping[str, str] = field(default_factory=dict)
-    onnx: bool = True
-    float32_draws: bool = False
+    prepare_export: Callable[[Any], None] = lambda model: None
+    export_below: int = 0
+    has_float32: bool = False
+
+    def problem_of(self, peer: str, shape: Shape) -> str:
+        """Why a peer does not run it on images of a shape; empty where it does."""
+        if peer.startswith(("onnx", "openvino")) and self.export_below and max(shape[2:]) >= self.export_below:
+            return f"it is exported for images of less than {self.export_below} pixels alone"
+        return self.without.get(peer, "")
 
     def missing(self, code: str) -> str:
         """Why it cannot be built with this folder of checkouts ("" for none); empty where it can."""
@@ -112,10 +120,23 @@ def _with_balance(model: nn.Module, restored: Tensor, clean: Tensor) -> Tensor:
     return nn.functional.l1_loss(restored, clean) + 0.01 * model.total_loss
 
 
+ADAIR_EMPTY_BELOW = 512
+"""Pixels of an image's sides: of a smaller one AdaIR's masks of low frequencies are empty."""
+
+
+def _without_transforms(model: Any) -> None:
+    """AdaIR for images whose masks are empty: there what it transforms forth and back has no low frequencies and else
+    its own magnitude. ONNX and OpenVINO have no complex numbers to roll; so they have less to do than the others."""
+    for module in (model.fre1, model.fre2, model.fre3):
+        module.fft = lambda x, module=module: ((features := module.conv1(x)).abs(), torch.zeros_like(features))
+
+
 TINY_RESTORMER = {**LEVELS, "dim": 16, "heads": [1, 1, 2, 4]}
 TINY_NAFNET = {"width": 8, "encoder_blocks": [1, 1], "middle_blocks": 1, "decoder_blocks": [1, 1]}
 TINY_MOCE_IR = {**LEVELS, "dim": 16, "num_dec_blocks": [1, 1, 1]}
 CHOOSES = "it chooses experts by the values in the image, and an exported graph has one choice alone"
+
+TRANSFORMS = "it has Fourier transforms, which PyTorch has none of in bfloat16"
 
 NETWORKS: dict[str, Network] = {
     "tiny": _mirage("MIRAGE-T", mirage.mirage_tiny),
@@ -124,12 +145,17 @@ NETWORKS: dict[str, Network] = {
     "promptir": _family("PromptIR", "promptir", (256,), {**LEVELS, "dim": 16, "heads": [1, 1, 2, 4]}),
     "nafnet32": _family("NAFNet, width 32", "nafnet", (512,), TINY_NAFNET),
     "nafnet64": _family("NAFNet, width 64", "nafnet", (512,), TINY_NAFNET, width=64),
-    "adair": _released("AdaIR", "adair", TINY_RESTORMER, onnx=False),
+    "adair": _released(
+        *("AdaIR", "adair", TINY_RESTORMER),
+        without={"fast-bf16": TRANSFORMS},
+        prepare_export=_without_transforms,
+        export_below=ADAIR_EMPTY_BELOW,
+    ),
     "moce-ir-s": _released(
         *("MoCE-IR-S", "moce-ir-s", TINY_MOCE_IR),
         loss=_with_balance,
-        without={"openvino-f32": CHOOSES},
-        float32_draws=True,
+        without={"openvino-f32": CHOOSES, "fast-bf16": TRANSFORMS},
+        has_float32=True,
     ),
 }
 MIRAGES = ("tiny", "small")
@@ -155,15 +181,22 @@ def make(name: str, code: str = "", trial: bool = False) -> nn.Module:
 
 
 @contextmanager
-def same_draws(name: str, seed: int = 3) -> Iterator[None]:
-    """The random numbers of every pass alike, in float64 as in float32 (of which `torch.randn_like` draws others)."""
+def repeatable(name: str, dtype: torch.dtype, seed: int = 3) -> Iterator[None]:
+    """A pass with the random numbers of every other one.
+
+    MoCE-IR chooses experts by its draws, and is in float32 in parts, whatever its weights are in. In float64 it gets
+    the draws of float32 (`torch.randn_like` of float64 has others), and is in float64 throughout.
+    """
     torch.manual_seed(seed)
-    if not NETWORKS[name].float32_draws:
+    if not NETWORKS[name].has_float32 or dtype != torch.float64:
         yield
         return
-    plain = torch.randn_like
-    torch.randn_like = lambda like: plain(like, dtype=torch.float32).to(like.dtype)
+    randn_like, to_float, default = torch.randn_like, Tensor.float, torch.get_default_dtype()
+    torch.randn_like = lambda like: randn_like(like, dtype=torch.float32).to(like.dtype)
+    Tensor.float = Tensor.double
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.randn_like = plain
+        torch.randn_like, Tensor.float = randn_like, to_float
+        torch.set_default_dtype(default)

@@ -132,7 +132,7 @@ def _inference_runner(
 ) -> Runner:
     @torch.inference_mode()
     def run() -> Tensor:
-        with networks.same_draws(problem.variant):
+        with networks.repeatable(problem.variant, image.dtype):
             if not autocast:
                 return model(image)
             with torch.autocast("cpu", **autocast):
@@ -160,11 +160,10 @@ def _fast(problem: Problem, dtype: torch.dtype = torch.float32) -> Runner:
     return _inference_runner(problem, model, make_images(problem.shape)[0].to(dtype), _state(model))
 
 
-def exported_file(problem: Problem) -> Path:
-    """The reference for one shape, as ONNX where PyTorch can write that, else in OpenVINO's own format; written once
-    per folder, by a process of its own: tracing leaves memory behind that a measured process must not have."""
-    suffix = "onnx" if problem.network.onnx else "xml"
-    path = Path(problem.folder or _own_folder().name) / f"{problem.variant}-{problem.size}.{suffix}"
+def onnx_file(problem: Problem) -> Path:
+    """The reference as an ONNX file for one shape, written once per folder, by a process of its own: tracing leaves
+    memory behind that a measured process must not have."""
+    path = Path(problem.folder or _own_folder().name) / f"{problem.variant}-{problem.size}.onnx"
     if not path.exists():
         command = [sys.executable, "-m", "benchmarks.peers", json.dumps(asdict(problem)), str(path)]
         subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parent.parent)
@@ -178,20 +177,14 @@ def _own_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def export(problem: Problem, path: Path) -> None:
-    """Write the reference. The traced graph: it fixes every size, the batch of generated kernels included."""
-    image = make_images(problem.shape)[0]
+    """Write the reference as ONNX. The traced graph: it fixes every size, the batch of generated kernels included."""
+    unfinished = path.with_suffix(".unfinished")
+    names = {"input_names": ["image"], "output_names": ["restored"]}
     model = problem.model().eval()
+    problem.network.prepare_export(model)
     with torch.no_grad():
-        if path.suffix == ".onnx":
-            unfinished = path.with_suffix(".unfinished")
-            names = {"input_names": ["image"], "output_names": ["restored"]}
-            torch.onnx.export(model, (image,), unfinished, dynamo=False, **names)
-            unfinished.rename(path)
-            return
-        import openvino
-
-        converted = openvino.convert_model(model, example_input=image, input=list(problem.shape))
-        openvino.save_model(converted, path, compress_to_fp16=False)
+        torch.onnx.export(model, (make_images(problem.shape)[0],), unfinished, dynamo=False, **names)
+    unfinished.rename(path)
 
 
 def _onnxruntime(problem: Problem) -> Runner:
@@ -201,7 +194,7 @@ def _onnxruntime(problem: Problem) -> Runner:
     options.intra_op_num_threads = problem.threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")  # spin within a pass, never after it
-    session = onnxruntime.InferenceSession(str(exported_file(problem)), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(onnx_file(problem)), options, providers=["CPUExecutionProvider"])
     feed = {"image": make_images(problem.shape)[0].numpy()}
     return Runner(lambda: session.run(None, feed)[0], lambda restored: {"restored": torch.from_numpy(restored).float()})
 
@@ -210,7 +203,7 @@ def _openvino(problem: Problem, **hints: str) -> Runner:
     import openvino
 
     properties = {"INFERENCE_NUM_THREADS": problem.threads, "PERFORMANCE_HINT": "LATENCY", **hints}
-    request = openvino.Core().compile_model(str(exported_file(problem)), "CPU", properties).create_infer_request()
+    request = openvino.Core().compile_model(str(onnx_file(problem)), "CPU", properties).create_infer_request()
     image = make_images(problem.shape)[0].numpy()
 
     def run() -> Any:
@@ -238,7 +231,7 @@ def _training_runner(
     network = problem.network
 
     def forward() -> Any:
-        with networks.same_draws(problem.variant):  # of stochastic depth
+        with networks.repeatable(problem.variant, dtype):
             return network.call(model, image)
 
     def step() -> Tensor:

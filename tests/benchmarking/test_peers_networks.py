@@ -29,7 +29,8 @@ def _relative_errors(peer: str, problem: peers.Problem, against: str) -> dict[st
 @pytest.mark.parametrize("name", FAMILY)
 def test_inference_is_that_of_the_reference(name):
     problem = _problem(name, "inference")
-    for peer in ("eager", "fast", "fast-bf16"):
+    peers_there = [peer for peer in ("eager", "fast", "fast-bf16") if peer not in networks.NETWORKS[name].without]
+    for peer in peers_there:
         limit = peers.farthest(peers.INFERENCE[peer], "restored")
         assert 0 < _relative_errors(peer, problem, peers.TRUTH)["restored"] <= limit, peer
 
@@ -47,7 +48,6 @@ def test_openvino_computes_the_reference(name, tmp_path):
     pytest.importorskip("onnx")
     errors = _relative_errors("openvino-f32", _problem(name, "inference", str(tmp_path)), "eager")
     assert errors["restored"] <= peers.FARTHEST["float32"]
-    assert len([path for path in tmp_path.iterdir() if path.suffix in (".onnx", ".xml")]) == 1
 
 
 def test_nothing_starts_as_the_identity():
@@ -60,11 +60,12 @@ def test_nothing_starts_as_the_identity():
 
 def test_draws_are_the_same_in_both_precisions():
     like = torch.zeros(3)
-    with networks.same_draws("moce-ir-s"):
+    with networks.repeatable("moce-ir-s", torch.float32):
         first = torch.randn_like(like)
-    with networks.same_draws("moce-ir-s"):
+    with networks.repeatable("moce-ir-s", torch.float64):
         assert torch.equal(torch.randn_like(like.double()), first.double())
-    assert torch.randn_like.__module__ != networks.__name__, "as before"
+        assert torch.zeros(1).dtype == like.float().dtype == torch.float64
+    assert torch.zeros(1).dtype == like.double().float().dtype == torch.float32, "as before"
 
 
 def test_the_problems_are_those_of_the_table():
@@ -76,5 +77,7 @@ def test_the_problems_are_those_of_the_table():
     remembered = {(case.variant, case.mode, case.size) for case in suite.MEMORY}
     assert {(name, "inference", "1x3x1024x1536") for name in networks.NETWORKS} <= remembered
     assert ("restormer", "forward", "1x3x224x224") in remembered
-    assert networks.NETWORKS["moce-ir-s"].without.keys() == {"openvino-f32"}
+    assert networks.NETWORKS["moce-ir-s"].without.keys() == {"openvino-f32", "fast-bf16"}
+    assert networks.NETWORKS["adair"].problem_of("openvino-f32", (1, 3, 256, 256)) == ""
+    assert "less than 512 pixels" in networks.NETWORKS["adair"].problem_of("openvino-f32", (1, 3, 1024, 1536))
     assert networks.NETWORKS["adair"].missing("").startswith("no folder of checkouts was given")
