@@ -74,10 +74,5 @@ def test_the_clock_replays_samples():
 
 
 def test_ids_are_unique():
-    for cases in (
-        suite.cases("inference", suite.INFERENCE_SHAPES),
-        suite.cases("step", suite.STEP_SHAPES),
-        suite.SCALING,
-        suite.MEMORY,
-    ):
+    for cases in (suite.timed("inference"), suite.timed("step"), suite.SCALING, suite.MEMORY):
         assert len({str(case) for case in cases}) == len(cases) > 0
