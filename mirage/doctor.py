@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mirage.dtype_speeds import DtypeSpeed, compare_dtypes, fastest
 from mirage.self_check import Check, check_operators
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Check",
     "Choice",
+    "DtypeSpeed",
     "Report",
     "check_operators",
     "choices",
@@ -64,6 +66,7 @@ class Report:
     implementations: dict[str, str]
     checks: tuple[Check, ...]
     choices: tuple[Choice, ...] = ()
+    dtypes: tuple[DtypeSpeed, ...] = ()
 
     @property
     def healthy(self) -> bool:
@@ -77,7 +80,8 @@ class Report:
 
 
 def examine(*, check: bool = True, gpu: bool = False) -> Report:
-    """Collect versions, devices and implementations, and with ``check`` run :func:`check_operators`.
+    """Collect versions, devices and implementations, and with ``check`` run :func:`check_operators` and, where the CPU
+    has kernels, :func:`mirage.dtype_speeds.compare_dtypes`.
 
     Args:
         gpu: check what runs on a GPU, in `GPU_DTYPES` on large images, and time it.
@@ -91,6 +95,7 @@ def examine(*, check: bool = True, gpu: bool = False) -> Report:
         implementations=dict(mirage_kernels.available()),
         checks=run() if check else (),
         choices=choices(),
+        dtypes=compare_dtypes() if check and not gpu and mirage_kernels.available()["cpp"] == "yes" else (),
     )
 
 
@@ -204,6 +209,19 @@ def _choices_table(made: tuple[Choice, ...]) -> Table:
     return table
 
 
+def _dtypes_table(speeds: tuple[DtypeSpeed, ...]) -> Table:
+    """One row a dtype; the title says which to use."""
+    from rich.table import Table
+
+    title = f"Dtypes of a block of MIRAGE-T on the CPU: {fastest(speeds)} is the fastest"
+    table = Table("Dtype", title=title, title_justify="left")
+    table.add_column("ms", justify="right")
+    table.add_column("Times float32's speed", justify="right")
+    for speed in speeds:
+        table.add_row(speed.dtype, f"{speed.milliseconds:.2f}", f"{speed.times_float32:.2f}")
+    return table
+
+
 def render(report: Report, console: Console) -> None:
     """Print the report to a rich console."""
     from rich.table import Table
@@ -220,6 +238,8 @@ def render(report: Report, console: Console) -> None:
         two_columns(device["device"], ((k, v) for k, v in device.items() if k != "device"))
     two_columns("Implementations", report.implementations.items())
     console.print(_choices_table(report.choices))
+    if report.dtypes:
+        console.print(_dtypes_table(report.dtypes))
     if not report.checks:
         return
     table = Table(title="Operators against float64 (forward and backward)", title_justify="left")
