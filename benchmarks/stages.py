@@ -8,6 +8,7 @@ backward pass recomputes is not either. Floors made of these are below what any 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import mirage.fast
 import mirage_kernels
 from mirage import blocks
+from mirage.networks import restormer
 from mirage_kernels._runtime.cases import DIMS, levels
 from mirage_kernels.mixer_stage import MixerWeights
 
@@ -126,6 +129,38 @@ def make_half(
         bytes_forward=2 * unit + weight_bytes,
         bytes_both=5 * unit + 3 * weight_bytes,
         macs_forward=count_macs(eager, torch.empty(1, dim, height, width, device=device, dtype=dtype)),
+    )
+
+
+RESTORMER = ((48, 1, 1), (96, 1, 1), (96, 2, 2), (192, 4, 4), (384, 8, 8))
+"""Channels, heads and downsampling of every kind of block of the published Restormer."""
+
+
+def restormer_kinds(height: int, width: int) -> list[Kind]:
+    """Of every kind of block of Restormer for an image of height x width."""
+    return [(dim, heads, height // by, width // by) for dim, heads, by in RESTORMER]
+
+
+def make_restormer_half(kind: Kind, norm: str = "WithBias", dtype: torch.dtype = torch.float32) -> Half:
+    """The feed-forward half of a block of Restormer, on the CPU."""
+    dim, heads, height, width = kind
+    torch.manual_seed(0)
+    block = restormer.RestormerBlock(dim, heads, 2.66, False, norm).to(dtype)
+    fast = mirage.fast.accelerate(copy.deepcopy(block))
+    run = type(fast).halves[1]
+
+    def eager(x: Tensor) -> Tensor:
+        return x + block.ffn(block.norm2(x))
+
+    parameters = (*block.norm2.parameters(), *block.ffn.parameters())
+    unit, weight_bytes = dtype.itemsize * dim * height * width, nbytes(*parameters)
+    return Half(
+        eager,
+        lambda x: run(fast, x),
+        parameters,
+        bytes_forward=2 * unit + weight_bytes,
+        bytes_both=5 * unit + 3 * weight_bytes,
+        macs_forward=count_macs(eager, torch.empty(1, dim, height, width, dtype=dtype)),
     )
 
 

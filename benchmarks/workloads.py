@@ -74,5 +74,5 @@ def operator_workloads(size: int) -> list[Workload]:
 
     `mixer_stage` is timed with the halves of blocks (`stages.py`).
     """
-    timed = [op for op in operators() if op.gradients and op.name != "mixer_stage"]
+    timed = [op for op in operators() if op.gradients and op.name != "mixer_stage" and not (op.is_stage and op.mode)]
     return [Workload(op, shape) for op in timed for shape in dict.fromkeys(op.in_network(DIMS["tiny"], size))]

@@ -105,7 +105,7 @@ def choices() -> tuple[Choice, ...]:
     from mirage_kernels._runtime.cases import operators
 
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    declined = {operator.name: operator.declined for operator in operators()}
+    declined = {operator.name: operator.declined for operator in operators() if not operator.mode}
     return tuple(
         Choice(name, device, *dispatch.outlook(device, of_operator))
         for device in devices

@@ -30,7 +30,8 @@ class Blocks {
 
  private:
   static constexpr size_t kMixer = std::size(kMixerWeights), kEps = 3;
-  static constexpr size_t kWeights = kMixer + std::size(kFeedForwardWeights);
+  // Of the feed-forward weights those that MIRAGE has, which are the first.
+  static constexpr size_t kWeights = kMixer + least_of(kFeedForwardWeightsRequired);
 
   static BlockWeights block_from(Capsules::const_iterator weights, std::vector<double>::const_iterator eps, int device) {
     const auto second = weights + kMixer;

@@ -67,9 +67,10 @@ struct Slot {
   py::str dictionary;  // of a tensor: "_parameters" or "_buffers"
   py::str key;
   py::object otherwise;  // of a setting that neither the module nor its class has; None: no match
+  bool optional = false;  // of a tensor: None where it is not there
 };
 
-constexpr const char *kItselfName = "", *kSettingName = "setting";
+constexpr const char *kItselfName = "", *kSettingName = "setting", *kOptionalName = "optional";
 
 class ModulePattern {
  public:
@@ -87,8 +88,9 @@ class ModulePattern {
     for (auto& name : absent) absent_.push_back(interned(name));
     for (auto& [dictionary, key, otherwise] : slots) {
       const std::string place = dictionary;
-      slots_.push_back({place == kItselfName ? Slot::kItself : place == kSettingName ? Slot::kSetting : Slot::kTensor,
-                        interned(dictionary), interned(key), otherwise});
+      const auto kind = place == kItselfName ? Slot::kItself : place == kSettingName ? Slot::kSetting : Slot::kTensor;
+      slots_.push_back({kind, interned(dictionary), interned(key), otherwise,
+                        kind == Slot::kTensor && !otherwise.is_none()});
     }
     for (const auto& child : kept_[1]) {
       const auto pair = py::cast<py::tuple>(child);
@@ -190,7 +192,10 @@ class ModulePattern {
     if (!is_set_up(state)) return false;
     for (const Slot& slot : slots_) {
       py::object value = held(slot, module, state);
-      if (!value || value.is_none()) return false;
+      if (!value || value.is_none()) {
+        if (!slot.optional) return false;
+        value = py::none();
+      }
       found.push_back(std::move(value));
     }
     for (const auto& [name, pattern] : children_) {
@@ -301,6 +306,7 @@ MIRAGE_BINDINGS(m) {
            py::arg("absent"), py::arg("by_mode"), py::arg("children"), py::arg("only"));
   module.attr("ITSELF") = kItselfName;
   module.attr("SETTING") = kSettingName;
+  module.attr("OPTIONAL") = kOptionalName;
   py::class_<StagePattern>(m, "StagePattern", "What an operator takes of a block's modules.")
       .def(py::init<py::object, std::vector<size_t>, size_t, size_t>(), py::arg("pattern"), py::arg("order"),
            py::arg("tensors"), py::arg("known"))

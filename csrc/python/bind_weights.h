@@ -38,14 +38,19 @@ inline Capsules capsules_of(const py::function& to_dlpack, const py::sequence& t
 template <size_t N>
 using Names = const char* const (&)[N];
 
-// A struct of tensors from capsules in the order of its members; None leaves a tensor that does not exist.
+// A struct of tensors from capsules in the order of its members, of which all but the first `least` may be left out; None or
+// nothing leaves a tensor that does not exist.
 template <class Struct, size_t N>
-Struct from_capsules(const char* argument, Names<N> names, const Capsules& capsules, int device = kDeviceCpu) {
+Struct from_capsules(const char* argument, Names<N> names, const Capsules& capsules, int device = kDeviceCpu,
+                     size_t least = N) {
   static_assert(sizeof(Struct) == N * sizeof(Tensor), "one name per member");
-  if (capsules.size() != N) fail(argument, std::to_string(N) + " tensors", std::to_string(capsules.size()));
+  if (capsules.size() < least || capsules.size() > N) {
+    const std::string count = least < N ? std::to_string(least) + " to " : "";
+    fail(argument, count + std::to_string(N) + " tensors", std::to_string(capsules.size()));
+  }
   Struct result;
   Tensor* const members = reinterpret_cast<Tensor*>(&result);
-  for (size_t i = 0; i < N; ++i) {
+  for (size_t i = 0; i < capsules.size(); ++i) {
     if (capsules[i]) members[i] = from_dlpack(names[i], *capsules[i], device);
   }
   return result;
@@ -58,6 +63,14 @@ void publish(py::module_& m, const char* list, Names<N> names, size_t prefix = 0
   py::tuple all(N);
   for (size_t i = 0; i < N; ++i) all[i] = py::str(names[i] + prefix);
   m.attr("stage_weights")[list] = all;
+}
+
+// How many there are from the first to the last that is not optional.
+template <size_t N>
+constexpr size_t least_of(const bool (&is_required)[N]) {
+  size_t least = N;
+  while (least > 0 && !is_required[least - 1]) --least;
+  return least;
 }
 
 inline const Tensor& required(const char* name, const Tensor& t) {
@@ -97,6 +110,8 @@ inline Tensor per_head(const char* name, const Tensor& t) {
 
 #define MIRAGE_WEIGHT_NAME(name, ...) #name,
 #define MIRAGE_GRADIENT_NAME(name, ...) "grad_" #name,
+#define MIRAGE_IS_REQUIRED(name, ...) true,
+#define MIRAGE_IS_OPTIONAL(name, ...) false,
 #define MIRAGE_WEIGHT_TO_MATRIX(name, form, ...) w.name = form(#name, required(#name, w.name));
 #define MIRAGE_OPTIONAL_TO_MATRIX(name, form, ...) \
   if (exists(w.name)) w.name = form(#name, w.name);
@@ -105,13 +120,16 @@ inline Tensor per_head(const char* name, const Tensor& t) {
 #define MIRAGE_BIND_WEIGHTS(LIST, Weights, Gradients)                                                                  \
   inline constexpr const char* k##Weights[] = {LIST(MIRAGE_WEIGHT_NAME, MIRAGE_WEIGHT_NAME, MIRAGE_WEIGHT_NAME)};      \
   inline constexpr const char* k##Gradients[] = {LIST(MIRAGE_GRADIENT_NAME, MIRAGE_GRADIENT_NAME, MIRAGE_NO_WEIGHT)};  \
+  inline constexpr bool k##Weights##Required[] = {LIST(MIRAGE_IS_REQUIRED, MIRAGE_IS_OPTIONAL, MIRAGE_IS_REQUIRED)};  \
+  inline constexpr bool k##Gradients##Required[] = {LIST(MIRAGE_IS_REQUIRED, MIRAGE_IS_OPTIONAL, MIRAGE_NO_WEIGHT)};   \
   inline Weights to_##Weights(const Capsules& capsules, int device = kDeviceCpu) {                                     \
-    auto w = from_capsules<Weights>("weights", k##Weights, capsules, device);                                          \
+    auto w = from_capsules<Weights>("weights", k##Weights, capsules, device, least_of(k##Weights##Required));          \
     LIST(MIRAGE_WEIGHT_TO_MATRIX, MIRAGE_OPTIONAL_TO_MATRIX, MIRAGE_WEIGHT_TO_MATRIX)                                  \
     return w;                                                                                                          \
   }                                                                                                                    \
   inline Gradients to_##Gradients(const Capsules& capsules, int device = kDeviceCpu) {                                 \
-    auto w = from_capsules<Gradients>("gradients", k##Gradients, capsules, device);                                    \
+    constexpr size_t least = least_of(k##Gradients##Required);                                                         \
+    auto w = from_capsules<Gradients>("gradients", k##Gradients, capsules, device, least);                             \
     LIST(MIRAGE_WEIGHT_TO_MATRIX, MIRAGE_OPTIONAL_TO_MATRIX, MIRAGE_NO_WEIGHT)                                         \
     return w;                                                                                                          \
   }                                                                                                                    \

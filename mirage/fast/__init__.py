@@ -6,20 +6,23 @@
 `accelerate` swaps the modules of a model instance in place, `revert` undoes it, `summary` tells what was replaced.
 `warmup` compiles what images of some shapes need before the first comes; `cuda_graph` replays an inference pass on a
 GPU with one launch.
-The modules also stand alone, with the constructors and parameter names of `mirage.blocks`.
+The modules also stand alone, with the constructors and parameter names of `mirage.blocks` and
+`mirage.networks.restormer`.
 """
 
 from typing import Any, cast
 
 import mirage
-from mirage.fast.block import BlockSequence, TransformerBlock
+from mirage.fast.block import BlockSequence, RestormerBlock, TransformerBlock
 from mirage.fast.cuda_graph import GraphedModel, cuda_graph
 from mirage.fast.modules import (
     MIRAGE,
     Attention,
+    BiasFreeLayerNorm,
     Conv2d,
     FeedForward,
     GatedCNNBlock,
+    GatedFeedForward,
     LayerNorm,
     PixelShuffle,
     PixelUnshuffle,
@@ -31,14 +34,17 @@ from mirage.fast.warmup import warmup
 __all__ = [
     "MIRAGE",
     "Attention",
+    "BiasFreeLayerNorm",
     "BlockSequence",
     "Conv2d",
     "FeedForward",
-    "GraphedModel",
     "GatedCNNBlock",
+    "GatedFeedForward",
+    "GraphedModel",
     "LayerNorm",
     "PixelShuffle",
     "PixelUnshuffle",
+    "RestormerBlock",
     "SPDCovariance",
     "Summary",
     "TransformerBlock",

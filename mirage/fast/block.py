@@ -7,7 +7,7 @@ or carries hooks or a parametrization, all of them are called as modules again. 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,24 @@ import mirage_kernels
 from mirage import blocks
 from mirage.fast.mixer import run_mixer
 from mirage.fast.modules import Attention, FeedForward, LayerNorm
-from mirage.fast.recognise.mirage_block import FEED_FORWARD_STAGE, MIXER_STAGE, STAGES
-from mirage.fast.recognise.stage import BlockMatcher
+from mirage.fast.recognise import mirage_block, restormer_block
+from mirage.fast.recognise.stage import BlockMatcher, Half
+from mirage.networks import restormer
 
-__all__ = ["BlockSequence", "TransformerBlock"]
+__all__ = ["BlockSequence", "RestormerBlock", "TransformerBlock"]
 
 KEEP_HIDDEN_FROM = 96
 """Channels of a block from which on keeping its hidden tensor saves time: an element costs a product over the channels
 to compute again, and the same to write and read however many there are."""
+
+
+def run_feed_forward(block: Any, x: Tensor, found: tuple[Any, ...]) -> Tensor:
+    """`found`: weights, eps, and the names of the norm and the activation."""
+    *weights, eps, norm, activation = found
+    keep_hidden = block._mirage_memory == "fast" and x.shape[1] >= KEEP_HIDDEN_FROM
+    return mirage_kernels.feed_forward_stage(
+        x, *weights, eps=eps, keep_hidden=keep_hidden, norm=norm, activation=activation
+    )
 
 
 class TransformerBlock(blocks.TransformerBlock):
@@ -38,28 +48,45 @@ class TransformerBlock(blocks.TransformerBlock):
     norm_class = LayerNorm
     attention_class = Attention
     ffn_class = FeedForward
-    stages = STAGES
+    stages = mirage_block.STAGES
+    halves = (
+        Half("norm1", "attn", mirage_block.MIXER_STAGE, run_mixer),
+        Half("norm2", "ffn", mirage_block.FEED_FORWARD_STAGE, run_feed_forward),
+    )
     matcher: ClassVar[BlockMatcher]
     _mirage_memory = "low"
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and (whole := BLOCKS.match(self)) is not None:
             return _run_blocks(x, *whole)
-        mixer = MIXER_STAGE.match(self)
-        x = x + self.attn(self.norm1(x)) if mixer is None else run_mixer(x, mixer)
-        feed_forward = FEED_FORWARD_STAGE.match(self)
-        if feed_forward is None:
-            return x + self.ffn(self.norm2(x))
-        keep_hidden = self._mirage_memory == "fast" and x.shape[1] >= KEEP_HIDDEN_FROM
-        arguments = (*feed_forward, keep_hidden)
-        return mirage_kernels.feed_forward_stage(x, *arguments)
+        for half in TransformerBlock.halves:  # not the instance's, which may be anything
+            x = half(self, x)
+        return x
+
+
+class RestormerBlock(restormer.RestormerBlock):
+    """`mirage.networks.restormer.RestormerBlock` with its second half as one operator,
+    `mirage_kernels.feed_forward_stage`, which keeps its input for backward, and with the memory "fast" of `accelerate`
+    also the hidden tensor."""
+
+    stages = restormer_block.STAGES
+    halves = (
+        Half("norm1", "attn"),
+        Half("norm2", "ffn", restormer_block.FEED_FORWARD_STAGE, run_feed_forward),
+    )
+    _mirage_memory = "low"
+
+    def forward(self, x: Tensor) -> Tensor:
+        for half in RestormerBlock.halves:
+            x = half(self, x)
+        return x
 
 
 def _run_blocks(x: Tensor, weights: list[Tensor], eps: list[float]) -> Tensor:
     return mirage_kernels.transformer_blocks(x, mirage_kernels.PackedBlocks(weights, eps))
 
 
-BLOCKS = TransformerBlock.matcher = BlockMatcher(TransformerBlock, STAGES, _run_blocks)
+BLOCKS = TransformerBlock.matcher = BlockMatcher(TransformerBlock, mirage_block.STAGES, _run_blocks)
 
 
 class BlockSequence(nn.Sequential):

@@ -13,7 +13,7 @@ import mirage_kernels
 _WEIGHTS = len(mirage_kernels.MixerWeights._fields)
 
 
-def run_mixer(x: Tensor, found: tuple[Any, ...]) -> Tensor:
+def run_mixer(block: nn.Module, x: Tensor, found: tuple[Any, ...]) -> Tensor:
     """`found`: what `MIXER_STAGE` finds in a block."""
     weights = mirage_kernels.MixerWeights(*found[:_WEIGHTS])
     norm_eps, bn_eps, norm, momentum, drop_path = found[_WEIGHTS:]

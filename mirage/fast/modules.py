@@ -21,14 +21,18 @@ import mirage_kernels
 from mirage import blocks, model
 from mirage.fast.recognise.parts import DEPTHWISE_3X3, GELU, is_dense_convolution
 from mirage.fast.recognise.pattern import is_bypassable
+from mirage.networks import restormer
 from mirage_kernels import workspace
+from mirage_kernels._runtime.norms import channel_norm
 
 __all__ = [
     "MIRAGE",
     "Attention",
+    "BiasFreeLayerNorm",
     "Conv2d",
     "FeedForward",
     "GatedCNNBlock",
+    "GatedFeedForward",
     "LayerNorm",
     "PixelShuffle",
     "PixelUnshuffle",
@@ -79,6 +83,16 @@ class LayerNorm(blocks.LayerNorm):
             return super().forward(x)
         eps = getattr(body, "eps", blocks.NORM_EPS)
         return mirage_kernels.channel_layer_norm(x, body.weight, body.bias, eps)
+
+
+class BiasFreeLayerNorm(restormer.BiasFreeLayerNorm):
+    """`mirage.networks.restormer.BiasFreeLayerNorm` on [B, C, H, W], without turning it to channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        body = self.body
+        if x.dim() != 4 or not is_bypassable(body):
+            return super().forward(x)
+        return channel_norm(x, body.weight, None, getattr(body, "eps", blocks.NORM_EPS), "uncentred")
 
 
 class GatedCNNBlock(blocks.GatedCNNBlock):
@@ -133,6 +147,11 @@ class FeedForward(blocks.FeedForward):
             return self.project_out(mirage_kernels.gated_depthwise_ffn(hidden, self.dwconv.weight))
         first, second = self.dwconv(self.act(hidden)).chunk(2, dim=1)
         return self.project_out(nn.functional.gelu(first) * second)
+
+
+class GatedFeedForward(restormer.GatedFeedForward):
+    """`mirage.networks.restormer.GatedFeedForward`: a block runs it together with its norm, as one operator. See
+    `mirage_kernels.feed_forward_stage`."""
 
 
 class SPDCovariance(blocks.SPDCovariance):

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from torch import nn
 
-from mirage.fast.block import TransformerBlock
 from mirage.fast.recognise.kinds import KINDS, Kind, candidates, problem
 
 _ORIGINAL = "_mirage_original_class"
@@ -97,7 +96,7 @@ def accelerate(model: Model, memory: str = "low") -> Model:
         if not isinstance(module, kind.replacement):
             vars(module)[_ORIGINAL] = type(module)
             module.__class__ = kind.replacement
-        if isinstance(module, TransformerBlock):
+        if hasattr(kind.replacement, _MEMORY):
             vars(module)[_MEMORY] = memory
     return model
 

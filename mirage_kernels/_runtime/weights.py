@@ -82,17 +82,22 @@ def empty_gradients(weights: Iterable[Given], dtype: torch.dtype) -> list[Given]
     return [None if w is None else torch.empty(w.shape, dtype=dtype, device=w.device) for w in weights]
 
 
+def no_gradient(like: Tensor) -> Tensor:
+    """What the backward of an operator returns for a weight that is absent."""
+    return like.new_empty(0)
+
+
 def in_own_dtypes(grads: Iterable[Tensor | None], weights: Sequence[Tensor | None]) -> Iterator[Tensor]:
     """Each gradient in the dtype of its weight; [0] in the place of None."""
     first = next(w for w in weights if w is not None)
     for grad, weight in zip(grads, weights, strict=True):
-        yield first.new_empty(0) if grad is None or weight is None else grad.to(weight.dtype)
+        yield no_gradient(first) if grad is None or weight is None else grad.to(weight.dtype)
 
 
 def like(weights: Sequence[Tensor | None]) -> list[Tensor]:
     """What :func:`in_own_dtypes` gives for `weights`, without values: for the fake of a backward."""
     first = next(w for w in weights if w is not None)
-    return [first.new_empty(0 if w is None else w.shape, dtype=(first if w is None else w).dtype) for w in weights]
+    return [no_gradient(first) if w is None else w.new_empty(w.shape) for w in weights]
 
 
 def of_given(grads: Iterable[Tensor], weights: Iterable[Tensor | None]) -> list[Tensor | None]:

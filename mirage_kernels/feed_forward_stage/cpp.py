@@ -2,58 +2,46 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import torch
 from torch import Tensor
 
 from mirage_kernels._runtime.library import accumulator, native, result, to_dlpack
-from mirage_kernels._runtime.weights import empty_gradients, in_own_dtypes
+from mirage_kernels._runtime.weights import capsules, empty_gradients, in_own_dtypes
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, Form
 
 
-def forward(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_in: Tensor,
-    dwconv: Tensor,
-    project_out: Tensor,
-    eps: float,
-    keep_hidden: bool,
-) -> tuple[Tensor, Tensor]:
+@functools.cache
+def is_current() -> bool:
+    """Whether the C++ library has these functions as they are called here: one that was built from older sources, as in
+    a checkout that has moved on, has fewer weights. Says so, once, where it is not."""
+    current: bool = native().stage_weights.get("feed_forward_stage") == FeedForwardWeights._fields
+    if not current:
+        warnings.warn(
+            "the C++ library was built from older sources, whose feed_forward_stage takes other arguments: PyTorch "
+            "runs it, several times slower; build it again (make setup)",
+            stacklevel=4,
+        )
+    return current
+
+
+def forward(x: Tensor, weights: FeedForwardWeights, form: Form, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     y, hidden = result(x.shape, x.dtype), torch.empty(0, dtype=x.dtype)
     if keep_hidden:
-        hidden = result((x.shape[0], dwconv.shape[0], *x.shape[2:]), x.dtype)
-    norm_w, norm_b, *matrices = (
-        to_dlpack(t.contiguous()) for t in (norm_weight, norm_bias, project_in, dwconv, project_out)
-    )
+        hidden = result((x.shape[0], weights.dwconv.shape[0], *x.shape[2:]), x.dtype)
     kept = to_dlpack(hidden) if keep_hidden else None
-    native().feed_forward_stage(to_dlpack(x), norm_w, norm_b, eps, *matrices, to_dlpack(y), kept)
+    native().feed_forward_stage(to_dlpack(x), capsules(weights), *form, to_dlpack(y), kept)
     return y, hidden
 
 
 def backward(
-    grad_y: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_in: Tensor,
-    dwconv: Tensor,
-    project_out: Tensor,
-    hidden: Tensor,
-    eps: float,
+    grad_y: Tensor, x: Tensor, weights: FeedForwardWeights, hidden: Tensor, form: Form
 ) -> tuple[Tensor, ...]:
-    weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
     grad_x, grads = result(x.shape, x.dtype), empty_gradients(weights, accumulator(x.dtype))
-    norm_w, norm_b, *rest = (to_dlpack(w.contiguous()) for w in weights)
     kept = to_dlpack(hidden) if hidden.dim() == 4 else None
     native().feed_forward_stage_backward(
-        to_dlpack(grad_y),
-        to_dlpack(x),
-        norm_w,
-        norm_b,
-        eps,
-        *rest,
-        kept,
-        to_dlpack(grad_x),
-        list(map(to_dlpack, grads)),
+        to_dlpack(grad_y), to_dlpack(x), capsules(weights), *form, kept, to_dlpack(grad_x), capsules(grads)
     )
     return grad_x, *in_own_dtypes(grads, weights)

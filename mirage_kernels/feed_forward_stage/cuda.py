@@ -8,14 +8,16 @@ from torch import Tensor
 from mirage_kernels._runtime import cuda_runtime
 from mirage_kernels._runtime.library import is_exact, to_dlpack
 from mirage_kernels._runtime.weights import empty_gradients, in_own_dtypes
+from mirage_kernels.feed_forward_stage.weights import OF_MIRAGE, FeedForwardWeights, Form
 
 
-def forward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool = False) -> str:
-    return _problem("feed_forward_stage_workspace", x, project_out)
+def forward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool = False, other: str = "") -> str:
+    """`other`: what `beyond_mirage` says of the stage."""
+    return other or _problem("feed_forward_stage_workspace", x, project_out)
 
 
-def backward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool = False) -> str:
-    return _problem("feed_forward_stage_backward_workspace", x, project_out)
+def backward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool = False, other: str = "") -> str:
+    return other or _problem("feed_forward_stage_backward_workspace", x, project_out)
 
 
 def _problem(workspace: str, x: Tensor, project_out: Tensor) -> str:
@@ -23,18 +25,10 @@ def _problem(workspace: str, x: Tensor, project_out: Tensor) -> str:
     return cuda_runtime.problem(x, workspace, near, to_dlpack(project_out.contiguous()), not is_exact(x.dtype))
 
 
-def forward(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_in: Tensor,
-    dwconv: Tensor,
-    project_out: Tensor,
-    eps: float,
-) -> Tensor:
+def forward(x: Tensor, w: FeedForwardWeights, form: Form) -> Tensor:
     x = cuda_runtime.near(x)
-    library, tf32 = cuda_runtime.library(), not is_exact(x.dtype)
-    weights = cuda_runtime.of_one_dtype(x.dtype, norm_weight, norm_bias, project_in, dwconv, project_out)
+    library, tf32, eps = cuda_runtime.library(), not is_exact(x.dtype), form.eps
+    weights = cuda_runtime.of_one_dtype(x.dtype, *w[: len(OF_MIRAGE)])
     norm_w, norm_b, *matrices = map(to_dlpack, weights)
     with cuda_runtime.on_device_of(x) as stream:
         size = library.feed_forward_stage_workspace(to_dlpack(x), matrices[-1], tf32)
@@ -44,19 +38,11 @@ def forward(
     return y
 
 
-def backward(
-    grad_y: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_in: Tensor,
-    dwconv: Tensor,
-    project_out: Tensor,
-    eps: float,
-) -> tuple[Tensor, ...]:
+def backward(grad_y: Tensor, x: Tensor, w: FeedForwardWeights, form: Form) -> tuple[Tensor, ...]:
+    """The gradients of x and of the weights that MIRAGE has."""
     grad_y, x = cuda_runtime.near(grad_y), cuda_runtime.near(x)
-    library, tf32 = cuda_runtime.library(), not is_exact(x.dtype)
-    weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
+    library, tf32, eps = cuda_runtime.library(), not is_exact(x.dtype), form.eps
+    weights = w[: len(OF_MIRAGE)]
     norm_w, norm_b, *matrices = map(to_dlpack, cuda_runtime.of_one_dtype(x.dtype, *weights))
     with cuda_runtime.on_device_of(x) as stream:
         size = library.feed_forward_stage_backward_workspace(to_dlpack(x), matrices[-1], tf32)

@@ -3,18 +3,25 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage_kernels.channel_layer_norm.reference import channel_layer_norm
-from mirage_kernels.gated_depthwise_ffn.reference import gated_depthwise_ffn
+from mirage_kernels._runtime.norms import channel_norm
 
 
 def feed_forward_stage(
     x: Tensor,
     norm_weight: Tensor,
-    norm_bias: Tensor,
+    norm_bias: Tensor | None,
     project_in: Tensor,
     dwconv: Tensor,
     project_out: Tensor,
+    project_in_bias: Tensor | None = None,
+    dwconv_bias: Tensor | None = None,
+    project_out_bias: Tensor | None = None,
     eps: float = 1e-5,
+    norm: str = "centred",
+    activation: str = "gelu",
 ) -> Tensor:
-    hidden = F.conv2d(channel_layer_norm(x, norm_weight, norm_bias, eps), project_in)
-    return x + F.conv2d(gated_depthwise_ffn(hidden, dwconv), project_out)
+    hidden = F.conv2d(channel_norm(x, norm_weight, norm_bias, eps, norm), project_in, project_in_bias)
+    if activation == "gelu":
+        hidden = F.gelu(hidden)
+    first, second = F.conv2d(hidden, dwconv, dwconv_bias, padding=1, groups=hidden.shape[1]).chunk(2, 1)
+    return x + F.conv2d(F.gelu(first) * second, project_out, project_out_bias)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from mirage_kernels._runtime.library import native, to_dlpack
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels._runtime.weights import capsules
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, Form
 from mirage_kernels.mixer_stage.weights import MixerWeights
 from mirage_kernels.regions.checks import RegionStatistics, Window, statistics_of, sums_of
 
 
-def _capsules(weights: Iterable[Tensor]) -> list[object]:
-    return [to_dlpack(t.contiguous()) for t in weights]
-
-
 def sums(x: Tensor, w: MixerWeights, window: Window, rows: list[int], columns: list[int], norm_eps: float) -> Tensor:
     found = torch.empty(x.shape[0], len(rows) - 1, len(columns) - 1, sums_of(w), dtype=torch.float64)
-    native().mixer_stage_sums(to_dlpack(x), list(window), rows, columns, _capsules(w), norm_eps, 0.0, to_dlpack(found))
+    native().mixer_stage_sums(to_dlpack(x), list(window), rows, columns, capsules(w), norm_eps, 0.0, to_dlpack(found))
     return found
 
 
@@ -28,7 +23,7 @@ def statistics(sums: Tensor, pixels: Tensor, w: MixerWeights, dtype: torch.dtype
     native().mixer_stage_statistics(
         to_dlpack(sums.contiguous()),
         to_dlpack(pixels.contiguous()),
-        _capsules(w),
+        capsules(w),
         0.0,
         bn_eps,
         *(to_dlpack(t) for t in found),
@@ -47,13 +42,13 @@ def apply(
     bn_eps: float,
     out: Tensor,
 ) -> None:
-    flat = _capsules(t.flatten(0, 2) for t in statistics)
+    flat = capsules(t.flatten(0, 2) for t in statistics)
     native().mixer_stage_apply(
-        to_dlpack(x), list(window), rows, columns, _capsules(w), norm_eps, bn_eps, *flat, to_dlpack(out)
+        to_dlpack(x), list(window), rows, columns, capsules(w), norm_eps, bn_eps, *flat, to_dlpack(out)
     )
 
 
 def feed_forward(
-    x: Tensor, w: FeedForwardWeights, window: Window, rows: list[int], columns: list[int], eps: float, out: Tensor
+    x: Tensor, w: FeedForwardWeights, window: Window, rows: list[int], columns: list[int], form: Form, out: Tensor
 ) -> None:
-    native().feed_forward_stage_region(to_dlpack(x), list(window), rows, columns, _capsules(w), eps, to_dlpack(out))
+    native().feed_forward_stage_region(to_dlpack(x), list(window), rows, columns, capsules(w), *form, to_dlpack(out))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.library import accumulator
+from mirage_kernels.feed_forward_stage import cpp as feed_forward_cpp
 from mirage_kernels.feed_forward_stage import op as feed_forward_op
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, Form
 from mirage_kernels.mixer_stage import op as mixer_op
 from mirage_kernels.mixer_stage.weights import MixerWeights
 from mirage_kernels.regions import cpp, reference
@@ -161,6 +162,9 @@ def feed_forward_stage_region(
     columns: Cuts,
     eps: float = 1e-5,
     out: Tensor | None = None,
+    *,
+    norm: str = "centred",
+    activation: str = "gelu",
 ) -> Tensor:
     """:func:`mirage_kernels.feed_forward_stage` on a part of a map.
 
@@ -170,8 +174,9 @@ def feed_forward_stage_region(
         weights: See :class:`mirage_kernels.FeedForwardWeights`.
         window: Where x lies in the map.
         rows, columns: Where the region begins and ends in the map; positions in between mean nothing.
-        eps: Added to the variance of the layer norm.
+        eps: Added to the variance of the norm.
         out: As of :func:`mixer_stage_apply`.
+        norm, activation: As of :func:`mirage_kernels.feed_forward_stage`.
 
     Returns:
         [B, C, rows[-1] - rows[0], columns[-1] - columns[0]]: `out`, or a contiguous tensor of the dtype of x.
@@ -179,9 +184,9 @@ def feed_forward_stage_region(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
-    feed_forward_op.check(x, weights)
+    feed_forward_op.check(x, weights, norm, activation)
     down, across = check_region(x, window, rows, columns, FEED_FORWARD_HALO)
     y = output(x, out, down, across)
-    run = cpp if _choose("feed_forward_stage_region", x) == "cpp" else reference
-    run.feed_forward(x, weights, window, down, across, eps, y)
+    run = cpp if _choose("feed_forward_stage_region", x) == "cpp" and feed_forward_cpp.is_current() else reference
+    run.feed_forward(x, weights, window, down, across, Form(eps, norm, activation), y)
     return y

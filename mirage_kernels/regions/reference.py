@@ -9,7 +9,7 @@ from torch import Tensor
 from mirage_kernels._runtime.library import accumulator
 from mirage_kernels.channel_layer_norm.reference import channel_layer_norm
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, Form
 from mirage_kernels.mixer_stage import gated_branch
 from mirage_kernels.mixer_stage.weights import BatchNorm, MixerWeights
 from mirage_kernels.regions.checks import RegionStatistics, Window
@@ -130,10 +130,10 @@ def _by_cell(
 
 
 def feed_forward(
-    x: Tensor, w: FeedForwardWeights, window: Window, rows: list[int], columns: list[int], eps: float, out: Tensor
+    x: Tensor, w: FeedForwardWeights, window: Window, rows: list[int], columns: list[int], form: Form, out: Tensor
 ) -> None:
     part = _Part(x, window, rows, columns, 1)
     left, _, top, _ = (1 - n for n in part.missing)
     # Its zero padding reaches one pixel deep, which is cut off wherever the map goes on.
-    y = feed_forward_stage(part.pixels, *w, eps)
+    y = feed_forward_stage(part.pixels, *w, *form)
     out.copy_(y[:, :, top : top + out.shape[2], left : left + out.shape[3]])

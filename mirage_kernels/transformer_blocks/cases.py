@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from mirage_kernels._runtime.cases import Operator, Shape
 from mirage_kernels.feed_forward_stage import cases as feed_forward
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.feed_forward_stage.weights import OF_MIRAGE, FeedForwardWeights
 from mirage_kernels.mixer_stage import cases as mixer
 from mirage_kernels.mixer_stage.weights import LEARNED
 from mirage_kernels.transformer_blocks.weights import BlockWeights
@@ -35,7 +35,7 @@ def flops(x: Shape, *weights: Any) -> int:
 CASES = (
     Operator(
         name="transformer_blocks",
-        arguments=("x", *LEARNED, *(f"feed_forward_{name}" for name in FeedForwardWeights._fields)),
+        arguments=("x", *LEARNED, *(f"feed_forward_{name}" for name in OF_MIRAGE)),
         make=make,
         shapes=mixer.EVAL.shapes,
         empty=mixer.EVAL.empty,

@@ -16,14 +16,14 @@ from mirage_kernels._runtime.flops import register_flops
 from mirage_kernels._runtime.library import Implementations, define
 from mirage_kernels.feed_forward_stage import cases as feed_forward_cases
 from mirage_kernels.feed_forward_stage import op as feed_forward_op
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, Form
 from mirage_kernels.mixer_stage import cases as mixer_cases
 from mirage_kernels.mixer_stage import op as mixer_op
 from mirage_kernels.mixer_stage.weights import MixerWeights
 from mirage_kernels.transformer_blocks import cpp
 from mirage_kernels.transformer_blocks.cases import CASES
 from mirage_kernels.transformer_blocks.reference import transformer_blocks as reference
-from mirage_kernels.transformer_blocks.weights import EPS, WEIGHTS, BlockWeights, PackedBlocks, halves
+from mirage_kernels.transformer_blocks.weights import EPS, WEIGHTS, BlockWeights, PackedBlocks, halves, of_mirage
 
 _implementations = Implementations(__package__)
 
@@ -77,7 +77,7 @@ def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         mixer, feed_forward = halves(weights, i)
         norm1_eps, bn_eps, norm2_eps = eps[EPS * i : EPS * (i + 1)]
         y = mixer_op.mixer_stage(y, MixerWeights(*mixer), None, False, norm1_eps, bn_eps).y
-        y = feed_forward_op.feed_forward_stage(y, *feed_forward, norm2_eps)
+        y = feed_forward_op.feed_forward_stage(y, *FeedForwardWeights(*feed_forward), norm2_eps)
     return _composite.laid_out_like(y, x)
 
 
@@ -88,7 +88,7 @@ def _packed(blocks: Sequence[BlockWeights]) -> tuple[list[Tensor], list[float]]:
     eps: list[float] = []
     for mixer, feed_forward, *of_block in blocks:
         weights += mixer
-        weights += feed_forward
+        weights += of_mirage(feed_forward)
         eps += of_block
     return weights, eps
 
@@ -132,10 +132,15 @@ def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: s
     for i in range(len(eps) // EPS):
         mixer, feed_forward = halves(weights, i)
         y = mixer_op._forward(y, *mixer, None, False, eps[3 * i], eps[3 * i + 1], impl)[0]
-        y = feed_forward_op._forward(y, *feed_forward, eps[3 * i + 2], False, impl)[0]
+        y = feed_forward_op._forward(y, *_of_stage(feed_forward, eps[3 * i + 2]), False, impl)[0]
     by_itself = dispatch.automatic(x)
     dispatch.record("transformer_blocks", "composite" if by_itself == "torch" else by_itself)
     return y
+
+
+def _of_stage(weights: Sequence[Tensor], eps: float) -> tuple[Any, ...]:
+    """What the operator of the second stage takes of MIRAGE's weights."""
+    return *FeedForwardWeights(*weights), *Form(eps)
 
 
 def _halves_in_turn(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
@@ -144,7 +149,7 @@ def _halves_in_turn(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], 
     for i in range(len(eps) // EPS):
         mixer, feed_forward = halves(weights, i)
         y = mixer_op._forward_op(y, *mixer, None, False, eps[3 * i], eps[3 * i + 1], impl)[0]
-        y = feed_forward_op._forward_op(y, *feed_forward, eps[3 * i + 2], False, impl)[0]
+        y = feed_forward_op._forward_op(y, *_of_stage(feed_forward, eps[3 * i + 2]), False, impl)[0]
     return y
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.feed_forward_stage.weights import CONVOLUTION_BIASES, OF_MIRAGE, FeedForwardWeights
 from mirage_kernels.mixer_stage.weights import MixerWeights
 
 
@@ -22,8 +22,8 @@ class BlockWeights(NamedTuple):
 
 
 _MIXER = len(MixerWeights._fields)
-WEIGHTS = _MIXER + len(FeedForwardWeights._fields)
-"""How many tensors a block has."""
+WEIGHTS = _MIXER + len(OF_MIRAGE)
+"""How many tensors a block has: of the feed-forward weights those of MIRAGE, without biases of convolutions."""
 EPS = 3
 
 
@@ -33,12 +33,27 @@ def halves(weights: Sequence[Any], i: int) -> tuple[Sequence[Any], Sequence[Any]
     return weights[first : first + _MIXER], weights[first + _MIXER : first + WEIGHTS]
 
 
+def of_mirage(weights: FeedForwardWeights) -> list[Tensor]:
+    """The tensors of a block's feed-forward network.
+
+    Raises:
+        ValueError: it lacks the norm's bias or has another.
+    """
+    if weights.norm_bias is None:
+        raise ValueError("norm_bias: expected a tensor, got None")
+    for name in CONVOLUTION_BIASES:
+        if getattr(weights, name) is not None:
+            raise ValueError(f"{name}: expected None, since blocks of MIRAGE have no such bias")
+    return [weights.norm_weight, weights.norm_bias, weights.project_in, weights.dwconv, weights.project_out]
+
+
 class PackedBlocks(Sequence[BlockWeights]):
     """The weights of blocks one after the other, as the operator takes them: in a loop over small images it takes time
     to put each block's into tuples and out again.
 
     Attributes:
-        weights: tensors of each block in the order of the fields of `MixerWeights` and `FeedForwardWeights`.
+        weights: tensors of each block in the order of the fields of `MixerWeights` and the first five of
+            `FeedForwardWeights`.
         eps: of each block `norm1_eps`, `bn_eps` and `norm2_eps`.
     """
 

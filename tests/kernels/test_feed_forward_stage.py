@@ -21,11 +21,10 @@ from harness import (
 
 import mirage_kernels
 from mirage_kernels import feed_forward_stage
-from mirage_kernels.channel_layer_norm import reference as channel_layer_norm
+from mirage_kernels._runtime.norms import channel_norm
 from mirage_kernels.feed_forward_stage import cases, reference
-from mirage_kernels.gated_depthwise_ffn import reference as gated_depthwise_ffn
 
-(OPERATOR,) = cases.CASES
+OPERATOR = cases.MIRAGE
 _, *NAMES = OPERATOR.arguments
 IMPLEMENTATIONS = StageTests.implementations
 
@@ -35,28 +34,63 @@ def arguments(shape, dtype=torch.float32, device="cpu", ratio=2):
     return [t.to(device, dtype).requires_grad_() for t in tensors]
 
 
-def terms(inputs, grad_output):
-    """The gradients of the layer norm's weights are sums over every pixel that may cancel; their terms."""
-    x, norm_weight, norm_bias, *weights = (t.detach() for t in inputs)
-    normal = channel_layer_norm(x, torch.ones_like(norm_weight), torch.zeros_like(norm_bias))
-    scaled = (normal * norm_weight.view(1, -1, 1, 1) + norm_bias.view(1, -1, 1, 1)).requires_grad_()
-    project_in, dwconv, project_out = weights
-    y = F.conv2d(gated_depthwise_ffn(F.conv2d(scaled, project_in), dwconv), project_out)
-    (grad,) = torch.autograd.grad(y, scaled, grad_output)
-    return {"grad_norm_weight": grad * normal, "grad_norm_bias": grad}
+def terms_of(operator, norm, activation):
+    """The gradients of the norm's weights and of biases are sums over every pixel that may cancel; their terms."""
+
+    def terms(inputs, grad_output):
+        x, *tensors = (t.detach() for t in inputs)
+        w = cases.of_names(operator.arguments[1:], tuple(tensors))
+        normal = channel_norm(x, torch.ones_like(w.norm_weight), None, 1e-5, norm)
+        bias = 0 if w.norm_bias is None else w.norm_bias.view(1, -1, 1, 1)
+        scaled = (normal * w.norm_weight.view(1, -1, 1, 1) + bias).requires_grad_()
+        hidden = F.conv2d(scaled, w.project_in, w.project_in_bias)
+        activated = F.gelu(hidden) if activation == "gelu" else hidden
+        mixed = F.conv2d(activated, w.dwconv, w.dwconv_bias, padding=1, groups=hidden.shape[1])
+        first, second = mixed.chunk(2, 1)
+        y = F.conv2d(F.gelu(first) * second, w.project_out, w.project_out_bias)
+        grad, grad_hidden, grad_mixed = torch.autograd.grad(y, (scaled, hidden, mixed), grad_output)
+        return {
+            "grad_norm_weight": grad * normal,
+            "grad_norm_bias": grad,
+            "grad_project_in_bias": grad_hidden,
+            "grad_dwconv_bias": grad_mixed,
+            "grad_project_out_bias": grad_output,
+        }
+
+    return staticmethod(terms)
 
 
-class TestFeedForwardStage(StageTests):
-    operator = OPERATOR
-    terms = terms
-
+class FeedForwardTests(StageTests):
     @pytest.mark.parametrize("wide", [(1, 24, 33, 47), (3, 30, 8, 8), (1, 50, 13, 90)], ids=str)
     @pytest.mark.parametrize("name", ["cpp", "composite", "cuda_alone"])
     def test_wide(self, name, wide):
+        if name not in self.implementations:
+            pytest.skip("runs as the composite does")
         require(name)
         with forced(name):
             for dtype in (torch.float32, torch.bfloat16):
                 self.compare(self.operator.inputs(wide, dtype), name)
+
+
+class TestFeedForwardStage(FeedForwardTests):
+    operator = OPERATOR
+    terms = terms_of(OPERATOR, "centred", "gelu")
+
+
+class TestBiasFree(FeedForwardTests):
+    """A norm that does not centre, no GELU after project_in, and odd numbers of hidden pairs."""
+
+    operator = cases.BIAS_FREE
+    terms = terms_of(operator, "uncentred", "none")
+    implementations = ("cpp", "composite")
+
+
+class TestBiased(FeedForwardTests):
+    """All convolutions with biases: the hidden tensor is not zero at the edge of a plane, and zero outside."""
+
+    operator = cases.BIASED
+    terms = terms_of(operator, "centred", "none")
+    implementations = ("cpp", "composite")
 
 
 @pytest.mark.skipif(ON_GPU, reason="all tests run Triton on this GPU")
@@ -168,6 +202,56 @@ def test_second_derivatives_of_the_reference():
     assert tensors[3].grad.norm() > 0
 
 
+FORMS = [(norm, activation) for norm in ("centred", "uncentred") for activation in ("gelu", "none")]
+
+
+@pytest.mark.parametrize(("norm", "activation"), FORMS)
+@pytest.mark.parametrize("keep_hidden", [False, True])
+def test_every_form_with_each_bias(norm, activation, keep_hidden, impl):
+    """Values and gradients, in float64 where there is such a kernel."""
+    dtype = torch.float32 if impl in ON_GPUS else torch.float64
+    generator = torch.Generator().manual_seed(1)
+    every = cases.make((2, 5, 9, 11), generator, 2.6, cases.FeedForwardWeights._fields)
+    for absent in ((), ("norm_bias",), ("project_in_bias",), ("dwconv_bias", "project_out_bias")):
+        x, *weights = (t.to(device_of(impl), dtype).requires_grad_() for t in every)
+        named = dict(zip(cases.FeedForwardWeights._fields, weights, strict=True))
+        tensors = [x, *(t for name, t in named.items() if name not in absent)]
+        w = cases.FeedForwardWeights(**{**named, **dict.fromkeys(absent)})
+        expected = reference(x, *w, norm=norm, activation=activation)
+        value = feed_forward_stage(x, *w, keep_hidden=keep_hidden, norm=norm, activation=activation)
+        limit = 1e-12 if dtype == torch.float64 else 1e-5
+        assert relative_error(value, expected) < limit
+        grads = torch.autograd.grad(expected.square().sum(), tensors)
+        for found, exact in zip(torch.autograd.grad(value.square().sum(), tensors), grads, strict=True):
+            assert relative_error(found, exact) < limit
+
+
+@pytest.mark.parametrize("sizes", [(48, 127), (30, 255), (20, 1021)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_odd_numbers_of_hidden_pairs(sizes, dtype):
+    require("cpp")
+    channels, pairs = sizes
+    generator = torch.Generator().manual_seed(2)
+    tensors = cases.make((1, channels, 37, 41), generator, pairs / channels, cases.FeedForwardWeights._fields)
+    x, *weights = (t.to(dtype) for t in tensors)
+    assert weights[2].shape[0] == 2 * pairs
+    options = {"norm": "uncentred", "activation": "none"}
+    truth = reference(x.double(), *(t.double() for t in weights), **options)
+    with mirage_kernels.use("cpp"), torch.inference_mode():
+        value, eager = feed_forward_stage(x, *weights, **options), reference(x, *weights, **options)
+    factor = 2 if dtype == torch.float32 else ROUNDING_NOISE
+    assert relative_error(value, truth) <= max(factor * relative_error(eager, truth), unavoidable(truth, dtype))
+
+
+def test_kernels_for_gpus_say_what_they_lack():
+    require("cuda")
+    tensors = [t.detach().float() for t in cases.BIASED.inputs((1, 6, 5, 7), torch.float32)]
+    with forced("cuda"):
+        cases.BIASED.public(*tensors)
+        assert mirage_kernels.last_used("feed_forward_stage") != "cuda"
+        assert mirage_kernels.why_not("feed_forward_stage")["cuda"] == "its kernels have a GELU after project_in"
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_near(poison):
     """A pixel reaches its own 3x3 neighbourhood and no further."""
@@ -189,6 +273,15 @@ def test_errors_name_the_argument():
     for name in NAMES:
         with pytest.raises(ValueError, match=f"{name}: expected shape"):
             call(**{name: tensors[name][:-1]})
+    for name, size in (("project_in_bias", 24), ("dwconv_bias", 24), ("project_out_bias", 6)):
+        with pytest.raises(ValueError, match=rf"{name}: expected shape \[{size}\]"):
+            call(**{name: torch.ones(5)})
+    with pytest.raises(TypeError, match="project_out: expected a tensor, got NoneType"):
+        call(project_out=None)
+    with pytest.raises(ValueError, match="norm: expected one of 'centred', 'uncentred', got 'rms'"):
+        call(norm="rms")
+    with pytest.raises(ValueError, match="activation: expected one of 'gelu', 'none', got 'relu'"):
+        call(activation="relu")
     with pytest.raises(TypeError, match="project_in: expected float32, float64, float16 or bfloat16, got torch.int64"):
         call(project_in=tensors["project_in"].long())
     with pytest.raises(ValueError, match="dwconv: expected a tensor on cpu like x, got meta"):

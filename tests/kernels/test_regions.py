@@ -140,7 +140,7 @@ def test_cells_have_matrices_of_their_own(impl):
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_feed_forward_in_strips(impl, shape, dtype):
     x, weights, exact, exact_weights = feed_forward_case(shape, dtype)
-    truth, width = feed_forward_reference(exact, *exact_weights, 1e-5), x.shape[3]
+    truth, width = feed_forward_reference(exact, *exact_weights, eps=1e-5), x.shape[3]
     for rows in {1, 3, shape[2]}:
         strips = [(first, min(first + rows, shape[2])) for first in range(0, shape[2], rows)]
         done = []
@@ -148,6 +148,19 @@ def test_feed_forward_in_strips(impl, shape, dtype):
             window, where = part(x, *strip, 1)
             done.append(regions.feed_forward_stage_region(window, weights, where, strip, (0, width)))
         assert relative_error(torch.cat(done, 2), truth) < TOLERANCES[dtype], rows
+
+
+@pytest.mark.parametrize("norm", ["centred", "uncentred"])
+def test_feed_forward_of_other_forms_in_strips(impl, norm):
+    """Biases of convolutions and no GELU: where a strip ends the map goes on, and the hidden tensor is not zero."""
+    generator, names = torch.Generator().manual_seed(3), FeedForwardWeights._fields
+    x, *tensors = feed_forward_cases.make((1, 5, 17, 9), generator, 2.6, names)
+    weights, form = FeedForwardWeights(*tensors), {"norm": norm, "activation": "none"}
+    done = []
+    for strip in ((0, 4), (4, 11), (11, 17)):
+        window, where = part(x, *strip, 1)
+        done.append(regions.feed_forward_stage_region(window, weights, where, strip, (0, 9), **form))
+    assert relative_error(torch.cat(done, 2), feed_forward_reference(x, *weights, **form)) < 1e-13
 
 
 def test_nan_stays_where_it_is(impl):
@@ -213,11 +226,11 @@ def test_the_library_checks_what_it_is_given():
     """A call past the public functions cannot read outside a tensor either."""
     require("cpp")
     from mirage_kernels._runtime.library import native, to_dlpack
-    from mirage_kernels.regions import cpp
+    from mirage_kernels._runtime.weights import capsules
     from mirage_kernels.regions.checks import sums_of
 
     x, weights, *_ = mixer_case((1, 12, 14, 11, 2))
-    found, w = torch.empty(1, 1, 1, sums_of(weights), dtype=torch.float64), cpp._capsules(weights)
+    found, w = torch.empty(1, 1, 1, sums_of(weights), dtype=torch.float64), capsules(weights)
     for window, rows, match in (
         ([14, 11, 1, 0], [1, 14], "x: expected a window"),
         ([14, 11, -1, 0], [0, 13], "x: expected a window"),

@@ -50,7 +50,7 @@ def transformer_block(x, mixer, feed_forward, *eps):
 def halves(x, *blocks):
     for mixer, feed_forward, norm1_eps, bn_eps, norm2_eps in blocks:
         x = mixer_stage(x, mixer, norm_eps=norm1_eps, bn_eps=bn_eps).y
-        x = feed_forward_stage(x, *feed_forward, norm2_eps)
+        x = feed_forward_stage(x, *feed_forward, eps=norm2_eps)
     return x
 
 

@@ -3,6 +3,7 @@
 import copy
 
 import lookalike
+import lookalike_restormer
 import pytest
 import torch
 from harness import operators, require
@@ -20,6 +21,9 @@ FOREIGN = {
     mirage.fast.GatedCNNBlock: lambda: lookalike.Gated(DIM),
     mirage.fast.Attention: lambda: lookalike.Mixer(DIM, HEADS),
     mirage.fast.FeedForward: lambda: lookalike.FFN(DIM),
+    mirage.fast.RestormerBlock: lambda: lookalike_restormer.Block(DIM),
+    mirage.fast.BiasFreeLayerNorm: lambda: lookalike_restormer.Norm(DIM, bias=False, centred=False),
+    mirage.fast.GatedFeedForward: lambda: lookalike_restormer.FeedForward(DIM),
 }
 
 

@@ -49,9 +49,8 @@ void run(const Tensor& x, const BlockWeights& block, const Tensor& y) {
     if (branch_scale.dtype == DType::f64) branch_scale.as<double>()[b] = 1;
     else branch_scale.as<float>()[b] = 1;
   }
-  const FeedForwardWeights& f = block.feed_forward;
   mixer_stage(x, block.mixer, branch_scale, {false, block.norm1_eps, block.bn_eps}, statistics, y);
-  feed_forward_stage(y, f.norm_weight, f.norm_bias, block.norm2_eps, f.project_in, f.dwconv, f.project_out, y);
+  feed_forward_stage(y, block.feed_forward, {block.norm2_eps}, y);
 }
 
 }  // namespace
@@ -60,8 +59,7 @@ void transformer_blocks(const Tensor& x, const BlockWeights* blocks, int64_t cou
   if (count < 1) fail("blocks", "at least one", std::to_string(count));
   if (x.data == y.data && x.numel() != 0) fail("y", "memory other than that of x", "the same");
   for (int64_t i = 0; i < count; ++i) {
-    const FeedForwardWeights& f = blocks[i].feed_forward;
-    check_feed_forward_stage(x, f);
+    check_feed_forward_stage_of_mirage(x, blocks[i].feed_forward);
     heads_of(x, blocks[i].mixer);
   }
   if (count == 1) return run(x, blocks[0], y);

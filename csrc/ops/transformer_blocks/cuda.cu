@@ -96,8 +96,7 @@ void transformer_blocks(const Tensor& x, const BlockWeights* blocks, int64_t cou
   check_ndim("x", x, 4);
   if (x.data == y.data && x.numel() != 0) fail("y", "memory other than that of x", "the same");
   for (int64_t i = 0; i < count; ++i) {
-    const FeedForwardWeights& f = blocks[i].feed_forward;
-    check_feed_forward_stage(x, f.norm_weight, f.norm_bias, f.project_in, f.dwconv, f.project_out);
+    check_feed_forward_stage_of_mirage(x, blocks[i].feed_forward);
   }
   const std::string problem = transformer_blocks_problem(x, blocks, count, options);
   if (!problem.empty()) fail("x", "what the CUDA kernels of transformer_blocks take", problem);

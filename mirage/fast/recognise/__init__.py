@@ -13,15 +13,17 @@ description answers three questions:
 
 To add a kind of block:
 
-1. Describe it beside `mirage_block.py`: one `Pattern` for each class that becomes a fast one, made of the parts in
-   `parts.py`, and a `Stage` for each operator, whose fields name what the operator takes of the children.
-2. Give it a fast class (as in `mirage.fast.block`) whose forward asks the stages. `stages` are read by `summary`, and a
-   `matcher`, where one operator runs all of them, lets `BlockSequence` run blocks together.
+1. Describe it beside `mirage_block.py` and `restormer_block.py`: one `Pattern` for each class that becomes a fast one,
+   made of the parts in `parts.py`, and a `Stage` for each operator, whose fields name what the operator takes of the
+   children (`FirstOf` of several where children may be of several kinds, such as norms).
+2. Give it a fast class (as in `mirage.fast.block`) that runs its `halves`, each a `Half`: names of its children, the
+   stage, and what runs the operator. `stages` are read by `summary`, and a `matcher`, where one operator runs all of
+   them, lets `BlockSequence` run blocks together.
 3. List the classes in `kinds.KINDS`.
 
 Nothing else names a kind of block: neither the C++ library nor `accelerate` and `summary`.
 
 The files, each on top of those before it: `pattern` (what can be said of a module), `parts` (convolutions, activations
-and other modules of PyTorch), `stage` (patterns as the forward asks them), `mirage_block` (the block of MIRAGE),
-`kinds` (which modules of a model are of which kind).
+and other modules of PyTorch), `stage` (patterns as the forward asks them), `mirage_block` and `restormer_block` (their
+blocks), `kinds` (which modules of a model are of which kind).
 """

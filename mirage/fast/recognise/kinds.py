@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from mirage import blocks, model
 from mirage.fast import modules as fast
-from mirage.fast.block import BlockSequence, TransformerBlock
-from mirage.fast.recognise import mirage_block
+from mirage.fast.block import BlockSequence, RestormerBlock, TransformerBlock
+from mirage.fast.recognise import mirage_block, restormer_block
 from mirage.fast.recognise.parts import is_dense_convolution
 from mirage.fast.recognise.pattern import HOOKS, Pattern
+from mirage.networks import restormer
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Kind:
     """A kind of module: what gives it away, what it must be like, and what replaces it.
 
     Modules of the class `reference` are of this kind where `applies` holds, modules of other classes where they have
-    the children and tensors of the `pattern` (or the attributes `known_by`). What is `common` is found in any network:
-    it is of its kind only outside modules of other kinds, and does not make a model one of MIRAGE's. A kind that does
+    the children and tensors of the `pattern` (or the attributes `known_by`) and none of those that the kind is
+    `known_without`; None is no attribute. What is `common` is found in any network: it is of its kind only outside
+    modules of other kinds, and does not make a model one of MIRAGE's. A kind that does
     not `enclose` leaves what is in its modules to be found as if it were not there. `channels`: of the image on which
     two classes are compared.
     """
@@ -40,6 +42,7 @@ class Kind:
     channels: Callable[[Any], int]
     pattern: Pattern | None = None
     known_by: tuple[str, ...] = ()
+    known_without: tuple[str, ...] = ()
     applies: Callable[[Any], bool] = lambda m: True
     common: bool = False
     enclose: bool = True
@@ -47,6 +50,8 @@ class Kind:
     def gives_itself_away(self, module: nn.Module) -> bool:
         """Whether a module of any class has the names of this kind."""
         if self.pattern is None:
+            return False
+        if any(_has(module, name) for name in self.known_without):
             return False
         if self.known_by:
             return all(_has(module, name) for name in self.known_by)
@@ -56,9 +61,9 @@ class Kind:
 
 def _has(module: Any, path: str) -> bool:
     for name in path.split("."):
-        if not hasattr(module, name):
+        module = getattr(module, name, None)
+        if module is None:
             return False
-        module = getattr(module, name)
     return True
 
 
@@ -72,6 +77,15 @@ def _is_of_blocks(m: nn.Sequential) -> bool:
 
 
 KINDS = (
+    Kind(
+        restormer.RestormerBlock,
+        RestormerBlock,
+        _block_channels,
+        restormer_block.BLOCK,
+        known_by=("norm1", "norm2", "attn.temperature", "attn.qkv", "attn.qkv_dwconv", "ffn.project_in", "ffn.dwconv"),
+        known_without=("attn.gatedcnn", "ffn.act"),
+        enclose=False,
+    ),
     Kind(blocks.TransformerBlock, TransformerBlock, _block_channels, mirage_block.BLOCK),
     # Down- and upsampling keep their layers in a `body` too, which has no weight.
     Kind(
@@ -79,11 +93,26 @@ KINDS = (
         fast.LayerNorm,
         lambda m: m.body.weight.shape[0],
         mirage_block.NORM,
+        known_by=("body.weight", "body.bias"),
+    ),
+    Kind(
+        restormer.BiasFreeLayerNorm,
+        fast.BiasFreeLayerNorm,
+        lambda m: m.body.weight.shape[0],
+        restormer_block.BIAS_FREE_NORM,
         known_by=("body.weight",),
+        known_without=("body.bias",),
     ),
     Kind(blocks.GatedCNNBlock, fast.GatedCNNBlock, lambda m: m.norm.num_features, mirage_block.GATED_CNN),
     Kind(blocks.Attention, fast.Attention, lambda m: m.project_out.in_channels, mirage_block.ATTENTION),
     Kind(blocks.FeedForward, fast.FeedForward, lambda m: m.project_in.in_channels, mirage_block.FEED_FORWARD),
+    Kind(
+        restormer.GatedFeedForward,
+        fast.GatedFeedForward,
+        lambda m: m.project_in.in_channels,
+        restormer_block.FEED_FORWARD,
+        known_without=("act",),
+    ),
     # Nothing gives these away: only the reference's own class counts.
     Kind(blocks.SPDCovariance, fast.SPDCovariance, lambda m: 0),
     Kind(model.MIRAGE, fast.MIRAGE, lambda m: m.config["in_channels"], enclose=False),

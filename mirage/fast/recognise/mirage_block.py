@@ -91,8 +91,9 @@ MIXER_STAGE = Stage(
 FEED_FORWARD_STAGE = Stage(
     "feed_forward_stage",
     {"norm2": NORM, "ffn": FEED_FORWARD},
-    weights=mirage_kernels.FeedForwardWeights._fields,
+    weights=mirage_kernels.FeedForwardWeights._fields[:5],  # convolutions have no biases
     numbers=("norm_eps",),
+    fixed=("centred", "gelu"),
 )
 STAGES = (MIXER_STAGE, FEED_FORWARD_STAGE)
 BLOCK = Pattern(children={"norm1": NORM, "attn": ATTENTION, "norm2": NORM, "ffn": FEED_FORWARD})

@@ -9,28 +9,40 @@ from mirage.fast.recognise.pattern import Held, Pattern, Setting, Size
 
 
 def convolution(
-    field: str, inputs: Size, outputs: Size, *, size: int = 1, kind: type[nn.Module] = nn.Conv2d
+    field: str,
+    inputs: Size,
+    outputs: Size,
+    *,
+    size: int = 1,
+    kind: type[nn.Module] = nn.Conv2d,
+    bias: str | None = None,
 ) -> Pattern:
-    """The bias-free, stride-1, zero-padded convolution of all channels that keeps the size of the image."""
+    """The stride-1, zero-padded convolution of all channels that keeps the size of the image; without a bias, or with
+    the field `bias` for one that may be there."""
     return Pattern(
         kind,
         sizes={"in_channels": inputs, "out_channels": outputs},
         settings={"groups": (1,), **_same_size(size, 1 if kind is nn.Conv1d else 2)},
-        tensors={"weight": Held(field)},
-        absent=("bias",),
+        tensors=_weights(field, bias),
+        absent=("bias",) if bias is None else (),
     )
 
 
-def depthwise(field: str, channels: Size, *, size: int = 3) -> Pattern:
+def depthwise(field: str, channels: Size, *, size: int = 3, bias: str | None = None) -> Pattern:
     """As `convolution`, of each channel for itself."""
     return Pattern(
         nn.Conv2d,
         sizes={"in_channels": channels, "out_channels": channels, "groups": channels},
         settings=_same_size(size, 2),
         same=("groups", "out_channels"),
-        tensors={"weight": Held(field)},
-        absent=("bias",),
+        tensors=_weights(field, bias),
+        absent=("bias",) if bias is None else (),
     )
+
+
+def _weights(field: str, bias: str | None) -> dict[str, Held]:
+    held = {"weight": Held(field)}
+    return held if bias is None else {**held, "bias": Held(bias, optional=True)}
 
 
 def _same_size(size: int, dims: int) -> dict[str, tuple[object, ...]]:

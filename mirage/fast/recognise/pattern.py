@@ -23,11 +23,13 @@ Size = int | str | tuple[int, str]
 @dataclass(frozen=True)
 class Held:
     """A parameter or buffer that has to be there: the `field` as which it is handed out, and its shape, which is a
-    matter of structure (None where sizes of the module tell it)."""
+    matter of structure (None where sizes of the module tell it). `optional`: it may be None or not there, and is handed
+    out as None then."""
 
     field: str
     shape: tuple[Size, ...] | None = None
     buffer: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Pattern:
             found.append(module)
         for name, held in self.tensors.items():
             tensor = state["_buffers" if held.buffer else "_parameters"].get(name)
-            if tensor is None:
+            if tensor is None and not held.optional:
                 return _of(path, self.says.get(name, f"has no {name}"))
             found.append(tensor)
         for name, setting in self.takes.items():

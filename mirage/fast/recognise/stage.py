@@ -9,6 +9,7 @@ while compiling, Python asks the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +19,16 @@ from torch import Tensor, nn
 from mirage.fast.recognise.pattern import Pattern
 from mirage_kernels._runtime import dispatch
 
+OPTIONAL = "optional"
+"""Marks a tensor that may not be there, where the C++ library takes what a missing setting is."""
+
 
 def _native(pattern: Pattern) -> Any:
     """The pattern as the C++ library asks it: what concerns structure alone is left out."""
     native = dispatch.native.ModulePattern
     slots: list[tuple[str, str, Any]] = [] if pattern.itself is None else [(native.ITSELF, "", None)]
-    slots += [("_buffers" if h.buffer else "_parameters", name, None) for name, h in pattern.tensors.items()]
+    for name, held in pattern.tensors.items():
+        slots.append(("_buffers" if held.buffer else "_parameters", name, OPTIONAL if held.optional else None))
     slots += [(native.SETTING, name, setting.default) for name, setting in pattern.takes.items()]
     return native(
         type=pattern.kind,
@@ -53,6 +58,7 @@ class Stage:
         weights: Fields of the children that the operator takes as weights, in its order.
         numbers: Fields that it takes as numbers.
         others: Fields that whoever calls the operator needs besides.
+        fixed: What follows from there being a match: handed out after all fields.
     """
 
     def __init__(
@@ -62,8 +68,9 @@ class Stage:
         weights: Sequence[str],
         numbers: Sequence[str],
         others: Sequence[str] = (),
+        fixed: tuple[Any, ...] = (),
     ) -> None:
-        self.operator = operator
+        self.operator, self.fixed = operator, fixed
         self.pattern = Pattern(children=children)
         self.weights, self.numbers = tuple(weights), tuple(numbers)
         fields = list(self.pattern.fields())
@@ -71,16 +78,17 @@ class Stage:
         self._tensors, self._known = len(self.weights), len(self.weights) + len(self.numbers)
 
     def match(self, block: nn.Module, inference: bool = False) -> tuple[Any, ...] | None:
-        """Weights, numbers and others, in order; None where the children have to be called.
+        """Weights, numbers and others, in order, and what is fixed; None where the children have to be called.
 
         `inference`: also where what they compute depends on the batch.
         """
         if _asked_in_cpp():
-            return self.native.match(block, inference)
+            matched: tuple[Any, ...] | None = self.native.match(block, inference)
+            return matched if matched is None else matched + self.fixed
         found: list[Any] = []
         if self.pattern.contents_problem(block, found, inference):
             return None
-        return tuple([found[i] for i in self.order])
+        return tuple([found[i] for i in self.order]) + self.fixed
 
     def problem(self, block: nn.Module) -> str:
         """Why `match` finds nothing; empty where it does."""
@@ -89,6 +97,49 @@ class Stage:
     @cached_property
     def native(self) -> Any:
         return dispatch.native.StagePattern(_native(self.pattern), self.order, self._tensors, self._known)
+
+
+class FirstOf:
+    """Stages of one operator for children of several kinds: the first that matches."""
+
+    def __init__(self, *stages: Stage) -> None:
+        self.stages, self.operator = stages, stages[0].operator
+
+    def match(self, block: nn.Module, inference: bool = False) -> tuple[Any, ...] | None:
+        """See `Stage.match`."""
+        for stage in self.stages:
+            found = stage.match(block, inference)
+            if found is not None:
+                return found
+        return None
+
+    def problem(self, block: nn.Module) -> str:
+        """Why none matches, in the words of the first; empty where one does."""
+        problems = [stage.problem(block) for stage in self.stages]
+        return "" if "" in problems else problems[0]
+
+
+@dataclass(frozen=True)
+class Half:
+    """Half a block, x + branch(norm(x)): how its operator is run, or its children where it does not match.
+
+    Attributes:
+        norm, branch: Names of the children.
+        stage: When an operator stands in for them, and what it takes. None as long as there is no such operator.
+        run: `run(block, x, found)` calls it; `found` as of `Stage.match`.
+    """
+
+    norm: str
+    branch: str
+    stage: Stage | FirstOf | None = None
+    run: Callable[[nn.Module, Tensor, tuple[Any, ...]], Tensor] | None = None
+
+    def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.stage is not None and self.run is not None:
+            found = self.stage.match(block)
+            if found is not None:
+                return self.run(block, x, found)
+        return x + getattr(block, self.branch)(getattr(block, self.norm)(x))
 
 
 class BlockMatcher:

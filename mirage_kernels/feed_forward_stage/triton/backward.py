@@ -45,7 +45,7 @@ from mirage_kernels._triton.tiles import (
 )
 from mirage_kernels.feed_forward_stage.triton.forward import Norm, expand
 from mirage_kernels.feed_forward_stage.triton.plan import most_pixels
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.feed_forward_stage.weights import OF_MIRAGE, FeedForwardWeights, Form
 
 
 @triton.jit
@@ -267,22 +267,13 @@ def norm_gradient_kernel(
     tl.store(p_partial + C, b_grad_b, mask=m_c)
 
 
-def backward(
-    grad_y: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_in: Tensor,
-    dwconv: Tensor,
-    project_out: Tensor,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """The gradients of x and of the five weights, each in its own dtype."""
-    weights = (norm_weight, norm_bias, project_in, dwconv, project_out)
+def backward(grad_y: Tensor, x: Tensor, of_stage: FeedForwardWeights, form: Form) -> tuple[Tensor, ...]:
+    """The gradients of x and of the weights that MIRAGE has, each in its own dtype."""
+    weights = of_stage[: len(OF_MIRAGE)]
     w = FeedForwardWeights(*(t.contiguous() for t in weights))
-    activated, norm = expand(x, w, eps, keep_norm=True)
+    activated, norm = expand(x, w, form.eps, keep_norm=True)
     grad_x, grads = _gradients(grad_y, x, w, activated, norm)
-    return grad_x, *(g.to(t.dtype).view(t.shape) for g, t in zip(grads, weights, strict=True))
+    return grad_x, *(g.to(t.dtype).view(t.shape) for g, t in zip(grads[: len(weights)], weights, strict=True))
 
 
 def _gradients(

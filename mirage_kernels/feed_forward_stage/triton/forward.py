@@ -29,7 +29,7 @@ from mirage_kernels._triton.launch import (
 )
 from mirage_kernels._triton.tiles import depthwise, image_tile_of, matrix, moments, normalised, precision
 from mirage_kernels.feed_forward_stage.triton.plan import contract_tile, expand_tile
-from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights
+from mirage_kernels.feed_forward_stage.weights import OF_MIRAGE, FeedForwardWeights, Form
 
 
 @triton.jit
@@ -146,17 +146,9 @@ class Norm(NamedTuple):
     rstd: Tensor
 
 
-def forward(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    project_in: Tensor,
-    dwconv: Tensor,
-    project_out: Tensor,
-    eps: float,
-) -> Tensor:
-    w = FeedForwardWeights(*(t.contiguous() for t in (norm_weight, norm_bias, project_in, dwconv, project_out)))
-    activated, _ = expand(x, w, eps)
+def forward(x: Tensor, of_stage: FeedForwardWeights, form: Form) -> Tensor:
+    w = FeedForwardWeights(*(t.contiguous() for t in of_stage[: len(OF_MIRAGE)]))
+    activated, _ = expand(x, w, form.eps)
     channels, (doubled, height, width) = x.shape[1], activated.shape[1:]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     tile, image = expand_tile(channels, is_exact(x.dtype)), contract_tile(x)

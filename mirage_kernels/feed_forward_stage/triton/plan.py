@@ -44,9 +44,11 @@ def most_pixels(block_c: int, exact: bool) -> int:
     return 64 if block_c <= (64 if exact else 128) else 32
 
 
-def forward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool) -> str:
+def forward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool, other: str = "") -> str:
     """Why the kernels do not take such a call: they hold a pixel's channels, and want about a program of the second
-    kernel for each multiprocessor."""
+    kernel for each multiprocessor. `other`: what `beyond_mirage` says of the stage."""
+    if other:
+        return other
     if keep_hidden:
         return "its kernels keep no hidden tensor from forward to backward"
     if x.shape[1] > MOST_CHANNELS:
@@ -56,8 +58,8 @@ def forward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool) -> str:
     return ""
 
 
-def backward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool) -> str:
-    problem = forward_problem(x, project_out, keep_hidden)
+def backward_problem(x: Tensor, project_out: Tensor, keep_hidden: bool, other: str = "") -> str:
+    problem = forward_problem(x, project_out, keep_hidden, other)
     if not problem and x.shape[1] > MOST_WITHOUT_TENSOR_CORES and is_exact(x.dtype):
         return f"without tensor cores its backward holds up to {MOST_WITHOUT_TENSOR_CORES} channels, not {x.shape[1]}"
     return problem

@@ -18,25 +18,51 @@ constexpr int kSideBySide = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;  // vectors at a 
 
 template <class P>
 struct Weights {
-  InAccumulator<Acc<P>> norm_weight, norm_bias, dwconv;
-  Acc<P> eps;
-  OperandMatrix<P> project_in, project_out;
+  using A = Acc<P>;
+
+  Weights(const FeedForwardWeights& w, const FeedForwardOptions& options)
+      : hidden(w.project_out.size[1]), eps(A(options.eps)), norm(options.norm), activation(options.activation),
+        with_input_bias(exists(w.project_in_bias)), with_output_bias(exists(w.project_out_bias)),
+        norm_weight(w.norm_weight), dwconv(w.dwconv), norm_bias(w.norm_bias, w.norm_weight.size[0]),
+        project_in_bias(w.project_in_bias, 2 * hidden), dwconv_bias(w.dwconv_bias, 2 * hidden),
+        project_out_bias(w.project_out_bias, w.norm_weight.size[0]), project_in(w.project_in),
+        project_out(w.project_out) {}
+
+  const int64_t hidden;  // pairs of channels
+  const A eps;
+  const NormKind norm;
+  const Activation activation;
+  const bool with_input_bias, with_output_bias;  // of project_in, of project_out
+  const InAccumulator<A> norm_weight, dwconv;
+  const VectorOrZeros<A> norm_bias, project_in_bias, dwconv_bias, project_out_bias;
+  const OperandMatrix<P> project_in, project_out;
+};
+
+// The taps of a pair's two depthwise kernels and their biases.
+template <class A>
+struct PairTaps {
+  Vec<A> a[9], b[9];
+  const A *a_bias, *b_bias;
 };
 
 // d1 = depthwise(h1), d2 = depthwise(h2), g = gelu(d1) * d2 for N vectors of one channel pair.
 template <class P, int N, class A>
-MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const Vec<A> (&a)[9], const Vec<A> (&b)[9],
-                                A* g) {
+MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const PairTaps<A>& taps, A* g) {
   constexpr int L = kLanes<A>;
-  Vec<A> d1[N] = {}, d2[N] = {};
+  Vec<A> d1[N], d2[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    d1[i] = splat(*taps.a_bias);
+    d2[i] = splat(*taps.b_bias);
+  }
 #pragma GCC unroll 3
   for (int ky = 0; ky < 3; ++ky) {
 #pragma GCC unroll 3
     for (int kx = 0; kx < 3; ++kx) {
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) {
-        d1[i] += load(h1 + ky * stride + kx + i * L) * a[ky * 3 + kx];
-        d2[i] += load(h2 + ky * stride + kx + i * L) * b[ky * 3 + kx];
+        d1[i] += load(h1 + ky * stride + kx + i * L) * taps.a[ky * 3 + kx];
+        d2[i] += load(h2 + ky * stride + kx + i * L) * taps.b[ky * 3 + kx];
       }
     }
   }
@@ -47,17 +73,24 @@ MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const 
 
 // Convolves and gates the pixels of a tile without its halo.
 template <class P, class A>
-MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const A* w1, const A* w2, const Tile& tile, A* g) {
+MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const Weights<P>& w, int64_t pair, const Tile& tile, A* g) {
   constexpr int L = kLanes<A>, N = kSideBySide;
-  Vec<A> a[9], b[9];
+  const A *w1 = w.dwconv + pair * 9, *w2 = w1 + w.hidden * 9, *bias = w.dwconv_bias + pair;
+  PairTaps<A> taps{{}, {}, bias, bias + w.hidden};
 #pragma GCC unroll 9
   for (int k = 0; k < 9; ++k) {
-    a[k] = splat(w1[k]);
-    b[k] = splat(w2[k]);
+    taps.a[k] = splat(w1[k]);
+    taps.b[k] = splat(w2[k]);
   }
   int64_t p = 0;
-  for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<P, N>(h1 + p, h2 + p, tile.stride, a, b, g + p);
-  for (; p < tile.inner_pixels; p += L) gate_vectors<P, 1>(h1 + p, h2 + p, tile.stride, a, b, g + p);
+  for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<P, N>(h1 + p, h2 + p, tile.stride, taps, g + p);
+  for (; p < tile.inner_pixels; p += L) gate_vectors<P, 1>(h1 + p, h2 + p, tile.stride, taps, g + p);
+}
+
+template <class V, int N, class A>
+MIRAGE_INLINE void add_to_each(V (&v)[N], A value) {
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) v[i] += value;
 }
 
 template <int N, class A>
@@ -68,13 +101,14 @@ MIRAGE_INLINE void gelu_vectors(A* at) {
   store_each(at, v);
 }
 
-// h = gelu(W n). Also stores W n, without the halo, to `planes`.
+// h = activation(W n + bias), bias null for none. Also stores W n + bias, without the halo, to `planes`.
 template <class T>
-void mix_and_keep(const Matrix<Operand<T>>& rows, int64_t channels, int64_t count, const Operand<T>* normed,
-                  int64_t outer, const Tile& tile, Span span, Acc<T>* h, T* planes) {
+void mix_and_keep(const Matrix<Operand<T>>& rows, const Acc<T>* bias, Activation activation, int64_t channels,
+                  int64_t count, const Operand<T>* normed, int64_t outer, const Tile& tile, Span span, Acc<T>* h,
+                  T* planes) {
   using A = Acc<T>;
   mix(rows, count, channels, normed + span.begin, outer, span.end - span.begin,
-      [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + span.begin + p, v); });
+      [&](int64_t m, int64_t p, Vec<A> v) { store(h + m * outer + span.begin + p, bias ? v + bias[m] : v); });
   for (int64_t m = 0; m < count; ++m) {
     A* const row = h + m * outer;
     for (int64_t r = 0; r < tile.rows; ++r) {
@@ -82,6 +116,7 @@ void mix_and_keep(const Matrix<Operand<T>>& rows, int64_t channels, int64_t coun
       if (m + 1 < count) prefetch_row_to_write(to + tile.height * tile.width, tile.columns);
       store_row(to, row + (r + tile.halo) * tile.stride + tile.halo, tile.columns);
     }
+    if (activation == Activation::none) continue;
     constexpr int64_t N = kSideBySide, L = kLanes<A>;
     int64_t p = span.begin;
     for (; p + N * L <= span.end; p += N * L) gelu_vectors<N>(row + p);
@@ -96,9 +131,9 @@ class Stage {
   using P = Operand<T>;
 
   // x and y are whole maps; of y the pixels of the region are written.
-  Stage(const Tensor& x, const Weights<P>& w, int64_t hidden, const Region& region, const Tensor& y, T* kept)
-      : x_(x), w_(w), region_(region), y_(y), kept_(kept), C_(x.size[1]), hidden_(hidden),
-        group_(hidden < kGroupPairs ? hidden : kGroupPairs),
+  Stage(const Tensor& x, const Weights<P>& w, const Region& region, const Tensor& y, T* kept)
+      : x_(x), w_(w), region_(region), y_(y), kept_(kept), C_(x.size[1]), hidden_(w.hidden),
+        group_(hidden_ < kGroupPairs ? hidden_ : kGroupPairs),
         tiling_(Tiling::choose<A>(region.rows, region.columns, 1, /*channels held=*/2 * C_ + 3 * kGroupPairs)),
         outer_(tiling_.outer_capacity<A>()), inner_(tiling_.inner_capacity<A>()) {}
 
@@ -128,7 +163,7 @@ class Stage {
       *out = g + group_ * inner_;
     const T* const px = x_.as<const T>() + sample * x_.stride[0];
     load_tile(px, x_, tile, C_, outer_, normed, around);
-    normalise_tile(normed, C_, outer_, tile, w_.norm_weight.get(), w_.norm_bias.get(), w_.eps);
+    normalise_tile(normed, C_, outer_, tile, w_.norm_weight.get(), w_.norm_bias.get(), w_.eps, w_.norm);
     const P* const in = operand_rows<P>(normed, C_, outer_, tile.outer_pixels, normed);
     const Span span = inside_plane<A>(tile, tile.halo);
     clear_around(span, tile.outer_pixels, 2 * group_, outer_, h1);
@@ -136,28 +171,41 @@ class Stage {
       const int64_t pairs = hidden_ - first < group_ ? hidden_ - first : group_;
       for (int half = 0; half < 2; ++half) project_in(sample, tile, span, in, first, half, pairs, half ? h2 : h1);
       for (int64_t i = 0; i < pairs; ++i) {
-        const A *w1 = w_.dwconv + (first + i) * 9, *w2 = w1 + hidden_ * 9;
-        gate_pair<P>(h1 + i * outer_, h2 + i * outer_, w1, w2, tile, g + i * inner_);
+        gate_pair<P>(h1 + i * outer_, h2 + i * outer_, w_, first + i, tile, g + i * inner_);
       }
       const P* const gated = operand_rows<P>(g, pairs, inner_, tile.inner_pixels, g);
-      mix_share(w_.project_out.at(0, first), C_, pairs, gated, inner_, tile.inner_pixels, first == 0, out);
+      project_out(first, pairs, gated, tile.inner_pixels, out);
     }
     add_tile(px, x_, tile, C_, inner_, out, y_.as<T>() + sample * y_.stride[0], y_, g);
   }
 
-  // h = gelu(project_in(in)) for `pairs` channels of one half, from channel `first` of it on.
+  // h = activation(project_in(in)) for `pairs` channels of one half, from channel `first` of it on.
   MIRAGE_INLINE void project_in(int64_t sample, const Tile& tile, Span span, const P* in, int64_t first, int half,
                                 int64_t pairs, A* h) const {
-    const Matrix<P> rows = w_.project_in.at(first + half * hidden_);
+    const int64_t row = first + half * hidden_;
+    const Matrix<P> rows = w_.project_in.at(row);
+    const A* const bias = w_.with_input_bias ? w_.project_in_bias + row : nullptr;
     if (kept_) {
-      T* const planes = kept_ + (sample * 2 * hidden_ + first + half * hidden_) * tile.height * tile.width;
-      return mix_and_keep(rows, C_, pairs, in, outer_, tile, span, h, planes);
+      T* const planes = kept_ + (sample * 2 * hidden_ + row) * tile.height * tile.width;
+      mix_and_keep(rows, bias, w_.activation, C_, pairs, in, outer_, tile, span, h, planes);
+    } else {
+      mix(rows, pairs, C_, in + span.begin, outer_, span.end - span.begin,
+          by_row([&](int64_t m, int64_t p, auto& v) {
+            if (bias) add_to_each(v, bias[m]);
+            if (w_.activation == Activation::gelu) gelu_between<P>(v);
+            store_each(h + m * outer_ + span.begin + p, v);
+          }));
     }
-    mix(rows, pairs, C_, in + span.begin, outer_, span.end - span.begin,
-        by_row([&](int64_t m, int64_t p, auto& v) {
-          gelu_between<P>(v);
-          store_each(h + m * outer_ + span.begin + p, v);
-        }));
+    if (bias) clear_outside(h, pairs, outer_, tile);
+  }
+
+  // out (+)= project_out(gated), for the pairs from `first` on.
+  MIRAGE_INLINE void project_out(int64_t first, int64_t pairs, const P* gated, int64_t pixels, A* out) const {
+    const Matrix<P> columns = w_.project_out.at(0, first);
+    if (first > 0 || !w_.with_output_bias) return mix_share(columns, C_, pairs, gated, inner_, pixels, first == 0, out);
+    mix(columns, C_, pairs, gated, inner_, pixels, [&](int64_t m, int64_t p, Vec<A> v) {
+      store(out + m * inner_ + p, v + w_.project_out_bias[m]);
+    });
   }
 
   const Tensor& x_;
@@ -172,15 +220,11 @@ class Stage {
 
 }  // namespace
 
-void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, double eps, const Region& region,
-                        const Tensor& y, const Tensor* hidden) {
+void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOptions& options,
+                        const Region& region, const Tensor& y, const Tensor* hidden) {
   MIRAGE_FOR_MAP_DTYPE(x.dtype, T, {
-    using A = Acc<T>;
-    using P = Operand<T>;
-    const Weights<P> w{InAccumulator<A>(weights.norm_weight), InAccumulator<A>(weights.norm_bias),
-                       InAccumulator<A>(weights.dwconv), A(eps), OperandMatrix<P>(weights.project_in),
-                       OperandMatrix<P>(weights.project_out)};
-    Stage<T>(x, w, weights.project_out.size[1], region, y, hidden ? hidden->as<T>() : nullptr).run();
+    const Weights<Operand<T>> w(weights, options);
+    Stage<T>(x, w, region, y, hidden ? hidden->as<T>() : nullptr).run();
   })
 }
 

@@ -12,10 +12,10 @@ struct Region { int64_t row, column, rows, columns; };
 
 // x and y are whole maps, of which only the region and, in x, its halo need be there. y is written in whole lines. Where it
 // is x, both are contiguous and the region is all of it.
-MIRAGE_DECLARE_KERNEL(void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, double eps,
-                                              const Region& region, const Tensor& y, const Tensor* hidden))
-MIRAGE_DECLARE_KERNEL(void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,
-                                                       const Tensor& norm_bias, double eps, const Tensor& project_in,
-                                                       const Tensor& dwconv, const Tensor& project_out,
-                                                       const Tensor* hidden, const Tensor& grad_x,
-                                                       const FeedForwardGradients& gradients))
+MIRAGE_DECLARE_KERNEL(void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights,
+                                              const FeedForwardOptions& options, const Region& region, const Tensor& y,
+                                              const Tensor* hidden))
+MIRAGE_DECLARE_KERNEL(void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x,
+                                                       const FeedForwardWeights& weights,
+                                                       const FeedForwardOptions& options, const Tensor* hidden,
+                                                       const Tensor& grad_x, const FeedForwardGradients& gradients))

@@ -16,23 +16,21 @@ void check_hidden(const Tensor& x, const Tensor& project_out, const Tensor* hidd
 
 }  // namespace
 
-void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
-                        const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out, const Tensor& y,
-                        const Tensor* hidden) {
-  check_feed_forward_stage(x, norm_weight, norm_bias, project_in, dwconv, project_out);
-  check_hidden(x, project_out, hidden);
+void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOptions& options,
+                        const Tensor& y, const Tensor* hidden) {
+  check_feed_forward_stage(x, weights);
+  check_hidden(x, weights.project_out, hidden);
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   if (x.numel() == 0) return;
   if (x.data == y.data) {
     check_dense("x, which is written over,", x, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   }
   using namespace cpu;
-  const FeedForwardWeights weights{norm_weight, norm_bias, project_in, dwconv, project_out};
-  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(x, weights, eps, {0, 0, x.size[2], x.size[3]}, y, hidden));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(x, weights, options, {0, 0, x.size[2], x.size[3]}, y, hidden));
 }
 
 void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
-                               const FeedForwardWeights& weights, double eps, const Tensor& y) {
+                               const FeedForwardWeights& weights, const FeedForwardOptions& options, const Tensor& y) {
   check_feed_forward_stage(x, weights);
   check_window(x, window);
   check_cuts("rows", rows, window.height, window.row, x.size[2], 1);
@@ -42,16 +40,14 @@ void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts
   using namespace cpu;
   const Tensor from = whole_map(x, window), to = whole_map(y, {window.height, window.width, rows.first(), columns.first()});
   const Region region{rows.first(), columns.first(), rows.length(), columns.length()};
-  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(from, weights, eps, region, to, nullptr));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(from, weights, options, region, to, nullptr));
 }
 
-void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Tensor& norm_weight,
-                                 const Tensor& norm_bias, double eps, const Tensor& project_in, const Tensor& dwconv,
-                                 const Tensor& project_out, const Tensor* hidden, const Tensor& grad_x,
+void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const FeedForwardWeights& weights,
+                                 const FeedForwardOptions& options, const Tensor* hidden, const Tensor& grad_x,
                                  const FeedForwardGradients& gradients) {
-  const FeedForwardWeights weights{norm_weight, norm_bias, project_in, dwconv, project_out};
   check_feed_forward_stage(x, weights);
-  check_hidden(x, project_out, hidden);
+  check_hidden(x, weights.project_out, hidden);
   check_feed_forward_stage_backward(grad_y, x, weights, grad_x, gradients);
   if (x.numel() == 0) {
     for (const auto& [name, gradient, weight] : feed_forward_gradients(weights, gradients)) {
@@ -60,8 +56,8 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
     return;
   }
   using namespace cpu;
-  MIRAGE_DISPATCH_ISA_OF(x.dtype, feed_forward_stage_backward(grad_y, x, norm_weight, norm_bias, eps, project_in,
-                                                              dwconv, project_out, hidden, grad_x, gradients));
+  MIRAGE_DISPATCH_ISA_OF(x.dtype,
+                         feed_forward_stage_backward(grad_y, x, weights, options, hidden, grad_x, gradients));
 }
 
 }  // namespace mirage

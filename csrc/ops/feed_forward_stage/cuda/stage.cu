@@ -91,7 +91,7 @@ void feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor
   if (!problem.empty()) fail("x", "what the CUDA kernel of feed_forward_stage takes", problem);
   const int64_t pairs = project_out.size[1];
   if (x.numel() != 0) check_workspace(options, feed_forward_stage_workspace(x, project_out, options));
-  const FeedForwardToPack stage{{norm_weight, norm_bias, project_in, dwconv, project_out}, options.workspace};
+  const FeedForwardToPack stage{{norm_weight, norm_bias, project_in, dwconv, project_out, {}, {}, {}}, options.workspace};
   pack_feed_forward(x, &stage, 1, options);
   Options rest = options;
   if (x.numel() != 0)

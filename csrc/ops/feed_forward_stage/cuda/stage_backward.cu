@@ -57,7 +57,7 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
                                  const Tensor& norm_bias, double eps, const Tensor& project_in, const Tensor& dwconv,
                                  const Tensor& project_out, const Tensor& grad_x,
                                  const FeedForwardGradients& gradients, const Options& options) {
-  const FeedForwardWeights weights{norm_weight, norm_bias, project_in, dwconv, project_out};
+  const FeedForwardWeights weights{norm_weight, norm_bias, project_in, dwconv, project_out, {}, {}, {}};
   check_feed_forward_stage(x, weights);
   check_feed_forward_stage_backward(grad_y, x, weights, grad_x, gradients);
   const std::string problem = feed_forward_stage_backward_problem(x, project_out, options);
@@ -65,7 +65,7 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Te
   if (!is_near(grad_y)) fail("grad_y", "rows and columns less than 2^25 elements apart", kFar);
   FeedForwardBackwardArguments p{};
   static_cast<FeedForwardArguments&>(p) =
-      feed_forward_weights(x, {norm_weight, norm_bias, project_in, dwconv, project_out});
+      feed_forward_weights(x, weights);
   p.x = x.data, p.grad_y = grad_y.data, p.grad_x = grad_x.data, p.eps = float(eps);
   p.s_batch = x.stride[0], p.s_channel = x.stride[1], p.s_row = x.stride[2], p.s_column = x.stride[3];
   p.g_batch = grad_y.stride[0], p.g_channel = grad_y.stride[1], p.g_row = grad_y.stride[2];
