@@ -97,7 +97,7 @@ inline void add_outer(const A* a, int64_t a_stride, int64_t rows, const A* b, in
 #if defined(__AVX512F__)
   // Every block of rows reads all of b, from the second-level cache where it is large: higher blocks read it less often. A
   // run of pixels is as long as their rows fit in the first level.
-  if (sizeof(A) == 4 && (rows >= 32 || rows % kHighRows == 0) && pixels >= kHighPixels / 4) {
+  if (sizeof(A) == 4 && (rows >= 32 || rows % kHighRows == 0) && pixels >= 8 * kLanes<A>) {
     for (int64_t p = 0; p < pixels; p += kHighPixels) {
       add_outer_in_blocks<kHighRows, kHighColumns>(a + p, a_stride, rows, b + p, b_stride, columns,
                                                    pixels - p < kHighPixels ? pixels - p : kHighPixels, sums, sums_stride);
