@@ -36,6 +36,12 @@ def run_feed_forward(block: Any, x: Tensor, found: tuple[Any, ...]) -> Tensor:
     )
 
 
+def run_channel_attention(block: Any, x: Tensor, found: tuple[Any, ...]) -> Tensor:
+    """`found`: weights, eps, and the name of the norm."""
+    *weights, eps, norm = found
+    return mirage_kernels.channel_attention_stage(x, mirage_kernels.ChannelAttentionWeights(*weights), norm, eps)
+
+
 class TransformerBlock(blocks.TransformerBlock):
     """`mirage.blocks.TransformerBlock` as one operator, `mirage_kernels.transformer_blocks`, where no gradient is
     wanted and nothing depends on the batch, and as two elsewhere: `mirage_kernels.mixer_stage` and
@@ -65,13 +71,16 @@ class TransformerBlock(blocks.TransformerBlock):
 
 
 class RestormerBlock(restormer.RestormerBlock):
-    """`mirage.networks.restormer.RestormerBlock` with its second half as one operator,
-    `mirage_kernels.feed_forward_stage`, which keeps its input for backward, and with the memory "fast" of `accelerate`
-    also the hidden tensor."""
+    """`mirage.networks.restormer.RestormerBlock` as two operators, `mirage_kernels.channel_attention_stage` and
+    `feed_forward_stage`.
+
+    For backward a block keeps its input, the tensor between its halves and a few d x d matrices a head. With the memory
+    "fast" of `accelerate` also the hidden tensor of the feed-forward network.
+    """
 
     stages = restormer_block.STAGES
     halves = (
-        Half("norm1", "attn"),
+        Half("norm1", "attn", restormer_block.ATTENTION_STAGE, run_channel_attention),
         Half("norm2", "ffn", restormer_block.FEED_FORWARD_STAGE, run_feed_forward),
     )
     _mirage_memory = "low"

@@ -29,6 +29,7 @@ __all__ = [
     "MIRAGE",
     "Attention",
     "BiasFreeLayerNorm",
+    "ChannelAttention",
     "Conv2d",
     "FeedForward",
     "GatedCNNBlock",
@@ -147,6 +148,19 @@ class FeedForward(blocks.FeedForward):
             return self.project_out(mirage_kernels.gated_depthwise_ffn(hidden, self.dwconv.weight))
         first, second = self.dwconv(self.act(hidden)).chunk(2, dim=1)
         return self.project_out(nn.functional.gelu(first) * second)
+
+
+class ChannelAttention(restormer.ChannelAttention):
+    """`mirage.networks.restormer.ChannelAttention` with the attention itself as one operator; a block runs all of it
+    together with its norm, as `mirage_kernels.channel_attention_stage`.
+
+    See `mirage_kernels.channel_attention`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = _depthwise(self.qkv_dwconv, self.qkv(x)).chunk(3, dim=1)
+        heads = self.temperature.shape[0]
+        return self.project_out(mirage_kernels.channel_attention(q, k, v, self.temperature, heads))
 
 
 class GatedFeedForward(restormer.GatedFeedForward):

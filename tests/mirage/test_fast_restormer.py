@@ -1,4 +1,4 @@
-"""Restormer's blocks on `mirage.fast`: the second half as one operator, whatever the norm and the biases."""
+"""Restormer's blocks on `mirage.fast`: each half as one operator, whatever the norm and the biases."""
 
 import copy
 
@@ -45,7 +45,7 @@ def test_values_and_gradients(network):
     for exact, found in zip(*results, strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-8, atol=1e-10)
     names = operators(lambda: fast(x))
-    assert names.count("feed_forward_stage") == BLOCKS
+    assert names.count("feed_forward_stage") == names.count("channel_attention_stage") == BLOCKS
     with torch.inference_mode():
         torch.testing.assert_close(fast(x), network(x), rtol=1e-9, atol=1e-11)
 
@@ -55,7 +55,7 @@ def test_what_the_summary_says(network):
     before = copy.deepcopy(network)
     summary = mirage.fast.summary(mirage.fast.accelerate(network))
     kinds = list(summary.replaced.values())
-    assert kinds.count("RestormerBlock") == kinds.count("GatedFeedForward") == BLOCKS
+    assert kinds.count("RestormerBlock") == kinds.count("GatedFeedForward") == kinds.count("ChannelAttention") == BLOCKS
     assert kinds.count("BiasFreeLayerNorm" if bias_free else "LayerNorm") == 2 * BLOCKS
     assert not summary.kept and not summary.called
     reverted = mirage.fast.revert(network)
@@ -78,6 +78,16 @@ def test_memory(network):
     assert kept == [[(1, 96, 8, 8)], [(1, 96, 8, 8), (1, 510, 8, 8)]]
 
 
+def test_memory_of_attention():
+    """Its input, the weights, and a few matrices of 48 x 48 for each of two heads."""
+    block = mirage.fast.accelerate(RestormerBlock(96, 2, 2.66, False, "WithBias"))
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        type(block).halves[0](block, torch.randn(1, 96, 8, 8).requires_grad_())
+    weights = [*block.norm1.parameters(), *block.attn.parameters()]
+    assert sum(t.numel() for t in kept.values()) == 96 * 64 + sum(w.numel() for w in weights) + 2 * 98 * 48
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -95,6 +105,23 @@ def test_what_is_changed_afterwards_is_called(change, reason):
     assert mirage.fast.summary(block).called == {"": f"feed_forward_stage: {reason}"}
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda b: b.attn.qkv.register_forward_hook(lambda *_: None), "attn.qkv has hooks"),
+        (lambda b: setattr(b.attn.qkv_dwconv, "dilation", (2, 2)), "attn.qkv_dwconv has dilation (2, 2), not (1, 1)"),
+        (lambda b: setattr(b.attn, "project_out", nn.Identity()), "attn.project_out is Identity, not Conv2d"),
+    ],
+    ids=["hook", "setting", "class"],
+)
+def test_attention_that_is_changed_afterwards_is_called(change, reason):
+    torch.manual_seed(0)
+    block = mirage.fast.accelerate(RestormerBlock(12, 2, 2.66, True, "WithBias"))
+    assert not mirage.fast.summary(block).called
+    change(block)
+    assert mirage.fast.summary(block).called == {"": f"channel_attention_stage: {reason}"}
+
+
 # ---- classes that are written otherwise ----------------------------------------------------------------------------
 
 
@@ -106,7 +133,7 @@ def test_blocks_of_other_classes(bias, centred):
     with torch.no_grad():
         expected = block(x)
         mirage.fast.accelerate(block)
-        assert operators(lambda: block(x)).count("feed_forward_stage") == 1
+        assert operators(lambda: block(x)) == ["channel_attention_stage", "feed_forward_stage"]
         torch.testing.assert_close(block(x), expected)
 
 

@@ -105,6 +105,13 @@ KINDS = (
     ),
     Kind(blocks.GatedCNNBlock, fast.GatedCNNBlock, lambda m: m.norm.num_features, mirage_block.GATED_CNN),
     Kind(blocks.Attention, fast.Attention, lambda m: m.project_out.in_channels, mirage_block.ATTENTION),
+    Kind(
+        restormer.ChannelAttention,
+        fast.ChannelAttention,
+        lambda m: m.project_out.in_channels,
+        restormer_block.ATTENTION,
+        known_without=("gatedcnn",),
+    ),
     Kind(blocks.FeedForward, fast.FeedForward, lambda m: m.project_in.in_channels, mirage_block.FEED_FORWARD),
     Kind(
         restormer.GatedFeedForward,

@@ -27,6 +27,16 @@ BIAS_FREE_NORM = Pattern(
 NORMS = {"centred": NORM, "uncentred": BIAS_FREE_NORM}
 """By their names in `mirage_kernels`."""
 
+ATTENTION = Pattern(
+    fast.ChannelAttention,
+    fast=True,
+    tensors={"temperature": Held("temperature", ("heads", 1, 1))},
+    children={
+        "qkv": convolution("qkv", "dim", (3, "dim"), bias="qkv_bias"),
+        "qkv_dwconv": depthwise("qkv_dwconv", (3, "dim"), bias="qkv_dwconv_bias"),
+        "project_out": convolution("project_out", "dim", "dim", bias="project_out_bias"),
+    },
+)
 FEED_FORWARD = Pattern(
     fast.GatedFeedForward,
     fast=True,
@@ -35,6 +45,18 @@ FEED_FORWARD = Pattern(
         "dwconv": depthwise("dwconv", (2, "hidden"), bias="dwconv_bias"),
         "project_out": convolution("project_out", "hidden", "dim", bias="project_out_bias"),
     },
+)
+ATTENTION_STAGE = FirstOf(
+    *(
+        Stage(
+            "channel_attention_stage",
+            {"norm1": pattern, "attn": ATTENTION},
+            weights=mirage_kernels.ChannelAttentionWeights._fields,
+            numbers=("norm_eps",),
+            fixed=(norm,),
+        )
+        for norm, pattern in NORMS.items()
+    )
 )
 FEED_FORWARD_STAGE = FirstOf(
     *(
@@ -48,11 +70,11 @@ FEED_FORWARD_STAGE = FirstOf(
         for norm, pattern in NORMS.items()
     )
 )
-STAGES = (FEED_FORWARD_STAGE,)
+STAGES = (ATTENTION_STAGE, FEED_FORWARD_STAGE)
 BLOCK = Pattern(
     children={
         "norm1": Pattern(children={"body": Pattern()}),
-        "attn": Pattern(children={name: Pattern() for name in ("qkv", "qkv_dwconv", "project_out")}),
+        "attn": ATTENTION,
         "norm2": Pattern(children={"body": Pattern()}),
         "ffn": FEED_FORWARD,
     }
