@@ -37,10 +37,10 @@ def of_mirage(weights: FeedForwardWeights) -> list[Tensor]:
     """The tensors of a block's feed-forward network.
 
     Raises:
-        ValueError: it lacks the norm's bias or has another.
+        TypeError, ValueError: it lacks the norm's bias, or has another.
     """
     if weights.norm_bias is None:
-        raise ValueError("norm_bias: expected a tensor, got None")
+        raise TypeError("norm_bias: expected a tensor, got NoneType")
     for name in CONVOLUTION_BIASES:
         if getattr(weights, name) is not None:
             raise ValueError(f"{name}: expected None, since blocks of MIRAGE have no such bias")

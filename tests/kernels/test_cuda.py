@@ -14,7 +14,7 @@ from mirage_kernels import BlockWeights, feed_forward_stage, mixer_stage, transf
 from mirage_kernels._runtime import cuda_runtime
 from mirage_kernels._runtime.cases import operators
 from mirage_kernels._runtime.library import to_dlpack
-from mirage_kernels.feed_forward_stage.weights import shapes
+from mirage_kernels.feed_forward_stage.weights import OF_MIRAGE, shapes
 from mirage_kernels.mixer_stage.cases import call as flat
 from mirage_kernels.mixer_stage.weights import statistics_shapes
 
@@ -30,9 +30,10 @@ def _cuda():
 
 
 def feed_forward(shape, dtype=torch.float32):
-    """x and the weights of a feed-forward stage."""
+    """x and the weights of MIRAGE's feed-forward stage."""
     generator = torch.Generator().manual_seed(0)
-    sizes = [shape, *shapes(shape[1], 2 * shape[1]).values()]
+    found = shapes(shape[1], 2 * shape[1])
+    sizes = [shape, *(found[name] for name in OF_MIRAGE)]
     tensors = [torch.randn(size, generator=generator) for size in sizes]
     scaled = [t / max(t[0].numel(), 1) ** 0.5 if t.dim() == 4 and i > 0 else t for i, t in enumerate(tensors)]
     return [t.to(device_of("cuda"), dtype) for t in scaled]
@@ -384,7 +385,7 @@ def on_device(x, blocks, dtype):
     moved = [
         BlockWeights(
             type(b.mixer)(*(w.to(device) for w in b.mixer)),
-            type(b.feed_forward)(*(w.to(device, dtype) for w in b.feed_forward)),
+            type(b.feed_forward)(*(w.to(device, dtype) for w in b.feed_forward if w is not None)),
             *b[2:],
         )
         for b in blocks

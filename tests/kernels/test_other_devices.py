@@ -25,7 +25,8 @@ def feed_forward_weights(channels=12, hidden=16):
 
 
 def block_weights():
-    return mirage_kernels.BlockWeights(mixer_weights(), feed_forward_weights(), 1e-5, 1e-5, 1e-5)
+    of_mirage = mirage_kernels.FeedForwardWeights(*feed_forward_weights()[:5])
+    return mirage_kernels.BlockWeights(mixer_weights(), of_mirage, 1e-5, 1e-5, 1e-5)
 
 
 def scalars():
