@@ -1,4 +1,6 @@
-"""Derive the coefficients of csrc/common/{cpu/vec_math,cuda/elementary}.h: ``python tools/fit_vec_math.py``.
+"""Derive the coefficients of csrc/common/{cpu/vec_math,cpu/piecewise,cuda/elementary}.h.
+
+    python tools/fit_vec_math.py
 
 Needs numpy and mpmath.
 
@@ -8,6 +10,7 @@ Double precision: interpolation at Chebyshev nodes in 40 digits, within a digit 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import mpmath as mp
@@ -71,6 +74,36 @@ def mills_in_t(t: mp.mpf, k: int = 4) -> mp.mpf:
     return (1 + a) * mp.erfc(a / mp.sqrt(2)) * mp.exp(a * a / 2) / 2
 
 
+def cdf(x: float) -> float:
+    """The normal distribution function."""
+    return math.erfc(-x / math.sqrt(2)) / 2
+
+
+def tail_table(step: float, degree: int) -> tuple[float, np.ndarray]:
+    """Largest error and coefficients [degree + 1, 32] of cdf(-a) around i * step, in powers of the distance."""
+    fits = [minimax(lambda t, k=k: cdf(-k * step - t), lambda t: 1, -step / 2, step / 2, degree) for k in range(32)]
+    table = np.array([p for _, p in fits]).T
+    table[0, -1] = 0  # what lies beyond is cut off
+    return max(error for error, _ in fits), table
+
+
+def step_table(f: Callable, step: float, degree: int) -> tuple[float, np.ndarray]:
+    """Largest error and coefficients [degree + 1, 32] of f(x) around k * step, -16 <= k < 16, in powers of x. f rises
+    from 0 to 1."""
+    table, worst = np.zeros((degree + 1, 32)), 0.0
+    table[0, 15] = 1  # 0 before the first interval and 1 after the last
+    for k in range(-15, 15):
+        error, table[:, k] = minimax(f, lambda x: 1, (k - 0.5) * step, (k + 0.5) * step, degree)
+        worst = max(worst, error)
+    return worst, table
+
+
+def show_table(name: str, error: float, table: np.ndarray) -> None:
+    print(f"{name}: {error:.2e}")
+    for row in table:
+        print("    {" + ", ".join(f"{np.float32(c):#.9g}f" for c in row) + "},")
+
+
 def show(name: str, error: float, coefficients: object, hexadecimal: bool) -> None:
     print(f"{name}: {error:.2e}")
     for c in coefficients:
@@ -94,6 +127,10 @@ def main() -> None:
         lambda a: (np.exp(log_cdf(a) + a * a / 2) - 0.5) / a, lambda a: a * np.exp(-a * a / 2), 0, 14.7, 11
     )
     show("(cdf(-a) e^(a^2/2) - 1/2) / a, f32", *mills, False)
+    show_table("cdf(-a) on 32 intervals, f32", *tail_table(45 / 256, 4))
+    show_table("cdf(x) on 32 intervals, for bfloat16", *step_table(cdf, 9 / 32, 2))
+    sigmoid = step_table(lambda x: 1 / (1 + math.exp(-x)), 9 / 16, 2)
+    show_table("1 / (1 + e^-x) on 32 intervals, for bfloat16", *sigmoid)
     show("e^r, f64", *interpolate(mp.exp, mp.mpf("-0.34658"), mp.mpf("0.34658"), 11), True)
     show("(1 + a) cdf(-a) e^(a^2/2) in t, f64", *interpolate(mills_in_t, mp.mpf(-1), mp.mpf(1), 24), True)
 

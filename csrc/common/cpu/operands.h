@@ -35,6 +35,15 @@ MIRAGE_INLINE void gelu_between(Vec<Acc<P>> (&v)[N]) {
   vgelu_each(v);
 }
 
+// The same of the sigmoid that scales what the next product multiplies.
+template <class P, int N>
+MIRAGE_INLINE void sigmoid_between(Vec<Acc<P>> (&v)[N]) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<P, bf16x2>) return vsigmoid_for_bf16_each(v);
+#endif
+  vsigmoid_each<Acc<P>>(v);
+}
+
 MIRAGE_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<float> a, Vec<float> b) { return sum + a * b; }
 MIRAGE_INLINE Vec<double> multiply_add(Vec<double> sum, Vec<double> a, Vec<double> b) { return sum + a * b; }
 

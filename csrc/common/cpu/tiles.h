@@ -204,7 +204,8 @@ inline void add_tile(const T* x, const Tensor& t, const Tile& tile, int64_t chan
         if (c + 1 < channels) prefetch_row(px + t.stride[1], tile.columns);
         int64_t i = 0;
         for (; i + L <= tile.columns; i += L) store(py + i, load(px + i) + load(po + i));
-        for (; i < tile.columns; ++i) py[i] = from_acc<T>(to_acc(px[i]) + po[i]);
+        const int left = int(tile.columns - i);
+        if (left > 0) store_n(py + i, load_n(px + i, left) + load_n(po + i, left), left);
       } else {
         load_row(px, t.stride[3], tile.columns, line);
         for (int64_t i = 0; i < tile.columns; ++i) py[i] = from_acc<T>(line[i] + po[i]);

@@ -115,6 +115,9 @@ MIRAGE_INLINE Vec<float> load(const f16* p) {
 MIRAGE_INLINE void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof(v)); }
 MIRAGE_INLINE void store(double* p, Vec<double> v) { __builtin_memcpy(p, &v, sizeof(v)); }
 MIRAGE_INLINE void store(bf16* p, Vec<float> v) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
   typedef uint16_t Half __attribute__((vector_size(MIRAGE_VECTOR_BYTES / 2)));
   typedef uint32_t Full __attribute__((vector_size(MIRAGE_VECTOR_BYTES)));
   const Full u = bit_copy<Full>(v);
@@ -122,6 +125,7 @@ MIRAGE_INLINE void store(bf16* p, Vec<float> v) {
   const Full is_nan = (Full)(v != v);
   const Half h = __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), Half);
   __builtin_memcpy(p, &h, sizeof(h));
+#endif
 }
 MIRAGE_INLINE void store(f16* p, Vec<float> v) {
 #if defined(__AVX512F__)
@@ -136,15 +140,41 @@ MIRAGE_INLINE void store(f16* p, Vec<float> v) {
 // The first n lanes only (0 <= n <= lanes); load_n fills the rest with zero.
 template <class T>
 MIRAGE_INLINE Vec<Acc<T>> load_n(const T* p, int n) {
+#if defined(__AVX512F__)
+  const uint32_t lanes = (uint32_t(1) << n) - 1;
+  if constexpr (sizeof(T) == 8) {
+    return (Vec<Acc<T>>)_mm512_maskz_loadu_pd(__mmask8(lanes), p);
+  } else if constexpr (sizeof(T) == 4) {
+    return (Vec<Acc<T>>)_mm512_maskz_loadu_ps(__mmask16(lanes), p);
+  } else {
+    T buffer[16];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(buffer), _mm256_maskz_loadu_epi16(__mmask16(lanes), p));
+    return load(buffer);
+  }
+#else
   T buffer[kLanes<Acc<T>>] = {};
   for (int i = 0; i < n; ++i) buffer[i] = p[i];
   return load(buffer);
+#endif
 }
 template <class T>
 MIRAGE_INLINE void store_n(T* p, Vec<Acc<T>> v, int n) {
+#if defined(__AVX512F__)
+  const uint32_t lanes = (uint32_t(1) << n) - 1;
+  if constexpr (sizeof(T) == 8) {
+    _mm512_mask_storeu_pd(p, __mmask8(lanes), (__m512d)v);
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, __mmask16(lanes), (__m512)v);
+  } else {
+    T buffer[16];
+    store(buffer, v);
+    _mm256_mask_storeu_epi16(p, __mmask16(lanes), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(buffer)));
+  }
+#else
   T buffer[kLanes<Acc<T>>];
   store(buffer, v);
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
+#endif
 }
 
 // The sum of N lanes, halves added until one is left, in registers.
@@ -188,7 +218,7 @@ inline void load_row(const T* p, int64_t stride, int64_t n, Acc<T>* out) {
   if (stride == 1) {
     int64_t i = 0;
     for (; i + L <= n; i += L) store(out + i, load(p + i));
-    for (; i < n; ++i) out[i] = to_acc(p[i]);
+    if (i < n) store_n(out + i, load_n(p + i, int(n - i)), int(n - i));
   } else {
     for (int64_t i = 0; i < n; ++i) out[i] = to_acc(p[i * stride]);
   }
@@ -200,7 +230,7 @@ inline void store_row(T* p, const Acc<T>* in, int64_t n) {
   constexpr int L = kLanes<Acc<T>>;
   int64_t i = 0;
   for (; i + L <= n; i += L) store(p + i, load(in + i));
-  for (; i < n; ++i) p[i] = from_acc<T>(in[i]);
+  if (i < n) store_n(p + i, load_n(in + i, int(n - i)), int(n - i));
 }
 
 }  // namespace mirage::cpu::MIRAGE_ISA

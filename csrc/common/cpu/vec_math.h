@@ -9,6 +9,9 @@
 #pragma once
 
 #include "vec.h"
+#if defined(__AVX512F__)
+#include "piecewise.h"
+#endif
 
 namespace mirage::cpu::MIRAGE_ISA {
 namespace vec_math {
@@ -248,30 +251,25 @@ MIRAGE_INLINE Vec<double> vnormal_cdf(Vec<double> x) {
   return vec_math::from_tail<double>(x, vec_math::gauss(a) * vec_math::mills(a));
 }
 
-namespace vec_math {
-
-// max(x, 0) - |x| cdf(-|x|), with 2^`log_tail` for the tail, which has to be 0 at `end`. |x| is infinite for -inf only,
-// where the product is NaN; -0 keeps its sign.
-template <int N, int M, int K>
-MIRAGE_INLINE void gelu_each(Vec<float> (&x)[N], const float (&log_tail)[M], float end, const float (&exp2)[K]) {
-  Vec<float> b[N], a[N], tail[N];
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) {
-    b[i] = vabs<float>(at_most(end, x[i]));
-    a[i] = at_most(end, b[i]);
-  }
-  horner_each<float>(a, log_tail, tail);
-  exp2_offset_each(tail, exp2);
-#pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) x[i] = at_least(-0.0f, x[i]) - b[i] * tail[i];
-}
-
-}  // namespace vec_math
-
 // gelu(x) = x cdf(x), in place. Absolute error below 8e-8 * max(1, |x|) and 1.7e-16 * max(1, |x|).
 template <int N>
 MIRAGE_INLINE void vgelu_each(Vec<float> (&x)[N]) {
-  vec_math::gelu_each(x, vec_math::kLogTail, vec_math::kTailEnd, vec_math::kExp2);
+#if defined(__AVX512F__)
+  piecewise::gelu_each(x);
+#else
+  // max(x, 0) - |x| cdf(-|x|). |x| is infinite for -inf only, where the product is NaN; -0 keeps its sign.
+  using namespace vec_math;
+  Vec<float> b[N], a[N], tail[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+    b[i] = vabs<float>(at_most(kTailEnd, x[i]));
+    a[i] = at_most(kTailEnd, b[i]);
+  }
+  horner_each<float>(a, kLogTail, tail);
+  exp2_offset_each(tail, kExp2);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = at_least(-0.0f, x[i]) - b[i] * tail[i];
+#endif
 }
 template <int N>
 MIRAGE_INLINE void vgelu_each(Vec<double> (&x)[N]) {
@@ -285,14 +283,17 @@ MIRAGE_INLINE Vec<A> vgelu(Vec<A> x) {
 }
 
 #if defined(__AVX512BF16__)
-// For values that will be rounded to bfloat16, which is 4e-3 apart: gelu(x) with an absolute error below 3e-5, and below
-// 3e-4 relative to the result for -4 < x < 0. The special values are those of vgelu_each.
+// For values that will be rounded to bfloat16, which is 4e-3 apart: gelu(x) with an absolute error below
+// 3e-5 * max(1, |x|), and below 1e-3 relative to the result for -2 < x < 0. The special values are those of vgelu_each.
 template <int N>
 MIRAGE_INLINE void vgelu_for_bf16_each(Vec<float> (&x)[N]) {
-  constexpr float log_tail[] = {-1.0001001f + vec_math::kExp2Offset, -1.14945858f, -0.463515825f,
-                                -0.0486793971f, 0.00595631844f, -0.000333440631f};
-  constexpr float exp2[] = {0.7070539f, 0.49202865f, 0.15985351f, 0.05517176f};
-  vec_math::gelu_each(x, log_tail, 16.0f, exp2);
+  piecewise::coarse_gelu_each(x);
+}
+
+// The same of the sigmoid: absolute error below 3e-4.
+template <int N>
+MIRAGE_INLINE void vsigmoid_for_bf16_each(Vec<float> (&x)[N]) {
+  piecewise::coarse_sigmoid_each(x);
 }
 #endif
 

@@ -213,7 +213,7 @@ inline void fuse(const Mixer<P>& w, const MixerTile& at, A* rows) {
     for (int64_t p = 0; p < at.pixels; p += kLanes<A>) {
       const Vec<A> va = load(a + p), vg = load(g + p), vm = load(m + p);
       Vec<A> gate[3] = {vg + vm, va + vm, va + vg};
-      vsigmoid_each<A>(gate);
+      sigmoid_between<P>(gate);
       store(a + p, va + w.alpha_att * gate[0]);
       store(g + p, vg + w.alpha_conv * gate[1]);
       store(m + p, vm + w.alpha_mlp * gate[2]);
