@@ -66,3 +66,16 @@ class Block(nn.Module):
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
+
+
+class ListedBlock(nn.Module):
+    """As of MoCE-IR's encoder."""
+
+    def __init__(self, dim, bias=True, centred=True):
+        super().__init__()
+        self.norms = nn.ModuleList((Norm(dim, bias, centred), Norm(dim, bias, centred)))
+        self.mixer, self.ffn = Attention(dim), FeedForward(dim)
+
+    def forward(self, x):
+        x = x + self.mixer(self.norms[0](x))
+        return x + self.ffn(self.norms[1](x))

@@ -13,7 +13,7 @@ The modules also stand alone, with the constructors and parameter names of `mira
 from typing import Any, cast
 
 import mirage
-from mirage.fast.block import BlockSequence, RestormerBlock, TransformerBlock
+from mirage.fast.block import BlockSequence, EncoderBlock, RestormerBlock, TransformerBlock
 from mirage.fast.cuda_graph import GraphedModel, cuda_graph
 from mirage.fast.modules import (
     MIRAGE,
@@ -39,6 +39,7 @@ __all__ = [
     "BlockSequence",
     "ChannelAttention",
     "Conv2d",
+    "EncoderBlock",
     "FeedForward",
     "GatedCNNBlock",
     "GatedFeedForward",

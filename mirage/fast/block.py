@@ -16,11 +16,11 @@ import mirage_kernels
 from mirage import blocks
 from mirage.fast.mixer import run_mixer
 from mirage.fast.modules import Attention, FeedForward, LayerNorm
-from mirage.fast.recognise import mirage_block, restormer_block
+from mirage.fast.recognise import mirage_block, moce_ir_block, restormer_block
 from mirage.fast.recognise.stage import BlockMatcher, Half
 from mirage.networks import restormer
 
-__all__ = ["BlockSequence", "RestormerBlock", "TransformerBlock"]
+__all__ = ["BlockSequence", "EncoderBlock", "RestormerBlock", "TransformerBlock"]
 
 KEEP_HIDDEN_FROM = 96
 """Channels of a block from which on keeping its hidden tensor saves time: an element costs a product over the channels
@@ -87,6 +87,22 @@ class RestormerBlock(restormer.RestormerBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         for half in RestormerBlock.halves:
+            x = half(self, x)
+        return x
+
+
+class EncoderBlock(nn.Module):
+    """The block of MoCE-IR's encoder: as `RestormerBlock`, with the children `norms` (two), `mixer` and `ffn`."""
+
+    stages = moce_ir_block.STAGES
+    halves = (
+        Half("norms.0", "mixer", moce_ir_block.ATTENTION_STAGE, run_channel_attention),
+        Half("norms.1", "ffn", moce_ir_block.FEED_FORWARD_STAGE, run_feed_forward),
+    )
+    _mirage_memory = "low"
+
+    def forward(self, x: Tensor) -> Tensor:
+        for half in EncoderBlock.halves:
             x = half(self, x)
         return x
 

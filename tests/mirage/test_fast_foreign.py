@@ -22,6 +22,7 @@ FOREIGN = {
     mirage.fast.Attention: lambda: lookalike.Mixer(DIM, HEADS),
     mirage.fast.FeedForward: lambda: lookalike.FFN(DIM),
     mirage.fast.RestormerBlock: lambda: lookalike_restormer.Block(DIM),
+    mirage.fast.EncoderBlock: lambda: lookalike_restormer.ListedBlock(DIM),
     mirage.fast.BiasFreeLayerNorm: lambda: lookalike_restormer.Norm(DIM, bias=False, centred=False),
     mirage.fast.GatedFeedForward: lambda: lookalike_restormer.FeedForward(DIM),
 }

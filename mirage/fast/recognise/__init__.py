@@ -24,6 +24,6 @@ To add a kind of block:
 Nothing else names a kind of block: neither the C++ library nor `accelerate` and `summary`.
 
 The files, each on top of those before it: `pattern` (what can be said of a module), `parts` (convolutions, activations
-and other modules of PyTorch), `stage` (patterns as the forward asks them), `mirage_block` and `restormer_block` (their
-blocks), `kinds` (which modules of a model are of which kind).
+and other modules of PyTorch), `stage` (patterns as the forward asks them), `mirage_block`, `restormer_block` and
+`moce_ir_block` (their blocks), `kinds` (which modules of a model are of which kind).
 """

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from mirage import blocks, model
 from mirage.fast import modules as fast
-from mirage.fast.block import BlockSequence, RestormerBlock, TransformerBlock
-from mirage.fast.recognise import mirage_block, restormer_block
+from mirage.fast.block import BlockSequence, EncoderBlock, RestormerBlock, TransformerBlock
+from mirage.fast.recognise import mirage_block, moce_ir_block, restormer_block
 from mirage.fast.recognise.parts import is_dense_convolution
 from mirage.fast.recognise.pattern import HOOKS, Pattern
 from mirage.networks import restormer
@@ -84,6 +84,15 @@ KINDS = (
         restormer_block.BLOCK,
         known_by=("norm1", "norm2", "attn.temperature", "attn.qkv", "attn.qkv_dwconv", "ffn.project_in", "ffn.dwconv"),
         known_without=("attn.gatedcnn", "ffn.act"),
+        enclose=False,
+    ),
+    Kind(
+        EncoderBlock,
+        EncoderBlock,
+        lambda m: next(m.norms.parameters()).shape[0],
+        moce_ir_block.BLOCK,
+        known_by=("norms", "mixer.temperature", "mixer.qkv", "mixer.qkv_dwconv", "ffn.project_in", "ffn.dwconv"),
+        known_without=("ffn.act",),
         enclose=False,
     ),
     Kind(blocks.TransformerBlock, TransformerBlock, _block_channels, mirage_block.BLOCK),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -124,7 +124,7 @@ class Half:
     """Half a block, x + branch(norm(x)): how its operator is run, or its children where it does not match.
 
     Attributes:
-        norm, branch: Names of the children.
+        norm, branch: Names of the children, with dots where they are children of those.
         stage: When an operator stands in for them, and what it takes. None as long as there is no such operator.
         run: `run(block, x, found)` calls it; `found` as of `Stage.match`.
     """
@@ -139,7 +139,8 @@ class Half:
             found = self.stage.match(block)
             if found is not None:
                 return self.run(block, x, found)
-        return x + getattr(block, self.branch)(getattr(block, self.norm)(x))
+        norm, branch = (reduce(getattr, path.split("."), block) for path in (self.norm, self.branch))
+        return x + branch(norm(x))
 
 
 class BlockMatcher:
