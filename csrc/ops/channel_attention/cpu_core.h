@@ -200,14 +200,14 @@ inline void squares(Rows<A> x, int64_t d, int64_t n, A* sums) {
 
 // A d x d matrix in either orientation: element (i, j) is data[i * row + j * column].
 template <class A>
-struct Matrix {
+struct OrientedMatrix {
   const A* data;
   int64_t row, column;
 };
 
 // One block of mix(): R rows of out at U vectors of pixels.
 template <class A, int R, int U>
-MIRAGE_INLINE void mix_block(Matrix<A> m, const A* x, int64_t ld, int64_t d, const A* scale, const A* z,
+MIRAGE_INLINE void mix_block(OrientedMatrix<A> m, const A* x, int64_t ld, int64_t d, const A* scale, const A* z,
                              int64_t z_ld, A* out, int64_t out_ld) {
   constexpr int L = kLanes<A>;
   Vec<A> acc[R][U];
@@ -228,7 +228,7 @@ MIRAGE_INLINE void mix_block(Matrix<A> m, const A* x, int64_t ld, int64_t d, con
 }
 
 template <class A, int R>
-inline void mix_rows(Matrix<A> m, Rows<A> x, int64_t d, int64_t n, const A* scale, Rows<A> z, A* out, int64_t ld) {
+inline void mix_rows(OrientedMatrix<A> m, Rows<A> x, int64_t d, int64_t n, const A* scale, Rows<A> z, A* out, int64_t ld) {
   constexpr int L = kLanes<A>;
   int64_t p = 0;
   for (; p + kMixVectors * L <= n; p += kMixVectors * L) {
@@ -239,11 +239,11 @@ inline void mix_rows(Matrix<A> m, Rows<A> x, int64_t d, int64_t n, const A* scal
 
 // out_i = sum_j m_ij x_j (+ scale_i z_i where scale is given), d rows of n pixels (a multiple of the lanes).
 template <class A>
-inline void mix(Matrix<A> m, Rows<A> x, int64_t d, int64_t n, A* out, int64_t ld, const A* scale = nullptr,
+inline void mix(OrientedMatrix<A> m, Rows<A> x, int64_t d, int64_t n, A* out, int64_t ld, const A* scale = nullptr,
                 Rows<A> z = {nullptr, 0}) {
   if (!scale) z = x;  // a valid address, never read
   for (int64_t i = 0; i < d;) {
-    const Matrix<A> mi{m.data + i * m.row, m.row, m.column};
+    const OrientedMatrix<A> mi{m.data + i * m.row, m.row, m.column};
     const Rows<A> zi{z.data + i * z.ld, z.ld};
     const A* si = scale ? scale + i : nullptr;
     if (d - i >= 4) {

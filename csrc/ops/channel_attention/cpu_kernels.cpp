@@ -104,7 +104,7 @@ void apply(const Tensor& v, const Tensor& matrices, const Tensor& out) {
   parallel_units<A>(w.all_units(), 2 * d * w.tile, [&](int64_t unit, A* v_tile) {
     A* buffer = v_tile + d * w.tile;
     const UnitRange r(w, unit);
-    const Matrix<A> m{Kept<A>(matrices, r.sample * w.heads + r.head).attn, d, 1};
+    const OrientedMatrix<A> m{Kept<A>(matrices, r.sample * w.heads + r.head).attn, d, 1};
     for (int64_t p = r.begin; p < r.end; p += w.tile) {
       const int64_t n = r.end - p < w.tile ? r.end - p : w.tile, whole = round_up(n, L);
       const Rows<A> x = sv.rows(r.sample, r.channel, d, p, n, w.tile, v_tile);
@@ -132,7 +132,7 @@ void apply_backward(const Tensor& grad_out, const Tensor& v, const Tensor& matri
   parallel_units<A>(w.all_units(), d * d * L + 3 * d * w.tile, [&](int64_t unit, A* sums) {
     A *v_tile = sums + d * d * L, *g_tile = v_tile + d * w.tile, *buffer = g_tile + d * w.tile;
     const UnitRange r(w, unit);
-    const Matrix<A> transposed{Kept<A>(matrices, r.sample * w.heads + r.head).attn, 1, d};
+    const OrientedMatrix<A> transposed{Kept<A>(matrices, r.sample * w.heads + r.head).attn, 1, d};
     clear(sums, d * d * L);
     for (int64_t p = r.begin; p < r.end; p += w.tile) {
       const int64_t n = r.end - p < w.tile ? r.end - p : w.tile, whole = round_up(n, L);

@@ -19,7 +19,7 @@ void forward(const Tensor& v, const Tensor& matrices, const Tensor& conv, const 
   parallel_units<A>(w.all_units(), 2 * d * w.tile + fusion.scratch(), [&](int64_t unit, A* v_tile) {
     A *a_tile = v_tile + d * w.tile, *rest = a_tile + d * w.tile;
     const UnitRange r(w, unit);
-    const Matrix<A> m{Kept<A>(matrices, r.sample * w.heads + r.head).attn, d, 1};
+    const OrientedMatrix<A> m{Kept<A>(matrices, r.sample * w.heads + r.head).attn, d, 1};
     for (int64_t p = r.begin; p < r.end; p += w.tile) {
       const int64_t n = r.end - p < w.tile ? r.end - p : w.tile;
       mix(m, sv.rows(r.sample, r.channel, d, p, n, w.tile, v_tile), d, round_up(n, L), a_tile, w.tile);

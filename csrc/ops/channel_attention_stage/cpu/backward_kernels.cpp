@@ -7,6 +7,8 @@
 namespace mirage::cpu::MIRAGE_ISA {
 namespace {
 
+using namespace channel_attention_parts;
+
 constexpr int64_t kChunks = 16;  // of all tiles, with sums of their own
 
 // folded [B, C, C] with the rows and columns of each sample exchanged.
@@ -131,6 +133,9 @@ void run(const Tensor& grad_y, const Tensor& x, const ChannelAttentionWeights& w
          Acc<T>* attention, const Tensor& grad_x, const ChannelAttentionGradients& out) {
   using A = Acc<T>;
   const Attention<A> w(weights, norm, eps);
+  // q, k and v are computed again as forward did: of operands with other roundings their sums would not be those that it kept,
+  // and gradients that are differences of large parts would be lost.
+  const OperandMatrix<Operand<T>> qkv(weights.qkv);
   const int64_t B = x.size[0], C = w.C;
   const Between<A> between(x);
   const SampleSums s(C);
@@ -140,7 +145,7 @@ void run(const Tensor& grad_y, const Tensor& x, const ChannelAttentionWeights& w
     Buffer<A> folded(B * C * C), folded_t(B * C * C);
     fold(w, B, attention, folded.get());
     transpose_each(folded.get(), B, C, folded_t.get());
-    const ValuesPass<T> values(grad_y, x, w, folded_t.get(), between);
+    const ValuesPass<T> values(grad_y, x, w, qkv, folded_t.get(), between);
     Buffer<double> sums(B * s.count), bias(C);
     sum_by_sample<A>(B, values.tiles(), kChunks, s.count, values.scratch(), sums.get(), values);
     small_matrices(w, B, between.plane, sums.get(), s.count, attention, g, out);
@@ -154,7 +159,7 @@ void run(const Tensor& grad_y, const Tensor& x, const ChannelAttentionWeights& w
     put<A>(bias.get(), out.project_out_bias);
     over_samples(s.taps, 30 * C, depthwise.get());
   }
-  const ScoresPass<T> scores(x, w, g, between);
+  const ScoresPass<T> scores(x, w, qkv, g, between);
   sum_over_units<A>(scores.units(), scores.sums(), scores.scratch(), depthwise.get(), scores);
   put<A>(depthwise.get(), out.qkv_dwconv);
   put<A>(depthwise.get() + 27 * C, out.qkv_dwconv_bias);

@@ -5,7 +5,7 @@
 #include "common/cpu/layer_norm_tile.h"
 #include "parts.h"
 
-namespace mirage::cpu::MIRAGE_ISA {
+namespace mirage::cpu::MIRAGE_ISA::channel_attention_parts {
 
 // Gradients of (q, k, v) [B, 3C, H, W] of the accumulator type, which two passes leave to the third.
 template <class A>
@@ -41,9 +41,11 @@ template <class T>
 class ValuesPass {
  public:
   using A = Acc<T>;
+  using P = Operand<T>;
 
-  ValuesPass(const Tensor& grad_y, const Tensor& x, const Attention<A>& w, const A* folded_t, const Between<A>& between)
-      : grad_y_(grad_y), x_(x), w_(w), folded_t_(folded_t), between_(between), s_(w.C),
+  ValuesPass(const Tensor& grad_y, const Tensor& x, const Attention<A>& w, const Matrix<P>& qkv, const A* folded_t,
+             const Between<A>& between)
+      : grad_y_(grad_y), x_(x), w_(w), qkv_(qkv), folded_t_(folded_t), between_(between), s_(w.C),
         rows_(smaller(w.C, kRowsAtOnce)),
         tiling_(choose_dense<A>(x.size[2], x.size[3], 1, w.C + rows_, w.C + 2 * rows_)),
         outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)) {}
@@ -57,12 +59,12 @@ class ValuesPass {
       *const v = grad_y + C * I, *const grad = v + rows_ * I;
     const Tile tile = tiling_.template tile<A>(unit % tiles());
     const AttentionTile at{tile, outer_, I, dense_pixels<A>(tile), unit / tiles()};
-    const A* const in = load_operand<T>(w_, x_, at, normed);
+    const P* const in = load_operand<T, P>(w_, x_, at, normed);
     load_tile(grad_y_.as<const T>() + at.sample * grad_y_.stride[0], grad_y_, with_halo<A>(tile, 0), C, I, grad_y);
     add_row_sums(grad_y, C, I, at.pixels, sums + s_.out_bias);
     for (int64_t first = 0; first < C; first += rows_) {
       const int64_t n = smaller(rows_, C - first);
-      rows_before(w_, at, in, 2 * C + first, n, before);
+      rows_before<P>(qkv_, w_, at, in, 2 * C + first, n, before);
       rows_behind(w_, at, before, 2 * C + first, n, v);
       add_outer(grad_y, I, C, v, I, n, at.pixels, sums + s_.folded + first, C);
       mix_share(Matrix<A>{folded_t_ + (at.sample * C + first) * C, C}, n, C, grad_y, I, at.pixels, true, grad);
@@ -73,6 +75,7 @@ class ValuesPass {
  private:
   const Tensor &grad_y_, &x_;
   const Attention<A>& w_;
+  const Matrix<P> qkv_;
   const A* const folded_t_;
   const Between<A>& between_;
   const SampleSums s_;
@@ -109,9 +112,11 @@ template <class T>
 class ScoresPass {
  public:
   using A = Acc<T>;
+  using P = Operand<T>;
 
-  ScoresPass(const Tensor& x, const Attention<A>& w, const GramGradients<A>& g, const Between<A>& between)
-      : x_(x), w_(w), g_(g), between_(between), rows_(w.heads_at_once()),
+  ScoresPass(const Tensor& x, const Attention<A>& w, const Matrix<P>& qkv, const GramGradients<A>& g,
+             const Between<A>& between)
+      : x_(x), w_(w), qkv_(qkv), g_(g), between_(between), rows_(w.heads_at_once()),
         tiling_(choose_dense<A>(x.size[2], x.size[3], 1, w.C + 2 * rows_, 3 * rows_)),
         outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)) {}
 
@@ -125,11 +130,11 @@ class ScoresPass {
       *const q = before_k + rows_ * outer_, *const k = q + rows_ * I, *const grad = k + rows_ * I;
     const Tile tile = tiling_.template tile<A>(unit % tiling_.count());
     const AttentionTile at{tile, outer_, I, dense_pixels<A>(tile), unit / tiling_.count()};
-    const A* const in = load_operand<T>(w_, x_, at, normed);
+    const P* const in = load_operand<T, P>(w_, x_, at, normed);
     for (int64_t first = 0; first < C; first += rows_) {
       const int64_t n = smaller(rows_, C - first);  // whole heads
-      rows_before(w_, at, in, first, n, before_q);
-      rows_before(w_, at, in, C + first, n, before_k);
+      rows_before<P>(qkv_, w_, at, in, first, n, before_q);
+      rows_before<P>(qkv_, w_, at, in, C + first, n, before_k);
       rows_behind(w_, at, before_q, first, n, q);
       rows_behind(w_, at, before_k, C + first, n, k);
       gradient(at, g_.gram.get(), 0, first, n, k, q, grad);
@@ -153,6 +158,7 @@ class ScoresPass {
 
   const Tensor& x_;
   const Attention<A>& w_;
+  const Matrix<P> qkv_;
   const GramGradients<A>& g_;
   const Between<A>& between_;
   const int64_t rows_;
@@ -222,4 +228,4 @@ class InputsPass {
   const int64_t outer_, inner_;
 };
 
-}  // namespace mirage::cpu::MIRAGE_ISA
+}  // namespace mirage::cpu::MIRAGE_ISA::channel_attention_parts

@@ -10,6 +10,8 @@
 namespace mirage::cpu::MIRAGE_ISA {
 namespace {
 
+using namespace channel_attention_parts;
+
 constexpr int64_t kChunks = 64;  // of all tiles, with sums of their own
 
 // The first pass. Its sums are q k^T of each head, then |q|^2 and |k|^2.
@@ -35,7 +37,7 @@ class ReducePass {
       *const k = q + rows_ * I, *const norms = sums + C * d;
     const Tile tile = tiling_.template tile<A>(unit % tiles());
     const AttentionTile at{tile, outer_, I, dense_pixels<A>(tile), unit / tiles()};
-    const P* const in = load_operand<T>(w_, x_, at, normed);
+    const P* const in = load_operand<T, P>(w_, x_, at, normed);
     for (int64_t first = 0; first < C; first += rows_) {
       const int64_t n = smaller(rows_, C - first);  // whole heads
       rows(at, in, first, n, before, q);
@@ -61,7 +63,7 @@ class ReducePass {
   void rows(const AttentionTile& at, const P* in, int64_t first, int64_t n, A* before, A* out) const {
     for (int64_t j = 0; j < n; j += before_) {
       const int64_t here = smaller(before_, n - j);
-      rows_before(w_, at, in, first + j, here, before);
+      rows_before<P>(w_.qkv, w_, at, in, first + j, here, before);
       rows_behind(w_, at, before, first + j, here, out + j * at.inner);
     }
   }

@@ -6,7 +6,7 @@
 #include "common/cpu/product_depthwise.h"
 #include "mirage/channel_attention_stage.h"
 
-namespace mirage::cpu::MIRAGE_ISA {
+namespace mirage::cpu::MIRAGE_ISA::channel_attention_parts {
 
 constexpr int64_t kRowsAtOnce = 48;  // of q, k or v: a multiple of every kMixRows
 
@@ -54,17 +54,18 @@ struct AttentionTile {
 };
 
 // x of a tile, normalised, as the right operand of products: [C, outer].
-template <class T, class P>
-inline const P* load_operand(const Attention<P>& w, const Tensor& x, const AttentionTile& at, Acc<T>* room) {
+template <class T, class P, class Weights>
+inline const P* load_operand(const Weights& w, const Tensor& x, const AttentionTile& at, Acc<T>* room) {
   load_tile(x.as<const T>() + at.sample * x.stride[0], x, at.tile, w.C, at.outer, room);
   normalise_tile(room, w.C, at.outer, at.tile, w.norm_weight.get(), w.norm_bias.get(), w.eps, w.kind);
   return operand_rows<P>(room, w.C, at.outer, at.tile.outer_pixels, room);
 }
 
 // Rows [first, first + n) of (q, k, v) before their depthwise convolution, with the halo.
-template <class P, class A>
-inline void rows_before(const Attention<P>& w, const AttentionTile& at, const P* in, int64_t first, int64_t n, A* before) {
-  product_rows(w.qkv.at(first), n, w.C, in, at.tile, at.outer, w.qkv_bias.from(first), before);
+template <class P, class Weights, class A>
+inline void rows_before(const Matrix<P>& qkv, const Weights& w, const AttentionTile& at, const P* in, int64_t first,
+                        int64_t n, A* before) {
+  product_rows(qkv.at(first), n, w.C, in, at.tile, at.outer, w.qkv_bias.from(first), before);
 }
 
 // The same rows behind it, dense with zeros up to a whole vector.
@@ -134,4 +135,4 @@ inline void fold(const Attention<P>& w, int64_t samples, A* attention, A* folded
   });
 }
 
-}  // namespace mirage::cpu::MIRAGE_ISA
+}  // namespace mirage::cpu::MIRAGE_ISA::channel_attention_parts
