@@ -38,7 +38,7 @@ def test_arguments_far_apart():
 
 
 def test_the_least_that_is_moved_and_multiplied():
-    (stage,) = operators(["feed_forward_stage"])
+    stage, *_ = operators(["feed_forward_stage"])  # MIRAGE's mode is the first
     (fusion,) = operators(["channel_attention_fusion"])
     image, weights = 4 * 24 * 224 * 224, 4 * (24 + 24 + 96 * 24 + 96 * 9 + 24 * 48)
     shape = stage.in_network(24, 224)[0]

@@ -24,6 +24,12 @@ def feed_forward_weights(channels=12, hidden=16):
     return mirage_kernels.FeedForwardWeights(*(tensor(*shape) for shape in shapes(channels, hidden).values()))
 
 
+def channel_attention_weights(channels=12, heads=3):
+    from mirage_kernels.channel_attention_stage.weights import shapes
+
+    return mirage_kernels.ChannelAttentionWeights(*(tensor(*shape) for shape in shapes(channels, heads).values()))
+
+
 def block_weights():
     of_mirage = mirage_kernels.FeedForwardWeights(*feed_forward_weights()[:5])
     return mirage_kernels.BlockWeights(mixer_weights(), of_mirage, 1e-5, 1e-5, 1e-5)
@@ -40,6 +46,7 @@ CASES = {
         lambda x: [x, tensor(*X), tensor(*X), tensor(3, 1, 1), 3, tensor(*X), tensor(*X), *scalars()],
         (2, 36, 8, 6),
     ),
+    "channel_attention_stage": (lambda x: [x, channel_attention_weights()], X),
     "channel_layer_norm": (lambda x: [x, tensor(12), tensor(12)], X),
     "dense_conv2d": (lambda x: [x, tensor(5, 12, 3, 3)], (2, 5, 8, 6)),
     "dynamic_depthwise_conv2d": (lambda x: [x, tensor(2, 12, 7, 7)], X),

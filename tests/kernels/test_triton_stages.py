@@ -20,6 +20,7 @@ from harness import (
 
 import mirage_kernels
 from mirage_kernels import MixerWeights
+from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, Form
 from mirage_kernels.mixer_stage import composite as mixer_composite
 from mirage_kernels.mixer_stage.weights import LEARNED, Statistics
 
@@ -90,7 +91,7 @@ def test_tiles_are_what_a_product_needs(image):
 
 class TestFeedForward:
     def check(self, x, weights):
-        y = kernels("feed_forward_stage").forward(x, *weights, 1e-5)
+        y = kernels("feed_forward_stage").forward(x, FeedForwardWeights(*weights), Form(1e-5))
         truth = ffn.reference(x.double(), *(w.double() for w in weights))
         eager = ffn.reference(x, *(w.to(x.dtype) for w in weights))
         assert y.dtype == x.dtype and y.is_contiguous()
@@ -131,7 +132,7 @@ class TestFeedForward:
         clean = self.check(x, weights)
         for poison in (float("nan"), float("inf")):
             x[0, 2, 4, 15] = poison
-            y = kernels("feed_forward_stage").forward(x, *weights, 1e-5)
+            y = kernels("feed_forward_stage").forward(x, FeedForwardWeights(*weights), Form(1e-5))
             near = torch.zeros(9, 20, dtype=torch.bool, device=x.device)
             near[3:6, 14:17] = True
             assert torch.equal(y[..., ~near], clean[..., ~near]) and not y[..., near].isfinite().any()
@@ -193,7 +194,7 @@ class TestFeedForwardGradient:
         return compare
 
     def gradients(self, x, weights, grad_y):
-        results = kernels("feed_forward_stage").backward(grad_y, x, *weights, 1e-5)
+        results = kernels("feed_forward_stage").backward(grad_y, x, FeedForwardWeights(*weights), Form(1e-5))
         assert all(g.dtype == t.dtype and g.is_contiguous() for g, t in zip(results, (x, *weights), strict=True))
         return results
 

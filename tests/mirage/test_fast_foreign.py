@@ -24,6 +24,7 @@ FOREIGN = {
     mirage.fast.RestormerBlock: lambda: lookalike_restormer.Block(DIM),
     mirage.fast.EncoderBlock: lambda: lookalike_restormer.ListedBlock(DIM),
     mirage.fast.BiasFreeLayerNorm: lambda: lookalike_restormer.Norm(DIM, bias=False, centred=False),
+    mirage.fast.ChannelAttention: lambda: lookalike_restormer.Attention(DIM),
     mirage.fast.GatedFeedForward: lambda: lookalike_restormer.FeedForward(DIM),
 }
 
