@@ -67,16 +67,25 @@ struct NormTile {
 
   // sums: of the weight's gradient [channels], then of the bias's. grad: of the norm's output.
   void add_sums(const A* standard, const A* grad, A* sums) const {
+    // Vectors that a lane adds up before the sums go on in double. Where channels hardly differ a standardised value is
+    // hundreds of times its neighbours, and a long sum in one go would round these away.
+    constexpr int64_t kRun = 32;
     for (int64_t k = 0; k < channels; ++k) {
-      Vec<A> weights = {}, biases = {};
-      for (int64_t p = 0; p < pixels; p += kLanes<A>) {
-        const Vec<A> g = valid - p >= kLanes<A> ? load(grad + k * stride + p)
-                                                : load_n(grad + k * stride + p, int(valid - p));
-        weights += g * load(standard + k * stride + p);
-        biases += g;
+      double weights = 0, biases = 0;
+      for (int64_t start = 0; start < pixels; start += kRun * kLanes<A>) {
+        const int64_t end = start + kRun * kLanes<A> < pixels ? start + kRun * kLanes<A> : pixels;
+        Vec<A> of_weight = {}, of_bias = {};
+        for (int64_t p = start; p < end; p += kLanes<A>) {
+          const Vec<A> g = valid - p >= kLanes<A> ? load(grad + k * stride + p)
+                                                  : load_n(grad + k * stride + p, int(valid - p));
+          of_weight += g * load(standard + k * stride + p);
+          of_bias += g;
+        }
+        weights += double(sum<A>(of_weight));
+        biases += double(sum<A>(of_bias));
       }
-      sums[k] += sum<A>(weights);
-      sums[channels + k] += sum<A>(biases);
+      sums[k] += A(weights);
+      sums[channels + k] += A(biases);
     }
   }
 
