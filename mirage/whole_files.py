@@ -6,13 +6,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 import stat
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-__all__ = ["is_temporary", "temporary_name", "write_whole"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["is_temporary", "safetensors_bytes", "temporary_name", "write_whole"]
 
 PREFIX, SUFFIX = ".mirage-", ".tmp"
+METADATA = "__metadata__"  # of a .safetensors header
 
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """What fsync says on file systems that have nothing to synchronise."""
@@ -48,6 +55,20 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, tag: str | None = 
         if error.filename is None:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # a temporary name tells nobody anything
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A ``.safetensors`` file of contiguous `tensors` with its metadata sorted. safetensors writes that in another
+    order each time, and then equal weights have unequal checksums."""
+    import safetensors.torch
+
+    content = safetensors.torch.save(dict(tensors), dict(metadata))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header[METADATA] = dict(sorted(header[METADATA].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _replace(target: str, data: bytes, temporary: str, mode: int | None) -> None:

@@ -35,7 +35,7 @@ from mirage.checkpoint.networks import (
 from mirage.checkpoint.shapes import arguments_by_shapes, head_of_another_size, misfits, without_head
 from mirage.checkpoint.torch_files import read_torch_file
 from mirage.model import MIRAGE, mirage_small, mirage_tiny
-from mirage.whole_files import write_whole
+from mirage.whole_files import safetensors_bytes, write_whole
 
 __all__ = ["CheckpointError", "CheckpointWarning", "from_checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -134,8 +134,6 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
             its weights are not those of a MIRAGE, as where modules were parametrized, pruned or replaced.
         FileNotFoundError: the folder does not exist.
     """
-    import safetensors.torch
-
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
@@ -154,7 +152,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if arguments is not None:
             metadata[CONFIG_KEY] = json.dumps(arguments)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}  # tied ones share memory
-    write_whole(path, safetensors.torch.save(tensors, metadata))
+    write_whole(path, safetensors_bytes(tensors, metadata))
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -123,13 +123,10 @@ def _maps(given: tuple[str, ...], kinds: dict[str, Degradation]) -> dict[str, Pa
         if what in maps:
             raise ValueError(f"--map: expected one folder of {what}, got two: {str(maps[what])!r} and {folder!r}")
         if what not in taken:
-            raise ValueError(f"--map: {what} is read by none of {', '.join(kinds)}; they take {_listed(taken)}")
+            known = ", ".join(sorted(taken)) or "no maps"
+            raise ValueError(f"--map: {what} is read by none of {', '.join(kinds)}; they take {known}")
         maps[what] = Path(folder)
     return maps
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "no maps"
 
 
 def _sheet(path: Path, inputs: tuple[Path, ...], seed: int) -> None:

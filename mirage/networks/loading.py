@@ -18,7 +18,7 @@ from mirage.model import MIRAGE
 from mirage.networks.common import RestorationNetwork
 from mirage.networks.identify import NAMES, Identified, identify
 from mirage.networks.registry import NETWORKS, create, names
-from mirage.whole_files import write_whole
+from mirage.whole_files import safetensors_bytes, write_whole
 
 __all__ = ["NETWORK_KEY", "load", "metadata_of", "save"]
 
@@ -83,8 +83,6 @@ def save(network: nn.Module, path: str | os.PathLike[str]) -> None:
             writes MIRAGE's), or its weights are not those that its arguments ask for.
         FileNotFoundError: the folder does not exist.
     """
-    import safetensors.torch
-
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
     while not isinstance(network, RestorationNetwork):
@@ -99,7 +97,7 @@ def save(network: nn.Module, path: str | os.PathLike[str]) -> None:
     if {k: v.shape for k, v in expected.items()} != {k: v.shape for k, v in state.items()}:
         raise ValueError(f"network: its weights are not those of {name} with its config, which load would build")
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_whole(path, safetensors.torch.save(tensors, metadata_of(network)))
+    write_whole(path, safetensors_bytes(tensors, metadata_of(network)))
 
 
 def metadata_of(network: RestorationNetwork) -> dict[str, str]:

@@ -15,11 +15,10 @@ from mirage.checkpoint import CONFIG_KEY, CheckpointError
 from mirage.networks.loading import NETWORK_KEY
 from mirage.networks.registry import NETWORKS
 from mirage.train.state import State, checkpoints, read_state
-from mirage.whole_files import write_whole
+from mirage.whole_files import safetensors_bytes, write_whole
 
 __all__ = ["DTYPES", "export_weights", "kind_text", "model_card"]
 
-METADATA = "__metadata__"  # of a .safetensors header
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -43,8 +42,6 @@ def export_weights(
         ValueError: the name does not end in ``.safetensors``; an unknown dtype; or a weight does not fit the dtype.
         CheckpointError: the checkpoint is damaged.
     """
-    import safetensors.torch
-
     output = Path(output)
     if output.suffix != ".safetensors":
         raise ValueError(f"output must end in .safetensors, got {str(output)!r}")
@@ -63,19 +60,8 @@ def export_weights(
         metadata["mirage_ablation"] = ablation
     elif state.arguments:
         metadata[CONFIG_KEY] = json.dumps(state.arguments)
-    write_whole(output, _in_one_order(safetensors.torch.save(tensors, metadata)))
+    write_whole(output, safetensors_bytes(tensors, metadata))
     return state
-
-
-def _in_one_order(content: bytes) -> bytes:
-    """The bytes of a ``.safetensors`` file with its metadata sorted. safetensors writes them in another order each
-    time, and then equal weights have unequal checksums."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header[METADATA] = dict(sorted(header[METADATA].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def newest(checkpoint: str | os.PathLike[str]) -> Path:

@@ -31,7 +31,7 @@ from mirage.unirestorer.lora import (
     statistics,
     unfold,
 )
-from mirage.whole_files import write_whole
+from mirage.whole_files import safetensors_bytes, write_whole
 
 __all__ = [
     "LORA_KEY",
@@ -97,13 +97,11 @@ def save_lora(network: nn.Module, path: str | os.PathLike[str]) -> None:
         ValueError: the name does not end in ``.safetensors``, or the network has no LoRA, or is folded.
         FileNotFoundError: the folder does not exist.
     """
-    import safetensors.torch
-
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {os.fspath(path)!r}")
     tensors = {name: value.cpu().contiguous().clone() for name, value in lora_state(network).items()}
     header = {"format": "pt", LORA_KEY: json.dumps(header_of(network))}
-    write_whole(path, safetensors.torch.save(tensors, header))
+    write_whole(path, safetensors_bytes(tensors, header))
 
 
 def load_lora(

@@ -22,7 +22,7 @@ from mirage.unirestorer.extractors import Extractor
 from mirage.unirestorer.losses import RouterLoss
 from mirage.unirestorer.router import Router, Routes, straight_through
 from mirage.unirestorer.tree import ExpertTree
-from mirage.whole_files import write_whole
+from mirage.whole_files import safetensors_bytes, write_whole
 
 __all__ = ["RoutedNetwork", "RouterRun", "RouterSettings", "collapsed_experts", "load_router", "save_router"]
 
@@ -267,14 +267,12 @@ def save_router(router: Router, path: str | os.PathLike[str], settings: RouterSe
     Raises:
         ValueError: a weight is not finite.
     """
-    import safetensors.torch
-
     state = {name: value.detach().cpu().contiguous() for name, value in router.state_dict().items()}
     for name, value in state.items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"router: {name} holds values that are not finite")
     content = {"format": FORMAT, "router": router.config, "training": None if settings is None else asdict(settings)}
-    write_whole(path, safetensors.torch.save(state, {"format": "pt", "mirage_router": json.dumps(content)}))
+    write_whole(path, safetensors_bytes(state, {"format": "pt", "mirage_router": json.dumps(content)}))
 
 
 def load_router(path: str | os.PathLike[str]) -> Router:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mirage.unirestorer.lora_files import LORA_KEY
 from mirage.unirestorer.mapped import Weights
-from mirage.whole_files import write_whole
+from mirage.whole_files import safetensors_bytes, write_whole
 
 if TYPE_CHECKING:
     from mirage.unirestorer.store import Expert, ExpertStore
@@ -142,8 +142,6 @@ def _digest_of(data: bytes, suffix: str) -> str:
 
 def _bytes_of(expert: Expert, name: str) -> tuple[bytes, str]:
     """The file of an expert, and its suffix."""
-    import safetensors.torch
-
     if expert.network is not None:
         return _network_bytes(expert.network, f"expert {name}"), ".safetensors"
     assert expert.weights is not None
@@ -151,7 +149,7 @@ def _bytes_of(expert: Expert, name: str) -> tuple[bytes, str]:
         return expert.weights.checked().read_bytes(), expert.weights.path.suffix
     tensors: dict[str, Tensor] = {n: v.cpu().contiguous() for n, v in (expert.weights.tensors or {}).items()}
     header = {"format": "pt", LORA_KEY: json.dumps(dict(expert.header))}
-    return safetensors.torch.save(tensors, header), ".safetensors"
+    return safetensors_bytes(tensors, header), ".safetensors"
 
 
 def _network_bytes(network: nn.Module, what: str) -> bytes:
