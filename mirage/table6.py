@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -315,24 +314,23 @@ def _perturb(model: nn.Module) -> None:
 def _time_interleaved(
     models: dict[str, nn.Module], x: Tensor, runs: int
 ) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
-    """Seconds of every pass and each model's output, one pass of each model in turn."""
-    outputs = {name: _same_draws(partial(model, x)) for name, model in models.items()}
+    """Seconds of every pass and each model's output, one pass of each model in turn, all with the same random numbers:
+    some networks draw in evaluation mode too."""
+    outputs: dict[str, Tensor] = {}
     times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(runs):
-        for name, model in models.items():
-            _synchronize(x)
-            start = time.perf_counter()
-            _same_draws(partial(model, x))
-            _synchronize(x)
-            times[name].append(time.perf_counter() - start)
-    return times, outputs
-
-
-def _same_draws(call: Callable[[], Tensor]) -> Tensor:
-    """With the random numbers of every other call, for networks that draw some in evaluation mode too."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return call()
+        for turn in range(runs + 1):
+            for name, model in models.items():
+                torch.manual_seed(0)
+                _synchronize(x)
+                start = time.perf_counter()
+                y = model(x)
+                _synchronize(x)
+                if turn == 0:  # to warm up
+                    outputs[name] = y
+                else:
+                    times[name].append(time.perf_counter() - start)
+    return times, outputs
 
 
 def _synchronize(x: Tensor) -> None:

@@ -42,6 +42,13 @@ def run_channel_attention(block: Any, x: Tensor, found: tuple[Any, ...]) -> Tens
     return mirage_kernels.channel_attention_stage(x, mirage_kernels.ChannelAttentionWeights(*weights), norm, eps)
 
 
+def _in_halves(kind: Any, block: nn.Module, x: Tensor) -> Tensor:
+    """`kind`: the fast class, whose halves are run; what an instance has of that name may be anything."""
+    for half in kind.halves:
+        x = half(block, x)
+    return x
+
+
 class TransformerBlock(blocks.TransformerBlock):
     """`mirage.blocks.TransformerBlock` as one operator, `mirage_kernels.transformer_blocks`, where no gradient is
     wanted and nothing depends on the batch, and as two elsewhere: `mirage_kernels.mixer_stage` and
@@ -65,9 +72,7 @@ class TransformerBlock(blocks.TransformerBlock):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled() and (whole := BLOCKS.match(self)) is not None:
             return _run_blocks(x, *whole)
-        for half in TransformerBlock.halves:  # not the instance's, which may be anything
-            x = half(self, x)
-        return x
+        return _in_halves(TransformerBlock, self, x)
 
 
 class RestormerBlock(restormer.RestormerBlock):
@@ -86,9 +91,7 @@ class RestormerBlock(restormer.RestormerBlock):
     _mirage_memory = "low"
 
     def forward(self, x: Tensor) -> Tensor:
-        for half in RestormerBlock.halves:
-            x = half(self, x)
-        return x
+        return _in_halves(RestormerBlock, self, x)
 
 
 class EncoderBlock(nn.Module):
@@ -102,9 +105,7 @@ class EncoderBlock(nn.Module):
     _mirage_memory = "low"
 
     def forward(self, x: Tensor) -> Tensor:
-        for half in EncoderBlock.halves:
-            x = half(self, x)
-        return x
+        return _in_halves(EncoderBlock, self, x)
 
 
 def _run_blocks(x: Tensor, weights: list[Tensor], eps: list[float]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mirage_kernels._runtime.library import accumulator, native, result, to_dlpack
-from mirage_kernels._runtime.weights import empty_gradients, in_own_dtypes
+from mirage_kernels._runtime.weights import capsules, empty_gradients, in_own_dtypes
 from mirage_kernels.mixer_stage.weights import LEARNED, MixerWeights, Statistics, scale_of, statistics_shapes
 
 
@@ -17,7 +17,7 @@ def forward(
     running = (w.bn_mean.to(dtype, copy=True), w.bn_var.to(dtype, copy=True))
     statistics = Statistics(*(torch.empty(shape, dtype=dtype) for shape in shapes[:3]), *running)
     y = result(x.shape, x.dtype)
-    weights, scale = [to_dlpack(t.contiguous()) for t in w], to_dlpack(scale_of(x, branch_scale))
+    weights, scale = capsules(w), to_dlpack(scale_of(x, branch_scale))
     native().mixer_stage(
         to_dlpack(x), weights, scale, training, norm_eps, bn_eps, list(map(to_dlpack, statistics)), to_dlpack(y)
     )
@@ -37,13 +37,7 @@ def backward(
     learned = [getattr(w, name) for name in LEARNED]
     grad_x, grads = result(x.shape, x.dtype), empty_gradients(learned, accumulator(x.dtype))
     native().mixer_stage_backward(
-        *(
-            to_dlpack(grad_y),
-            to_dlpack(x),
-            [to_dlpack(t.contiguous()) for t in w],
-            to_dlpack(scale_of(x, branch_scale)),
-        ),
-        *(training, norm_eps, bn_eps, [to_dlpack(t.contiguous()) for t in statistics]),
-        *(to_dlpack(grad_x), list(map(to_dlpack, grads))),
+        *(to_dlpack(grad_y), to_dlpack(x), capsules(w), to_dlpack(scale_of(x, branch_scale))),
+        *(training, norm_eps, bn_eps, capsules(statistics), to_dlpack(grad_x), capsules(grads)),
     )
     return grad_x, *in_own_dtypes(grads, learned)

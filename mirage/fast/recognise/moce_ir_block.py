@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-import mirage_kernels
 from mirage.fast.recognise.pattern import Pattern
-from mirage.fast.recognise.restormer_block import ATTENTION, FEED_FORWARD, NORMS
-from mirage.fast.recognise.stage import FirstOf, Stage
+from mirage.fast.recognise.restormer_block import ATTENTION, FEED_FORWARD, attention_stage, feed_forward_stage
 
-ATTENTION_STAGE = FirstOf(
-    *(
-        Stage(
-            "channel_attention_stage",
-            {"norms": Pattern(children={"0": pattern}), "mixer": ATTENTION},
-            weights=mirage_kernels.ChannelAttentionWeights._fields,
-            numbers=("norm_eps",),
-            fixed=(norm,),
-        )
-        for norm, pattern in NORMS.items()
-    )
-)
-FEED_FORWARD_STAGE = FirstOf(
-    *(
-        Stage(
-            "feed_forward_stage",
-            {"norms": Pattern(children={"1": pattern}), "ffn": FEED_FORWARD},
-            weights=mirage_kernels.FeedForwardWeights._fields,
-            numbers=("norm_eps",),
-            fixed=(norm, "none"),
-        )
-        for norm, pattern in NORMS.items()
-    )
-)
+ATTENTION_STAGE = attention_stage(lambda norm: {"norms": Pattern(children={"0": norm}), "mixer": ATTENTION})
+FEED_FORWARD_STAGE = feed_forward_stage(lambda norm: {"norms": Pattern(children={"1": norm}), "ffn": FEED_FORWARD})
 STAGES = (ATTENTION_STAGE, FEED_FORWARD_STAGE)
 BLOCK = Pattern(
     children={

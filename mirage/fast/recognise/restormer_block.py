@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mirage_kernels
 from mirage import blocks
 from mirage.fast import modules as fast
@@ -46,30 +48,42 @@ FEED_FORWARD = Pattern(
         "project_out": convolution("project_out", "hidden", "dim", bias="project_out_bias"),
     },
 )
-ATTENTION_STAGE = FirstOf(
-    *(
-        Stage(
-            "channel_attention_stage",
-            {"norm1": pattern, "attn": ATTENTION},
-            weights=mirage_kernels.ChannelAttentionWeights._fields,
-            numbers=("norm_eps",),
-            fixed=(norm,),
+
+
+def attention_stage(children: Callable[[Pattern], dict[str, Pattern]]) -> FirstOf:
+    """The first half of a block. `children`: those of the block that it runs, for the pattern of their norm."""
+    return FirstOf(
+        *(
+            Stage(
+                "channel_attention_stage",
+                children(pattern),
+                weights=mirage_kernels.ChannelAttentionWeights._fields,
+                numbers=("norm_eps",),
+                fixed=(norm,),
+            )
+            for norm, pattern in NORMS.items()
         )
-        for norm, pattern in NORMS.items()
     )
-)
-FEED_FORWARD_STAGE = FirstOf(
-    *(
-        Stage(
-            "feed_forward_stage",
-            {"norm2": pattern, "ffn": FEED_FORWARD},
-            weights=mirage_kernels.FeedForwardWeights._fields,
-            numbers=("norm_eps",),
-            fixed=(norm, "none"),
+
+
+def feed_forward_stage(children: Callable[[Pattern], dict[str, Pattern]]) -> FirstOf:
+    """The second half. See `attention_stage`."""
+    return FirstOf(
+        *(
+            Stage(
+                "feed_forward_stage",
+                children(pattern),
+                weights=mirage_kernels.FeedForwardWeights._fields,
+                numbers=("norm_eps",),
+                fixed=(norm, "none"),
+            )
+            for norm, pattern in NORMS.items()
         )
-        for norm, pattern in NORMS.items()
     )
-)
+
+
+ATTENTION_STAGE = attention_stage(lambda norm: {"norm1": norm, "attn": ATTENTION})
+FEED_FORWARD_STAGE = feed_forward_stage(lambda norm: {"norm2": norm, "ffn": FEED_FORWARD})
 STAGES = (ATTENTION_STAGE, FEED_FORWARD_STAGE)
 BLOCK = Pattern(
     children={
