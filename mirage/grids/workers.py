@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 from mirage.extras import not_there
@@ -111,26 +113,30 @@ def _here(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Resu
 def _in_processes(function: Callable[[Any], Any], items: Sequence[Any], count: int) -> Iterator[Result]:
     """Processes that end with this one, and that save what they have when it is told to stop."""
     context = multiprocessing.get_context("spawn")  # a fork would share locks of threads, and a GPU's context
-    slots, started = context.Queue(), context.Queue()
+    slots = context.Queue()
     for number in range(count):
         slots.put(number)
     threads = max(1, (os.cpu_count() or 1) // count)
-    with ProcessPoolExecutor(count, context, _begin, (slots, started, threads)) as pool:
-        pending = {pool.submit(_in_process, function, item): number for number, item in enumerate(items)}
+    # Closing `this_end` tells every process to stop, one that is still being started as well; the system closes it
+    # where this process is killed.
+    their_end, this_end = context.Pipe(duplex=False)
+    with their_end, this_end, ProcessPoolExecutor(count, context, _begin, (slots, their_end, threads)) as pool:
+        pending: dict[Future[Any], int] = {}
         try:
+            for number, item in enumerate(items):
+                pending[pool.submit(_in_process, function, item)] = number
             while pending:
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield pending.pop(future), _outcome(future)
         except BaseException:
+            this_end.close()
             for future in pending:
                 future.cancel()
-            while not started.empty():
-                _ask_to_stop(started.get())
             raise
 
 
-def _outcome(future: Any) -> Any:
+def _outcome(future: Future[Any]) -> Any:
     error = future.exception()
     if isinstance(error, BrokenProcessPool):
         return RuntimeError(
@@ -142,26 +148,19 @@ def _outcome(future: Any) -> Any:
     return future.result() if error is None else error
 
 
-def _ask_to_stop(process: int) -> None:
-    try:
-        os.kill(process, signal.SIGTERM)
-    except ProcessLookupError:
-        pass
-
-
 _told_to_stop = _busy = False
 SECONDS_TO_TELL = 2.0  # that a process has for sending what became of its item, once it was told to stop
+SECONDS_TO_STOP = 5.0  # until a process that was told to stop is told again
 
 
-def _begin(slots: Any, started: Any, threads: int) -> None:
+def _begin(slots: Any, end_of_pipe: Connection, threads: int) -> None:
     """What each process does first."""
     import torch
 
-    started.put(os.getpid())
-    slot = slots.get()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides, and says so by SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides, and says so by closing the pipe
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_stop_when_closed, args=(end_of_pipe,), daemon=True).start()
+    slot = slots.get()
     torch.set_num_threads(threads)
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else []
     gpus = gpus or [str(i) for i in range(torch.cuda.device_count())]
@@ -178,11 +177,11 @@ def _stop(number: int, frame: Any) -> None:
     raise Stopped("stopped")
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
+def _stop_when_closed(end_of_pipe: Connection) -> None:
+    end_of_pipe.poll(None)
+    while True:  # what `_stop` raises is lost where Python ignores errors, as in a finalizer
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS_TO_STOP)
 
 
 def _in_process(function: Callable[[Any], Any], item: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -132,7 +133,9 @@ def test_a_killed_process_is_told_and_gone_on_from(tmp_path, journal):
 
 
 SCRIPT = """
-import sys
+import os, signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
 sys.path[:0] = {paths!r}
 from grid_cases import FakeMeasure, FakeTrain
 from mirage.grids.trained import TrainAndMeasure
@@ -142,18 +145,34 @@ if __name__ == "__main__":
     performance = TrainAndMeasure({folder!r}, train, FakeMeasure(), workers={workers})
     print("ready", flush=True)
     print(performance.measure([frozenset("ab"), frozenset("cd")]))
+else:
+    one = Path({folder!r}, f"started-{{os.getpid()}}")
+    one.touch()
+    while {late} and not one.with_name("go on").exists():
+        time.sleep(0.01)
 """
+LONG = 600  # seconds: far more than any of these tests takes where other processes take most of the machine
+PATIENCE = 200
 
 
-def process(tmp_path, journal, *, wait, workers=1):
+@contextlib.contextmanager
+def process(tmp_path, journal, *, wait, workers=1, late=False):
+    """A process that trains two groups; its workers, if they are `late`, begin once there is "go on"."""
     paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[3])]
-    text = SCRIPT.format(paths=paths, journal=str(journal), wait=wait, folder=str(tmp_path / "groups"), workers=workers)
+    folder = tmp_path / "groups"
+    text = SCRIPT.format(paths=paths, journal=str(journal), wait=wait, folder=str(folder), workers=workers, late=late)
     script = tmp_path / "train.py"
     script.write_text(text)
-    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(script)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.communicate()  # which workers that are still there would keep open
 
 
-def wait_for(condition, what, seconds=60):
+def wait_for(condition, what, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
@@ -161,34 +180,47 @@ def wait_for(condition, what, seconds=60):
 
 
 def test_two_processes_at_once_train_each_group_once(tmp_path, journal):
-    other = process(tmp_path, journal, wait=1)
-    wait_for(lambda: trainings(journal) == ["a+b"], "the other one begins")
-    found = store(tmp_path, journal, train=FakeTrain(str(journal), wait=0.1)).measure([AB, CD])
-    output, errors = other.communicate(timeout=60)
+    with process(tmp_path, journal, wait=1) as other:
+        wait_for(lambda: trainings(journal) == ["a+b"], "the other one begins")
+        found = store(tmp_path, journal, train=FakeTrain(str(journal), wait=0.1)).measure([AB, CD])
+        output, errors = other.communicate(timeout=PATIENCE)
     assert other.returncode == 0, errors
     assert output.splitlines() == ["ready", str(found)] and found[0] == {"a": 29.8, "b": 29.8}
     assert trainings(journal) == ["a+b", "c+d"]
 
 
+def started(tmp_path):
+    return {int(path.name.split("-")[1]) for path in (tmp_path / "groups").glob("started-*")}
+
+
 def test_workers_end_with_the_process_that_asked_for_them(tmp_path, journal):
-    first = process(tmp_path, journal, wait=60, workers=2)
-    wait_for(lambda: len(trainings(journal)) == 2, "two trainings begin")
-    workers = {int(path.name.split("-")[1]) for path in journal.iterdir()}
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    wait_for(lambda: not any(is_running(worker) for worker in workers), "workers end")
+    with process(tmp_path, journal, wait=LONG, workers=2) as first:
+        wait_for(lambda: len(trainings(journal)) == 2, "two trainings begin")
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        wait_for(lambda: not any(map(is_running, started(tmp_path))), "workers end")
     assert store(tmp_path, journal).measure([AB, CD])[0] == {"a": 29.8, "b": 29.8}
 
 
 def test_ctrl_c_stops_the_workers_too(tmp_path, journal):
-    first = process(tmp_path, journal, wait=60, workers=2)
-    wait_for(lambda: len(trainings(journal)) == 2, "two trainings begin")
-    workers = {int(path.name.split("-")[1]) for path in journal.iterdir()}
-    first.send_signal(signal.SIGINT)
-    output = first.communicate(timeout=60)
+    with process(tmp_path, journal, wait=LONG, workers=2) as first:
+        wait_for(lambda: len(trainings(journal)) == 2, "two trainings begin")
+        first.send_signal(signal.SIGINT)
+        output = first.communicate(timeout=PATIENCE)
     assert first.returncode not in (0, None) and "KeyboardInterrupt" in output[1]
-    assert not any(is_running(worker) for worker in workers)
+    assert len(started(tmp_path)) == 2 and not any(map(is_running, started(tmp_path)))
     assert not (tmp_path / "groups" / "a+b" / "result.json").exists()
+
+
+def test_ctrl_c_stops_workers_that_are_still_starting(tmp_path, journal):
+    with process(tmp_path, journal, wait=LONG, workers=2, late=True) as first:
+        wait_for(lambda: len(started(tmp_path)) == 2, "two workers start")
+        first.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        (tmp_path / "groups" / "go on").touch()
+        output = first.communicate(timeout=PATIENCE)
+    assert first.returncode not in (0, None) and "KeyboardInterrupt" in output[1]
+    assert not any(map(is_running, started(tmp_path))) and not list(tmp_path.glob("groups/*/result.json"))
 
 
 def is_running(process):
