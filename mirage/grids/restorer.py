@@ -22,7 +22,7 @@ from mirage.grids.groups import check_names, group_name
 from mirage.grids.selection import CROPS, FOREIGN, PATCH, query_ggd, select
 from mirage.restore.budget import parse_bytes, release_memory
 from mirage.restore.pixels import as_image, colours_of, scale_of
-from mirage.whole_files import write_whole
+from mirage.whole_files import safetensors_bytes, write_whole
 
 if TYPE_CHECKING:
     from mirage.grids.grouped_files import GroupedOutcome
@@ -293,10 +293,8 @@ class GroupedRestorer:
         for entry, group in zip(content["groups"], self.groups.values(), strict=True):
             entry["weights"] = _save_weights(group, folder)
         if isinstance(self.descriptor, SRResNetDescriptor):
-            import safetensors.torch
-
             state = {name: value.contiguous() for name, value in self.descriptor.network.state_dict().items()}
-            write_whole(folder / DESCRIPTOR, safetensors.torch.save(state, {"format": "pt"}))
+            write_whole(folder / DESCRIPTOR, safetensors_bytes(state, {"format": "pt"}))
             content["descriptor_weights"] = DESCRIPTOR
             content["activation"] = self.descriptor.activation
         write_whole(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode("utf-8"))

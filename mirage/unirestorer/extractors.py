@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mirage.whole_files import write_whole
+from mirage.whole_files import safetensors_bytes, write_whole
 
 __all__ = ["DEFAULT_WEIGHTS", "VIEWS", "Extractor", "View", "embed_views", "fingerprint_of", "load_extractor",
            "save_extractor", "views"]  # fmt: skip
@@ -98,8 +98,6 @@ def save_extractor(extractor: Extractor, path: str | os.PathLike[str], *, dtype:
             fit ``dtype``.
         OSError: the file cannot be written.
     """
-    from safetensors.torch import save
-
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path: expected a name that ends in .safetensors, got {str(path)!r}")
     kind, arguments, state = _parts_of(extractor)
@@ -110,7 +108,7 @@ def save_extractor(extractor: Extractor, path: str | os.PathLike[str], *, dtype:
         if not bool(torch.isfinite(tensors[name]).all()):
             raise ValueError(f"{name}: holds values that are not finite as {tensors[name].dtype}")
     content = {"format": FORMAT, "kind": kind, "arguments": arguments}
-    write_whole(path, save(tensors, {"format": "pt", METADATA: json.dumps(content)}))
+    write_whole(path, safetensors_bytes(tensors, {"format": "pt", METADATA: json.dumps(content)}))
 
 
 def _parts_of(extractor: Any) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from mirage.train.config import Config, Data
 from mirage.train.data.samples import Sample, TrainingSet
 from mirage.unirestorer.extractors import Extractor
-from mirage.whole_files import write_whole
+from mirage.whole_files import safetensors_bytes, write_whole
 
 __all__ = ["MemberSet", "data_identity", "embed_samples", "one_set_a_kind"]
 
@@ -161,7 +161,5 @@ def _read(cache: Path | None, identity: str) -> Tensor:
 
 
 def _write(cache: Path, identity: str, embeddings: Tensor) -> None:
-    import safetensors.torch
-
     cache.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(cache, safetensors.torch.save({"embeddings": embeddings.contiguous()}, {"of": identity}))
+    write_whole(cache, safetensors_bytes({"embeddings": embeddings.contiguous()}, {"of": identity}))
