@@ -79,3 +79,56 @@ class ListedBlock(nn.Module):
     def forward(self, x):
         x = x + self.mixer(self.norms[0](x))
         return x + self.ffn(self.norms[1](x))
+
+
+class CrossAttention(nn.Module):
+    """As of AdaIR, and of MoCE-IR's decoder with a `size` of 7."""
+
+    def __init__(self, dim, size=3, bias=False):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.full((2, 1, 1), 1.5))
+        self.q = nn.Conv2d(dim, dim, 1, bias=bias)
+        self.q_dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=bias)
+        self.kv = nn.Conv2d(dim, 2 * dim, 1, bias=bias)
+        self.kv_dwconv = nn.Conv2d(2 * dim, 2 * dim, size, padding=size // 2, groups=2 * dim, bias=bias)
+        self.project_out = nn.Conv2d(dim, dim, 1, bias=bias)
+
+    def forward(self, x, y):
+        q, k, v = (t.unflatten(1, (2, -1)).flatten(3) for t in (
+            self.q_dwconv(self.q(x)), *self.kv_dwconv(self.kv(y)).chunk(2, 1)
+        ))  # fmt: skip
+        scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.temperature
+        return self.project_out((scores.softmax(-1) @ v).reshape(x.shape))
+
+
+class Adapter(nn.Module):
+    """An expert by a draw, and a loss that it leaves behind."""
+
+    def __init__(self, dim, freq_dim):
+        super().__init__()
+        self.routing = nn.ModuleDict({"freq_gate": nn.Linear(freq_dim, 2, bias=False)})
+        self.experts = nn.ModuleList(nn.Conv2d(dim, dim, 1, bias=False) for _ in range(2))
+
+    def forward(self, x, freq_emb, shared):
+        gates = self.routing["freq_gate"](freq_emb)
+        gates = gates + 0.1 * torch.randn_like(gates)
+        self.loss = gates.square().mean() if self.training else 0
+        chosen = self.experts[int(gates[0].argmax())]
+        return chosen(x) * F.silu(shared) * gates.max()
+
+
+class ListedDecoderBlock(nn.Module):
+    """As of MoCE-IR's decoder."""
+
+    def __init__(self, dim, freq_dim=6):
+        super().__init__()
+        self.norms = nn.ModuleList((Norm(dim), Norm(dim)))
+        self.proj = nn.ModuleList(nn.Conv2d(dim, dim, 1) for _ in range(2))
+        self.shared, self.mixer, self.ffn = Attention(dim), CrossAttention(dim, size=7), FeedForward(dim)
+        self.adapter = Adapter(dim, freq_dim)
+
+    def forward(self, x, freq_emb=None):
+        shortcut, x = x, self.norms[0](x)
+        shared, x = self.shared(self.proj[0](x)), self.proj[1](x)
+        x = self.mixer(self.adapter(x, freq_emb, shared), shared) + shortcut
+        return x + self.ffn(self.norms[1](x)), self.adapter.loss

@@ -13,7 +13,7 @@ The modules also stand alone, with the constructors and parameter names of `mira
 from typing import Any, cast
 
 import mirage
-from mirage.fast.block import BlockSequence, EncoderBlock, RestormerBlock, TransformerBlock
+from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, RestormerBlock, TransformerBlock
 from mirage.fast.cuda_graph import GraphedModel, cuda_graph
 from mirage.fast.modules import (
     MIRAGE,
@@ -21,6 +21,7 @@ from mirage.fast.modules import (
     BiasFreeLayerNorm,
     ChannelAttention,
     Conv2d,
+    CrossChannelAttention,
     FeedForward,
     GatedCNNBlock,
     GatedFeedForward,
@@ -39,6 +40,8 @@ __all__ = [
     "BlockSequence",
     "ChannelAttention",
     "Conv2d",
+    "CrossChannelAttention",
+    "DecoderBlock",
     "EncoderBlock",
     "FeedForward",
     "GatedCNNBlock",

@@ -20,7 +20,7 @@ from mirage.fast.recognise import mirage_block, moce_ir_block, restormer_block
 from mirage.fast.recognise.stage import BlockMatcher, Half
 from mirage.networks import restormer
 
-__all__ = ["BlockSequence", "EncoderBlock", "RestormerBlock", "TransformerBlock"]
+__all__ = ["BlockSequence", "DecoderBlock", "EncoderBlock", "RestormerBlock", "TransformerBlock"]
 
 KEEP_HIDDEN_FROM = 96
 """Channels of a block from which on keeping its hidden tensor saves time: an element costs a product over the channels
@@ -106,6 +106,24 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _in_halves(EncoderBlock, self, x)
+
+
+class DecoderBlock(nn.Module):
+    """The block of MoCE-IR's decoder. Its first half calls its modules: an attention (`shared`), experts chosen by an
+    embedding of the image's frequencies (`adapter`), and the cross-attention (`mixer`) of the second to the first. Its
+    second half is `EncoderBlock`'s.
+    """
+
+    stages = (moce_ir_block.FEED_FORWARD_STAGE,)
+    halves = EncoderBlock.halves[1:]
+    _mirage_memory = "low"
+
+    def forward(self, x: Tensor, freq_emb: Tensor | None = None) -> tuple[Tensor, Any]:
+        normed = self.norms[0](x)
+        of_image, of_experts = (proj(normed) for proj in self.proj)
+        shared = self.shared(of_image)
+        x = self.mixer(self.adapter(of_experts, freq_emb, shared), shared) + x
+        return _in_halves(DecoderBlock, self, x), self.adapter.loss
 
 
 def _run_blocks(x: Tensor, weights: list[Tensor], eps: list[float]) -> Tensor:

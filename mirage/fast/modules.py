@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 import mirage_kernels
 from mirage import blocks, model
-from mirage.fast.recognise.parts import DEPTHWISE_3X3, GELU, is_dense_convolution
+from mirage.fast.recognise.parts import (
+    DENSE,
+    DEPTHWISE,
+    DEPTHWISE_3X3,
+    GELU,
+    is_dense_convolution,
+    is_depthwise_convolution,
+)
 from mirage.fast.recognise.pattern import is_bypassable
 from mirage.networks import restormer
 from mirage_kernels import workspace
@@ -31,6 +38,7 @@ __all__ = [
     "BiasFreeLayerNorm",
     "ChannelAttention",
     "Conv2d",
+    "CrossChannelAttention",
     "FeedForward",
     "GatedCNNBlock",
     "GatedFeedForward",
@@ -53,12 +61,16 @@ class MIRAGE(model.MIRAGE):
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d`, by `mirage_kernels.dense_conv2d` where it is bias-free, 3x3 or 1x1, and keeps the size."""
+    """`torch.nn.Conv2d`, by `mirage_kernels.dense_conv2d` where it is bias-free, 3x3 or 1x1, and keeps the size; on
+    CPUs by `mirage_kernels.dynamic_depthwise_conv2d` where it is depthwise, 3x3 to 11x11, and keeps the size."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or not is_dense_convolution(self):
-            return super().forward(x)
-        return mirage_kernels.dense_conv2d(x, self.weight)
+        if x.dim() == 4:
+            if is_dense_convolution(self):
+                return mirage_kernels.dense_conv2d(x, self.weight)
+            if x.is_cpu and is_depthwise_convolution(self):
+                return _convolve_planes(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class PixelShuffle(nn.PixelShuffle):
@@ -130,10 +142,21 @@ class Attention(blocks.Attention):
 
 
 def _depthwise(conv: Any, x: Tensor) -> Tensor:
-    if not DEPTHWISE_3X3.fits(conv):
+    if not any(pattern.fits(conv) for pattern in DEPTHWISE):
         return conv(x)
-    weight = conv.weight.transpose(0, 1).expand(x.shape[0], -1, -1, -1)
-    return mirage_kernels.dynamic_depthwise_conv2d(x, weight)
+    return _convolve_planes(x, conv.weight, conv.bias)
+
+
+def _convolve_planes(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """weight: [C, 1, K, K]."""
+    y = mirage_kernels.dynamic_depthwise_conv2d(x, weight.transpose(0, 1).expand(x.shape[0], -1, -1, -1))
+    return y if bias is None else y.add_(bias.view(-1, 1, 1))
+
+
+def _dense(conv: Any, x: Tensor) -> Tensor:
+    if not any(pattern.fits(conv) for pattern in DENSE):
+        return conv(x)
+    return mirage_kernels.dense_conv2d(x, conv.weight)
 
 
 class FeedForward(blocks.FeedForward):
@@ -158,9 +181,25 @@ class ChannelAttention(restormer.ChannelAttention):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = _depthwise(self.qkv_dwconv, self.qkv(x)).chunk(3, dim=1)
-        heads = self.temperature.shape[0]
-        return self.project_out(mirage_kernels.channel_attention(q, k, v, self.temperature, heads))
+        q, k, v = _depthwise(self.qkv_dwconv, _dense(self.qkv, x)).chunk(3, dim=1)
+        attended = mirage_kernels.channel_attention(q, k, v, self.temperature, self.temperature.shape[0])
+        return _dense(self.project_out, attended)
+
+
+class CrossChannelAttention(nn.Module):
+    """Channel attention of the pixels of x to those of y, as AdaIR and MoCE-IR have it: the queries are of x, keys and
+    values of y. The attention itself is one operator; its convolutions are modules of their own.
+
+    See `mirage_kernels.channel_attention`.
+    """
+
+    temperature: nn.Parameter
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        q = self.q_dwconv(self.q(x))
+        k, v = self.kv_dwconv(self.kv(y)).chunk(2, dim=1)
+        attended = mirage_kernels.channel_attention(q, k, v, self.temperature, self.temperature.shape[0])
+        return self.project_out(attended)
 
 
 class GatedFeedForward(restormer.GatedFeedForward):

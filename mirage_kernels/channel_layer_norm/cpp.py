@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import accumulator, native, to_dlpack
+from mirage_kernels._runtime.library import accumulator, native, result, to_dlpack
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(x.dtype, weight.dtype)
-    y = torch.empty(x.shape, dtype=dtype)
+    y = result(x.shape, dtype)
     mean, rstd = (torch.empty(_pixels(x), dtype=accumulator(dtype)) for _ in range(2))
     weight, bias = weight.contiguous(), bias.contiguous()
     native().channel_layer_norm_forward(
@@ -25,7 +25,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
 
 def backward(grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     source = _loadable(x, grad_y.dtype)
-    grad_x = torch.empty(x.shape, dtype=source.dtype)
+    grad_x = result(x.shape, source.dtype)
     grad_weight, grad_bias = (torch.empty(weight.shape, dtype=weight.dtype) for _ in range(2))
     arguments = (grad_y, source, weight.contiguous(), mean, rstd, grad_x, grad_weight, grad_bias)
     native().channel_layer_norm_backward(*map(to_dlpack, arguments))

@@ -3,19 +3,17 @@
 import torch
 from torch import Tensor
 
-from mirage_kernels._runtime.library import native, to_dlpack
+from mirage_kernels._runtime.library import native, result, to_dlpack
 
 
 def forward(x: Tensor, weight: Tensor) -> Tensor:
-    y = torch.empty(x.shape, dtype=x.dtype)
+    y = result(x.shape, x.dtype)
     native().dynamic_depthwise_conv2d_forward(to_dlpack(x), to_dlpack(weight), to_dlpack(y))
     return y
 
 
-def backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool
-) -> tuple[Tensor, Tensor]:
-    grad_x = torch.empty(x.shape if want_x else 0, dtype=x.dtype)
+def backward(grad_y: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool) -> tuple[Tensor, Tensor]:
+    grad_x = result(x.shape if want_x else (0,), x.dtype)
     grad_weight = torch.empty(weight.shape if want_weight else 0, dtype=weight.dtype)
     native().dynamic_depthwise_conv2d_backward(*map(to_dlpack, (grad_y, x, weight, grad_x, grad_weight)))
     return grad_x, grad_weight

@@ -80,6 +80,35 @@ def test_a_network_of_convolutions_is_left_alone():
     assert all(type(conv) is nn.Conv2d for conv in network)
 
 
+@pytest.mark.parametrize("size", [3, 7, 11])
+@pytest.mark.parametrize("bias", [False, True], ids=["bias-free", "bias"])
+def test_depthwise_convolutions(size, bias):
+    """Outside of blocks, in whatever network has something that is recognised."""
+    conv = nn.Conv2d(6, 6, size, padding=size // 2, groups=6, bias=bias).double()
+    norm = mirage.blocks.LayerNorm(6).double()
+    fast, x = mirage.fast.accelerate(copy.deepcopy(nn.Sequential(norm, conv)))[1], image(13).repeat(1, 2, 1, 1).double()
+    assert type(fast) is mirage.fast.Conv2d
+    assert operators(lambda: fast(x)) == ["dynamic_depthwise_conv2d"]
+    results = [
+        [y := module(x), *torch.autograd.grad(y.square().sum(), list(module.parameters()))] for module in (fast, conv)
+    ]
+    for value, expected in zip(*results, strict=True):
+        torch.testing.assert_close(value, expected)
+    with torch.autocast("cpu"):
+        assert fast.float()(x.float()).dtype == torch.bfloat16
+
+
+def test_convolutions_that_are_left_alone():
+    """Two inputs for each output, a stride, and an even size are something else."""
+    others = (
+        nn.Conv2d(6, 3, 3, padding=1, groups=3, bias=False),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6, stride=2),
+        nn.Conv2d(6, 6, 4, padding=2, groups=6),
+    )
+    network = mirage.fast.accelerate(nn.Sequential(mirage.blocks.LayerNorm(6), *others))
+    assert all(type(conv) is nn.Conv2d for conv in network[1:])
+
+
 def test_a_convolution_follows_its_settings(model):
     """What is changed after `accelerate` is what runs; hooks run, and unbatched images are taken as before."""
     conv = mirage.fast.accelerate(model).patch_embed.proj

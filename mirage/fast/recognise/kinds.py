@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mirage import blocks, model
 from mirage.fast import modules as fast
-from mirage.fast.block import BlockSequence, EncoderBlock, RestormerBlock, TransformerBlock
+from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, RestormerBlock, TransformerBlock
 from mirage.fast.recognise import mirage_block, moce_ir_block, restormer_block
-from mirage.fast.recognise.parts import is_dense_convolution
+from mirage.fast.recognise.parts import is_dense_convolution, is_depthwise_convolution
 from mirage.fast.recognise.pattern import HOOKS, Pattern
 from mirage.networks import restormer
 
@@ -34,7 +35,7 @@ class Kind:
     `known_without`; None is no attribute. What is `common` is found in any network: it is of its kind only outside
     modules of other kinds, and does not make a model one of MIRAGE's. A kind that does
     not `enclose` leaves what is in its modules to be found as if it were not there. `channels`: of the image on which
-    two classes are compared.
+    two classes are compared; `inputs`: the shapes of all that they are called with, where that is something else.
     """
 
     reference: type[nn.Module]
@@ -46,6 +47,11 @@ class Kind:
     applies: Callable[[Any], bool] = lambda m: True
     common: bool = False
     enclose: bool = True
+    inputs: Callable[[Any], tuple[tuple[int, ...], ...]] | None = None
+
+    def shapes(self, module: nn.Module) -> tuple[tuple[int, ...], ...]:
+        """Of what the module and its replacement are called with to be compared."""
+        return ((2, self.channels(module), 8, 8),) if self.inputs is None else self.inputs(module)
 
     def gives_itself_away(self, module: nn.Module) -> bool:
         """Whether a module of any class has the names of this kind."""
@@ -76,6 +82,10 @@ def _is_of_blocks(m: nn.Sequential) -> bool:
     return bool(kinds) and all(kind is not None and hasattr(kind.replacement, "matcher") for kind in kinds)
 
 
+def _is_fast_convolution(m: nn.Conv2d) -> bool:
+    return is_dense_convolution(m) or is_depthwise_convolution(m)
+
+
 KINDS = (
     Kind(
         restormer.RestormerBlock,
@@ -94,6 +104,16 @@ KINDS = (
         known_by=("norms", "mixer.temperature", "mixer.qkv", "mixer.qkv_dwconv", "ffn.project_in", "ffn.dwconv"),
         known_without=("ffn.act",),
         enclose=False,
+    ),
+    Kind(
+        DecoderBlock,
+        DecoderBlock,
+        lambda m: next(m.norms.parameters()).shape[0],
+        moce_ir_block.DECODER_BLOCK,
+        known_by=("norms", "shared.temperature", "adapter", "mixer.kv", "ffn.project_in", "ffn.dwconv"),
+        known_without=("ffn.act",),
+        enclose=False,
+        inputs=lambda m: ((1, next(m.norms.parameters()).shape[0], 8, 8), (1, m.adapter.routing.freq_gate.in_features)),
     ),
     Kind(blocks.TransformerBlock, TransformerBlock, _block_channels, mirage_block.BLOCK),
     # Down- and upsampling keep their layers in a `body` too, which has no weight.
@@ -121,6 +141,14 @@ KINDS = (
         restormer_block.ATTENTION,
         known_without=("gatedcnn",),
     ),
+    Kind(
+        fast.CrossChannelAttention,
+        fast.CrossChannelAttention,
+        lambda m: m.project_out.in_channels,
+        moce_ir_block.CROSS_ATTENTION,
+        enclose=False,
+        inputs=lambda m: ((2, m.q.in_channels, 8, 8),) * 2,
+    ),
     Kind(blocks.FeedForward, fast.FeedForward, lambda m: m.project_in.in_channels, mirage_block.FEED_FORWARD),
     Kind(
         restormer.GatedFeedForward,
@@ -133,7 +161,7 @@ KINDS = (
     Kind(blocks.SPDCovariance, fast.SPDCovariance, lambda m: 0),
     Kind(model.MIRAGE, fast.MIRAGE, lambda m: m.config["in_channels"], enclose=False),
     Kind(nn.Sequential, BlockSequence, lambda m: 0, applies=lambda m: _is_of_blocks(m), enclose=False),
-    Kind(nn.Conv2d, fast.Conv2d, lambda m: m.in_channels, applies=is_dense_convolution, common=True),
+    Kind(nn.Conv2d, fast.Conv2d, lambda m: m.in_channels, applies=_is_fast_convolution, common=True),
     Kind(nn.PixelShuffle, fast.PixelShuffle, lambda m: m.upscale_factor**2, common=True),
     Kind(nn.PixelUnshuffle, fast.PixelUnshuffle, lambda m: 1, common=True),
 )
@@ -188,18 +216,25 @@ def _behaviour_problem(module: nn.Module, kind: Kind) -> str:
         try:
             original = _without_hooks(copy.deepcopy(module)).float().eval()
             generator = torch.Generator().manual_seed(0)
-            x = torch.randn(2, kind.channels(module), 8, 8, generator=generator).to(device)
-            expected = original(x)
+            inputs = [torch.randn(shape, generator=generator).to(device) for shape in kind.shapes(module)]
+            expected = _repeatable(original, inputs)
             original.__class__ = kind.replacement
-            value = original(x)
+            value = _repeatable(original, inputs)
         except Exception as raised:  # whatever a foreign forward raises
             return f"comparing it with {kind.replacement.__name__} failed: {raised}"
-    if not isinstance(expected, Tensor) or expected.shape != value.shape:
+    if not expected or [t.shape for t in expected] != [t.shape for t in value]:
         return f"it does not return what {kind.replacement.__name__} returns"
-    error = ((value - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+    pairs = zip(value, expected, strict=True)
+    error = max(((v - e).norm() / e.norm().clamp_min(1e-30)).item() for v, e in pairs)
     if not error < 1e-4:
         return f"it computes something else than {kind.replacement.__name__} (relative difference {error:.1e})"
     return ""
+
+
+def _repeatable(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+    """The tensors that it returns, with the same draws in every call: MoCE-IR's experts are chosen by some."""
+    torch.manual_seed(0)
+    return [leaf for leaf in tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
 
 
 def _without_hooks(module: nn.Module) -> nn.Module:

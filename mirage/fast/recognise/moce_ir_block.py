@@ -1,18 +1,46 @@
-"""The block of MoCE-IR's encoder: that of Restormer, whose norms are in a list, and whose attention is its `mixer`."""
+"""The blocks of MoCE-IR. That of its encoder is Restormer's, whose norms are in a list, and whose attention is its
+`mixer`. That of its decoder has a first half of its own: an attention, an adapter of experts, and a cross-attention of
+the second to the first.
+"""
 
 from __future__ import annotations
 
-from mirage.fast.recognise.pattern import Pattern
+from torch import nn
+
+from mirage.fast import modules as fast
+from mirage.fast.recognise.pattern import Held, Pattern
 from mirage.fast.recognise.restormer_block import ATTENTION, FEED_FORWARD, attention_stage, feed_forward_stage
 
 ATTENTION_STAGE = attention_stage(lambda norm: {"norms": Pattern(children={"0": norm}), "mixer": ATTENTION})
 FEED_FORWARD_STAGE = feed_forward_stage(lambda norm: {"norms": Pattern(children={"1": norm}), "ffn": FEED_FORWARD})
 STAGES = (ATTENTION_STAGE, FEED_FORWARD_STAGE)
-BLOCK = Pattern(
+NORMS = Pattern(children={number: Pattern(children={"body": Pattern()}) for number in ("0", "1")}, only=True)
+BLOCK = Pattern(children={"norms": NORMS, "mixer": ATTENTION, "ffn": FEED_FORWARD})
+"""The encoder's, its structure; its class is in `mirage.fast.block`, which asks the stages."""
+
+CROSS_ATTENTION = Pattern(
+    fast.CrossChannelAttention,
+    fast=True,
+    tensors={"temperature": Held("temperature", ("heads", 1, 1))},
     children={
-        "norms": Pattern(children={number: Pattern(children={"body": Pattern()}) for number in ("0", "1")}, only=True),
-        "mixer": ATTENTION,
+        name: Pattern(nn.Conv2d, sizes={"in_channels": inputs, "out_channels": outputs})
+        for name, inputs, outputs in (
+            ("q", "dim", "dim"),
+            ("q_dwconv", "dim", "dim"),
+            ("kv", "dim", (2, "dim")),
+            ("kv_dwconv", (2, "dim"), (2, "dim")),
+            ("project_out", "dim", "dim"),
+        )
+    },
+)
+"""AdaIR's too. Its convolutions are called, of whatever size they are."""
+DECODER_BLOCK = Pattern(
+    children={
+        "norms": NORMS,
+        "proj": Pattern(children={"0": Pattern(), "1": Pattern()}, only=True),
+        "shared": ATTENTION,
+        "adapter": Pattern(),
+        "mixer": CROSS_ATTENTION,
         "ffn": FEED_FORWARD,
     }
 )
-"""Its structure; its class is in `mirage.fast.block`, which asks the stages."""

@@ -6,6 +6,8 @@ from torch import nn
 
 from mirage import blocks
 from mirage.fast.recognise.pattern import Held, Pattern, Setting, Size
+from mirage_kernels.dense_conv2d.op import SIZES as DENSE_SIZES
+from mirage_kernels.dynamic_depthwise_conv2d.op import KERNEL_SIZES as DEPTHWISE_SIZES
 
 
 def convolution(
@@ -34,7 +36,7 @@ def depthwise(field: str, channels: Size, *, size: int = 3, bias: str | None = N
         nn.Conv2d,
         sizes={"in_channels": channels, "out_channels": channels, "groups": channels},
         settings=_same_size(size, 2),
-        same=("groups", "out_channels"),
+        same=("groups", "out_channels", "in_channels"),
         tensors=_weights(field, bias),
         absent=("bias",) if bias is None else (),
     )
@@ -94,9 +96,16 @@ def drop_path(itself: str) -> Pattern:
 
 
 DEPTHWISE_3X3 = depthwise("weight", "channels")
-_DENSE = convolution("weight", "inputs", "outputs"), convolution("weight", "inputs", "outputs", size=3)
+DENSE = tuple(convolution("weight", "inputs", "outputs", size=size) for size in DENSE_SIZES)
+DEPTHWISE = tuple(depthwise("weight", "channels", size=size, bias="bias") for size in DEPTHWISE_SIZES)
 
 
 def is_dense_convolution(conv: nn.Conv2d) -> bool:
     """True for a convolution that is what `mirage_kernels.dense_conv2d` computes of its weight."""
-    return any(pattern.settings_fit(conv) for pattern in _DENSE)
+    return any(pattern.settings_fit(conv) for pattern in DENSE)
+
+
+def is_depthwise_convolution(conv: nn.Conv2d) -> bool:
+    """True for one that is `mirage_kernels.dynamic_depthwise_conv2d` with the same kernels for all samples, plus a
+    bias where it has one."""
+    return any(pattern.settings_fit(conv) for pattern in DEPTHWISE)
