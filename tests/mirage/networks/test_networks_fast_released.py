@@ -99,6 +99,11 @@ def test_inference_is_that_of_the_original(network):
     assert relative_error(restored(accelerated(original), x.float()), truth) <= 2 * error + 1e-7
 
 
+def test_nothing_that_is_recognised_is_left_as_it_was(network):
+    summary = mirage.fast.summary(accelerated(network))
+    assert not summary.kept and not summary.called
+
+
 def step(network, x):
     """Output, gradient of the image, and those of the parameters by name."""
     torch.manual_seed(5)
