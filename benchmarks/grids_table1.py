@@ -36,6 +36,7 @@ from mirage.grids.groups import is_feasible
 from mirage.grids.search_command import read_similarities
 from mirage.grids.training import psnr
 from mirage.train import load_config
+from mirage.wording import counted
 
 GROUPS_OF_THE_PAPER = ("GB MB RL", "SR RI DB", "JP PO IN", "GN SP")
 
@@ -149,10 +150,10 @@ def page(
         groups = "; ".join(f"{' '.join(group)} ({each.drops[group_name(group, names)]:+.2f})" for group in each.groups)
         lines += [
             "",
-            f"Delta {each.delta:g} dB: {len(each.groups)} groups, compression {each.compression:.1%} (in brackets what "
-            f"the member that loses most loses, in dB): {groups}. Bisection over sizes and ranks trained or looked up "
-            f"{sum(step.stage != 'cover' for step in each.trace)} groups, of up to {each.largest} members; over the "
-            f"number of groups: {tried}. Over "
+            f"Delta {each.delta:g} dB: {counted(len(each.groups), 'group')}, compression {each.compression:.1%} (in "
+            f"brackets what the member that loses most loses, in dB): {groups}. Bisection over sizes and ranks trained "
+            f"or looked up {counted(sum(step.stage != 'cover' for step in each.trace), 'group')}, of up to "
+            f"{counted(each.largest, 'member')}; over the number of groups: {tried}. Over "
             f"all {len(measured.values)} networks that were measured, {feasible} groups of several are feasible; brute "
             f"force finds {fewest} groups at least, in {count} ways, and the search on the same table one of them.",
         ]  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 
 from mirage.dtype_speeds import DtypeSpeed, compare_dtypes, fastest
 from mirage.self_check import Check, check_operators
+from mirage.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -255,4 +256,4 @@ def render(report: Report, console: Console) -> None:
         table.add_row(*where, error, limit, check.where, result, *time)
     console.print(table)
     failed = sum(not check.passed for check in report.checks)
-    console.print(f"{len(report.checks)} checks, {failed} failed" if failed else f"{len(report.checks)} checks passed")
+    console.print(f"{counted(len(report.checks), 'check')}{f', {failed} failed' if failed else ' passed'}")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mirage.commands.common import device_named, reading_weights, require
+from mirage.wording import counted
 
 __all__ = ["analyze"]
 
@@ -99,7 +100,7 @@ def _print(found: Any, console: Any) -> None:
 
     from mirage.analyze.draw import PAPER_SIMILARITY, paper_rank
 
-    title = f"Channels over {found.images} images: effective ranks, and cosines of channels"
+    title = f"Channels over {counted(found.images, 'image')}: effective ranks, and cosines of channels"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("place")
     heads = ("channels", "90% of variance", "90% of energy", "paper (T)", "entropy rank", "mean |cosine|")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mirage.checkpoint.errors import CheckpointError
+from mirage.wording import counted
 
 __all__ = ["MIRAGE_NAMES", "Network", "choose_network", "find_networks", "single_state_dict", "some", "unread_averages"]
 
@@ -255,7 +256,7 @@ def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 def _listing(networks: Sequence[Network], path: Path, found: str, reader: str) -> str:
     sizes = [sum(value.numel() for value in network.state.values()) for network in networks]
     lines = [
-        f"  key={network.name!r}: {len(network.state)} tensors, {size:,} values"
+        f"  key={network.name!r}: {counted(len(network.state), 'tensor')}, {counted(size, 'value')}"
         for network, size in zip(networks, sizes, strict=True)
     ]
     call = f"{reader}({str(path)!r}, key={networks[0].name!r})"

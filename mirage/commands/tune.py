@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mirage.commands.common import FILE, device_named
+from mirage.wording import counted
 
 __all__ = ["tune"]
 
@@ -47,7 +48,8 @@ def tune(output, variant, sizes, batch, dtypes, step):
     found.save(output)
     saved = sum(built_in - best for built_in, best in tuner.times.values())
     total = sum(built_in for built_in, _ in tuner.times.values())
-    click.echo(f"{len(tuner.times)} kinds of launches, {len(found.launches)} of them faster otherwise: "
+    click.echo(f"{counted(len(tuner.times), 'kind')} of launches, {len(found.launches)} of them faster otherwise: "
                f"one of each takes {total - saved:.3f} instead of {total:.3f} ms")  # fmt: skip
-    click.echo(f"{len(chooser.times)} kinds of calls, {len(found.choices)} of them faster in CUDA C++ than in Triton")
+    click.echo(f"{counted(len(chooser.times), 'kind')} of calls, {len(found.choices)} of them faster in CUDA C++ than "
+               "in Triton")  # fmt: skip
     click.echo(f"wrote {output}; use it with MIRAGE_TUNING={output}")

@@ -140,12 +140,10 @@ def _sets(given: tuple[str, ...], root: Path | None, list_root: Path | None, of:
     if root is not None and of is None:
         raise ValueError("--root needs --protocol, which says what to look for")
     found = find_below(root, of) if root is not None else []
-    for i, each in enumerate(given):
+    for each in given:
         name, equals, place = each.partition("=")
         if not equals or not name or not place:
             raise ValueError(f"--set: expected NAME=PLACE, got {each!r}")
-        if any(other.partition("=")[0] == name for other in given[:i]):
-            raise ValueError(f"--set: expected a name of its own for each, got {name!r} twice")
         found += find_sets(name, place, list_root)
     if not found:
         raise ValueError("no sets: give --set NAME=PLACE" if root is None else f"no set of {of.table} below {root}")

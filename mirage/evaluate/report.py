@@ -13,6 +13,7 @@ from mirage.evaluate.protocols import Column, Protocol
 from mirage.evaluate.results import Failure
 from mirage.evaluate.run import Average, Evaluation
 from mirage.whole_files import write_whole
+from mirage.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,8 +126,8 @@ def _not_the_papers(evaluation: Evaluation, protocol: Protocol) -> list[str]:
         found = [each for each in evaluation.averages if each.sigma == column.sigma and column.is_of(each.set)]
         images = sorted({each.images for each in found} - {column.images})
         if column.images is not None and images:
-            counts = " or ".join(map(str, images))
-            notes.append(f"{column.name}: {counts} images, the paper's has {column.images}")
+            counts = " or ".join([*map(str, images[:-1]), counted(images[-1], "image")])
+            notes.append(f"{column.name}: {counts}, the paper's has {column.images}")
     return notes
 
 

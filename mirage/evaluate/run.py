@@ -16,6 +16,7 @@ from mirage.evaluate.noise import KINDS, add_noise, noise_generator
 from mirage.evaluate.results import Failure, Results, Row
 from mirage.evaluate.sets import ImageSet, Item
 from mirage.images import read_image
+from mirage.wording import counted
 
 __all__ = ["CROP", "SIGMAS", "Average", "Evaluation", "Task", "crop_to_multiple", "evaluate", "prepare",
            "read_rgb"]  # fmt: skip
@@ -105,13 +106,14 @@ def evaluate(
         on_step: called with how many rows are done, how many there are, and which is next.
 
     Raises:
-        ValueError: an unknown metric or kind of noise, two methods of one label, or two tasks of one name.
+        ValueError: an unknown metric or kind of noise, two methods of one label, or two sets or tasks of one name.
         SettingsDiffer: the file at ``path`` holds another evaluation.
     """
     tasks = list(tasks)
     chosen = [metric(name) for name in metrics]
     settings = _settings(seed, noise, crop)
     _refuse_twins("methods", [method.label for method in methods])
+    _refuse_twins("sets", [each.name for each in _sets(tasks)])
     _refuse_twins("tasks", [_title(task) for task in tasks])
     results = Results(path, settings, overwrite=overwrite)
     for method in methods:
@@ -322,11 +324,15 @@ def _refuse_twins(what: str, names: Sequence[str]) -> None:
         raise ValueError(f"{what}: expected different names, got more than one {', '.join(twins)}")
 
 
+def _sets(tasks: Sequence[Task]) -> list[ImageSet]:
+    return list({id(task.set): task.set for task in tasks}.values())
+
+
 def _left_out(tasks: Sequence[Task], listed: int = 3) -> list[str]:
     notes = []
-    for each in {id(task.set): task.set for task in tasks}.values():
+    for each in _sets(tasks):
         if each.skipped:
             names = [f"{path.name} ({reason})" for path, reason in each.skipped[:listed]]
             names += [f"and {len(each.skipped) - listed} more"] if len(each.skipped) > listed else []
-            notes.append(f"{len(each.skipped)} files of {each.name} left out: {', '.join(names)}")
+            notes.append(f"{counted(len(each.skipped), 'file')} of {each.name} left out: {', '.join(names)}")
     return notes

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from mirage.grids.groups import Group, check_names, group_name, parse_group
 from mirage.whole_files import write_whole
+from mirage.wording import counted
 
 __all__ = ["PUBLISHED", "CachedPerformance", "Performance", "published", "read_performance", "write_performance"]
 
@@ -86,7 +87,7 @@ class CachedPerformance:
         return tuple(dict.fromkeys(name for found in self.values.values() for name in found))
 
     def __repr__(self) -> str:
-        return f"CachedPerformance({len(self.values)} groups of {', '.join(self.degradations)})"
+        return f"CachedPerformance({counted(len(self.values), 'group')} of {', '.join(self.degradations)})"
 
 
 def _checked(group: Group, found: Values) -> dict[str, float]:

@@ -10,6 +10,7 @@ import click
 
 from mirage.commands.common import FILE, STOPPED, stopping
 from mirage.grids.command_parts import split_names, train_options, trainer_of, training_progress, trainings_of
+from mirage.wording import counted
 
 __all__ = ["search"]
 
@@ -165,5 +166,6 @@ def _print(found: Any, console: Any) -> None:
         groups.add_row(" ".join(members), f"{found.drops[name]:.2f}")
     console.print(groups)
     trainings = ", ".join(f"{count} {name}" for name, count in found.trainings.items())
-    console.print(f"{len(found.groups)} groups of {len(found.degradations)} degradations, at most {found.delta:g} dB "
-                  f"each; compression {found.compression:.1%}; trainings: {trainings}", highlight=False)  # fmt: skip
+    console.print(f"{counted(len(found.groups), 'group')} of {counted(len(found.degradations), 'degradation')}, at "
+                  f"most {found.delta:g} dB each; compression {found.compression:.1%}; trainings: {trainings}",
+                  highlight=False)  # fmt: skip

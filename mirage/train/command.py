@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mirage.commands.common import require
+from mirage.wording import counted
 
 __all__ = ["train"]
 
@@ -50,7 +51,8 @@ def run(config: str, overrides: tuple[str, ...]) -> None:
         raise click.ClickException(str(error)) from error
     count = sum(p.numel() for p in training.network.parameters() if p.requires_grad)
     training.fabric.print(
-        f"{count:,} weights, {training.data.epoch:,} samples an epoch, {training.rates.steps:,} steps; "
+        f"{count:,} weights, {counted(training.data.epoch, 'sample')} an epoch, "
+        f"{counted(training.rates.steps, 'step')}; "
         + (f"goes on from {training.resumed}" if training.resumed else f"writes to {training.config.output.folder}")
     )
     for change in training.changes:

@@ -16,6 +16,7 @@ from mirage.networks.loading import NETWORK_KEY
 from mirage.networks.registry import NETWORKS
 from mirage.train.state import State, checkpoints, read_state
 from mirage.whole_files import safetensors_bytes, write_whole
+from mirage.wording import counted
 
 __all__ = ["DTYPES", "export_weights", "kind_text", "model_card"]
 
@@ -116,7 +117,7 @@ class _Facts:
     @property
     def rate(self) -> str:
         s, lr = self.config["schedule"], self.config["optimizer"]["lr"]
-        warmup = f"linear warm-up of {s['warmup']} steps" if s.get("warmup") else "no warm-up"
+        warmup = f"linear warm-up of {counted(s['warmup'], 'step')}" if s.get("warmup") else "no warm-up"
         if s["kind"] == "cosine":
             return f"{lr:g}, {warmup}, cosine decay"
         if s["decay_from"] is None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from mirage.checkpoint import CheckpointError
 from mirage.checkpoint.torch_files import read_torch_file
 from mirage.whole_files import write_whole
+from mirage.wording import counted
 
 __all__ = ["State", "checkpoints", "read_state", "write_state"]
 
@@ -155,5 +156,6 @@ def _network(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: expected weights named {PREFIX}*, got {', '.join(list(tensors)[:4])}, ...")
     others = [name for name in tensors if not name.startswith(PREFIX)]
     if others:
-        warnings.warn(f"{path}: {len(others)} tensors beside the network are left out: {others[0]}, ...", stacklevel=3)
+        left_out = counted(len(others), "tensor")
+        warnings.warn(f"{path}: left out {left_out} beside the network: {others[0]}, ...", stacklevel=3)
     return found

@@ -8,6 +8,7 @@ import click
 
 from mirage.commands.common import require
 from mirage.unirestorer.command_parts import CONFIG, OVERRIDES, SYSTEM, config_of, told
+from mirage.wording import counted
 
 __all__ = ["cluster"]
 
@@ -69,6 +70,6 @@ def cluster(overrides: tuple[str, ...], config: str, folder: Path, extractor: st
             from mirage.unirestorer.draw import write_plots
 
             write_plots(tree, embeddings, tasks, place.path)
-    click.echo(f"{tree!r} of {samples} samples", err=True)
+    click.echo(f"{tree!r} of {counted(samples, 'sample')}", err=True)
     for node, tasks_of_node in zip(tree.nodes, tree.node_tasks(), strict=True):
         click.echo(f"{'  ' * node.level}{node.id:3d}  {node.size:6d}  {' '.join(tasks_of_node)}")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mirage.commands.common import FILE, FOLDER, STOPPED, device_named, reading_weights, require
+from mirage.wording import counted
 
 __all__ = ["extract", "retrieval"]
 
@@ -59,7 +60,8 @@ def extract(overrides: tuple[str, ...], config: str, out: Path | None, card: Pat
         raise click.ClickException(str(error)) from error
     count = sum(p.numel() for p in run.network.parameters())
     run.fabric.print(
-        f"{count:,} weights, {len(run.labels)} labels, {run.data.epoch:,} samples an epoch, {run.rates.steps:,} steps; "
+        f"{count:,} weights, {counted(len(run.labels), 'label')}, {counted(run.data.epoch, 'sample')} an epoch, "
+        f"{counted(run.rates.steps, 'step')}; "
         + (f"goes on from {run.resumed}" if run.resumed else f"writes to {run.config.output.folder}")
     )
     for change in run.changes:
@@ -122,7 +124,8 @@ def retrieval(pictures: Path, name: str, view: Any, config: str, count: int, siz
     measured = measure_retrieval(embeddings, crops.labels, crops.pictures)
     for label, part in measured.by_label.items():
         click.echo(f"{label:26s} {part:6.1%}   most often {measured.confused[label]}")
-    click.echo(f"{len(crops.labels)} crops: type {measured.type:.1%}, type and strength {measured.label:.1%}")
+    tested = counted(len(crops.labels), "crop")
+    click.echo(f"{tested}: type {measured.type:.1%}, type and strength {measured.label:.1%}")
     if plot is not None:
         from mirage.unirestorer.draw import embedding_map, write_figure
 

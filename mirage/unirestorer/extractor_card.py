@@ -6,6 +6,7 @@ import json
 
 from mirage.train.export import kind_text
 from mirage.unirestorer.extractor_training import ExtractorRun
+from mirage.wording import counted
 
 __all__ = ["extractor_card"]
 
@@ -43,7 +44,7 @@ def extractor_card(run: ExtractorRun, weights: str, *, data: str, licence: str, 
         f"{run.related:g} |",
         f"| optimiser | {o.name}, betas {o.betas[0]:g} and {o.betas[1]:g}, weight decay {o.weight_decay}, gradients "
         f"clipped to {o.clip} |",
-        f"| learning rate | {o.lr:g}, linear warm-up of {s.warmup} steps, {decay} |",
+        f"| learning rate | {o.lr:g}, linear warm-up of {counted(s.warmup, 'step')}, {decay} |",
         f"| average | {'none' if c.trainer.ema is None else f'of decay {c.trainer.ema:g}'} |",
         f"| seed | {c.seed} |",
         "",

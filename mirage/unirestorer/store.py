@@ -37,6 +37,7 @@ from mirage.unirestorer.lora_files import (
     problems_of,
 )
 from mirage.unirestorer.mapped import Weights
+from mirage.wording import counted
 
 __all__ = ["ExpertStore"]
 
@@ -141,7 +142,7 @@ class ExpertStore:
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"ExpertStore({len(self)} experts; loaded: {', '.join(self.loaded) or 'none'})"
+        return f"ExpertStore({counted(len(self), 'expert')}; loaded: {', '.join(self.loaded) or 'none'})"
 
     def __len__(self) -> int:
         return len(self._experts)

@@ -47,7 +47,7 @@ def test_a_run_and_another_that_has_nothing_to_do(tmp_path, capsys):
     grids_table1.main(arguments)
     text = (tmp_path / "out" / "table1.md").read_text()
     assert "| network | GB | GN | average |" in text and "| groups, delta 100 |" in text
-    assert "Delta 100 dB: 1 groups" in text and "Delta -100 dB: 2 groups" in text
+    assert "Delta 100 dB: 1 group," in text and "Delta -100 dB: 2 groups" in text
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     measured = CachedPerformance({each["group"]: each["psnr"] for each in content["groups"]})
     assert len(measured.values) == 3 and all(np.isfinite(v) for each in measured.values.values() for v in each.values())

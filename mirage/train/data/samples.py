@@ -20,6 +20,7 @@ from mirage.degradations.rain import rain_streaks
 from mirage.train.config import Data
 from mirage.train.data.pictures import Reader
 from mirage.train.data.sets import Pair, find_pairs
+from mirage.wording import counted
 
 __all__ = ["Sample", "TrainingSet", "ValidationSet", "augment", "batches"]
 
@@ -74,7 +75,8 @@ class TrainingSet(Dataset[Sample]):
         for one in data.sets:
             pairs = find_pairs(one, data.root)
             if data.hold_out >= len(pairs):
-                raise ValueError(f"data.hold_out: set {one.name!r} has {len(pairs)} pictures, got {data.hold_out}")
+                found = counted(len(pairs), "picture")
+                raise ValueError(f"data.hold_out: set {one.name!r} has {found}, got {data.hold_out}")
             kept = {round((i + 0.5) * len(pairs) / data.hold_out) for i in range(data.hold_out)}
             self.held_out += [pairs[i] for i in sorted(kept)]
             self.pairs += one.repeat * [pair for i, pair in enumerate(pairs) if i not in kept]

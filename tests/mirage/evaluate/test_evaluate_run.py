@@ -289,7 +289,7 @@ def test_the_command_says_what_is_wrong(clean, weights, tmp_path):
         ((*place, "--method", "identity", "--metrics", "psnr,mse"), "metrics: expected some of psnr"),
         (("--root", tmp_path, "--method", "identity"), "--root needs --protocol"),
         (("--root", tmp_path, "--protocol", "udc", "--method", "identity"), "no set of Table D below"),
-        ((*place, *place, "--method", "identity"), "--set: expected a name of its own for each, got 'A' twice"),
+        ((*place, *place, "--method", "identity"), "sets: expected different names, got more than one A"),
         ((*place, "--weights", tmp_path / "no.ckpt"), "no.ckpt"),
     ]:
         result = call(*arguments)

@@ -72,7 +72,7 @@ def test_search_of_the_published_table(tmp_path):
     again = run("search", "--table", tmp_path / "table.csv", "--delta", "0.5")
     assert "7 groups of 11" in again.output, again.output
     some = run("search", "--table", "published:restormer", "--degradations", "GN,SP")
-    assert "1 groups of 2" in some.output and "compression 50.0%" in some.output
+    assert "1 group of 2" in some.output and "compression 50.0%" in some.output
 
 
 def test_search_along_a_ranking(tmp_path):
@@ -133,7 +133,7 @@ def test_from_search_to_restored_files(root):
     searched = run("search", f"data.root={root}", *common, "--similarity", root / "similarity.json", "--delta", 100,
                    "-o", root / "groups.json", "--write-table", root / "table.json")  # fmt: skip
     assert searched.exit_code == 0, searched.output
-    assert "1 groups of 3" in searched.output and "trainings: 3 single" in searched.output
+    assert "1 group of 3" in searched.output and "trainings: 3 single" in searched.output
     assert len(read_performance(root / "table.json").values) == 7  # all: the first pair, the triple, then the others
     again = run("search", f"data.root={root}", *common, "--similarity", root / "similarity.csv", "--delta", 100)
     assert "trainings: 0 single, 0 prepare, 0 verify" in again.output, again.output
