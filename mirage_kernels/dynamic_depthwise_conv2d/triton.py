@@ -126,12 +126,10 @@ def _load_row(p, o_row, s_row, m_w, H):
 
 
 @triton.jit
-def _product(b_g, b_x, o_row, H, RAGGED: tl.constexpr):
-    """g * x, and zero where a group reaches below the plane: g is zero there, but x need not be finite."""
-    b = b_g * b_x
-    if RAGGED:
-        b = tl.where((o_row < H)[:, None], b, 0.0)
-    return b
+def _product(b_g, b_x, o_row, o_in, H):
+    """g * x, and zero where the row of either is outside the plane: it is zero there, but the other may be infinite."""
+    m = (o_row < H) & (o_in >= 0) & (o_in < H)
+    return tl.where(m[:, None], b_g * b_x, 0.0)
 
 
 @triton.jit
@@ -158,7 +156,6 @@ def _correlate_kernel(
     TAPS: tl.constexpr,  # K * K rounded up to a power of two
     BLOCK_G: tl.constexpr,
     BLOCK_W: tl.constexpr,
-    RAGGED: tl.constexpr,  # H is no multiple of four
     INT64: tl.constexpr,
 ):
     i_program = tl.program_id(0)
@@ -192,12 +189,11 @@ def _correlate_kernel(
             b_x2 = _load_row(p_column, o_in + 2, s_row, m_column, H)
             for i_y in tl.static_range(K):
                 b_x3 = _load_row(p_column, o_in + i_y + 3, s_row, m_column, H)
-                b = b_g0 * b_x0
-                b += _product(b_g1, b_x1, o_row + 1, H, RAGGED)
-                b += _product(b_g2, b_x2, o_row + 2, H, RAGGED)
-                b += _product(b_g3, b_x3, o_row + 3, H, RAGGED)
-                if RAGGED:
-                    b = tl.where((o_row < H)[:, None], b, 0.0)
+                b = _product(b_g0, b_x0, o_row, o_in + i_y, H)
+                b += _product(b_g1, b_x1, o_row + 1, o_in + i_y + 1, H)
+                b += _product(b_g2, b_x2, o_row + 2, o_in + i_y + 2, H)
+                b += _product(b_g3, b_x3, o_row + 3, o_in + i_y + 3, H)
+                b = tl.where(m_column[None, :], b, 0.0)
                 b_taps = tl.where(o_tap == i_y * K + i_x, b_taps + tl.sum(b), b_taps)
                 b_x0 = b_x1
                 b_x1 = b_x2
@@ -266,7 +262,6 @@ def _correlate(grad_y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         TAPS=next_power_of_2(taps),
         BLOCK_G=tile.block_g,
         BLOCK_W=tile.block_w,
-        RAGGED=height % _ROWS != 0,
         INT64=needs_int64(x, grad_y, partial),
         num_warps=tile.num_warps,
         num_stages=1,

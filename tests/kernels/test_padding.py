@@ -101,22 +101,27 @@ def assert_padding_is_not_met(name, plane, impl, dtype, place, poison, poisoned,
         assert not error.numel() or error.max() <= bound, where
 
 
-TRITON_PLANES = {  # ends of strips and tiles; planes that are smaller than the kernel
-    "gated_depthwise_ffn": ((17, 18), (3, 16), (1, 2)),
-    "feed_forward_stage": ((6, 17), (1, 2)),
+ON_GPU_PLANES = {  # ends of groups, strips and tiles; planes that are smaller than the kernel
+    ("triton", "gated_depthwise_ffn"): ((17, 18), (3, 16), (1, 2)),
+    ("triton", "feed_forward_stage"): ((6, 17), (1, 2)),
+    ("triton", "dynamic_depthwise_conv2d 3x3"): ((17, 18), (36, 33), (1, 2)),
+    ("triton", "dynamic_depthwise_conv2d 7x7"): ((20, 17), (1, 2)),
+    ("cuda", "dynamic_depthwise_conv2d 3x3"): ((33, 34), (1, 2)),
+    ("cuda", "dynamic_depthwise_conv2d 7x7"): ((70, 67), (40, 5), (1, 2)),
+    ("cuda", "dynamic_depthwise_conv2d 11x11"): ((33, 36), (4, 31)),
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "plane"), [(name, plane) for name, planes in TRITON_PLANES.items() for plane in planes]
-)
-def test_triton_never_meets_the_padding(name, plane, monkeypatch):
-    """As above in float32, at corners and in the middle: its interpreter is slow."""
-    require("triton")
+@pytest.mark.parametrize(("impl", "name", "plane"), [
+    (*which, plane) for which, planes in ON_GPU_PLANES.items() for plane in planes
+])  # fmt: skip
+def test_kernels_for_gpus_never_meet_the_padding(impl, name, plane, monkeypatch):
+    """As above in float32, at corners and in the middle: the interpreter and the emulation are slow."""
+    require(impl)
     height, width = plane
     for place in sorted({(0, 0), (height - 1, width - 1), (0, width - 1), (height // 2, 0), (height - 1, width // 2)}):
         for poison, poisoned in ((float("inf"), "x"), (float("nan"), "grad_output")):
-            assert_padding_is_not_met(name, plane, "triton", torch.float32, place, poison, poisoned, monkeypatch)
+            assert_padding_is_not_met(name, plane, impl, torch.float32, place, poison, poisoned, monkeypatch)
 
 
 @pytest.mark.parametrize("groups", [1, 2])

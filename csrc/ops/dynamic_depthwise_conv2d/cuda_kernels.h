@@ -93,22 +93,30 @@ MIRAGE_KERNEL(256) depthwise_kernel(const DepthwiseArguments p) {
   }
 }
 
-// sum += grad_y times x for a run of which `left` pixels are in bounds. The rest is skipped: x may be infinite at the
-// border, and infinity times the padding's zero is NaN.
-template <int K, bool kWhole>
-MIRAGE_DEVICE void add_products(const DepthwiseTile<K>& tile, int line, int start,
-                                const float (&of_y)[DepthwiseTile<K>::kRun], int left, float (&sum)[K * K]) {
+// Where a run of pixels lies: the plane's row and column that the kernel's first tap meets at the run's first pixel, and
+// how many pixels of the run are in the plane.
+struct RunPlace {
+  int row, column, left;
+};
+
+// sum += grad_y times x for a run. Unless all taps of all pixels are `kInside` the plane, products with the padding are
+// left out: what meets it may be infinite, and infinity times zero is NaN.
+template <int K, bool kInside>
+MIRAGE_DEVICE void add_products(const DepthwiseArguments& p, const DepthwiseTile<K>& tile, int line, int start,
+                                const float (&of_y)[DepthwiseTile<K>::kRun], const RunPlace& place, float (&sum)[K * K]) {
   using Tile = DepthwiseTile<K>;
 #pragma unroll
   for (int y = 0; y < K; ++y) {
+    if (!kInside && (place.row + y < 0 || place.row + y >= p.height)) continue;
     float value[Tile::kLoaded];
     load_run<K>(tile.window + (line + y) * Tile::kPitch + start, value);
 #pragma unroll
     for (int z = 0; z < K; ++z) {
 #pragma unroll
       for (int j = 0; j < Tile::kRun; ++j) {
-        const float x = kWhole || j < left ? value[z + j] : 0.0f;
-        sum[y * K + z] = fmaf(of_y[j], x, sum[y * K + z]);
+        const int column = place.column + z + j;
+        if (!kInside && (j >= place.left || column < 0 || column >= p.width)) continue;
+        sum[y * K + z] = fmaf(of_y[j], value[z + j], sum[y * K + z]);
       }
     }
   }
@@ -140,8 +148,11 @@ MIRAGE_KERNEL(256) depthwise_weight_kernel(const DepthwiseArguments p) {
     }
     sync_block();
     const int left = row + line < p.height ? p.width - column - start : 0;
-    if (left >= Tile::kRun) add_products<K, true>(tile, line, start, of_y, left, sum);
-    else if (left > 0) add_products<K, false>(tile, line, start, of_y, left, sum);
+    const RunPlace place{row + line - K / 2, column + start - K / 2, left};
+    const bool inside = place.row >= 0 && place.row + K <= p.height && place.column >= 0 &&
+                        place.column + Tile::kRun + K - 1 <= p.width;
+    if (inside) add_products<K, true>(p, tile, line, start, of_y, place, sum);
+    else if (left > 0) add_products<K, false>(p, tile, line, start, of_y, place, sum);
   }
   sync_block();
   float* of_warps = tile.window;  // [warps, K * K]
