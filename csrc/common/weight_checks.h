@@ -1,6 +1,7 @@
-// Checks that follow from a list of weights (mirage/stage_weights.h).
+// What follows from a list of weights (mirage/stage_weights.h): checks, and gradients where there are no pixels.
 #pragma once
 
+#include <cstring>
 #include <vector>
 
 #include "mirage/stage_weights.h"
@@ -35,6 +36,13 @@ inline void check_gradients(DType dtype, const std::vector<GradientOf>& all) {
   for (const auto& [name, gradient, weight] : all) {
     if (weight.ndim == 1) check_dense(name, gradient, dtype, {weight.size[0]});
     else check_dense(name, gradient, dtype, {weight.size[0], weight.size[1]});
+  }
+}
+
+// Those of a call without pixels.
+inline void clear_gradients(const std::vector<GradientOf>& all) {
+  for (const GradientOf& g : all) {
+    std::memset(g.gradient.data, 0, size_t(g.gradient.numel() * bytes_of(g.gradient.dtype)));
   }
 }
 

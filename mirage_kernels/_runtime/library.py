@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -116,6 +116,40 @@ def define(
         for device_type in ("cpu", "cuda"):
             _register_autocast(name, operator, device_type, tuple(autocast))
     return operator
+
+
+class Pass(NamedTuple):
+    """The forward or the backward pass of a stage: its kernel and its fake, as of :func:`define`; what it takes between
+    x and the implementation, as in a schema; and how many tensors it returns."""
+
+    kernel: Callable[..., Any]
+    fake: Callable[..., Any]
+    arguments: str
+    results: int
+
+
+def define_stage(
+    name: str, forward: Pass, backward: Pass, setup_context: Callable[..., None], autograd: Callable[..., Any]
+) -> tuple[torch._ops.OpOverload, torch._ops.OpOverload]:
+    """Register a stage, ``mirage_kernels::<name>``, and its backward pass, which takes grad_y before x.
+
+    Both take as `impl` also "composite", which runs in the place of an implementation that is not there; autocast
+    rounds x.
+
+    Returns:
+        The two operators.
+    """
+
+    def registered(name: str, one: Pass, first: str, **options: Any) -> torch._ops.OpOverload:
+        schema = f"({first}Tensor x, {one.arguments}, str impl) -> ({', '.join(['Tensor'] * one.results)})"
+        return define(
+            name, schema, one.kernel, one.fake, plain=lambda *args: one.kernel(*args[:-1], "composite"), **options
+        )
+
+    return (
+        registered(name, forward, "", backward=autograd, setup_context=setup_context, autocast=(0,)),
+        registered(f"{name}_backward", backward, "Tensor grad_y, "),
+    )
 
 
 def _register_autograd(

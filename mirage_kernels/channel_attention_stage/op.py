@@ -10,7 +10,7 @@ from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
-from mirage_kernels._runtime.library import accumulator, define
+from mirage_kernels._runtime.library import Pass, accumulator, define_stage
 from mirage_kernels._runtime.norms import check_norm
 from mirage_kernels._runtime.weights import like, of_given
 from mirage_kernels.channel_attention_stage import composite, cpp
@@ -117,26 +117,12 @@ def _autograd(ctx: Any, grad_y: Tensor | None, unused: None) -> tuple[Any, ...]:
     return grad_x, *of_given(grads, saved[1 : _COUNT + 1]), None, None, None
 
 
-_WEIGHTS = DESCRIPTION.schema
-_backward_op = define(
-    "channel_attention_stage_backward",
-    f"(Tensor grad_y, Tensor x, {_WEIGHTS}, Tensor matrices, str norm, float eps, str impl) -> "
-    f"({', '.join(['Tensor'] * (1 + _COUNT))})",
-    _backward,
-    _backward_fake,
-    plain=lambda *args: _backward(*args[:-1], "composite"),
-)
-_forward_op = define(
+_forward_op, _backward_op = define_stage(
     "channel_attention_stage",
-    f"(Tensor x, {_WEIGHTS}, str norm, float eps, str impl) -> (Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    backward=_autograd,
-    setup_context=_setup_context,
-    autocast=(0,),
-    plain=lambda *args: _forward(*args[:-1], "composite"),
+    Pass(_forward, _forward_fake, f"{DESCRIPTION.schema}, str norm, float eps", 2),
+    Pass(_backward, _backward_fake, f"{DESCRIPTION.schema}, Tensor matrices, str norm, float eps", 1 + _COUNT),
+    _setup_context,
+    _autograd,
 )
-register_flops(
-    "channel_attention_stage", lambda x, *arguments: flops(x, ChannelAttentionWeights(*arguments[:_COUNT]))
-)
+register_flops("channel_attention_stage", lambda x, *arguments: flops(x, ChannelAttentionWeights(*arguments[:_COUNT])))
 register(CASES, channel_attention_stage, reference)

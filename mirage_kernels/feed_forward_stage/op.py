@@ -12,7 +12,7 @@ from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
-from mirage_kernels._runtime.library import Implementations, define
+from mirage_kernels._runtime.library import Implementations, Pass, define_stage
 from mirage_kernels._runtime.norms import check_norm
 from mirage_kernels._runtime.weights import like, no_gradient, of_given
 from mirage_kernels.feed_forward_stage import composite, cpp
@@ -175,23 +175,12 @@ def _autograd(ctx: Any, grad_y: Tensor | None, unused: None) -> tuple[Any, ...]:
 
 
 _WEIGHTS, _FORM = DESCRIPTION.schema, "float eps, str norm, str activation"
-_backward_op = define(
-    "feed_forward_stage_backward",
-    f"(Tensor grad_y, Tensor x, {_WEIGHTS}, Tensor hidden, {_FORM}, str impl) -> "
-    f"({', '.join(['Tensor'] * (1 + COUNT))})",
-    _backward,
-    _backward_fake,
-    plain=lambda *args: _backward(*args[:-1], "composite"),
-)
-_forward_op = define(
+_forward_op, _backward_op = define_stage(
     "feed_forward_stage",
-    f"(Tensor x, {_WEIGHTS}, {_FORM}, bool keep_hidden, str impl) -> (Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-    backward=_autograd,
-    setup_context=_setup_context,
-    autocast=(0,),
-    plain=lambda *args: _forward(*args[:-1], "composite"),
+    Pass(_forward, _forward_fake, f"{_WEIGHTS}, {_FORM}, bool keep_hidden", 2),
+    Pass(_backward, _backward_fake, f"{_WEIGHTS}, Tensor hidden, {_FORM}", 1 + COUNT),
+    _setup_context,
+    _autograd,
 )
 register_flops("feed_forward_stage", flops)
 register(CASES, feed_forward_stage, reference)

@@ -10,7 +10,7 @@ from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
-from mirage_kernels._runtime.library import Implementations, accumulator, define
+from mirage_kernels._runtime.library import Implementations, Pass, accumulator, define_stage
 from mirage_kernels.mixer_stage import composite, cpp
 from mirage_kernels.mixer_stage.cases import CASES, flops
 from mirage_kernels.mixer_stage.reference import MixerOutput
@@ -151,26 +151,14 @@ def _autograd(ctx: Any, grad_y: Tensor | None, *unused: None) -> tuple[Any, ...]
     return grad_x, *(by_name.get(name) for name in MixerWeights._fields), *(None,) * 5
 
 
-_WEIGHTS = DESCRIPTION.schema
-_OPTIONS = "bool training, float norm_eps, float bn_eps, str impl"
-_backward_op = define(
-    "mixer_stage_backward",
-    f"(Tensor grad_y, Tensor x, {_WEIGHTS}, Tensor? branch_scale, "
-    f"{', '.join(f'Tensor {name}' for name in Statistics._fields)}, {_OPTIONS}) -> "
-    f"({', '.join(['Tensor'] * (1 + len(LEARNED)))})",
-    _backward,
-    _backward_fake,
-    plain=lambda *args: _backward(*args[:-1], "composite"),
-)
-_forward_op = define(
+_INPUTS, _OPTIONS = f"{DESCRIPTION.schema}, Tensor? branch_scale", "bool training, float norm_eps, float bn_eps"
+_STATISTICS = ", ".join(f"Tensor {name}" for name in Statistics._fields)
+_forward_op, _backward_op = define_stage(
     "mixer_stage",
-    f"(Tensor x, {_WEIGHTS}, Tensor? branch_scale, {_OPTIONS}) -> ({', '.join(['Tensor'] * 6)})",
-    _forward,
-    _forward_fake,
-    backward=_autograd,
-    setup_context=_setup_context,
-    autocast=(0,),
-    plain=lambda *args: _forward(*args[:-1], "composite"),
+    Pass(_forward, _forward_fake, f"{_INPUTS}, {_OPTIONS}", 1 + len(Statistics._fields)),
+    Pass(_backward, _backward_fake, f"{_INPUTS}, {_STATISTICS}, {_OPTIONS}", 1 + len(LEARNED)),
+    _setup_context,
+    _autograd,
 )
 register_flops("mixer_stage", lambda x, *arguments: flops(x, MixerWeights(*arguments[:_COUNT])))
 register(CASES, mixer_stage, reference)

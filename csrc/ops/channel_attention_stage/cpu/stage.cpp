@@ -1,6 +1,4 @@
 // channel_attention_stage on the CPU: argument checks and the choice of instruction set.
-#include <cstring>
-
 #include "kernels.h"
 #include "ops/channel_attention_stage/checks.h"
 
@@ -21,12 +19,7 @@ void channel_attention_stage_backward(const Tensor& grad_y, const Tensor& x, con
                                       const ChannelAttentionGradients& gradients) {
   check_channel_attention_stage(x, weights, attention);
   check_channel_attention_stage_backward(grad_y, x, weights, grad_x, gradients);
-  if (x.numel() == 0) {
-    for (const auto& [name, gradient, weight] : channel_attention_gradients(weights, gradients)) {
-      std::memset(gradient.data, 0, size_t(gradient.numel() * bytes_of(gradient.dtype)));
-    }
-    return;
-  }
+  if (x.numel() == 0) return clear_gradients(channel_attention_gradients(weights, gradients));
   using namespace cpu;
   MIRAGE_DISPATCH_ISA_OF(x.dtype, channel_attention_stage_backward(grad_y, x, weights, norm, eps, attention, grad_x,
                                                                    gradients));

@@ -1,8 +1,6 @@
 // feed_forward_stage on the CPU: argument checks and the choice of instruction set.
 #include "mirage/feed_forward_stage.h"
 
-#include <cstring>
-
 #include "kernels.h"
 #include "ops/feed_forward_stage/checks.h"
 
@@ -49,12 +47,7 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Fe
   check_feed_forward_stage(x, weights);
   check_hidden(x, weights.project_out, hidden);
   check_feed_forward_stage_backward(grad_y, x, weights, grad_x, gradients);
-  if (x.numel() == 0) {
-    for (const auto& [name, gradient, weight] : feed_forward_gradients(weights, gradients)) {
-      std::memset(gradient.data, 0, size_t(gradient.numel() * bytes_of(gradient.dtype)));
-    }
-    return;
-  }
+  if (x.numel() == 0) return clear_gradients(feed_forward_gradients(weights, gradients));
   using namespace cpu;
   MIRAGE_DISPATCH_ISA_OF(x.dtype,
                          feed_forward_stage_backward(grad_y, x, weights, options, hidden, grad_x, gradients));

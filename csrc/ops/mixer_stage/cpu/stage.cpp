@@ -1,8 +1,6 @@
 // mixer_stage on the CPU: argument checks and the choice of instruction set.
 #include "mirage/mixer_stage.h"
 
-#include <cstring>
-
 #include "kernels.h"
 #include "ops/mixer_stage/checks.h"
 
@@ -72,12 +70,7 @@ void mixer_stage_backward(const Tensor& grad_y, const Tensor& x, const MixerWeig
                           const MixerGradients& gradients) {
   check_mixer_stage(x, weights, branch_scale, statistics);
   check_mixer_stage_backward(grad_y, x, weights, grad_x, gradients);
-  if (x.numel() == 0) {
-    for (const auto& [name, gradient, weight] : mixer_gradients(weights, gradients)) {
-      std::memset(gradient.data, 0, size_t(gradient.numel() * bytes_of(gradient.dtype)));
-    }
-    return;
-  }
+  if (x.numel() == 0) return clear_gradients(mixer_gradients(weights, gradients));
   using namespace cpu;
   MIRAGE_DISPATCH_ISA_OF(x.dtype, mixer_stage_backward(grad_y, x, weights, branch_scale, options, statistics, grad_x,
                                                        gradients));
