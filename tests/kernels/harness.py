@@ -451,11 +451,28 @@ def large_problem(operator: Operator, device: str) -> tuple[list[Tensor], Tensor
 
 
 class StageTests(OperatorTests):
-    """Of a whole stage. Triton's kernels are tested in test_triton_stages: they take minutes in the interpreter."""
+    """Of a whole stage. Triton's kernels are tested in test_triton_stages: they take minutes in the interpreter.
+
+    `wide` are shapes besides, with widths and channels at and beyond the ends of blocks and vectors.
+    """
 
     implementations = ("cpp", "composite", "cuda_alone", *(("triton",) if ON_GPU else ()))
+    wide: tuple[tuple[int, ...], ...] = ()
     roundings = 9
     keeps_layout = True
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        super().pytest_generate_tests(metafunc)
+        if "wide" in metafunc.fixturenames:
+            metafunc.parametrize("wide", self.wide, ids=str)
+            names = [name for name in ("cpp", "composite", "cuda_alone") if name in self.implementations]
+            metafunc.parametrize("on_cpu", names)
+
+    def test_wide(self, on_cpu: str, wide: tuple[int, ...]) -> None:
+        require(on_cpu)
+        with forced(on_cpu):
+            for dtype in (torch.float32, torch.bfloat16):
+                self.compare(self.operator.inputs(wide, dtype), on_cpu)
 
     def test_large(self, impl: str) -> None:
         if slowly(impl):

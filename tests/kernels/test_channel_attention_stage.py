@@ -67,6 +67,7 @@ def terms(inputs, grad_output, without, norm="centred"):
 
 class AttentionStageTests(StageTests):
     implementations = IMPLEMENTATIONS
+    wide = WIDE
 
     def extremes_floor(self, x):
         """About as many roundings follow each other."""
@@ -78,14 +79,6 @@ class AttentionStageTests(StageTests):
         if impl == "composite":
             monkeypatch.setitem(accuracy.TIMES_EAGER, torch.float32, 4.0)
         super().test_large(impl)
-
-    @pytest.mark.parametrize("wide", WIDE, ids=str)
-    @pytest.mark.parametrize("name", ["cpp", "composite"])
-    def test_wide(self, name, wide):
-        require(name)
-        with forced(name):
-            for dtype in (torch.float32, torch.bfloat16):
-                self.compare(self.operator.inputs(wide, dtype), name)
 
 
 class TestCentred(AttentionStageTests):

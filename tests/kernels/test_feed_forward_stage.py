@@ -61,15 +61,7 @@ def terms_of(operator, norm, activation):
 
 
 class FeedForwardTests(StageTests):
-    @pytest.mark.parametrize("wide", [(1, 24, 33, 47), (3, 30, 8, 8), (1, 50, 13, 90)], ids=str)
-    @pytest.mark.parametrize("name", ["cpp", "composite", "cuda_alone"])
-    def test_wide(self, name, wide):
-        if name not in self.implementations:
-            pytest.skip("runs as the composite does")
-        require(name)
-        with forced(name):
-            for dtype in (torch.float32, torch.bfloat16):
-                self.compare(self.operator.inputs(wide, dtype), name)
+    wide = ((1, 24, 33, 47), (3, 30, 8, 8), (1, 50, 13, 90))
 
 
 class TestFeedForwardStage(FeedForwardTests):

@@ -67,6 +67,8 @@ F_BATCH_NORM = F.batch_norm
 
 
 class MixerTests(StageTests):
+    wide = ((1, 24, 33, 47, 1), (3, 30, 8, 8, 2), (1, 96, 13, 30, 4))
+
     def extremes_floor(self, x):
         """About as many roundings follow each other; the batch norm of a constant plane magnifies them."""
         return 40
@@ -87,14 +89,6 @@ class TestEval(MixerTests):
 class TestTraining(MixerTests):
     operator = cases.TRAINING
     terms = partial(terms, training=True, drop=True)
-
-    @pytest.mark.parametrize("wide", [(1, 24, 33, 47, 1), (3, 30, 8, 8, 2), (1, 96, 13, 30, 4)], ids=str)
-    @pytest.mark.parametrize("name", ["cpp", "composite", "cuda_alone"])
-    def test_wide(self, name, wide):
-        require(name)
-        with forced(name):
-            for dtype in (torch.float32, torch.bfloat16):
-                self.compare(self.operator.inputs(wide, dtype), name)
 
 
 @pytest.mark.skipif(ON_GPU, reason="all tests run Triton on this GPU")
