@@ -9,8 +9,9 @@ Needs the extras ``images`` and ``ray``, and the library of the store: ``s3fs``,
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mirage.lazy import lazily
 
 if TYPE_CHECKING:
     from mirage.distributed.job import Summary, restore
@@ -21,8 +22,5 @@ __all__ = ["Record", "Summary", "read_manifest", "restore"]
 _PLACES = {"Record": "manifest", "Summary": "job", "read_manifest": "manifest", "restore": "job"}
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name's module on first use: the command line imports this package for its options alone."""
-    if name in _PLACES:
-        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The command line imports this package for its options alone.
+__getattr__, __dir__ = lazily(__name__, _PLACES)

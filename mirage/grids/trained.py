@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 from mirage.grids.groups import Group, group_name
 from mirage.grids.performance import Values
+from mirage.grids.settings import keep_settings
 from mirage.grids.workers import Workers
 from mirage.whole_files import write_whole
 
-__all__ = ["TrainAndMeasure", "TrainingFailed", "differences"]
+__all__ = ["TrainAndMeasure", "TrainingFailed"]
 
 FORMAT = "mirage grids trainings, version 1"
-SETTINGS, RESULT, WEIGHTS, RUN, LOCK = "settings.json", "result.json", "weights.safetensors", "run", "lock"
+RESULT, WEIGHTS, RUN, LOCK = "result.json", "weights.safetensors", "run", "lock"
 
 
 class TrainingFailed(RuntimeError):
@@ -77,35 +78,12 @@ class TrainAndMeasure:
         self.on_begin = on_begin or (lambda name: None)
         self.on_done = on_done or (lambda name: None)
         self._values: dict[Group, dict[str, float]] = {}
-        self._check_settings()
+        identities = {"train": train.identity} | ({} if measure is None else {"measure": measure.identity})
+        keep_settings(self.folder, FORMAT, identities)
 
     @property
     def parallel(self) -> int:
         return self.workers.parallel
-
-    def _check_settings(self) -> None:
-        now = json.loads(json.dumps({"train": self.train.identity}))
-        if self.measure_group is not None:
-            now["measure"] = json.loads(json.dumps(self.measure_group.identity))
-        path = self.folder / SETTINGS
-        before: dict[str, Any] = {}
-        if path.exists():
-            try:
-                before = json.loads(path.read_text(encoding="utf-8"))
-                if not isinstance(before, dict) or before.pop("format", None) != FORMAT:
-                    raise ValueError(f"expected the format {FORMAT!r}")
-            except ValueError as error:
-                raise ValueError(f"{path}: not readable as the settings of trainings: {error}") from error
-            found = differences(before, {name: value for name, value in now.items() if name in before})
-            if found:
-                raise ValueError(
-                    f"{self.folder}: holds trainings of other settings ({'; '.join(found[:3])}"
-                    f"{f'; and {len(found) - 3} more' if len(found) > 3 else ''}); name another folder"
-                )
-        if {**before, **now} != before:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            content = {"format": FORMAT, **before, **now}
-            write_whole(path, (json.dumps(content, indent=1) + "\n").encode("utf-8"))
 
     # --- the protocol
 
@@ -219,16 +197,3 @@ def _read_result(place: Path, group: Group) -> dict[str, float] | None:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: not readable as a result: {error}; delete it to have it measured again") from error
     return found
-
-
-def differences(before: Any, now: Any, place: str = "") -> list[str]:
-    """Where two trees of settings differ, as ``schedule.steps: 10 there, 20 here``."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        found = []
-        for key in [*before, *(key for key in now if key not in before)]:
-            if key in before and key in now:
-                found += differences(before[key], now[key], f"{place}.{key}" if place else key)
-            elif place:
-                found.append(f"{place}.{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} here")
-        return found
-    return [] if before == now else [f"{place}: {before!r} there, {now!r} here"]

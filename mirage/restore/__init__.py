@@ -11,8 +11,7 @@ image like any other, which the network may tint; save it as grey for a grey res
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from mirage.lazy import lazily
 
 _PLACES = {
     "Restorer": "restorer",
@@ -47,13 +46,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the module that ``name`` lies in on first use."""
-    place = _PLACES.get(name)
-    if place is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{place}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazily(__name__, _PLACES)

@@ -8,8 +8,7 @@ Modules are imported when a name of theirs is first asked for: importing this pa
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from mirage.lazy import lazily
 
 _PLACES: dict[str, str] = {
     # low-rank experts
@@ -144,13 +143,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the module that ``name`` lies in on first use."""
-    place = _PLACES.get(name)
-    if place is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{place}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazily(__name__, _PLACES)

@@ -44,7 +44,7 @@ def check_data(config: Config, folder: SystemFolder) -> None:
     Raises:
         ValueError: data or seed differ; the message says where.
     """
-    from mirage.grids.trained import differences
+    from mirage.grids.settings import differences
     from mirage.unirestorer.samples import data_identity
 
     found = differences(folder.samples()["data"], data_identity(config), "data")

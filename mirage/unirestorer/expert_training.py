@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from mirage.grids.trained import TrainingFailed, differences
+from mirage.grids.settings import keep_settings
+from mirage.grids.trained import TrainingFailed
 from mirage.grids.training import config_identity
 from mirage.grids.workers import Workers
 from mirage.train.build import build_network
@@ -26,12 +26,10 @@ from mirage.unirestorer.lora import LoRASettings, add_lora
 from mirage.unirestorer.lora_files import save_lora
 from mirage.unirestorer.samples import MemberSet, one_set_a_kind
 from mirage.unirestorer.tree import ExpertTree
-from mirage.whole_files import write_whole
 
 __all__ = ["ExpertRun", "ExpertTrainings", "TrainExpert", "expert_file"]
 
 FORMAT = "mirage unirestorer trainings, version 1"
-SETTINGS = "settings.json"
 
 
 def expert_file(folder: Path, node: int) -> Path:
@@ -165,28 +163,7 @@ class ExpertTrainings:
         empty = [node.id for node in tree.nodes if not node.size]
         if empty:
             raise ValueError(f"tree: expected samples in every node, got none in {empty[:5]}: was it made by cluster?")
-        self._check_settings()
-
-    def _check_settings(self) -> None:
-        now = json.loads(json.dumps({"tree": self.tree.fingerprint, "train": self.train.identity}))
-        path = self.folder / SETTINGS
-        if path.exists():
-            try:
-                before = json.loads(path.read_text(encoding="utf-8"))
-                if not isinstance(before, dict) or before.pop("format", None) != FORMAT:
-                    raise ValueError(f"expected the format {FORMAT!r}")
-            except ValueError as error:
-                raise ValueError(f"{path}: not readable as the settings of trainings: {error}") from error
-            found = differences(before, now)
-            if found:
-                more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-                raise ValueError(
-                    f"{self.folder}: holds experts of other settings ({'; '.join(found[:3])}{more}); name another "
-                    "folder"
-                )
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps({"format": FORMAT, **now}, indent=1) + "\n").encode("utf-8"))
+        keep_settings(self.folder, FORMAT, {"tree": tree.fingerprint, "train": train.identity}, "experts")
 
     @property
     def missing(self) -> list[int]:
