@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.cases import register
+from mirage_kernels._runtime.convolution import define_convolution
 from mirage_kernels._runtime.flops import register_flops
-from mirage_kernels._runtime.library import Implementations, define
+from mirage_kernels._runtime.library import Implementations
 from mirage_kernels.dynamic_depthwise_conv2d.cases import CASES, flops
 from mirage_kernels.dynamic_depthwise_conv2d.reference import dynamic_depthwise_conv2d as reference
 
@@ -61,54 +60,6 @@ def _rounded(t: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
-def _forward(x: Tensor, weight: Tensor, impl: str) -> Tensor:
-    dispatch.record("dynamic_depthwise_conv2d", impl)
-    return _implementations[impl].forward(x, weight)
-
-
-def _forward_fake(x: Tensor, weight: Tensor, impl: str) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool, impl: str
-) -> tuple[Tensor, Tensor]:
-    return _implementations[impl].backward(grad_y, x, weight, want_x, want_weight)
-
-
-def _backward_fake(
-    grad_y: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool, impl: str
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if want_x else 0), weight.new_empty(weight.shape if want_weight else 0)
-
-
-def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, ctx.impl = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _autograd(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-    x, weight = ctx.saved_tensors
-    want_x, want_weight, *_ = ctx.needs_input_grad
-    grad_x, grad_weight = _backward_op(grad_y, x, weight, want_x, want_weight, ctx.impl)
-    return grad_x if want_x else None, grad_weight if want_weight else None, None
-
-
-_backward_op = define(
-    "dynamic_depthwise_conv2d_backward",
-    "(Tensor grad_y, Tensor x, Tensor weight, bool want_x, bool want_weight, str impl) -> (Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-)
-_forward_op = define(
-    "dynamic_depthwise_conv2d",
-    "(Tensor x, Tensor weight, str impl) -> Tensor",
-    _forward,
-    _forward_fake,
-    backward=_autograd,
-    setup_context=_setup_context,
-    autocast=(0, 1),
-    plain=lambda *args: reference(*args[:-1]),
-)
+_forward_op = define_convolution("dynamic_depthwise_conv2d", _implementations, lambda x, weight: x.shape, reference)
 register_flops("dynamic_depthwise_conv2d", flops, gradients=lambda grad_y, x, weight, *want: sum(want[:2]))
 register(CASES, dynamic_depthwise_conv2d, reference)
