@@ -68,6 +68,15 @@ class Shares {
   Left left_[kMost];
 };
 
+// How many threads `parallel_units` uses where there are as many units.
+inline int most_threads() {
+#if defined(_OPENMP)
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
 // Calls f(unit, scratch) for unit in [0, units); scratch points to scratch_size elements of A, 64-byte aligned,
 // whose content is whatever the thread's last unit left there.
 template <class A, class F>
@@ -75,7 +84,7 @@ void parallel_units(int64_t units, int64_t scratch_size, F f) {
   if (units <= 0) return;
   const int64_t stride = round_up(scratch_size, 64 / sizeof(A)) + 64 / sizeof(A);
 #if defined(_OPENMP)
-  int threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+  int threads = most_threads();
   if (threads > units) threads = int(units);
   if (threads > 1) {
     Buffer<A> scratch(stride * threads);

@@ -33,11 +33,11 @@ struct Tiling {
   template <class A>
   int64_t inner_capacity() const { return round_up(tile_rows * stride(), kLanes<A>); }
 
-  // Tiles of about equal size for which `channels` buffers fit in most of a megabyte of second-level cache, at least
-  // two where the plane allows, so that one sample keeps several threads busy. The shape alone decides.
+  // Tiles of about equal size for which `channels` buffers fit in so many kilobytes, at least two where the plane allows,
+  // so that one sample keeps several threads busy. The shape alone decides.
   template <class A>
-  static Tiling choose(int64_t height, int64_t width, int64_t halo, int64_t channels) {
-    const int64_t budget = (int64_t(768) << 10) / int64_t(sizeof(A)) / channels;
+  static Tiling within(int64_t kilobytes, int64_t height, int64_t width, int64_t halo, int64_t channels) {
+    const int64_t budget = (kilobytes << 10) / int64_t(sizeof(A)) / channels;
     int64_t across = 1, down = height >= 8 ? 2 : 1;
     while (true) {
       const int64_t rows = (height + down - 1) / down, columns = (width + across - 1) / across;
@@ -47,6 +47,31 @@ struct Tiling {
       // Long lines waste least: cut across only where a tile is clearly wider than high.
       if (columns > 3 * rows) ++across; else ++down;
     }
+  }
+
+  // Tiles for most of a megabyte of second-level cache, for sums over tiles: these have other bits in other tiles.
+  template <class A>
+  static Tiling choose_by_shape(int64_t height, int64_t width, int64_t halo, int64_t channels) {
+    return within<A>(768, height, width, halo, channels);
+  }
+
+  // Tiles for pixels that have the same bits in any tile. Larger ones have less halo, which costs more than the next
+  // cache where channels are many; smaller ones keep more threads busy. Those of which a thread has the least to do.
+  template <class A>
+  static Tiling choose(int64_t height, int64_t width, int64_t halo, int64_t channels) {
+    const int64_t threads = most_threads();
+    Tiling best{};
+    int64_t least = 0;
+    for (const int64_t kilobytes : {2560, 2048, 1536, 1024, 768}) {
+      const Tiling t = within<A>(kilobytes, height, width, halo, channels);
+      // In place the tiles of a line follow each other on one thread.
+      const int64_t cost = (t.down() + threads - 1) / threads * t.across() * (t.tile_rows + 2 * halo) * t.stride();
+      if (kilobytes == 2560 || cost < least) {
+        best = t;
+        least = cost;
+      }
+    }
+    return best;
   }
 
   template <class A>

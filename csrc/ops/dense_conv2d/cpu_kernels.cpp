@@ -78,7 +78,7 @@ template <int K, class T, class Add>
 void sum_over_tiles(const Tensor& grad_y, const Tensor& x, double* total, const Add& add) {
   using A = Acc<T>;
   const int64_t C = x.size[1], M = grad_y.size[1];
-  const Tiling tiling = Tiling::choose<A>(x.size[2], x.size[3], K / 2, C + M);
+  const Tiling tiling = Tiling::choose_by_shape<A>(x.size[2], x.size[3], K / 2, C + M);
   const int64_t outer = tiling.outer_capacity<A>(), inner = tiling.inner_capacity<A>();
   sum_over_units<A>(x.size[0] * tiling.count(), K * K * M * C, C * outer + M * inner, total,
                     [&](int64_t unit, A* sums, A* scratch) {
