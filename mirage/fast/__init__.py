@@ -13,7 +13,7 @@ The modules also stand alone, with the constructors and parameter names of `mira
 from typing import Any, cast
 
 import mirage
-from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, RestormerBlock, TransformerBlock
+from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, NAFBlock, RestormerBlock, TransformerBlock
 from mirage.fast.cuda_graph import GraphedModel, cuda_graph
 from mirage.fast.modules import (
     MIRAGE,
@@ -48,6 +48,7 @@ __all__ = [
     "GatedFeedForward",
     "GraphedModel",
     "LayerNorm",
+    "NAFBlock",
     "PixelShuffle",
     "PixelUnshuffle",
     "RestormerBlock",

@@ -7,6 +7,8 @@ or carries hooks or a parametrization, all of them are called as modules again. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -16,15 +18,19 @@ import mirage_kernels
 from mirage import blocks
 from mirage.fast.mixer import run_mixer
 from mirage.fast.modules import Attention, FeedForward, LayerNorm
-from mirage.fast.recognise import mirage_block, moce_ir_block, restormer_block
+from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
 from mirage.fast.recognise.stage import BlockMatcher, Half
-from mirage.networks import restormer
+from mirage.networks import nafnet, restormer
 
-__all__ = ["BlockSequence", "DecoderBlock", "EncoderBlock", "RestormerBlock", "TransformerBlock"]
+__all__ = ["BlockSequence", "DecoderBlock", "EncoderBlock", "NAFBlock", "RestormerBlock", "TransformerBlock"]
 
 KEEP_HIDDEN_FROM = 96
 """Channels of a block from which on keeping its hidden tensor saves time: an element costs a product over the channels
 to compute again, and the same to write and read however many there are."""
+
+MOST_WITH_GRADIENT = 128
+"""Channels of a block of NAFNet up to which a step of training takes no longer than with PyTorch's modules: without
+activations the forward that backward recomputes is hardly more than matrix products."""
 
 
 def run_feed_forward(block: Any, x: Tensor, found: tuple[Any, ...]) -> Tensor:
@@ -40,6 +46,21 @@ def run_channel_attention(block: Any, x: Tensor, found: tuple[Any, ...]) -> Tens
     """`found`: weights, eps, and the name of the norm."""
     *weights, eps, norm = found
     return mirage_kernels.channel_attention_stage(x, mirage_kernels.ChannelAttentionWeights(*weights), norm, eps)
+
+
+def run_scaled(names: Sequence[str], block: Any, x: Tensor, found: tuple[Any, ...]) -> Tensor:
+    """A feed-forward network whose branch is multiplied by a number for each channel: its last convolution takes it in.
+    `names`: of the weights; `found`: weights, eps, the scale, and the names of norm, activation and gate."""
+    *weights, eps, scale, norm, activation, gate = found
+    named = dict(zip(names, weights, strict=True))
+    wide = torch.promote_types(torch.promote_types(scale.dtype, named["project_out"].dtype), torch.float32)
+    scale = scale.to(wide)
+    named["project_out"] = named["project_out"] * scale.view(-1, 1, 1, 1)
+    if named["project_out_bias"] is not None:
+        named["project_out_bias"] = named["project_out_bias"] * scale.flatten()
+    keep_hidden = block._mirage_memory == "fast" and x.shape[1] >= KEEP_HIDDEN_FROM
+    form = {"eps": eps, "norm": norm, "activation": activation, "gate": gate}
+    return mirage_kernels.feed_forward_stage(x, **{"dwconv": None, **named}, keep_hidden=keep_hidden, **form)
 
 
 def _in_halves(kind: Any, block: nn.Module, x: Tensor) -> Tensor:
@@ -124,6 +145,28 @@ class DecoderBlock(nn.Module):
         shared = self.shared(of_image)
         x = self.mixer(self.adapter(of_experts, freq_emb, shared), shared) + x
         return _in_halves(DecoderBlock, self, x), self.adapter.loss
+
+
+class NAFBlock(nafnet.NAFBlock):
+    """`mirage.networks.nafnet.NAFBlock` as two operators, both `mirage_kernels.feed_forward_stage`.
+
+    For backward a block keeps its input and the tensor between its halves. With the memory "fast" of `accelerate` also
+    the hidden tensors of both. On CPUs blocks of many channels call their modules where a gradient is wanted.
+    """
+
+    stages = nafnet_block.STAGES
+    halves = tuple(
+        Half(norm, branch, stage, partial(run_scaled, stage.weights))
+        for norm, branch, stage in zip(
+            ("norm1", "norm2"), (nafnet.NAFBlock.mix, nafnet.NAFBlock.feed_forward), nafnet_block.STAGES, strict=True
+        )
+    )
+    _mirage_memory = "low"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and torch.is_grad_enabled() and self.conv1.in_channels > MOST_WITH_GRADIENT:
+            return NAFBlock.halves[1].call(self, NAFBlock.halves[0].call(self, x))
+        return _in_halves(NAFBlock, self, x)
 
 
 def _run_blocks(x: Tensor, weights: list[Tensor], eps: list[float]) -> Tensor:

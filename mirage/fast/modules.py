@@ -26,6 +26,7 @@ from mirage.fast.recognise.parts import (
     GELU,
     is_dense_convolution,
     is_depthwise_convolution,
+    is_thin_convolution,
 )
 from mirage.fast.recognise.pattern import is_bypassable
 from mirage.networks import restormer
@@ -61,13 +62,16 @@ class MIRAGE(model.MIRAGE):
 
 
 class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d`, by `mirage_kernels.dense_conv2d` where it is bias-free, 3x3 or 1x1, and keeps the size; on
-    CPUs by `mirage_kernels.dynamic_depthwise_conv2d` where it is depthwise, 3x3 to 11x11, and keeps the size."""
+    """`torch.nn.Conv2d` that keeps the size, by `mirage_kernels.dense_conv2d` where it is bias-free and 3x3 or 1x1; on
+    CPUs also where it has a bias, is 3x3 and has at most four channels on one side, and by
+    `mirage_kernels.dynamic_depthwise_conv2d` where it is depthwise, 3x3 to 11x11."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 4:
             if is_dense_convolution(self):
                 return mirage_kernels.dense_conv2d(x, self.weight)
+            if x.is_cpu and is_thin_convolution(self):
+                return _with_bias(mirage_kernels.dense_conv2d(x, self.weight), self.bias)
             if x.is_cpu and is_depthwise_convolution(self):
                 return _convolve_planes(x, self.weight, self.bias)
         return super().forward(x)
@@ -149,7 +153,13 @@ def _depthwise(conv: Any, x: Tensor) -> Tensor:
 
 def _convolve_planes(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """weight: [C, 1, K, K]."""
-    y = mirage_kernels.dynamic_depthwise_conv2d(x, weight.transpose(0, 1).expand(x.shape[0], -1, -1, -1))
+    return _with_bias(
+        mirage_kernels.dynamic_depthwise_conv2d(x, weight.transpose(0, 1).expand(x.shape[0], -1, -1, -1)), bias
+    )
+
+
+def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    """Of an operator's result."""
     return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
 

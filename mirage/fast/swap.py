@@ -61,11 +61,11 @@ def accelerate(model: Model, memory: str = "low") -> Model:
     """Swap the modules of `model` for fast ones, in place, and return it.
 
     Blocks, layer norms, gated CNN branches, mixers, attentions, feed-forward networks, the SPD covariance and the
-    convolutions outside all of these (bias-free 3x3 and 1x1, depthwise) are recognised by their structure (attributes
-    and shapes), so a model of the authors' released code is accelerated as well as `mirage.mirage_tiny()`; a module of
-    an unknown class must in addition agree with its fast counterpart on a random input. Parameters, buffers,
-    `state_dict`, hooks, dtype, device and training mode stay as they are; other instances of the same classes are
-    untouched. Calling it again does nothing more than to set `memory`.
+    convolutions outside all of these (bias-free 3x3 and 1x1, 3x3 between an image and features, depthwise) are
+    recognised by their structure (attributes and shapes), so a model of the authors' released code is accelerated as
+    well as `mirage.mirage_tiny()`; a module of an unknown class must in addition agree with its fast counterpart on a
+    random input. Parameters, buffers, `state_dict`, hooks, dtype, device and training mode stay as they are; other
+    instances of the same classes are untouched. Calling it again does nothing more than to set `memory`.
 
     Args:
         model: a module that contains such modules, or is one.

@@ -56,7 +56,8 @@ class NAFBlock(nn.Module):
     ``y + gamma * conv5(gate(conv4(norm2(y))))``.
 
     ``conv2`` is a depthwise 3x3 convolution, the others are 1x1; ``sca`` is a 1x1 convolution of the channels' means.
-    beta and gamma start at 0, so that a new block is the identity.
+    beta and gamma start at 0, so that a new block is the identity. (Published blocks can drop parts of either branch
+    while they train; of the published networks none does, and here both dropouts are identities.)
 
     Args:
         dim: number of channels.
@@ -73,13 +74,23 @@ class NAFBlock(nn.Module):
         self.conv5 = nn.Conv2d(dim, dim, 1)
         self.norm1 = LayerNorm2d(dim)
         self.norm2 = LayerNorm2d(dim)
+        self.dropout1 = nn.Identity()
+        self.dropout2 = nn.Identity()
         self.beta = nn.Parameter(torch.zeros(1, dim, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, dim, 1, 1))
 
+    def mix(self, normal: Tensor) -> Tensor:
+        """The branch of the first half."""
+        gated = self.sg(self.conv2(self.conv1(normal)))
+        return self.dropout1(self.conv3(gated * self.sca(gated))) * self.beta
+
+    def feed_forward(self, normal: Tensor) -> Tensor:
+        """The branch of the second half."""
+        return self.dropout2(self.conv5(self.sg(self.conv4(normal)))) * self.gamma
+
     def forward(self, x: Tensor) -> Tensor:
-        gated = self.sg(self.conv2(self.conv1(self.norm1(x))))
-        x = x + self.conv3(gated * self.sca(gated)) * self.beta
-        return x + self.conv5(self.sg(self.conv4(self.norm2(x)))) * self.gamma
+        x = x + self.mix(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x))
 
 
 class NAFNet(RestorationNetwork):

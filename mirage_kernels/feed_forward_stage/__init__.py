@@ -1,4 +1,4 @@
-"""The second half of a MIRAGE block, ``x + ffn(norm2(x))``, as one operator that keeps its input only."""
+"""A gated half of a block, such as MIRAGE's ``x + ffn(norm2(x))``, as one operator that keeps its input only."""
 
 from mirage_kernels.feed_forward_stage.op import feed_forward_stage
 from mirage_kernels.feed_forward_stage.reference import feed_forward_stage as reference

@@ -15,6 +15,7 @@ from mirage_kernels.feed_forward_stage.weights import (
     CONVOLUTION_BIASES,
     COUNT,
     DESCRIPTION,
+    EXCITATION,
     OF_MIRAGE,
     FeedForwardWeights,
 )
@@ -37,7 +38,8 @@ def shape_at(level: Level) -> Shape:
 def flops(x: Shape, *arguments: Any) -> int:
     """Of x and weights in their order, of which the last may be missing."""
     weights = [*arguments[:COUNT], *(None,) * (COUNT - len(arguments))]
-    return 2 * pixels(x) * DESCRIPTION.multiply_adds(weights, "pixel")
+    of_pixel, of_sample = (DESCRIPTION.multiply_adds(weights, per) for per in ("pixel", "sample"))
+    return 2 * pixels(x) * of_pixel + 2 * x[0] * of_sample
 
 
 def of_names(names: tuple[str, ...], tensors: tuple[Any, ...]) -> FeedForwardWeights:
@@ -90,4 +92,13 @@ BIAS_FREE = _other(
 )
 """As in Restormer's published denoisers."""
 BIASED = _other("biased", OF_MIRAGE + CONVOLUTION_BIASES, norm="centred", activation="none")
-CASES = (MIRAGE, BIAS_FREE, BIASED)
+_WITHOUT_GELU = {"norm": "centred", "activation": "none", "gate": "none"}
+EXCITED = _other("excited", OF_MIRAGE + CONVOLUTION_BIASES + EXCITATION, **_WITHOUT_GELU)
+"""The first half of NAFNet's blocks."""
+POINTWISE = _other(
+    "pointwise",
+    tuple(name for name in OF_MIRAGE + CONVOLUTION_BIASES if not name.startswith("dwconv")),
+    **_WITHOUT_GELU,
+)
+"""Their second half."""
+CASES = (MIRAGE, BIAS_FREE, BIASED, EXCITED, POINTWISE)

@@ -30,7 +30,7 @@ def is_current() -> bool:
 def forward(x: Tensor, weights: FeedForwardWeights, form: Form, keep_hidden: bool) -> tuple[Tensor, Tensor]:
     y, hidden = result(x.shape, x.dtype), torch.empty(0, dtype=x.dtype)
     if keep_hidden:
-        hidden = result((x.shape[0], weights.dwconv.shape[0], *x.shape[2:]), x.dtype)
+        hidden = result((x.shape[0], weights.project_in.shape[0], *x.shape[2:]), x.dtype)
     kept = to_dlpack(hidden) if keep_hidden else None
     native().feed_forward_stage(to_dlpack(x), capsules(weights), *form, to_dlpack(y), kept)
     return y, hidden

@@ -184,9 +184,12 @@ def feed_forward_stage_region(
     Raises:
         TypeError, ValueError: naming the argument that does not fit.
     """
-    feed_forward_op.check(x, weights, norm, activation)
+    form = Form(eps, norm, activation)
+    feed_forward_op.check(x, weights, form)
+    if weights.excite is not None:
+        raise ValueError("excite: expected None, since a part of a map has no means of all of it")
     down, across = check_region(x, window, rows, columns, FEED_FORWARD_HALO)
     y = output(x, out, down, across)
     run = cpp if _choose("feed_forward_stage_region", x) == "cpp" and feed_forward_cpp.is_current() else reference
-    run.feed_forward(x, weights, window, down, across, Form(eps, norm, activation), y)
+    run.feed_forward(x, weights, window, down, across, form, y)
     return y

@@ -77,7 +77,7 @@ def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         mixer, feed_forward = halves(weights, i)
         norm1_eps, bn_eps, norm2_eps = eps[EPS * i : EPS * (i + 1)]
         y = mixer_op.mixer_stage(y, MixerWeights(*mixer), None, False, norm1_eps, bn_eps).y
-        y = feed_forward_op.feed_forward_stage(y, *FeedForwardWeights(*feed_forward), norm2_eps)
+        y = feed_forward_op.feed_forward_stage(y, *FeedForwardWeights(*feed_forward), eps=norm2_eps)
     return _composite.laid_out_like(y, x)
 
 

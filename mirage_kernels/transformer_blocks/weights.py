@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mirage_kernels.feed_forward_stage.weights import CONVOLUTION_BIASES, OF_MIRAGE, FeedForwardWeights
+from mirage_kernels.feed_forward_stage.weights import NOT_OF_MIRAGE, OF_MIRAGE, FeedForwardWeights
 from mirage_kernels.mixer_stage.weights import MixerWeights
 
 
@@ -37,13 +37,15 @@ def of_mirage(weights: FeedForwardWeights) -> list[Tensor]:
     """The tensors of a block's feed-forward network.
 
     Raises:
-        TypeError, ValueError: it lacks the norm's bias, or has another.
+        TypeError, ValueError: it lacks the norm's bias or the depthwise convolution, or has other weights.
     """
     if weights.norm_bias is None:
         raise TypeError("norm_bias: expected a tensor, got NoneType")
-    for name in CONVOLUTION_BIASES:
+    if weights.dwconv is None:
+        raise TypeError("dwconv: expected a tensor, got NoneType")
+    for name in NOT_OF_MIRAGE:
         if getattr(weights, name) is not None:
-            raise ValueError(f"{name}: expected None, since blocks of MIRAGE have no such bias")
+            raise ValueError(f"{name}: expected None, since blocks of MIRAGE have no such weight")
     return [weights.norm_weight, weights.norm_bias, weights.project_in, weights.dwconv, weights.project_out]
 
 

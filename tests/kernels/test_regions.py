@@ -153,7 +153,7 @@ def test_feed_forward_in_strips(impl, shape, dtype):
 @pytest.mark.parametrize("norm", ["centred", "uncentred"])
 def test_feed_forward_of_other_forms_in_strips(impl, norm):
     """Biases of convolutions and no GELU: where a strip ends the map goes on, and the hidden tensor is not zero."""
-    generator, names = torch.Generator().manual_seed(3), FeedForwardWeights._fields
+    generator, names = torch.Generator().manual_seed(3), FeedForwardWeights._fields[:8]
     x, *tensors = feed_forward_cases.make((1, 5, 17, 9), generator, 2.6, names)
     weights, form = FeedForwardWeights(*tensors), {"norm": norm, "activation": "none"}
     done = []
@@ -161,6 +161,12 @@ def test_feed_forward_of_other_forms_in_strips(impl, norm):
         window, where = part(x, *strip, 1)
         done.append(regions.feed_forward_stage_region(window, weights, where, strip, (0, 9), **form))
     assert relative_error(torch.cat(done, 2), feed_forward_reference(x, *weights, **form)) < 1e-13
+
+
+def test_no_means_of_a_part():
+    x, *tensors = feed_forward_cases.make((1, 5, 6, 9), torch.Generator(), 1, FeedForwardWeights._fields)
+    with pytest.raises(ValueError, match="excite: expected None, since a part of a map has no means of all of it"):
+        regions.feed_forward_stage_region(x, FeedForwardWeights(*tensors), Window(6, 9), (0, 6), (0, 9))
 
 
 def test_nan_stays_where_it_is(impl):

@@ -80,6 +80,24 @@ def test_a_network_of_convolutions_is_left_alone():
     assert all(type(conv) is nn.Conv2d for conv in network)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 6), (6, 4)])
+def test_convolutions_between_images_and_features(inputs, outputs):
+    """With a bias too, where PyTorch's take long: on either side of a network."""
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1).double()
+    norm = mirage.blocks.LayerNorm(inputs).double()
+    fast = mirage.fast.accelerate(copy.deepcopy(nn.Sequential(norm, conv)))[1]
+    x = torch.rand(2, inputs, 9, 11, dtype=torch.float64)
+    assert type(fast) is mirage.fast.Conv2d
+    assert operators(lambda: fast(x)) == ["dense_conv2d"]
+    results = [
+        [y := module(x), *torch.autograd.grad(y.square().sum(), list(module.parameters()))] for module in (fast, conv)
+    ]
+    for value, expected in zip(*results, strict=True):
+        torch.testing.assert_close(value, expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), conv(x))
+
+
 @pytest.mark.parametrize("size", [3, 7, 11])
 @pytest.mark.parametrize("bias", [False, True], ids=["bias-free", "bias"])
 def test_depthwise_convolutions(size, bias):

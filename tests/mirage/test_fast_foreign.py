@@ -3,6 +3,7 @@
 import copy
 
 import lookalike
+import lookalike_nafnet
 import lookalike_restormer
 import pytest
 import torch
@@ -25,6 +26,7 @@ FOREIGN = {
     mirage.fast.EncoderBlock: lambda: lookalike_restormer.ListedBlock(DIM),
     mirage.fast.DecoderBlock: lambda: lookalike_restormer.ListedDecoderBlock(DIM),
     mirage.fast.CrossChannelAttention: lambda: lookalike_restormer.CrossAttention(DIM),
+    mirage.fast.NAFBlock: lambda: lookalike_nafnet.Block(DIM, 2 * DIM),
     mirage.fast.BiasFreeLayerNorm: lambda: lookalike_restormer.Norm(DIM, bias=False, centred=False),
     mirage.fast.ChannelAttention: lambda: lookalike_restormer.Attention(DIM),
     mirage.fast.GatedFeedForward: lambda: lookalike_restormer.FeedForward(DIM),

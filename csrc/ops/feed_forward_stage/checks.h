@@ -15,6 +15,8 @@ inline void check_feed_forward_stage(const Tensor& x, const FeedForwardWeights& 
   check_ndim("project_out", w.project_out, 2);
   const int64_t C = x.size[1], M = w.project_out.size[1];
   MIRAGE_FEED_FORWARD_WEIGHTS(MIRAGE_CHECK_WEIGHT, MIRAGE_CHECK_OPTIONAL, MIRAGE_CHECK_WEIGHT)
+  if (exists(w.dwconv_bias) && !exists(w.dwconv)) fail("dwconv", "a tensor beside its bias", "none");
+  if (exists(w.excite_bias) && !exists(w.excite)) fail("excite", "a tensor beside its bias", "none");
 }
 
 // MIRAGE's, which has no biases but the norm's: for what has kernels for nothing else.
@@ -23,12 +25,14 @@ inline void check_feed_forward_stage_of_mirage(const Tensor& x, const FeedForwar
   if (exists(w.project_in_bias)) fail("project_in_bias", "none", "a tensor");
   if (exists(w.dwconv_bias)) fail("dwconv_bias", "none", "a tensor");
   if (exists(w.project_out_bias)) fail("project_out_bias", "none", "a tensor");
+  if (!exists(w.dwconv)) fail("dwconv", "a tensor", "none");
+  if (exists(w.excite)) fail("excite", "none", "a tensor");
   check_feed_forward_stage(x, w);
 }
 
 inline void check_feed_forward_stage(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias,
                                      const Tensor& project_in, const Tensor& dwconv, const Tensor& project_out) {
-  check_feed_forward_stage_of_mirage(x, {norm_weight, norm_bias, project_in, dwconv, project_out, {}, {}, {}});
+  check_feed_forward_stage_of_mirage(x, {norm_weight, norm_bias, project_in, dwconv, project_out, {}, {}, {}, {}, {}});
 }
 
 inline std::vector<GradientOf> feed_forward_gradients(const FeedForwardWeights& weights,

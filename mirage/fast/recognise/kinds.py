@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_leaves
 
 from mirage import blocks, model
 from mirage.fast import modules as fast
-from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, RestormerBlock, TransformerBlock
-from mirage.fast.recognise import mirage_block, moce_ir_block, restormer_block
-from mirage.fast.recognise.parts import is_dense_convolution, is_depthwise_convolution
+from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, NAFBlock, RestormerBlock, TransformerBlock
+from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
+from mirage.fast.recognise.parts import is_dense_convolution, is_depthwise_convolution, is_thin_convolution
 from mirage.fast.recognise.pattern import HOOKS, Pattern
-from mirage.networks import restormer
+from mirage.networks import nafnet, restormer
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _is_of_blocks(m: nn.Sequential) -> bool:
 
 
 def _is_fast_convolution(m: nn.Conv2d) -> bool:
-    return is_dense_convolution(m) or is_depthwise_convolution(m)
+    return is_dense_convolution(m) or is_thin_convolution(m) or is_depthwise_convolution(m)
 
 
 KINDS = (
@@ -115,6 +115,7 @@ KINDS = (
         enclose=False,
         inputs=lambda m: ((1, next(m.norms.parameters()).shape[0], 8, 8), (1, m.adapter.routing.freq_gate.in_features)),
     ),
+    Kind(nafnet.NAFBlock, NAFBlock, lambda m: m.conv1.in_channels, nafnet_block.BLOCK),
     Kind(blocks.TransformerBlock, TransformerBlock, _block_channels, mirage_block.BLOCK),
     # Down- and upsampling keep their layers in a `body` too, which has no weight.
     Kind(
@@ -217,6 +218,7 @@ def _behaviour_problem(module: nn.Module, kind: Kind) -> str:
             original = _without_hooks(copy.deepcopy(module)).float().eval()
             generator = torch.Generator().manual_seed(0)
             inputs = [torch.randn(shape, generator=generator).to(device) for shape in kind.shapes(module)]
+            _fill_zeros(original, generator)
             expected = _repeatable(original, inputs)
             original.__class__ = kind.replacement
             value = _repeatable(original, inputs)
@@ -235,6 +237,14 @@ def _repeatable(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
     """The tensors that it returns, with the same draws in every call: MoCE-IR's experts are chosen by some."""
     torch.manual_seed(0)
     return [leaf for leaf in tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
+
+
+def _fill_zeros(module: nn.Module, generator: torch.Generator) -> None:
+    """Other values for parameters that are all zero, as scales of branches are in a network that has not been trained:
+    whatever such a branch computed, it would compare equal."""
+    for parameter in module.parameters():
+        if not parameter.any():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
 
 
 def _without_hooks(module: nn.Module) -> nn.Module:

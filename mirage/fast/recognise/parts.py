@@ -97,12 +97,20 @@ def drop_path(itself: str) -> Pattern:
 
 DEPTHWISE_3X3 = depthwise("weight", "channels")
 DENSE = tuple(convolution("weight", "inputs", "outputs", size=size) for size in DENSE_SIZES)
+THIN = convolution("weight", "inputs", "outputs", size=3, bias="bias")
+THIN_CHANNELS = 4
 DEPTHWISE = tuple(depthwise("weight", "channels", size=size, bias="bias") for size in DEPTHWISE_SIZES)
 
 
 def is_dense_convolution(conv: nn.Conv2d) -> bool:
     """True for a convolution that is what `mirage_kernels.dense_conv2d` computes of its weight."""
     return any(pattern.settings_fit(conv) for pattern in DENSE)
+
+
+def is_thin_convolution(conv: nn.Conv2d) -> bool:
+    """True for one that is `mirage_kernels.dense_conv2d` of 3x3 plus a bias, between an image and features: PyTorch's
+    takes twice to four times as long there, and no longer where both sides have many channels."""
+    return min(conv.in_channels, conv.out_channels) <= THIN_CHANNELS and THIN.settings_fit(conv)
 
 
 def is_depthwise_convolution(conv: nn.Conv2d) -> bool:

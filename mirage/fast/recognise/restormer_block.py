@@ -73,7 +73,7 @@ def feed_forward_stage(children: Callable[[Pattern], dict[str, Pattern]]) -> Fir
             Stage(
                 "feed_forward_stage",
                 children(pattern),
-                weights=mirage_kernels.FeedForwardWeights._fields,
+                weights=mirage_kernels.FeedForwardWeights._fields[:8],  # no excitation
                 numbers=("norm_eps",),
                 fixed=(norm, "none"),
             )

@@ -8,7 +8,7 @@ while compiling, Python asks the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mirage.fast.recognise.pattern import Pattern
+from mirage.fast.recognise.pattern import Held, Pattern
 from mirage_kernels._runtime import dispatch
 
 OPTIONAL = "optional"
@@ -59,6 +59,7 @@ class Stage:
         numbers: Fields that it takes as numbers.
         others: Fields that whoever calls the operator needs besides.
         fixed: What follows from there being a match: handed out after all fields.
+        tensors: Parameters of the block itself that belong to it.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class Stage:
         numbers: Sequence[str],
         others: Sequence[str] = (),
         fixed: tuple[Any, ...] = (),
+        tensors: Mapping[str, Held] | None = None,
     ) -> None:
         self.operator, self.fixed = operator, fixed
-        self.pattern = Pattern(children=children)
+        self.pattern = Pattern(children=children, tensors=tensors or {})
         self.weights, self.numbers = tuple(weights), tuple(numbers)
         fields = list(self.pattern.fields())
         self.order = [fields.index(name) for name in (*weights, *numbers, *others)]
@@ -124,13 +126,14 @@ class Half:
     """Half a block, x + branch(norm(x)): how its operator is run, or its children where it does not match.
 
     Attributes:
-        norm, branch: Names of the children, with dots where they are children of those.
+        norm, branch: Names of the children, with dots where they are children of those. A branch may also be a function
+            of the block and the norm's result.
         stage: When an operator stands in for them, and what it takes. None as long as there is no such operator.
         run: `run(block, x, found)` calls it; `found` as of `Stage.match`.
     """
 
     norm: str
-    branch: str
+    branch: str | Callable[[Any, Tensor], Tensor]
     stage: Stage | FirstOf | None = None
     run: Callable[[nn.Module, Tensor, tuple[Any, ...]], Tensor] | None = None
 
@@ -139,8 +142,16 @@ class Half:
             found = self.stage.match(block)
             if found is not None:
                 return self.run(block, x, found)
-        norm, branch = (reduce(getattr, path.split("."), block) for path in (self.norm, self.branch))
-        return x + branch(norm(x))
+        return self.call(block, x)
+
+    def call(self, block: nn.Module, x: Tensor) -> Tensor:
+        """By its modules."""
+        normal = _child(block, self.norm)(x)
+        return x + (_child(block, self.branch)(normal) if isinstance(self.branch, str) else self.branch(block, normal))
+
+
+def _child(block: nn.Module, path: str) -> Any:
+    return reduce(getattr, path.split("."), block)
 
 
 class BlockMatcher:

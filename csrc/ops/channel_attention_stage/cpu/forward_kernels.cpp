@@ -97,33 +97,6 @@ void finish(const Attention<P>& w, int64_t samples, int64_t count, const double*
   });
 }
 
-// out = matrix * v + bias, dense rows.
-template <class P, class A>
-void multiply(const Matrix<P>& matrix, int64_t channels, const P* v, int64_t stride, int64_t pixels, const A* bias, A* out) {
-  mix(matrix, channels, channels, v, stride, pixels,
-      [&](int64_t m, int64_t p, Vec<A> value) { store(out + m * stride + p, value + bias[m]); });
-}
-
-// The second pass: y = x + folded v + bias, v being what y holds.
-template <class T>
-void apply(const Tensor& x, const Matrix<Operand<T>>& folded, const Acc<T>* bias, const Tensor& y) {
-  using A = Acc<T>;
-  using P = Operand<T>;
-  const int64_t C = x.size[1];
-  const Tiling tiling = choose_dense<A>(x.size[2], x.size[3], 0, 0, 2 * C);
-  const int64_t I = tiling.outer_capacity<A>(), tiles = tiling.count();
-  parallel_units<A>(x.size[0] * tiles, 2 * C * I, [&](int64_t unit, A* scratch) {
-    A *const v = scratch, *const out = v + C * I;
-    const int64_t sample = unit / tiles;
-    const Tile tile = tiling.tile<A>(unit % tiles);
-    T* const py = y.as<T>() + sample * y.stride[0];
-    load_tile(static_cast<const T*>(py), y, tile, C, I, v);
-    const P* const in = operand_rows<P>(v, C, I, tile.outer_pixels, v);
-    multiply(folded.at(sample * C), C, in, I, tile.outer_pixels, bias, out);
-    add_dense(x.as<const T>() + sample * x.stride[0], x, tile, C, I, out, py, y, v);
-  });
-}
-
 template <class T>
 void run(const Tensor& x, const ChannelAttentionWeights& weights, NormKind norm, double eps, Acc<T>* attention,
          const Tensor& y) {
@@ -140,7 +113,7 @@ void run(const Tensor& x, const ChannelAttentionWeights& weights, NormKind norm,
   Buffer<A> folded(B * C * C);
   fold(w, B, attention, folded.get());
   const VectorOrZeros<A> bias(weights.project_out_bias, C);
-  apply<T>(x, OperandMatrix<P>(matrix_of(folded.get(), B * C, C)), bias, y);
+  apply_by_sample<T>(x, OperandMatrix<P>(matrix_of(folded.get(), B * C, C)), y, bias, y);
 }
 
 }  // namespace

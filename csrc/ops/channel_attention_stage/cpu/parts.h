@@ -2,25 +2,14 @@
 // softmax folded into project_out.
 #pragma once
 
-#include "common/cpu/gradients.h"
+#include "common/cpu/by_sample.h"
 #include "common/cpu/product_depthwise.h"
+#include "common/cpu/vector_or_null.h"
 #include "mirage/channel_attention_stage.h"
 
 namespace mirage::cpu::MIRAGE_ISA::channel_attention_parts {
 
 constexpr int64_t kRowsAtOnce = 48;  // of q, k or v: a multiple of every kMixRows
-
-// A vector in the accumulator type, or null where it is absent.
-template <class A>
-class VectorOrNull {
- public:
-  explicit VectorOrNull(const Tensor& t) : exists_(exists(t)), values_(exists_ ? t : Tensor{nullptr, kDTypeOf<A>, 1}) {}
-  MIRAGE_INLINE const A* from(int64_t first) const { return exists_ ? values_.get() + first : nullptr; }
-
- private:
-  const bool exists_;
-  const InAccumulator<A> values_;
-};
 
 // The weights. P: what products over channels multiply (operands.h). C channels, d of them per head.
 template <class P>
@@ -73,33 +62,6 @@ template <class P, class A>
 inline void rows_behind(const Attention<P>& w, const AttentionTile& at, const A* before, int64_t first, int64_t n, A* out) {
   depthwise_rows_of(before, n, at.tile, at.outer, w.taps + first * 9, w.taps_bias.from(first), at.inner, out);
   clear_tails(out, n, at.inner, at.tile.rows * at.tile.columns);
-}
-
-// f(unit, sums, scratch) for the tiles of all samples, one after the other; total [samples, size] (double) = the sums of each
-// sample. As with sum_over_units the sums have the same bits at every thread count: a sample's tiles are cut into chunks by
-// their number and that of the samples alone.
-template <class A, class F>
-inline void sum_by_sample(int64_t samples, int64_t tiles, int64_t most_chunks, int64_t size, int64_t scratch,
-                          double* total, const F& f) {
-  const int64_t wanted = (most_chunks + samples - 1) / samples, chunks = smaller(tiles, wanted);
-  Buffer<A> partial(samples * chunks * size);
-  parallel_units<A>(samples * chunks, scratch, [&](int64_t chunk, A* room) {
-    const int64_t sample = chunk / chunks, part = chunk % chunks;
-    A* const sums = partial.get() + chunk * size;
-    for (int64_t i = 0; i < size; ++i) sums[i] = A(0);
-    for (int64_t t = tiles * part / chunks; t < tiles * (part + 1) / chunks; ++t) f(sample * tiles + t, sums, room);
-  });
-  constexpr int64_t block = 4096;
-  const int64_t blocks = (size + block - 1) / block;
-  parallel_units<A>(samples * blocks, 0, [&](int64_t unit, A*) {
-    const int64_t sample = unit / blocks, begin = unit % blocks * block, end = smaller(begin + block, size);
-    double* const out = total + sample * size;
-    for (int64_t i = begin; i < end; ++i) out[i] = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const A* const from = partial.get() + (sample * chunks + chunk) * size;
-      for (int64_t i = begin; i < end; ++i) out[i] += from[i];
-    }
-  });
 }
 
 // The matrices of a head that forward keeps: [2d + 2, d].

@@ -1,18 +1,18 @@
 // feed_forward_stage backward in one pass over tiles. The normalised input with a halo of two pixels gives the hidden
 // channels, a group of pairs at a time, whose gradients reach back one pixel twice: through the depthwise convolution
-// of forward and through its transpose.
-#include "common/cpu/dtypes.h"
-#include "common/cpu/gemm.h"
-#include "common/cpu/gradients.h"
-#include "common/cpu/inner_tile.h"
-#include "common/cpu/layer_norm_tile.h"
-#include "common/cpu/vec_math.h"
+// of forward and through its transpose. With `excite` a pass before it reduces each sample's share of project_out's
+// gradient, from which that of the means follows: the same number for all pixels of a gated channel.
+#include "common/cpu/by_sample.h"
+#include "excitation.h"
+#include "hidden_rows.h"
 #include "kernels.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
 namespace {
 
-constexpr int64_t kPairs = 24;  // hidden channel pairs at a time
+using namespace feed_forward_parts;
+
+constexpr int64_t kChunks = 16;  // of all tiles, with sums of their own
 
 // Offsets of each weight's gradient in the sums of a chunk.
 struct Sums {
@@ -23,75 +23,123 @@ struct Sums {
         project_out_bias(dwconv_bias + 2 * M), count(project_out_bias + C) {}
 };
 
-// sums[c] += the sum of each channel over `rows` lines of `columns` pixels, `stride` apart.
+// What backward multiplies grad_y by to have the gradient of the gated channels: project_out transposed, with `excite` scaled
+// for each sample, and what the means add to each channel, [samples, M], or null.
 template <class A>
-void add_channel_sums(const A* lines, int64_t channels, int64_t capacity, int64_t rows, int64_t columns, int64_t stride,
-                      A* sums) {
-  constexpr int L = kLanes<A>;
-  for (int64_t c = 0; c < channels; ++c) {
-    Vec<A> total = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const A* const line = lines + c * capacity + r * stride;
-      int64_t p = 0;
-      for (; p + L <= columns; p += L) total += load(line + p);
-      if (p < columns) total += load_n(line + p, int(columns - p));
+struct BackThrough {
+  const A* matrix;
+  int64_t sample_stride;
+  const A* added;
+};
+
+// Sums of each sample with `excite`: of the gated channels [M], and of their products with grad_y [C, M].
+template <class T>
+class GatedSums {
+ public:
+  using A = Acc<T>;
+
+  GatedSums(const Tensor& grad_y, const HiddenRows<T>& w)
+      : grad_y_(grad_y), w_(w),
+        tiling_(choose_dense<A>(w.x.size[2], w.x.size[3], w.convolves, w.C + 4 * w.group, w.C + 2 * w.group)),
+        outer_(tiling_.template outer_capacity<A>()), inner_(w.convolves ? dense_capacity<A>(tiling_) : outer_) {}
+
+  int64_t tiles() const { return tiling_.count(); }
+  int64_t sums() const { return (w_.C + 1) * w_.M; }
+  int64_t scratch() const { return (w_.C + 4 * w_.group) * outer_ + (w_.C + 2 * w_.group) * inner_; }
+
+  void operator()(int64_t unit, A* sums, A* scratch) const {
+    const int64_t C = w_.C, M = w_.M, O = outer_, I = inner_, sample = unit / tiles();
+    A *const normed = scratch, *const act = normed + C * O, *const slope = act + 2 * w_.group * O,
+      *const grad_y = slope + 2 * w_.group * O, *const dense = grad_y + C * I;
+    const Tile tile = tiling_.template tile<A>(unit % tiles());
+    const int64_t pixels = dense_pixels<A>(tile);
+    w_.normalised(tile, sample, O, normed);
+    load_tile(grad_y_.as<const T>() + sample * grad_y_.stride[0], grad_y_, with_halo<A>(tile, 0), C, I, grad_y);
+    for (int64_t first = 0; first < M; first += w_.group) {
+      const int64_t n = smaller(w_.group, M - first);
+      A* const d = w_.convolves ? dense : act;
+      for (int half = 0; half < 2; ++half) {
+        const int64_t row = first + half * M, at = half * n;
+        w_.activate(tile, sample, normed, O, row, n, act + at * O, slope + at * O);
+        if (!w_.convolves) continue;
+        depthwise_rows_of(act + at * O, n, tile, O, w_.dwconv.from(row * 9), w_.dwconv_bias + row, I, d + at * I);
+      }
+      A* const gated = d;
+      for (int64_t j = 0; j < n; ++j) {
+        A *const d1 = d + j * I, *const d2 = d1 + n * I;
+        for (int64_t p = 0; p < pixels; p += kLanes<A>) {
+          Vec<A> value[1] = {load(d1 + p)}, unused[1];
+          w_.gate_with_slope(value, unused);
+          store(gated + j * I + p, value[0] * load(d2 + p));
+        }
+      }
+      clear_tails(gated, n, I, tile.rows * tile.columns);
+      add_row_sums(gated, n, I, pixels, sums + first);
+      add_outer(grad_y, I, C, gated, I, n, pixels, sums + M + first, M);
     }
-    sums[c] += sum<A>(total);
   }
-}
+
+ private:
+  const Tensor& grad_y_;
+  const HiddenRows<T>& w_;
+  const Tiling tiling_;
+  const int64_t outer_, inner_;
+};
 
 template <class T>
 class BackwardPass {
  public:
   using A = Acc<T>;
 
-  BackwardPass(const Tensor& grad_y, const Tensor& x, const FeedForwardWeights& w, const FeedForwardOptions& options,
-               const Tensor* hidden, const Tensor& grad_x)
-      : grad_y_(grad_y), x_(x), hidden_(hidden), grad_x_(grad_x), w_(w), C_(x.size[1]), M_(w.project_out.size[1]),
-        group_(smaller(kPairs, M_)), norm_weight_(w.norm_weight), norm_bias_(w.norm_bias, C_), eps_(A(options.eps)),
-        norm_(options.norm), activation_(options.activation), project_in_(w.project_in), dwconv_(w.dwconv),
-        project_in_bias_(w.project_in_bias, 2 * M_), dwconv_bias_(w.dwconv_bias, 2 * M_),
-        project_in_t_(project_in_, 2 * M_, C_), project_out_t_(InAccumulator<A>(w.project_out), C_, M_),
-        turned_(2 * M_ * 9), sums_(C_, M_),
-        tiling_(choose_dense<A>(x.size[2], x.size[3], 2, 2 * C_ + 7 * group_, 3 * C_ + 3 * group_)),
-        outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)) {
-    for (int64_t j = 0; j < 2 * M_; ++j) {
-      for (int64_t i = 0; i < 9; ++i) turned_[j * 9 + i] = dwconv_[j * 9 + 8 - i];
+  BackwardPass(const Tensor& grad_y, const HiddenRows<T>& hidden, const FeedForwardWeights& w,
+               const BackThrough<A>& through, const Tensor& grad_x)
+      : grad_y_(grad_y), x_(hidden.x), grad_x_(grad_x), w_(w), hidden_(hidden), through_(through), C_(hidden.C),
+        M_(hidden.M), group_(hidden.group), project_in_t_(hidden.project_in, 2 * M_, C_),
+        turned_(hidden.convolves ? 2 * M_ * 9 : 0), sums_(C_, M_), tiling_(tiling_of(hidden)),
+        outer_(tiling_.template outer_capacity<A>()), inner_(hidden.convolves ? dense_capacity<A>(tiling_) : outer_) {
+    for (int64_t j = 0; hidden.convolves && j < 2 * M_; ++j) {
+      for (int64_t i = 0; i < 9; ++i) turned_[j * 9 + i] = hidden.dwconv.from(j * 9)[8 - i];
     }
   }
 
   const Sums& sums() const { return sums_; }
   int64_t units() const { return x_.size[0] * tiling_.count(); }
-  int64_t scratch() const { return (2 * C_ + 7 * group_) * outer_ + (3 * C_ + 3 * group_ + 1) * inner_; }
+  int64_t scratch() const {
+    return hidden_.convolves ? (2 * C_ + 7 * group_) * outer_ + (3 * C_ + 3 * group_ + 1) * inner_
+                             : (3 * C_ + 5 * group_ + 1) * outer_;
+  }
 
   void operator()(int64_t unit, A* sums, A* scratch) const {
     const int64_t sample = unit / tiling_.count(), I = inner_, O = outer_;
+    const bool convolves = hidden_.convolves;
     Work k;
     k.sample = sample;
     k.tile = tiling_.template tile<A>(unit % tiling_.count());
-    k.by_one = with_halo<A>(k.tile, 1);
+    k.by_one = with_halo<A>(k.tile, convolves);
     k.pixels = dense_pixels<A>(k.tile);
+    // Without a convolution tiles have no halo: what is dense is what has it, and gradients take the place of values.
     k.normed = scratch;
     k.grad_y = k.normed + C_ * O;
     k.act = k.grad_y + C_ * O;
     k.slope = k.act + 2 * group_ * O;
     k.gated = k.slope + 2 * group_ * O;
-    k.grad_gated = k.gated + group_ * O;
-    k.in = k.grad_gated + 2 * group_ * O;
-    k.grad_out = k.in + C_ * I;
-    k.grad_in = k.grad_out + C_ * I;
-    k.grad_hidden = k.grad_in + C_ * I;
-    k.gated_inner = k.grad_hidden + 2 * group_ * I;
-    k.rstd = k.gated_inner + group_ * I;
+    k.grad_gated = convolves ? k.gated + group_ * O : k.act;
+    k.in = convolves ? k.grad_gated + 2 * group_ * O : k.normed;
+    k.grad_out = convolves ? k.in + C_ * I : k.grad_y;
+    k.grad_in = convolves ? k.grad_out + C_ * I : k.gated + group_ * O;
+    k.grad_hidden = convolves ? k.grad_in + C_ * I : k.act;
+    k.gated_inner = convolves ? k.grad_hidden + 2 * group_ * I : k.gated;
+    k.rstd = convolves ? k.gated_inner + group_ * I : k.grad_in + C_ * I;
 
     const T *px = x_.as<const T>() + sample * x_.stride[0], *pg = grad_y_.as<const T>() + sample * grad_y_.stride[0];
-    load_tile(px, x_, k.tile, C_, O, k.normed);
-    normalise_tile(k.normed, C_, O, k.tile, norm_weight_.get(), norm_bias_.get(), eps_, norm_);
-    copy_dense(k.normed, O, k.tile, C_, k.in, I);
+    hidden_.normalised(k.tile, sample, O, k.normed);
     load_tile(pg, grad_y_, k.by_one, C_, O, k.grad_y);
-    copy_dense(k.grad_y, O, k.by_one, C_, k.grad_out, I);
+    if (convolves) {
+      copy_dense(k.normed, O, k.tile, C_, k.in, I);
+      copy_dense(k.grad_y, O, k.by_one, C_, k.grad_out, I);
+    }
     if (exists(w_.project_out_bias)) {
-      add_channel_sums(k.grad_out, C_, I, 1, k.tile.rows * k.tile.columns, 0, sums + sums_.project_out_bias);
+      add_line_sums(k.grad_out, C_, I, 1, k.tile.rows * k.tile.columns, 0, sums + sums_.project_out_bias);
     }
     for (int64_t first = 0; first < M_; first += group_) group(k, first, smaller(group_, M_ - first), sums);
 
@@ -99,7 +147,7 @@ class BackwardPass {
     const Tile dense = with_halo<A>(k.tile, 0);
     A *const standard = k.normed, *const out = k.grad_out;
     load_tile(px, x_, dense, C_, I, standard);
-    const NormTile<A> norm{C_, I, k.pixels, dense.rows * dense.columns, norm_weight_, eps_, norm_};
+    const NormTile<A> norm{C_, I, k.pixels, dense.rows * dense.columns, hidden_.norm_weight, hidden_.eps, hidden_.norm};
     norm.standardise(standard, k.rstd);
     norm.add_sums(standard, k.grad_in, sums + sums_.norm);
     norm.add_input_gradient(standard, k.rstd, k.grad_in, out);
@@ -115,42 +163,85 @@ class BackwardPass {
     A *in, *grad_out, *grad_in, *grad_hidden, *gated_inner, *rstd;  // inner
   };
 
+  static Tiling tiling_of(const HiddenRows<T>& w) {
+    const int64_t height = w.x.size[2], width = w.x.size[3];
+    if (!w.convolves) return choose_dense<A>(height, width, 0, 0, 3 * w.C + 5 * w.group);
+    return choose_dense<A>(height, width, 2, 2 * w.C + 7 * w.group, 3 * w.C + 3 * w.group);
+  }
+
   // Runs backward for n pairs of hidden channels from `first` on.
   void group(const Work& k, int64_t first, int64_t n, A* sums) const {
-    const int64_t O = outer_, I = inner_, one = k.by_one.stride, two = k.tile.stride;
+    const int64_t O = outer_, I = inner_, two = k.tile.stride;
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first + half * M_, at = half * n;
-      activate(k, row, n, k.act + at * O, k.slope + at * O);
-      for (int64_t j = 0; j < n; ++j) {
-        depthwise<3>(k.act + (at + j) * O, two, dwconv_ + (row + j) * 9, k.grad_gated + (at + j) * O, k.tile.rows + 2,
-                     k.tile.columns + 2);
+      hidden_.activate(k.tile, k.sample, k.normed, O, row, n, k.act + at * O, k.slope + at * O);
+      for (int64_t j = 0; hidden_.convolves && j < n; ++j) {
+        depthwise<3>(k.act + (at + j) * O, two, hidden_.dwconv.from((row + j) * 9), k.grad_gated + (at + j) * O,
+                     k.tile.rows + 2, k.tile.columns + 2);
       }
     }
-    const Span span = inside_plane<A>(k.by_one, 1);
+    gate(k, first, n);
+    if (!exists(w_.excite)) {
+      if (hidden_.convolves) copy_dense(k.gated, O, k.by_one, n, k.gated_inner, I);
+      add_outer(k.grad_out, I, C_, k.gated_inner, I, n, k.pixels, sums + sums_.project_out + first, M_);
+    }
+    if (hidden_.convolves) deconvolve(k, first, n, sums);
+    if (hidden_.activation == Activation::gelu) {
+      const A* slope = k.slope;
+      if (hidden_.convolves) {
+        copy_dense(slope, O, k.tile, 2 * n, k.act, I);  // the values there are no longer needed
+        slope = k.act;
+      }
+      for (int64_t j = 0; j < 2 * n; ++j) {
+        A* const row = k.grad_hidden + j * I;
+        for (int64_t p = 0; p < k.pixels; p += kLanes<A>) store(row + p, load(row + p) * load(slope + j * I + p));
+      }
+    }
+    for (int half = 0; half < 2; ++half) {
+      const int64_t row = first + half * M_;
+      const A* grad = k.grad_hidden + half * n * I;
+      if (hidden_.has_input_bias) {
+        add_line_sums(grad, n, I, 1, k.tile.rows * k.tile.columns, 0, sums + sums_.project_in_bias + row);
+      }
+      add_outer(grad, I, n, k.in, I, C_, k.pixels, sums + sums_.project_in + row * C_, C_);
+      mix_share(project_in_t_.from(row), C_, n, grad, I, k.pixels, first + half == 0, k.grad_in);
+    }
+  }
+
+  // From grad_y to the gradients of d1 and d2, where these were; and their gated product.
+  void gate(const Work& k, int64_t first, int64_t n) const {
+    const int64_t O = outer_;
+    const Span span = inside_plane<A>(k.by_one, k.by_one.halo);
     clear_around(span, k.by_one.outer_pixels, 2 * n, O, k.grad_gated);
-    const A *const bias1 = dwconv_bias_ + first, *const bias2 = bias1 + M_;
+    const A *const bias1 = hidden_.dwconv_bias + first, *const bias2 = bias1 + M_;
+    const A *const matrix = through_.matrix + k.sample * through_.sample_stride + first * C_,
+            *const added = through_.added ? through_.added + k.sample * M_ + first : nullptr;
     A *const d1 = k.grad_gated + span.begin, *const d2 = d1 + n * O, *const inside = k.gated + span.begin;
-    mix(project_out_t_.get() + first * C_, C_, n, C_, k.grad_y + span.begin, O, span.end - span.begin,
+    mix(matrix, C_, n, C_, k.grad_y + span.begin, O, span.end - span.begin,
         by_row([&](int64_t m, int64_t p, auto& v) {
           constexpr int N = sizeof(v) / sizeof(v[0]), L = kLanes<A>;
           A *const at1 = d1 + m * O + p, *const at2 = d2 + m * O + p, *const gated = inside + m * O + p;
           Vec<A> value[N], slope[N];
           for (int i = 0; i < N; ++i) value[i] = load(at1 + i * L) + bias1[m];
-          vgelu_with_grad_each(value, slope);
+          hidden_.gate_with_slope(value, slope);
           for (int i = 0; i < N; ++i) {
-            const Vec<A> other = load(at2 + i * L) + bias2[m];
+            const Vec<A> other = load(at2 + i * L) + bias2[m], grad = added ? v[i] + added[m] : v[i];
             store(gated + i * L, value[i] * other);
-            store(at1 + i * L, v[i] * other * slope[i]);
-            store(at2 + i * L, v[i] * value[i]);
+            store(at1 + i * L, grad * other * slope[i]);
+            store(at2 + i * L, grad * value[i]);
           }
         }));
-    copy_dense(k.gated, O, k.by_one, n, k.gated_inner, I);
-    add_outer(k.grad_out, I, C_, k.gated_inner, I, n, k.pixels, sums + sums_.project_out + first, M_);
+    if (added) clear_outside(k.grad_gated, 2 * n, O, k.by_one);
+  }
+
+  // From the gradients of d1 and d2 to those of what was convolved, and of the convolution's weights.
+  void deconvolve(const Work& k, int64_t first, int64_t n, A* sums) const {
+    const int64_t O = outer_, I = inner_, one = k.by_one.stride, two = k.tile.stride;
     for (int half = 0; half < 2; ++half) {
       const int64_t row = first + half * M_, at = half * n;
       if (exists(w_.dwconv_bias)) {
-        add_channel_sums(k.grad_gated + at * O + one + 1, n, O, k.tile.rows, k.tile.columns, one,
-                         sums + sums_.dwconv_bias + row);
+        add_line_sums(k.grad_gated + at * O + one + 1, n, O, k.tile.rows, k.tile.columns, one,
+                      sums + sums_.dwconv_bias + row);
       }
       for (int64_t j = 0; j < n; ++j) {
         const A* grad = k.grad_gated + (at + j) * O;
@@ -161,88 +252,18 @@ class BackwardPass {
       }
     }
     clear_tails(k.grad_hidden, 2 * n, I, k.tile.rows * k.tile.columns);
-    if (activation_ == Activation::gelu) {
-      A* const slope = k.act;  // no longer needed
-      copy_dense(k.slope, O, k.tile, 2 * n, slope, I);
-      for (int64_t j = 0; j < 2 * n; ++j) {
-        A* const row = k.grad_hidden + j * I;
-        for (int64_t p = 0; p < k.pixels; p += kLanes<A>) store(row + p, load(row + p) * load(slope + j * I + p));
-      }
-    }
-    for (int half = 0; half < 2; ++half) {
-      const int64_t row = first + half * M_;
-      const A* grad = k.grad_hidden + half * n * I;
-      if (exists(w_.project_in_bias)) {
-        add_channel_sums(grad, n, I, 1, k.tile.rows * k.tile.columns, 0, sums + sums_.project_in_bias + row);
-      }
-      add_outer(grad, I, n, k.in, I, C_, k.pixels, sums + sums_.project_in + row * C_, C_);
-      mix_share(project_in_t_.from(row), C_, n, grad, I, k.pixels, first + half == 0, k.grad_in);
-    }
   }
 
-  // Computes the activation and its derivative (of GELU) for n hidden channels, with the halo of two, from the input or
-  // from what forward kept.
-  void activate(const Work& k, int64_t row, int64_t n, A* act, A* slope) const {
-    const Span span = inside_plane<A>(k.tile, k.tile.halo);
-    clear_around(span, k.tile.outer_pixels, n, outer_, act);
-    act += span.begin;
-    slope += span.begin;
-    const bool has_bias = exists(w_.project_in_bias);
-    const auto finish = [&](int64_t m, int64_t p, auto& v) {
-      if (activation_ == Activation::none) return store_each(act + m * outer_ + p, v);
-      constexpr int N = sizeof(v) / sizeof(v[0]);
-      Vec<A> derivative[N];
-      vgelu_with_grad_each(v, derivative);
-      store_each(act + m * outer_ + p, v);
-      store_each(slope + m * outer_ + p, derivative);
-    };
-    if (!hidden_) {
-      mix(project_in_ + row * C_, C_, n, C_, k.normed + span.begin, outer_, span.end - span.begin,
-          by_row([&](int64_t m, int64_t p, auto& v) {
-            if (has_bias) {
-              for (auto& each : v) each += project_in_bias_[row + m];
-            }
-            finish(m, p, v);
-          }));
-      if (has_bias) clear_outside(act - span.begin, n, outer_, k.tile);
-      return;
-    }
-    const T* planes = hidden_->as<const T>() + k.sample * hidden_->stride[0] + row * hidden_->stride[1];
-    load_tile(planes, *hidden_, k.tile, n, outer_, act - span.begin);
-    if (activation_ == Activation::none) return;
-    constexpr int N = kMixVectors, L = kLanes<A>;
-    for (int64_t m = 0; m < n; ++m) {
-      const A* const from = act + m * outer_;
-      int64_t p = 0;
-      for (; p + N * L <= span.end - span.begin; p += N * L) {
-        Vec<A> v[N];
-        for (int i = 0; i < N; ++i) v[i] = load(from + p + i * L);
-        finish(m, p, v);
-      }
-      for (; p < span.end - span.begin; p += L) {
-        Vec<A> v[1] = {load(from + p)};
-        finish(m, p, v);
-      }
-    }
-  }
-
-  const Tensor &grad_y_, &x_;
-  const Tensor* hidden_;
-  const Tensor& grad_x_;
+  const Tensor &grad_y_, &x_, &grad_x_;
   const FeedForwardWeights& w_;
-  int64_t C_, M_, group_;
-  InAccumulator<A> norm_weight_;
-  VectorOrZeros<A> norm_bias_;
-  A eps_;
-  NormKind norm_;
-  Activation activation_;
-  InAccumulator<A> project_in_, dwconv_;
-  VectorOrZeros<A> project_in_bias_, dwconv_bias_;
-  Transposed<A> project_in_t_, project_out_t_;
-  Buffer<A> turned_;
-  Sums sums_;
-  Tiling tiling_;
-  int64_t outer_, inner_;
+  const HiddenRows<T>& hidden_;
+  const BackThrough<A> through_;
+  const int64_t C_, M_, group_;
+  const Transposed<A> project_in_t_;
+  const Buffer<A> turned_;
+  const Sums sums_;
+  const Tiling tiling_;
+  const int64_t outer_, inner_;
 };
 
 template <class A>
@@ -252,6 +273,87 @@ void put(const double* sums, const Tensor& out) {
   for (int64_t i = 0, n = out.numel(); i < n; ++i) to[i] = A(sums[i]);
 }
 
+// With `excite`: the sums of each sample, the gradients that follow from them, and what the main pass multiplies by.
+template <class T>
+class ThroughMeans {
+ public:
+  using A = Acc<T>;
+
+  // project_out_t: [M, C].
+  ThroughMeans(const Tensor& grad_y, const HiddenRows<T>& hidden, const FeedForwardWeights& w, const A* project_out_t,
+               const FeedForwardGradients& out)
+      : samples_(hidden.x.size[0]), C_(hidden.C), M_(hidden.M), matrix_(samples_ * M_ * C_), added_(samples_ * M_) {
+    const GatedSums<T> pass(grad_y, hidden);
+    const int64_t count = pass.sums(), plane = hidden.x.size[2] * hidden.x.size[3];
+    Buffer<double> sums(samples_ * count), of_scales(samples_ * M_);
+    sum_by_sample<A>(samples_, pass.tiles(), kChunks, count, pass.scratch(), sums.get(), pass);
+    Buffer<A> means(samples_ * M_), scales(samples_ * M_);
+    const Excitation<A> excitation(w);
+    excitation.means(samples_, sums.get(), count, plane, means.get());
+    excitation.scales(samples_, means.get(), scales.get());
+    parallel_units<A>(samples_ * M_, 0, [&](int64_t unit, A*) {
+      const A* const from = project_out_t + unit % M_ * C_;
+      const double* const products = sums.get() + unit / M_ * count + M_ + unit % M_;
+      double of_scale = 0;
+      for (int64_t c = 0; c < C_; ++c) {
+        matrix_[unit * C_ + c] = from[c] * scales[unit];
+        of_scale += double(from[c]) * products[c * M_];
+      }
+      of_scales[unit] = of_scale;
+    });
+    excitation.means_gradient(samples_, of_scales.get(), plane, added_.get());
+    put_excite(means.get(), of_scales.get(), out);
+    parallel_units<A>(C_, 0, [&](int64_t c, A*) {
+      for (int64_t j = 0; j < M_; ++j) {
+        double total = 0;
+        for (int64_t b = 0; b < samples_; ++b) {
+          total += sums[b * count + M_ + c * M_ + j] * double(scales[b * M_ + j]);
+        }
+        out.project_out.as<A>()[c * M_ + j] = A(total);
+      }
+    });
+  }
+
+  BackThrough<A> get() const { return {matrix_.get(), M_ * C_, added_.get()}; }
+
+ private:
+  void put_excite(const A* means, const double* of_scales, const FeedForwardGradients& out) const {
+    parallel_units<A>(M_, 0, [&](int64_t j, A*) {
+      for (int64_t i = 0; i < M_; ++i) {
+        double total = 0;
+        for (int64_t b = 0; b < samples_; ++b) total += of_scales[b * M_ + j] * double(means[b * M_ + i]);
+        out.excite.as<A>()[j * M_ + i] = A(total);
+      }
+      if (!exists(out.excite_bias)) return;
+      double total = 0;
+      for (int64_t b = 0; b < samples_; ++b) total += of_scales[b * M_ + j];
+      out.excite_bias.as<A>()[j] = A(total);
+    });
+  }
+
+  const int64_t samples_, C_, M_;
+  const Buffer<A> matrix_, added_;
+};
+
+template <class T>
+void run(const Tensor& grad_y, const HiddenRows<T>& hidden, const FeedForwardWeights& w, const BackThrough<Acc<T>>& through,
+         const Tensor& grad_x, const FeedForwardGradients& out) {
+  using A = Acc<T>;
+  const BackwardPass<T> pass(grad_y, hidden, w, through, grad_x);
+  const Sums& s = pass.sums();
+  Buffer<double> total(s.count);
+  for (int64_t i = 0; i < s.count; ++i) total[i] = 0;
+  sum_over_units<A>(pass.units(), s.count, pass.scratch(), total.get(), pass);
+  put<A>(total.get() + s.norm, out.norm_weight);
+  put<A>(total.get() + s.norm + hidden.C, out.norm_bias);
+  put<A>(total.get() + s.project_in, out.project_in);
+  put<A>(total.get() + s.dwconv, out.dwconv);
+  if (!exists(w.excite)) put<A>(total.get() + s.project_out, out.project_out);
+  put<A>(total.get() + s.project_in_bias, out.project_in_bias);
+  put<A>(total.get() + s.dwconv_bias, out.dwconv_bias);
+  put<A>(total.get() + s.project_out_bias, out.project_out_bias);
+}
+
 }  // namespace
 
 void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const FeedForwardWeights& weights,
@@ -259,19 +361,14 @@ void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const Fe
                                  const FeedForwardGradients& gradients) {
   MIRAGE_FOR_MAP_DTYPE(x.dtype, T, {
     using A = Acc<T>;
-    const BackwardPass<T> pass(grad_y, x, weights, options, hidden, grad_x);
-    const Sums& s = pass.sums();
-    Buffer<double> total(s.count);
-    for (int64_t i = 0; i < s.count; ++i) total[i] = 0;
-    sum_over_units<A>(pass.units(), s.count, pass.scratch(), total.get(), pass);
-    put<A>(total.get() + s.norm, gradients.norm_weight);
-    put<A>(total.get() + s.norm + x.size[1], gradients.norm_bias);
-    put<A>(total.get() + s.project_in, gradients.project_in);
-    put<A>(total.get() + s.dwconv, gradients.dwconv);
-    put<A>(total.get() + s.project_out, gradients.project_out);
-    put<A>(total.get() + s.project_in_bias, gradients.project_in_bias);
-    put<A>(total.get() + s.dwconv_bias, gradients.dwconv_bias);
-    put<A>(total.get() + s.project_out_bias, gradients.project_out_bias);
+    const HiddenRows<T> rows(x, weights, options, hidden);
+    const Transposed<A> project_out_t(InAccumulator<A>(weights.project_out), rows.C, rows.M);
+    if (exists(weights.excite)) {
+      const ThroughMeans<T> means(grad_y, rows, weights, project_out_t.get(), gradients);
+      run<T>(grad_y, rows, weights, means.get(), grad_x, gradients);
+    } else {
+      run<T>(grad_y, rows, weights, {project_out_t.get(), 0, nullptr}, grad_x, gradients);
+    }
   })
 }
 

@@ -1,18 +1,21 @@
-// The feed-forward half of a block, tile by tile: the tile's normalised input with a halo of one pixel, then the hidden
-// channels a group at a time (project_in and GELU, depthwise 3x3 and gate, their share of project_out), all in cache.
+// A gated half of a block, tile by tile: the tile's normalised input with a halo of one pixel, then the hidden channels a
+// group at a time (project_in and GELU, depthwise 3x3 and gate, their share of project_out), all in cache. With `excite` the
+// gated channels are left in memory instead, and a second pass multiplies them by each sample's own project_out.
 #include "kernels.h"
 
+#include "common/cpu/by_sample.h"
 #include "common/cpu/dtypes.h"
-#include "common/cpu/gemm.h"
 #include "common/cpu/in_place.h"
-#include "common/cpu/parallel.h"
-#include "common/cpu/tiles.h"
+#include "common/cpu/line_sums.h"
 #include "common/cpu/vec_math.h"
+#include "common/cpu/vector_or_null.h"
+#include "excitation.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
 namespace {
 
 constexpr int64_t kGroupPairs = 24;  // hidden channel pairs at a time: a multiple of every kMixRows
+constexpr int64_t kChunks = 64;      // of all tiles, with sums of their own
 
 constexpr int kSideBySide = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;  // vectors at a time: with 16 registers more would spill
 
@@ -21,19 +24,20 @@ struct Weights {
   using A = Acc<P>;
 
   Weights(const FeedForwardWeights& w, const FeedForwardOptions& options)
-      : hidden(w.project_out.size[1]), eps(A(options.eps)), norm(options.norm), activation(options.activation),
-        with_input_bias(exists(w.project_in_bias)), with_output_bias(exists(w.project_out_bias)),
+      : channels(w.project_out.size[0]), hidden(w.project_out.size[1]), eps(A(options.eps)), norm(options.norm), activation(options.activation),
+        gate(options.gate), convolves(exists(w.dwconv)), excites(exists(w.excite)), with_input_bias(exists(w.project_in_bias)), with_output_bias(exists(w.project_out_bias)),
         norm_weight(w.norm_weight), dwconv(w.dwconv), norm_bias(w.norm_bias, w.norm_weight.size[0]),
         project_in_bias(w.project_in_bias, 2 * hidden), dwconv_bias(w.dwconv_bias, 2 * hidden),
         project_out_bias(w.project_out_bias, w.norm_weight.size[0]), project_in(w.project_in),
         project_out(w.project_out) {}
 
-  const int64_t hidden;  // pairs of channels
+  const int64_t channels, hidden;  // of x; pairs of hidden ones
   const A eps;
   const NormKind norm;
-  const Activation activation;
-  const bool with_input_bias, with_output_bias;  // of project_in, of project_out
-  const InAccumulator<A> norm_weight, dwconv;
+  const Activation activation, gate;
+  const bool convolves, excites, with_input_bias, with_output_bias;  // dwconv; excite; biases of project_in and of project_out
+  const InAccumulator<A> norm_weight;
+  const VectorOrNull<A> dwconv;
   const VectorOrZeros<A> norm_bias, project_in_bias, dwconv_bias, project_out_bias;
   const OperandMatrix<P> project_in, project_out;
 };
@@ -45,9 +49,17 @@ struct PairTaps {
   const A *a_bias, *b_bias;
 };
 
-// d1 = depthwise(h1), d2 = depthwise(h2), g = gelu(d1) * d2 for N vectors of one channel pair.
+// g = gate(d1) * d2 for N vectors.
 template <class P, int N, class A>
-MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const PairTaps<A>& taps, A* g) {
+MIRAGE_INLINE void gate_each(Vec<A> (&d1)[N], const Vec<A> (&d2)[N], Activation gate, A* g) {
+  if (gate == Activation::gelu) gelu_between<P>(d1);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) store(g + i * kLanes<A>, d1[i] * d2[i]);
+}
+
+// d1 = depthwise(h1), d2 = depthwise(h2), g = gate(d1) * d2 for N vectors of one channel pair.
+template <class P, int N, class A>
+MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const PairTaps<A>& taps, Activation gate, A* g) {
   constexpr int L = kLanes<A>;
   Vec<A> d1[N], d2[N];
 #pragma GCC unroll 8
@@ -66,25 +78,40 @@ MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, int64_t stride, const 
       }
     }
   }
-  gelu_between<P>(d1);
+  gate_each<P>(d1, d2, gate, g);
+}
+
+// The same without the convolution; g may be h1.
+template <class P, int N, class A>
+MIRAGE_INLINE void gate_vectors(const A* h1, const A* h2, Activation gate, A* g) {
+  Vec<A> d1[N], d2[N];
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) store(g + i * L, d1[i] * d2[i]);
+  for (int i = 0; i < N; ++i) {
+    d1[i] = load(h1 + i * kLanes<A>);
+    d2[i] = load(h2 + i * kLanes<A>);
+  }
+  gate_each<P>(d1, d2, gate, g);
 }
 
 // Convolves and gates the pixels of a tile without its halo.
 template <class P, class A>
 MIRAGE_INLINE void gate_pair(const A* h1, const A* h2, const Weights<P>& w, int64_t pair, const Tile& tile, A* g) {
   constexpr int L = kLanes<A>, N = kSideBySide;
-  const A *w1 = w.dwconv + pair * 9, *w2 = w1 + w.hidden * 9, *bias = w.dwconv_bias + pair;
+  int64_t p = 0;
+  if (!w.convolves) {
+    for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<P, N>(h1 + p, h2 + p, w.gate, g + p);
+    for (; p < tile.inner_pixels; p += L) gate_vectors<P, 1>(h1 + p, h2 + p, w.gate, g + p);
+    return;
+  }
+  const A *w1 = w.dwconv.from(pair * 9), *w2 = w1 + w.hidden * 9, *bias = w.dwconv_bias + pair;
   PairTaps<A> taps{{}, {}, bias, bias + w.hidden};
 #pragma GCC unroll 9
   for (int k = 0; k < 9; ++k) {
     taps.a[k] = splat(w1[k]);
     taps.b[k] = splat(w2[k]);
   }
-  int64_t p = 0;
-  for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<P, N>(h1 + p, h2 + p, tile.stride, taps, g + p);
-  for (; p < tile.inner_pixels; p += L) gate_vectors<P, 1>(h1 + p, h2 + p, tile.stride, taps, g + p);
+  for (; p + N * L <= tile.inner_pixels; p += N * L) gate_vectors<P, N>(h1 + p, h2 + p, tile.stride, taps, w.gate, g + p);
+  for (; p < tile.inner_pixels; p += L) gate_vectors<P, 1>(h1 + p, h2 + p, tile.stride, taps, w.gate, g + p);
 }
 
 template <class V, int N, class A>
@@ -134,21 +161,48 @@ class Stage {
   Stage(const Tensor& x, const Weights<P>& w, const Region& region, const Tensor& y, T* kept)
       : x_(x), w_(w), region_(region), y_(y), kept_(kept), C_(x.size[1]), hidden_(w.hidden),
         group_(hidden_ < kGroupPairs ? hidden_ : kGroupPairs),
-        tiling_(Tiling::choose<A>(region.rows, region.columns, 1, /*channels held=*/2 * C_ + 3 * kGroupPairs)),
-        outer_(tiling_.outer_capacity<A>()), inner_(tiling_.inner_capacity<A>()) {}
+        tiling_(tiling_of(w, region)),
+        outer_(tiling_.outer_capacity<A>()), inner_(w.convolves ? tiling_.inner_capacity<A>() : outer_) {}
+
+  int64_t tiles() const { return tiling_.count(); }
+  int64_t scratch() const { return (C_ + 2 * group_) * outer_ + (group_ + C_) * inner_; }
 
   void run() const {
-    const int64_t tiles = tiling_.count(), scratch = (C_ + 2 * group_) * outer_ + (group_ + C_) * inner_;
     const auto one = [&](int64_t sample, const Tile& tile, const Around<T>& around, A* room) {
       of_tile(sample, tile, around, room);
     };
-    if (x_.data == y_.data) return parallel_tiles_in_place<T>(x_, tiling_, scratch, one);
-    parallel_units<A>(x_.size[0] * tiles, scratch, [&](int64_t unit, A* room) {
-      one(unit / tiles, placed(tiling_.tile<A>(unit % tiles)), {}, room);
+    if (x_.data == y_.data && w_.convolves) return parallel_tiles_in_place<T>(x_, tiling_, scratch(), one);
+    parallel_units<A>(x_.size[0] * tiles(), scratch(), [&](int64_t unit, A* room) {
+      one(unit / tiles(), placed(tiling_.tile<A>(unit % tiles())), {}, room);
+    });
+  }
+
+  // Leaves the gated channels of a tile in `gated` [B, M, H, W], and adds them up in sums [M].
+  void leave_gated(int64_t unit, const Tensor& gated, A* sums, A* scratch) const {
+    const int64_t sample = unit / tiles();
+    const Tile tile = tiling_.tile<A>(unit % tiles());
+    T* const planes = gated.as<T>() + sample * gated.stride[0];
+    gated_groups(sample, tile, {}, scratch, [&](int64_t first, int64_t pairs, A* g) {
+      add_line_sums(g, pairs, inner_, tile.rows, tile.columns, tile.stride, sums + first);
+      for (int64_t i = 0; i < pairs; ++i) {
+        T* const to = planes + (first + i) * gated.stride[1] + tile.row * tile.width + tile.column;
+        for (int64_t r = 0; r < tile.rows; ++r) {
+          store_row(to + r * tile.width, g + i * inner_ + r * tile.stride, tile.columns);
+        }
+      }
     });
   }
 
  private:
+  static Tiling tiling_of(const Weights<P>& w, const Region& region) {
+    const int64_t C = w.channels;
+    // No share of project_out has to stay in cache beside the hidden channels: tiles may be larger, with less of a halo.
+    if (w.excites) return choose_dense<A>(region.rows, region.columns, w.convolves, C + 2 * kGroupPairs, kGroupPairs);
+    const int64_t held = 2 * C + 3 * kGroupPairs;
+    if (!w.convolves) return Tiling::choose_by_shape<A>(region.rows, region.columns, 0, held);  // no halo to save
+    return Tiling::choose<A>(region.rows, region.columns, 1, held);
+  }
+
   // A tile of the region, in the map.
   Tile placed(Tile tile) const {
     tile.row += region_.row;
@@ -159,10 +213,20 @@ class Stage {
   }
 
   void of_tile(int64_t sample, const Tile& tile, const Around<T>& around, A* scratch) const {
-    A *normed = scratch, *h1 = normed + C_ * outer_, *h2 = h1 + group_ * outer_, *g = h2 + group_ * outer_,
-      *out = g + group_ * inner_;
-    const T* const px = x_.as<const T>() + sample * x_.stride[0];
-    load_tile(px, x_, tile, C_, outer_, normed, around);
+    A* const out = scratch + (C_ + 2 * group_) * outer_ + group_ * inner_;
+    A* const line = gated_groups(sample, tile, around, scratch, [&](int64_t first, int64_t pairs, A* g) {
+      const P* const gated = operand_rows<P>(g, pairs, inner_, tile.inner_pixels, g);
+      project_out(first, pairs, gated, tile.inner_pixels, out);
+    });
+    add_tile(x_.as<const T>() + sample * x_.stride[0], x_, tile, C_, inner_, out,
+             y_.as<T>() + sample * y_.stride[0], y_, line);
+  }
+
+  // take(first, pairs, gated) for each group of the gated channels of a tile, [pairs, inner]. Returns their place.
+  template <class F>
+  MIRAGE_INLINE A* gated_groups(int64_t sample, const Tile& tile, const Around<T>& around, A* scratch, F take) const {
+    A *normed = scratch, *h1 = normed + C_ * outer_, *h2 = h1 + group_ * outer_, *g = h2 + group_ * outer_;
+    load_tile(x_.as<const T>() + sample * x_.stride[0], x_, tile, C_, outer_, normed, around);
     normalise_tile(normed, C_, outer_, tile, w_.norm_weight.get(), w_.norm_bias.get(), w_.eps, w_.norm);
     const P* const in = operand_rows<P>(normed, C_, outer_, tile.outer_pixels, normed);
     const Span span = inside_plane<A>(tile, tile.halo);
@@ -173,10 +237,9 @@ class Stage {
       for (int64_t i = 0; i < pairs; ++i) {
         gate_pair<P>(h1 + i * outer_, h2 + i * outer_, w_, first + i, tile, g + i * inner_);
       }
-      const P* const gated = operand_rows<P>(g, pairs, inner_, tile.inner_pixels, g);
-      project_out(first, pairs, gated, tile.inner_pixels, out);
+      take(first, pairs, g);
     }
-    add_tile(px, x_, tile, C_, inner_, out, y_.as<T>() + sample * y_.stride[0], y_, g);
+    return g;
   }
 
   // h = activation(project_in(in)) for `pairs` channels of one half, from channel `first` of it on.
@@ -218,14 +281,33 @@ class Stage {
   const int64_t outer_, inner_;
 };
 
+template <class T>
+void run(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOptions& options, const Region& region,
+         const Tensor& y, T* hidden) {
+  using A = Acc<T>;
+  using P = Operand<T>;
+  const Weights<P> w(weights, options);
+  const Stage<T> stage(x, w, region, y, hidden);
+  if (!exists(weights.excite)) return stage.run();
+  const int64_t B = x.size[0], C = x.size[1], M = w.hidden, plane = x.size[2] * x.size[3];
+  Buffer<T> room(M == C ? 0 : B * M * plane);  // else y holds them, until it has its own values
+  const Tensor gated{M == C ? y.data : room.get(), x.dtype, 4, {B, M, x.size[2], x.size[3]}, {M * plane, plane, x.size[3], 1}};
+  Buffer<double> sums(B * M);
+  sum_by_sample<A>(B, stage.tiles(), kChunks, M, stage.scratch(), sums.get(),
+                   [&](int64_t unit, A* of_tiles, A* scratch) { stage.leave_gated(unit, gated, of_tiles, scratch); });
+  const Excitation<A> excitation(weights);
+  Buffer<A> means(B * M), scales(B * M), folded(B * C * M);
+  excitation.means(B, sums.get(), M, plane, means.get());
+  excitation.scales(B, means.get(), scales.get());
+  excitation.fold(B, scales.get(), folded.get());
+  apply_by_sample<T>(x, OperandMatrix<P>(matrix_of(folded.get(), B * C, M)), gated, w.project_out_bias.get(), y);
+}
+
 }  // namespace
 
 void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOptions& options,
                         const Region& region, const Tensor& y, const Tensor* hidden) {
-  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, {
-    const Weights<Operand<T>> w(weights, options);
-    Stage<T>(x, w, region, y, hidden ? hidden->as<T>() : nullptr).run();
-  })
+  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, { run<T>(x, weights, options, region, y, hidden ? hidden->as<T>() : nullptr); })
 }
 
 }  // namespace mirage::cpu::MIRAGE_ISA

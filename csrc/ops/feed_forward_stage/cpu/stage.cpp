@@ -22,6 +22,7 @@ void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, cons
   if (x.numel() == 0) return;
   if (x.data == y.data) {
     check_dense("x, which is written over,", x, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
+    if (exists(weights.excite)) fail("y", "memory other than that of x, where there is excite", "the same");
   }
   using namespace cpu;
   MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(x, weights, options, {0, 0, x.size[2], x.size[3]}, y, hidden));
@@ -30,6 +31,7 @@ void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, cons
 void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
                                const FeedForwardWeights& weights, const FeedForwardOptions& options, const Tensor& y) {
   check_feed_forward_stage(x, weights);
+  if (exists(weights.excite)) fail("excite", "none: a part of a map has no means of all of it", "a tensor");
   check_window(x, window);
   check_cuts("rows", rows, window.height, window.row, x.size[2], 1);
   check_cuts("columns", columns, window.width, window.column, x.size[3], 1);
