@@ -1,5 +1,6 @@
 // The Python module mirage_kernels._native: what the operators' bind_*.cpp register, and what the build is.
 #include "bind.h"
+#include "interface.h"
 
 #include "common/cpu/isa.h"
 #if defined(_OPENMP)
@@ -9,6 +10,7 @@
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of mirage_kernels. Tensors are passed as DLPack capsules.";
   m.attr("__version__") = MIRAGE_VERSION;
+  m.attr("interface") = mirage::python::kInterface;
   for (auto bind : mirage::python::bindings()) bind(m);
   m.def("cpu_isa", [] { return mirage::cpu::isa_name(mirage::cpu::active_isa()); },
         "The instruction set whose kernels run on this machine.");

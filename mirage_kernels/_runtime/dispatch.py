@@ -23,6 +23,7 @@ import importlib.util
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ NONE: dict[str, str] = {}
 """No implementation declines."""
 COMPOSITE_ON = ("cpu", "cuda")
 """Devices whose backward pass, autocast and memory the composites of stages were written for."""
+INTERFACE = 1
+"""Counted up, with that of csrc/python/interface.h, whenever what the libraries' functions take or return changes."""
 _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -50,15 +53,23 @@ def _find_openmp() -> None:
 
 
 def _load(module: str, why_missing: str) -> tuple[Any, str]:
-    """An extension module, or None and the reason. A missing extension and a broken one read differently."""
+    """An extension module, or None and the reason. A missing extension, a broken one and an old one read differently.
+
+    Who has built in a checkout that has then moved on is warned: kernels that are not there run several times slower.
+    """
     name = f"mirage_kernels.{module}"
     if importlib.util.find_spec(name) is None:
         return None, f"not built: {why_missing}"
     _find_openmp()
     try:
-        return importlib.import_module(name), ""
+        found = importlib.import_module(name)
     except ImportError as error:
         return None, f"broken: the extension exists but does not load ({error})"
+    if getattr(found, "interface", None) != INTERFACE:
+        problem = "old: the extension was built from other sources than these, whose functions take other arguments"
+        warnings.warn(f"{name}: {problem}. Build it again (make setup, or pip install of the checkout)", stacklevel=2)
+        return None, f"{problem}; build it again"
+    return found, ""
 
 
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"

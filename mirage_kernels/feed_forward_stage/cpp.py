@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
-
 import torch
 from torch import Tensor
 
 from mirage_kernels._runtime.library import accumulator, native, result, to_dlpack
 from mirage_kernels._runtime.weights import capsules, empty_gradients, in_own_dtypes
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, Form
-
-
-@functools.cache
-def is_current() -> bool:
-    """Whether the C++ library has these functions as they are called here: one that was built from older sources, as in
-    a checkout that has moved on, has fewer weights. Says so, once, where it is not."""
-    current: bool = native().stage_weights.get("feed_forward_stage") == FeedForwardWeights._fields
-    if not current:
-        warnings.warn(
-            "the C++ library was built from older sources, whose feed_forward_stage takes other arguments: PyTorch "
-            "runs it, several times slower; build it again (make setup)",
-            stacklevel=4,
-        )
-    return current
 
 
 def forward(x: Tensor, weights: FeedForwardWeights, form: Form, keep_hidden: bool) -> tuple[Tensor, Tensor]:

@@ -106,8 +106,6 @@ def feed_forward_stage(
     impl = dispatch.choose("feed_forward_stage", x, otherwise="composite")
     if impl == "torch":
         return reference(x, *weights, *form)
-    if impl == "cpp" and not cpp.is_current():
-        impl = "composite"
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights))
     keep = keep_hidden and differentiable and impl not in ("triton", "cuda")
     return _composite.laid_out_like(_forward_op(x, *weights, *form, keep, impl)[0], x)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.library import accumulator
-from mirage_kernels.feed_forward_stage import cpp as feed_forward_cpp
 from mirage_kernels.feed_forward_stage import op as feed_forward_op
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, Form
 from mirage_kernels.mixer_stage import op as mixer_op
@@ -190,6 +189,6 @@ def feed_forward_stage_region(
         raise ValueError("excite: expected None, since a part of a map has no means of all of it")
     down, across = check_region(x, window, rows, columns, FEED_FORWARD_HALO)
     y = output(x, out, down, across)
-    run = cpp if _choose("feed_forward_stage_region", x) == "cpp" and feed_forward_cpp.is_current() else reference
+    run = cpp if _choose("feed_forward_stage_region", x) == "cpp" else reference
     run.feed_forward(x, weights, window, down, across, form, y)
     return y

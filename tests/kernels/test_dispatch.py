@@ -165,19 +165,21 @@ def test_environment_forces_one(run_python):
     [
         ("missing", "not built"),
         ("broken", "broken: the extension exists but does not load"),
+        ("old", "old: the extension was built from other sources than these, whose functions take other arguments"),
     ],
 )
 @pytest.mark.parametrize(("module", "implementation"), [("._native", "cpp"), ("._cuda", "cuda")])
-def test_a_missing_extension_and_a_broken_one_differ(how, reason, module, implementation, run_python):
+def test_a_missing_extension_a_broken_one_and_an_old_one_differ(how, reason, module, implementation, run_python):
     """Either way something else serves: without the C++ library the PyTorch reference."""
     code = f"""
-        import importlib.util, sys
+        import importlib.util, sys, types
         find = importlib.util.find_spec
         if {how!r} == "missing":
             importlib.util.find_spec = lambda name, *a: None if name.endswith({module!r}) else find(name, *a)
         else:
             importlib.util.find_spec = lambda name, *a: True if name.endswith({module!r}) else find(name, *a)
-            sys.modules["mirage_kernels" + {module!r}] = None  # importing it raises ImportError
+            # the import system raises ImportError for None; a module without a number is older than these
+            sys.modules["mirage_kernels" + {module!r}] = None if {how!r} == "broken" else types.ModuleType("old")
         import torch, mirage_kernels
         print(mirage_kernels.available()[{implementation!r}])
         mirage_kernels.channel_layer_norm(torch.ones(1, 2, 3, 3), torch.ones(2), torch.ones(2))
@@ -187,6 +189,8 @@ def test_a_missing_extension_and_a_broken_one_differ(how, reason, module, implem
     said, ran = result.stdout.strip().split("\n")
     assert said.startswith(reason), result.stderr
     assert (ran == "torch") == (module == "._native")
+    warned = f"mirage_kernels{module}: {reason}. Build it again (make setup" in result.stderr
+    assert warned == (how == "old"), result.stderr
 
 
 @pytest.mark.parametrize(

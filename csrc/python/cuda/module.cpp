@@ -2,6 +2,7 @@
 // for the host): what the operators' bind_cuda.cpp register, and facts about the build.
 #include "common/cuda/registry.h"
 #include "cuda_tensors.h"
+#include "python/interface.h"
 #if defined(MIRAGE_EMULATED)
 #include "common/cuda/emulation.h"
 #endif
@@ -9,6 +10,7 @@
 PYBIND11_MODULE(MIRAGE_MODULE, m) {
   m.doc() = "CUDA kernels of mirage_kernels. Tensors are passed as DLPack capsules.";
   m.attr("__version__") = MIRAGE_VERSION;
+  m.attr("interface") = mirage::python::kInterface;
   m.attr("emulated") = mirage::python::kEmulated;
   for (auto bind : mirage::python::bindings()) bind(m);
   m.def("kernels", [] {
