@@ -5,6 +5,7 @@
 #include "mirage/norm.h"
 #include "mirage/stage_weights.h"
 #include "parallel.h"
+#include "run_sums.h"
 #include "vec.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
@@ -67,25 +68,13 @@ struct NormTile {
 
   // sums: of the weight's gradient [channels], then of the bias's. grad: of the norm's output.
   void add_sums(const A* standard, const A* grad, A* sums) const {
-    // Vectors that a lane adds up before the sums go on in double. Where channels hardly differ a standardised value is
-    // hundreds of times its neighbours, and a long sum in one go would round these away.
-    constexpr int64_t kRun = 32;
     for (int64_t k = 0; k < channels; ++k) {
-      double weights = 0, biases = 0;
-      for (int64_t start = 0; start < pixels; start += kRun * kLanes<A>) {
-        const int64_t end = start + kRun * kLanes<A> < pixels ? start + kRun * kLanes<A> : pixels;
-        Vec<A> of_weight = {}, of_bias = {};
-        for (int64_t p = start; p < end; p += kLanes<A>) {
-          const Vec<A> g = valid - p >= kLanes<A> ? load(grad + k * stride + p)
-                                                  : load_n(grad + k * stride + p, int(valid - p));
-          of_weight += g * load(standard + k * stride + p);
-          of_bias += g;
-        }
-        weights += double(sum<A>(of_weight));
-        biases += double(sum<A>(of_bias));
-      }
-      sums[k] += A(weights);
-      sums[channels + k] += A(biases);
+      const A *const of_output = grad + k * stride, *const normal = standard + k * stride;
+      add_in_runs<2, A>(pixels, {sums + k, sums + channels + k}, [&](int64_t p, Vec<A>* lanes) {
+        const Vec<A> g = valid - p >= kLanes<A> ? load(of_output + p) : load_n(of_output + p, int(valid - p));
+        lanes[0] += g * load(normal + p);
+        lanes[1] += g;
+      });
     }
   }
 

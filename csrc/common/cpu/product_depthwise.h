@@ -3,6 +3,7 @@
 
 #include "gemm.h"
 #include "inner_tile.h"
+#include "run_sums.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
 
@@ -56,16 +57,9 @@ inline A sum_of_squares(const A* row, int64_t pixels) {
 // sums[j] += the sum of a dense row, whose last vector ends with zeros.
 template <class A>
 inline void add_row_sums(const A* rows, int64_t count, int64_t stride, int64_t pixels, A* sums) {
-  constexpr int64_t kRun = 32;  // vectors that a lane adds up before the sum goes on in double: few roundings a term
   for (int64_t j = 0; j < count; ++j) {
-    double total = 0;
-    for (int64_t start = 0; start < pixels; start += kRun * kLanes<A>) {
-      const int64_t end = smaller(start + kRun * kLanes<A>, pixels);
-      Vec<A> lanes = {};
-      for (int64_t p = start; p < end; p += kLanes<A>) lanes += load(rows + j * stride + p);
-      total += double(sum<A>(lanes));
-    }
-    sums[j] += A(total);
+    const A* const row = rows + j * stride;
+    add_in_runs<1, A>(pixels, {sums + j}, [&](int64_t p, Vec<A>* lanes) { lanes[0] += load(row + p); });
   }
 }
 
