@@ -305,9 +305,8 @@ def _attend_backward(
     grad_temperature = (grad_scores * cosines).sum((0, 2, 3))
     grad_cosines = grad_scores * temperature.view(-1, 1, 1)
     through = _cosines(grad_cosines, norm_q, norm_k)
-    along = grad_cosines * cosines
-    grad_q = through @ k.to(dtype) - _unit_part(along.sum(-1), norm_q) * q.to(dtype)
-    grad_k = through.mT @ q.to(dtype) - _unit_part(along.sum(-2), norm_k) * k.to(dtype)
+    grad_q = _across(through @ k.to(dtype), q.to(dtype), norm_q)
+    grad_k = _across(through.mT @ q.to(dtype), k.to(dtype), norm_k)
     grad_q, grad_k, grad_v = (g.reshape(shape).to(q.dtype) for g in (grad_q, grad_k, grad_v))
     return grad_q, grad_k, grad_v, grad_temperature
 
@@ -316,9 +315,11 @@ def _cosines(gram: Tensor, norm_q: Tensor, norm_k: Tensor) -> Tensor:
     return gram / norm_q.clamp_min(NORM_EPS).unsqueeze(-1) / norm_k.clamp_min(NORM_EPS).unsqueeze(-2)
 
 
-def _unit_part(along: Tensor, norm: Tensor) -> Tensor:
-    """The factor of a row in its own gradient; none where the norm was clamped."""
-    return torch.where(norm < NORM_EPS, 0, along / norm.square()).unsqueeze(-1)
+def _across(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    """A gradient without its part along x, which changes nothing but the norm; all of it where the norm was clamped. Of
+    a plane of one pixel that leaves nothing, and taken from the small matrices the rounding of d products would stay."""
+    along = torch.where(norm < NORM_EPS, 0, (grad * x).sum(-1) / norm.square())
+    return grad - along.unsqueeze(-1) * x
 
 
 def _modulation_backward(grad_y: Tensor, att: Tensor, f: Fusion) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
