@@ -155,9 +155,10 @@ def measure(
     """Parameters, multiply-adds and peak memory of one forward pass as the released code trains: training mode,
     autograd on, with the SPD head.
 
-    A model whose ``forward`` takes ``return_spd`` gets ``return_spd=True``; any other is called with the input alone
-    and may return the restored image or a tuple that starts with it. Parameters, gradients, buffers (the statistics of
-    BatchNorm included), training flags and random state are afterwards as they were. Paper: Table 6.
+    A model whose ``forward`` takes ``return_spd`` and that has the head gets ``return_spd=True``; any other is called
+    with the input alone and may return the restored image or a tuple that starts with it. Parameters, gradients,
+    buffers (the statistics of BatchNorm included), training flags and random state are afterwards as they were. Paper:
+    Table 6.
 
     Args:
         model: the network; its own device is where the pass runs.
@@ -229,9 +230,16 @@ def _resolve_method(memory: str, device: torch.device) -> str:
 
 def run_forward(model: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
     """One training forward as released: ``(restored, everything the model returned)``."""
-    takes_spd = "return_spd" in inspect.signature(model.forward).parameters
-    out = model(x, return_spd=True) if takes_spd else model(x)
+    out = model(x, return_spd=True) if _has_spd_head(model) else model(x)
     return (out[0] if isinstance(out, tuple | list) else out), out
+
+
+def _has_spd_head(model: nn.Module) -> bool:
+    """Whether a forward with ``return_spd=True`` can be had: MIRAGE built with ``spd=False`` refuses it, while a model
+    of another author tells by the argument alone."""
+    built_with = getattr(model, "config", {})
+    without = isinstance(built_with, Mapping) and built_with.get("spd") is False
+    return "return_spd" in inspect.signature(model.forward).parameters and not without
 
 
 def _pass(model: nn.Module, x: Tensor, target: Tensor | None, loss: Loss | None) -> None:
@@ -307,8 +315,7 @@ class _Functional(nn.Module):
         super().__init__()
         object.__setattr__(self, "_model", model)
         object.__setattr__(self, "_tensors", dict(tensors))
-        takes_spd = "return_spd" in inspect.signature(model.forward).parameters
-        self.forward: Callable[..., Any] = self._make_forward(takes_spd)
+        self.forward: Callable[..., Any] = self._make_forward(_has_spd_head(model))
 
     def _make_forward(self, takes_spd: bool):
         def call(*args, **kwargs):

@@ -16,9 +16,9 @@ def small_net() -> nn.Module:
     )
 
 
-def small_mirage() -> nn.Module:
+def small_mirage(**options) -> nn.Module:
     torch.manual_seed(0)
-    return mirage.MIRAGE(dim=12, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 2, 2))
+    return mirage.MIRAGE(dim=12, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1, heads=(1, 1, 2, 2), **options)
 
 
 class Released(nn.Module):
@@ -94,6 +94,13 @@ def test_the_spd_head_runs():
     inner = model.forward
     model.forward = lambda x: inner(x)
     assert measure(model, (1, 3, 32, 32)).macs < with_head
+
+
+@pytest.mark.parametrize("memory", ["tracker", "fake"])
+def test_a_network_built_without_the_head(memory):
+    model = small_mirage(spd=False)
+    assert measure(model, (1, 3, 32, 32), memory=memory).macs < measure(small_mirage(), (1, 3, 32, 32)).macs
+    assert measure_step(model, (1, 3, 32, 32), memory=memory).peak_memory_bytes > 0
 
 
 @pytest.mark.parametrize("memory", ["tracker", "fake"])
