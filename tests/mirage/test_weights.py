@@ -19,7 +19,7 @@ from mirage.unirestorer import load_extractor
 CROP = (slice(20, 151), slice(100, 239))
 
 
-@pytest.mark.parametrize(("name", "bytes_"), [("denoise", 13e6), ("extractor-small", 0.65e6)])
+@pytest.mark.parametrize(("name", "bytes_"), [("denoise", 13e6), ("denoise-derain", 13e6), ("extractor-small", 0.65e6)])
 def test_they_are_small_and_have_a_card(name, bytes_):
     path = resolve_weights(name)
     assert path.stat().st_size < bytes_
@@ -30,17 +30,28 @@ def test_they_are_small_and_have_a_card(name, bytes_):
     assert card.startswith(f"# {name}.safetensors") and "research use" in card and "CBSD68" in card
 
 
-@pytest.mark.parametrize(("sigma", "least"), [(15, 32.5), (25, 30.1), (50, 27.2)])
-def test_denoise_restores_a_photograph(sigma, least):
+@pytest.mark.parametrize(
+    ("weights", "sigma", "least"),
+    [("denoise", 15, 32.5), ("denoise", 25, 30.1), ("denoise", 50, 27.2), ("denoise-derain", 25, 30.0)],
+)
+def test_noise_is_taken_from_a_photograph(weights, sigma, least):
     clean = data.chelsea()[CROP]
     noise = sigma * np.random.default_rng(0).standard_normal(clean.shape)
     noisy = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
-    restored = mirage.Restorer("denoise", device="cpu")(noisy)
+    restored = mirage.Restorer(weights, device="cpu")(noisy)
     assert peak_signal_noise_ratio(clean, restored) > least
 
 
+def test_rain_is_taken_from_a_photograph():
+    clean = data.chelsea()[CROP]
+    image = torch.from_numpy(clean / 255.0).float().permute(2, 0, 1)[None]
+    rainy = (create("rain")(image, 1)[0][0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
+    restored = mirage.Restorer("denoise-derain", device="cpu")(rainy)
+    assert peak_signal_noise_ratio(clean, rainy) < 25 and peak_signal_noise_ratio(clean, restored) > 32
+
+
 def test_nothing_else_is_packaged():
-    assert set(packaged_weights()) == {"denoise"} and set(packaged_features()) == {"extractor-small"}
+    assert set(packaged_weights()) == {"denoise", "denoise-derain"} and set(packaged_features()) == {"extractor-small"}
 
 
 def test_the_extractor_tells_degradations_apart():
