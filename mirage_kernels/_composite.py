@@ -316,8 +316,9 @@ def _cosines(gram: Tensor, norm_q: Tensor, norm_k: Tensor) -> Tensor:
 
 
 def _across(grad: Tensor, x: Tensor, norm: Tensor) -> Tensor:
-    """A gradient without its part along x, which changes nothing but the norm; all of it where the norm was clamped. Of
-    a plane of one pixel that leaves nothing, and taken from the small matrices the rounding of d products would stay."""
+    """A gradient without its part along x, which changes nothing but the norm; all of it where the norm was clamped.
+    Of a plane of one pixel that leaves nothing; taken from the small matrices, the rounding of d products would stay.
+    """
     along = torch.where(norm < NORM_EPS, 0, (grad * x).sum(-1) / norm.square())
     return grad - along.unsqueeze(-1) * x
 

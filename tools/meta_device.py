@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mirage_kernels._runtime import dispatch
+from mirage_kernels._runtime import dispatch, library
 from mirage_kernels._triton import launch
 
 
@@ -21,15 +20,8 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "mirage_kernels":
             with self:
-                return kernels_of(func._schema.name.split("::")[1])(*args)
+                return library.UNREGISTERED[func._schema.name.split("::")[1]](*args)
         return func(*args, **(kwargs or {}))
-
-
-def kernels_of(name: str) -> Callable[..., Any]:
-    """What the operator `name` runs, without its registration."""
-    backward = name.endswith("_backward")
-    module = import_module(f"mirage_kernels.{name.removesuffix('_backward')}.op")
-    return module._backward if backward else module._forward
 
 
 @contextlib.contextmanager

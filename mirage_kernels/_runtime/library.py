@@ -65,6 +65,10 @@ class Implementations(dict[str, ModuleType]):
         return impl, None if impl == "composite" or impl in declined else self[impl]
 
 
+UNREGISTERED: dict[str, Callable[..., Any]] = {}
+"""What each operator runs, by its name, without the registration around it."""
+
+
 def define(
     name: str,
     schema: str,
@@ -97,6 +101,7 @@ def define(
     Returns:
         The operator, to be called directly.
     """
+    UNREGISTERED[name] = kernel
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     qualified = f"{NAMESPACE}::{name}"
     for key in ("CPU", "CUDA"):

@@ -10,7 +10,7 @@ import torch
 from golden import relative_error
 from torch import nn
 
-import mirage
+import mirage.fast
 from mirage import networks
 from mirage.checkpoint import CheckpointError
 from mirage.restore.pixels import pad_to_multiple
@@ -51,7 +51,8 @@ def filled(**options):
     return store
 
 
-ALONE = {"root": base(), "a": fold(expert(1)), "b": fold(expert(2)), "c": fold(expert(3)), "own": base(seed=9)}
+PLAIN = {"root": base(), "a": fold(expert(1)), "b": fold(expert(2)), "c": fold(expert(3)), "own": base(seed=9)}
+ALONE = {name: mirage.fast.accelerate(network) for name, network in PLAIN.items()}
 NAMES = ["b", "root", "b", "own", "a", "c"]
 BYTES = sum(value.numel() * value.element_size() for value in base().state_dict().values())
 
