@@ -19,7 +19,10 @@ from mirage.unirestorer import load_extractor
 CROP = (slice(20, 151), slice(100, 239))
 
 
-@pytest.mark.parametrize(("name", "bytes_"), [("denoise", 13e6), ("denoise-derain", 13e6), ("extractor-small", 0.65e6)])
+@pytest.mark.parametrize(
+    ("name", "bytes_"),
+    [("denoise", 13e6), ("denoise-derain", 13e6), ("extractor-small", 0.65e6), ("descriptor-srresnet", 3.2e6)],
+)
 def test_they_are_small_and_have_a_card(name, bytes_):
     path = resolve_weights(name)
     assert path.stat().st_size < bytes_
@@ -51,7 +54,8 @@ def test_rain_is_taken_from_a_photograph():
 
 
 def test_nothing_else_is_packaged():
-    assert set(packaged_weights()) == {"denoise", "denoise-derain"} and set(packaged_features()) == {"extractor-small"}
+    assert set(packaged_weights()) == {"denoise", "denoise-derain"}
+    assert set(packaged_features()) == {"descriptor-srresnet", "extractor-small"}
 
 
 def test_the_extractor_tells_degradations_apart():
