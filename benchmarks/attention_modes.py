@@ -79,9 +79,9 @@ def _images(options: argparse.Namespace, generator):
         yield generator.integers(0, 256, (height, width, 3), dtype=np.uint8), None
         return
     from mirage.images import read_image
+    from mirage.train.data.pictures import files_in
 
-    paths = sorted(path for path in options.clean.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    for path in paths[: options.limit]:
+    for path in files_in(options.clean)[: options.limit]:
         target = read_image(path).pixels
         noise = generator.standard_normal(target.shape) * (options.sigma / 255)
         yield np.clip(target / 255.0 + noise, 0, 1).astype(np.float32), target

@@ -12,22 +12,17 @@ import argparse
 import copy
 import statistics
 import time
+from functools import partial
 
 import torch
 
 import mirage
 import mirage.fast
+from benchmarks.machine import duration
 from mirage_kernels import _native
 
 MODELS = {"MIRAGE-T": mirage.mirage_tiny, "MIRAGE-S": mirage.mirage_small}
 SIZES = ((224, 224), (512, 768))
-
-
-def timed(model: torch.nn.Module, image: torch.Tensor) -> float:
-    """Milliseconds of one pass."""
-    start = time.perf_counter()
-    model(image)
-    return (time.perf_counter() - start) * 1e3
 
 
 @torch.inference_mode()
@@ -40,7 +35,7 @@ def pairs(name: str, size: tuple[int, int], seconds: float) -> list[tuple[float,
     found = []
     end = 0.0
     while not found or time.monotonic() < end:
-        pair = timed(model, image), timed(half, image.bfloat16())
+        pair = 1e3 * duration(partial(model, image)), 1e3 * duration(partial(half, image.bfloat16()))
         if end:
             found.append(pair)
         else:  # the first passes fill caches

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,9 +25,12 @@ import torch
 from torch import Tensor, nn
 
 import mirage.fast
+from benchmarks.machine import duration
 from mirage.complexity import measure as measure_complexity
+from mirage.grids.training import psnr
 from mirage.images import read_image
 from mirage.restore.loading import load_model
+from mirage.train.data.pictures import files_in
 from mirage_kernels import _native
 
 STEPS = 255
@@ -106,7 +108,7 @@ def middles(folder: Path, side: int, sigma: float, limit: int | None) -> list[tu
     """Noisy and clean `[1, 3, side, side]` of the pictures of a folder, in the order of their names."""
     generator = np.random.default_rng(0)
     pairs = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))[:limit]:
+    for path in files_in(folder)[:limit]:
         pixels = read_image(path).pixels
         top, left = ((n - side) // 2 for n in pixels.shape[:2])
         clean = pixels[top : top + side, left : left + side].astype(np.float64)
@@ -115,12 +117,12 @@ def middles(folder: Path, side: int, sigma: float, limit: int | None) -> list[tu
     return pairs
 
 
-def psnr(restore: Callable[[Tensor], Tensor], pairs: list[tuple[Tensor, Tensor]]) -> float:
+def mean_psnr(restore: Callable[[Tensor], Tensor], pairs: list[tuple[Tensor, Tensor]]) -> float:
     """Mean over pairs, dB, of results rounded to 8 bits."""
     found = []
     for noisy, clean in pairs:
         restored = restore(noisy).float().clamp(0, 1).mul(255).round().div(255)
-        found.append(-10 * np.log10(float((restored.double() - clean.double()).square().mean())))
+        found.append(psnr(clean.numpy(), restored.numpy()))
     return statistics.mean(found)
 
 
@@ -128,17 +130,17 @@ def accuracy(model: nn.Module, options: argparse.Namespace) -> None:
     pairs = middles(options.clean, options.side, options.sigma, options.limit)
     images = [noisy for noisy, _ in middles(options.calibrate, options.side, options.sigma, options.images)]
     half = mirage.fast.accelerate(copy.deepcopy(model)).bfloat16()
-    whole = psnr(model, pairs)
+    whole = mean_psnr(model, pairs)
     print(
         f"{len(pairs)} images of {options.side} x {options.side}, sigma {options.sigma:g}, calibrated on {len(images)}"
     )
     print(f"float32         {whole:.3f} dB")
-    print(f"bfloat16        {whole - psnr(lambda x: half(x.bfloat16()), pairs):+.3f} dB lost", flush=True)
+    print(f"bfloat16        {whole - mean_psnr(lambda x: half(x.bfloat16()), pairs):+.3f} dB lost", flush=True)
     for cut, balance in ((0.0, 0.0), (1e-4, 0.0), (0.0, 0.5)):
         rounded = copy.deepcopy(model)
         for conv, found in calibrate(rounded, images, cut).items():
             quantise(conv, found, balance)
-        lost = whole - psnr(rounded, pairs)
+        lost = whole - mean_psnr(rounded, pairs)
         print(f"8 bits, cut {cut:g}, balance {balance:g}: {lost:+.3f} dB lost", flush=True)
 
 
@@ -147,7 +149,7 @@ def bound(model: nn.Module, options: argparse.Namespace) -> None:
     fast = mirage.fast.accelerate(copy.deepcopy(model)).bfloat16()
     image = torch.rand(1, 3, options.size, options.size, dtype=torch.bfloat16)
     matrix = torch.rand(MATRIX, MATRIX, dtype=torch.bfloat16)
-    turns = [(timed(lambda: fast(image)), timed(lambda: matrix @ matrix)) for _ in range(options.turns + 2)][2:]
+    turns = [(duration(lambda: fast(image)), duration(lambda: matrix @ matrix)) for _ in range(options.turns + 2)][2:]
     whole, product = (statistics.median(column) for column in zip(*turns, strict=True))
     rate = 2 * MATRIX**3 / product / 1e9
     gmacs = measure_complexity(model, (1, 3, options.size, options.size)).gmacs
@@ -156,13 +158,6 @@ def bound(model: nn.Module, options: argparse.Namespace) -> None:
     print(f"{options.size} x {options.size}, bfloat16, {where}: {whole * 1e3:.1f} ms")
     print(f"{gmacs:.2f} GMAC at {rate:.0f} GFLOP/s: {share:.0%} of it")
     print(f"products in half their time: {1 / (1 - share / 2):.2f}x; in none: {1 / (1 - share):.2f}x")
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
 
 
 @torch.no_grad()

@@ -18,6 +18,13 @@ def commit() -> str:
         return "unknown"
 
 
+def duration(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def best_time(function: Callable[[], object], device: str, runs: int = 12) -> float:
     """Seconds of the best of some runs: a rate of the machine, not a result."""
     times = []

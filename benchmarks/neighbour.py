@@ -12,23 +12,22 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import torch
 
 import mirage
 import mirage.fast
+from benchmarks.machine import duration
 from mirage_kernels import _native
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def passes(model: torch.nn.Module, image: torch.Tensor, seconds: float) -> list[float]:
     """Milliseconds of each pass that begins within so many seconds."""
     found = []
     end = time.perf_counter() + seconds
-    while (begin := time.perf_counter()) < end:
-        model(image)
-        found.append((time.perf_counter() - begin) * 1e3)
+    while time.perf_counter() < end:
+        found.append(1e3 * duration(partial(model, image)))
     return found
 
 
@@ -37,13 +36,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="MIRAGE-T alone, and beside a busy process")
     parser.add_argument("--size", type=int, default=224, help="side of the image, pixels (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--turns", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=4, help="of each turn (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    dtype = DTYPES[options.dtype]
+    dtype = getattr(torch, options.dtype)
     model = mirage.fast.accelerate(mirage.mirage_tiny().eval()).to(dtype)
     image = torch.rand(1, 3, options.size, options.size, dtype=dtype)
     passes(model, image, 1)  # the first ones fill caches

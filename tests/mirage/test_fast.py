@@ -8,6 +8,7 @@ import pytest
 import torch
 from harness import operators
 from lookalike import ReleasedStyleMIRAGE
+from same_networks import check_same
 from torch import nn
 
 import mirage
@@ -89,13 +90,7 @@ def test_convolutions_between_images_and_features(inputs, outputs):
     x = torch.rand(2, inputs, 9, 11, dtype=torch.float64)
     assert type(fast) is mirage.fast.Conv2d
     assert operators(lambda: fast(x)) == ["dense_conv2d"]
-    results = [
-        [y := module(x), *torch.autograd.grad(y.square().sum(), list(module.parameters()))] for module in (fast, conv)
-    ]
-    for value, expected in zip(*results, strict=True):
-        torch.testing.assert_close(value, expected)
-    with torch.inference_mode():
-        torch.testing.assert_close(fast(x), conv(x))
+    check_same(conv, fast, x)
 
 
 @pytest.mark.parametrize("size", [3, 7, 11])
@@ -107,11 +102,7 @@ def test_depthwise_convolutions(size, bias):
     fast, x = mirage.fast.accelerate(copy.deepcopy(nn.Sequential(norm, conv)))[1], image(13).repeat(1, 2, 1, 1).double()
     assert type(fast) is mirage.fast.Conv2d
     assert operators(lambda: fast(x)) == ["dynamic_depthwise_conv2d"]
-    results = [
-        [y := module(x), *torch.autograd.grad(y.square().sum(), list(module.parameters()))] for module in (fast, conv)
-    ]
-    for value, expected in zip(*results, strict=True):
-        torch.testing.assert_close(value, expected)
+    check_same(conv, fast, x)
     with torch.autocast("cpu"):
         assert fast.float()(x.float()).dtype == torch.bfloat16
 
