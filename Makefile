@@ -104,6 +104,7 @@ lint: setup  ## ruff, mypy, and whether the generated pages are of the present c
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m benchmarks.measured_page
+	$(BIN)/python -m benchmarks.family
 
 # The reference is read from the sources, so the package itself need not be built.
 docs: | $(BIN)/python  ## the manual, in out/site; a warning is an error

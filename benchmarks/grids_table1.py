@@ -3,7 +3,8 @@
 Single-task networks, one for all, and the groups that a search finds, each trained for the same number of steps on
 BSD400 with the eleven degradations drawn as it goes, and measured on the middles of CBSD68, degraded once and for all.
 Every network is kept in a folder, so the same command goes on where it was stopped, and other values of --delta use
-what is there. Writes ``table1.md``, ``table.json`` (every P) and, for each delta, ``groups-DELTA.json``.
+what is there. Writes ``table1.md``, ``table.json`` (every P) and, for each delta, ``groups-DELTA.json``. With --known
+the search trains nothing: a group that has no network yet counts as infeasible.
 
 The search is checked: on the table that was measured, the answer of the algorithm (without a ranking) must have as many
 groups as the best of all partitions into feasible groups of that table, and be one of them.
@@ -61,10 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = [frozenset([name]) for name in names] + [everything]
     if options.paper_groups:
         wanted += [frozenset(text.split()) for text in GROUPS_OF_THE_PAPER]
-    say(f"{len(wanted)} networks of {options.steps} steps each, then those that the search asks for")
+    more = "" if options.known else ", then those that the search asks for"
+    say(f"{len(wanted)} networks of {options.steps} steps each{more}")
     performance.measure(wanted)
-    found = search(performance, names, options)
+    found = [] if options.known else search(performance, names, options)
     measured = CachedPerformance(dict(zip(known := list(performance.known()), performance.measure(known), strict=True)))
+    if options.known:
+        found = [search_groups(names, measured, delta) for delta in options.delta]
     write_performance(measured, options.folder / "table.json", names)
     checks = [check(measured, names, delta) for delta in options.delta]
     inputs = {name: float(np.mean([psnr(clean, seen) for seen, clean in measure.pairs(name)])) for name in names}
@@ -76,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with BSD400 and CBSD68")
-    parser.add_argument("--similarity", type=Path, required=True, help="of mirage grids similarity, .json or .csv")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--similarity", type=Path, help="of mirage grids similarity, .json or .csv, for the search")
+    how.add_argument("--known", action="store_true", help="search among these networks, and train no others")
     parser.add_argument("--folder", type=Path, default=Path("out/grids-table1"))
     parser.add_argument("--config", default="grids-tiny")
     parser.add_argument("--dim", type=int, default=12)
@@ -148,9 +154,10 @@ def page(
     for each, (feasible, fewest, count) in zip(found, checks, strict=True):
         tried = ", ".join(f"{m} {'yes' if passed else 'no'}" for m, passed in each.bisection)
         groups = "; ".join(f"{' '.join(group)} ({each.drops[group_name(group, names)]:+.2f})" for group in each.groups)
+        head = f"Delta {each.delta:g} dB{', of these networks alone' if options.known else ''}"
         lines += [
             "",
-            f"Delta {each.delta:g} dB: {counted(len(each.groups), 'group')}, compression {each.compression:.1%} (in "
+            f"{head}: {counted(len(each.groups), 'group')}, compression {each.compression:.1%} (in "
             f"brackets what the member that loses most loses, in dB): {groups}. Bisection over sizes and ranks trained "
             f"or looked up {counted(sum(step.stage != 'cover' for step in each.trace), 'group')}, of up to "
             f"{counted(each.largest, 'member')}; over the number of groups: {tried}. Over "
@@ -171,8 +178,9 @@ def of_groups(measured: CachedPerformance, groups: Sequence[Sequence[str]]) -> d
 def command(options: argparse.Namespace) -> str:
     more = "".join(f" --delta {delta:g}" for delta in options.delta) + " --paper-groups" * options.paper_groups
     more += "".join(f" --override {each}" for each in options.override)
+    source = "--known" if options.known else "--similarity similarity.json"
     return (
-        f"python -m benchmarks.grids_table1 --data DIR --similarity similarity.json --dim {options.dim} "
+        f"python -m benchmarks.grids_table1 --data DIR {source} --dim {options.dim} "
         f"--steps {options.steps} --crop {options.crop}{f' --limit {options.limit}' if options.limit else ''}{more}"
     )
 

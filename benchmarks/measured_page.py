@@ -52,10 +52,10 @@ NAMES = {"tiny": "MIRAGE-T", "small": "MIRAGE-S"}
 # ---- what was measured ---------------------------------------------------------------------------------------------
 
 
-def measured_files(root: Path = ROOT) -> list[Path]:
-    """The files below `root` that decide what is measured, relative to it, sorted."""
+def measured_files(root: Path = ROOT, also: Iterable[Path] = ()) -> list[Path]:
+    """The files below `root` that decide what is measured, relative to it, sorted; ``also`` are further ones."""
     found = []
-    for name in MEASURED:
+    for name in (*MEASURED, *also):
         top = root / name
         for path in [top] if top.is_file() else top.rglob("*"):
             inside = path.relative_to(root)
@@ -64,10 +64,10 @@ def measured_files(root: Path = ROOT) -> list[Path]:
     return sorted(found)
 
 
-def fingerprint(root: Path = ROOT) -> str:
+def fingerprint(root: Path = ROOT, also: Iterable[Path] = ()) -> str:
     """A hash over names and contents of `measured_files`."""
     digest = hashlib.sha256()
-    for path in measured_files(root):
+    for path in measured_files(root, also):
         content = (root / path).read_bytes().replace(b"\r\n", b"\n")
         digest.update(f"{path.as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]

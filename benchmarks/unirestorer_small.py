@@ -145,7 +145,7 @@ def make_experts(place: SystemFolder, config: Config, options: argparse.Namespac
     train = TrainExpert(config, None if options.lora is None else LoRASettings(options.lora, 16.0))
     trainings = ExpertTrainings(
         place.experts_folder, place.tree(), train, workers=Workers(options.workers),
-        on_begin=lambda name: say(f"expert {name} begins"), on_done=lambda name: say(f"expert {name} is done"),
+        on_done=lambda name: say(f"expert {name} is done"),
     )  # fmt: skip
     say(f"{len(trainings.missing)} experts of {len(place.tree())} to train, {options.steps} steps each")
     trainings.run()

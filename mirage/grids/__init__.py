@@ -33,6 +33,7 @@ _PLACES: dict[str, str] = {
     # groups
     "DEGRADATIONS": "groups",
     "CachedPerformance": "performance",
+    "Calibration": "calibration",
     "Choice": "restorer",
     "GroupSearch": "search",
     "GroupedOutcome": "grouped_files",
@@ -49,6 +50,7 @@ _PLACES: dict[str, str] = {
     "TrainGroup": "training",
     "TrainingFailed": "trained",
     "Workers": "workers",
+    "calibrate": "calibration",
     "delta_p": "groups",
     "enumerate_groupings": "groups",
     "group_name": "groups",
@@ -82,6 +84,7 @@ __all__ = [
     # groups
     "DEGRADATIONS",
     "CachedPerformance",
+    "Calibration",
     "Choice",
     "GroupSearch",
     "GroupedOutcome",
@@ -98,6 +101,7 @@ __all__ = [
     "TrainGroup",
     "TrainingFailed",
     "Workers",
+    "calibrate",
     "delta_p",
     "enumerate_groupings",
     "group_name",

@@ -159,6 +159,15 @@ def test_from_search_to_restored_files(root):
     other = run(*arguments, "--foreign", "9.5")
     assert other.exit_code == 1 and "has results of other groups or weights" in " ".join(other.output.split())
 
+    calibrated = run("calibrate", root / "test", "--groups", out, "--count", 1, "--crop", 32, "--share", 1)
+    assert calibrated.exit_code == 0, calibrated.output
+    record = json.loads((out / "calibration.json").read_text())
+    assert {name: len(values) for name, values in record["distances"].items()} == {"GB": 1, "SP": 1, "GN": 1}
+    assert record["limit"] == max(value for values in record["distances"].values() for value in values) > 4
+    assert json.loads((out / "groups.json").read_text())["foreign"] == record["limit"]
+    assert "nearest to their own group" in calibrated.output and "before: 4.00" in calibrated.output
+    assert run(*arguments).exit_code == 1  # the results there are of the old limit
+
 
 def test_groups_have_to_be_of_what_was_measured(root):
     similarities(root)
