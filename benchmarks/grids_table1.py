@@ -158,16 +158,25 @@ def page(
         lines += [
             "",
             f"{head}: {counted(len(each.groups), 'group')}, compression {each.compression:.1%} (in "
-            f"brackets what the member that loses most loses, in dB): {groups}. Bisection over sizes and ranks trained "
-            f"or looked up {counted(sum(step.stage != 'cover' for step in each.trace), 'group')}, of up to "
-            f"{counted(each.largest, 'member')}; over the number of groups: {tried}. Over "
+            f"brackets what the member that loses most loses, in dB): {groups}. "
+            f"{'' if options.known else bisected(each)}Bisection over the number of groups: {tried}. Over "
             f"all {len(measured.values)} networks that were measured, {feasible} groups of several are feasible; brute "
-            f"force finds {fewest} groups at least, in {count} ways, and the search on the same table one of them.",
+            f"force finds {counted(fewest, 'group')} at least, in {counted(count, 'way')}, and the search on the same "
+            f"table one of them.",
         ]  # fmt: skip
     worst = min(names, key=lambda name: shared[name] - single[name])
     lines += ["", f"One for all against single-task: {np.mean([shared[n] - single[n] for n in names]):+.2f} dB on "
               f"average, {shared[worst] - single[worst]:+.2f} at worst ({worst})."]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def bisected(found: Grouping) -> str:
+    """What the search asked for beside the groups of its answer, as a sentence before another."""
+    asked = sum(step.stage != "cover" for step in found.trace)
+    return (
+        f"Bisection over sizes and ranks trained or looked up {counted(asked, 'group')}, of up to "
+        f"{counted(found.largest, 'member')}. "
+    )
 
 
 def of_groups(measured: CachedPerformance, groups: Sequence[Sequence[str]]) -> dict[str, float]:
