@@ -55,3 +55,24 @@ def test_a_run_and_another_that_has_nothing_to_do(tmp_path, capsys):
     grids_table1.main(arguments)
     assert "is done" not in capsys.readouterr().err
     assert (tmp_path / "out" / "table1.md").read_text() == text
+
+    known = [each for each in arguments if each != str(tmp_path / "s.csv")]
+    known[known.index("--similarity")] = "--known"
+    grids_table1.main(known)
+    assert "is done" not in capsys.readouterr().err
+    text = (tmp_path / "out" / "table1.md").read_text()
+    assert "Delta 100 dB, of these networks alone: 1 group," in text and "Bisection over sizes" not in text
+    assert "--data DIR --known --dim 6" in text
+
+
+def test_with_known_networks_alone_none_is_trained_for_the_search(tmp_path):
+    write_pictures(tmp_path / "BSD400", count=2)
+    write_pictures(tmp_path / "CBSD68", count=2, seed=1)
+    options = ["--data", str(tmp_path), "--known", "--folder", str(tmp_path / "out"), "--steps", "1", "--dim", "6"]
+    network = {name: value for name, value in SMALL.items() if not name.startswith("spd") and name != "dim"}
+    for each in (f"model.arguments={json.dumps(network)}", "model.arguments.dim=6", "data.batch=1", "data.crop=16",
+                 "trainer.accelerator=cpu", 'data.sets.0.kind=["GB", "GN", "SP"]'):  # fmt: skip
+        options += ["--override", each]
+    grids_table1.main([*options, "--crop", "16", "--delta", "100"])
+    groups = [each["group"] for each in json.loads((tmp_path / "out" / "table.json").read_text())["groups"]]
+    assert sorted(groups, key=len) == ["GB", "GN", "SP", "GB+GN+SP"]
