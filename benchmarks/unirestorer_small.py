@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--router-lr", type=float, default=1e-3)
     parser.add_argument("--objective", default="gate", choices=("gate", "expected"), help="of the router")
     parser.add_argument("--balance", default="levels", choices=("levels", "leaves", "both"))
-    parser.add_argument("--balance-weight", type=float, default=0.01)
+    parser.add_argument("--balance-weight", type=float, help="default: of the objective")
     parser.add_argument("--centre-weight", type=float, default=0.1)
     parser.add_argument("--test-crop", type=int, default=128, help="middles of the test pictures")
     parser.add_argument("--limit", type=int, help="test pictures of each degradation")
@@ -99,7 +99,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="of the experts")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.balance_weight is None:
+        options.balance_weight = RouterSettings(objective=options.objective).balance_weight
+    return options
 
 
 def overrides(options: argparse.Namespace, steps: int, batch: int, crop: int) -> list[str]:

@@ -25,7 +25,8 @@ __all__ = ["router"]
               help="What teaches levels: the chosen one's error, as released; or the errors of all, each image "
                    "restored on every level.")  # fmt: skip
 @click.option("--centre-weight", default=0.1, show_default=True, help="Of the loss of embeddings and their centres.")
-@click.option("--balance-weight", default=0.01, show_default=True, help="Of the loss of balance.")
+@click.option("--balance-weight", type=float, help="Of the loss of balance.  [default: 0.01; 0 with the objective "
+              "expected]")  # fmt: skip
 @click.option("--memory", metavar="SIZE", help="Such as 2G: for the weights of experts; those not used for longest go.")
 def router(overrides: tuple[str, ...], config: str, folder: Path, memory: str | None, **settings: Any) -> None:
     """Train the router; extractor and experts do not change.

@@ -31,7 +31,11 @@ PREFIX = "router."
 COLLAPSED = 0.01
 """Of its share of the images, below which an expert counts as collapsed."""
 
-OBJECTIVES = ("gate", "expected")
+BALANCE_WEIGHTS = {"gate": 0.01, "expected": 0.0}
+"""By objective. Where every level is tried on every image none is forgotten, and a weight of 0.01 outweighs what levels
+differ by: it sent a third of all images to a root that restored them worst."""
+
+OBJECTIVES = tuple(BALANCE_WEIGHTS)
 ENOUGH = 20.0
 """Images that an expert's share has to come to, before anything is said of it."""
 
@@ -42,7 +46,8 @@ class RouterSettings:
 
     Attributes:
         variance: of `Router`.
-        centre_weight, balance_weight, balance: of `RouterLoss`.
+        centre_weight, balance: of `RouterLoss`.
+        balance_weight: of `RouterLoss`; None: `BALANCE_WEIGHTS` of the objective.
         objective: ``"gate"``, as described and released: the chosen expert's error, whose gradient reaches the gates
             through `straight_through`; or ``"expected"``, ours: the error to be expected by the probabilities of the
             levels, for which each image is restored on all levels of its leaf's path (`RouterLoss.expected`).
@@ -53,13 +58,15 @@ class RouterSettings:
 
     variance: str = "affine"
     centre_weight: float = 0.1
-    balance_weight: float = 0.01
+    balance_weight: float | None = None
     balance: str = "levels"
     objective: str = "gate"
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.balance_weight is None:
+            object.__setattr__(self, "balance_weight", BALANCE_WEIGHTS[self.objective])
 
 
 class RoutedNetwork(nn.Module):
@@ -165,7 +172,7 @@ class RouterRun(Run):
 
     def make_loss(self) -> RouterLoss:
         s = self.settings
-        return RouterLoss(s.centre_weight, s.balance_weight, s.balance)
+        return RouterLoss(s.centre_weight, s.balance_weight or 0.0, s.balance)  # never None here
 
     def make_network(self) -> nn.Module:
         extractor, tree, experts = self.parts

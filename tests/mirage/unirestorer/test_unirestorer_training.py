@@ -325,3 +325,10 @@ def test_what_cannot_be_trained_is_told(root):
         two_leaves().save(folder.tree_file)
         ExpertTrainings(folder.experts_folder, two_leaves(), TrainExpert(config_of(root))).run([0])
         folder.experts(device="cpu")
+
+
+def test_balance_is_asked_for_where_levels_are_not_all_tried():
+    assert RouterSettings().balance_weight == RouterSettings(objective="gate").balance_weight == 0.01
+    assert RouterSettings(objective="expected").balance_weight == 0.0
+    assert RouterSettings(objective="expected", balance_weight=0.02).balance_weight == 0.02
+    assert RouterSettings(balance_weight=0.0).balance_weight == 0.0
