@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measured_page
-from benchmarks.measured_page import README, RESULTS, ROOT, SOURCE
+from benchmarks.measured_page import README, RESULTS, ROOT, SOURCE, fill
 from benchmarks.peers_report import (
     inference_section,
     load_all,
@@ -114,24 +114,13 @@ def readme_block(results: Results, now: str) -> str:
     return "\n".join([caption, "", *table(header, body, left=2), ""])
 
 
-def fill(text: str, block: str) -> str:
-    """The README with `block` where its table is.
-
-    Raises:
-        ValueError: there is no place for it.
-    """
-    if not BLOCK.search(text):
-        raise ValueError("README.md: expected <!-- table: family --> and <!-- end of family -->")
-    return BLOCK.sub(lambda found: found[1] + block + found[2], text)
-
-
 def write(name: str, root: Path = ROOT) -> None:
     """Write docs/family.md and the README's table of the results in a file, relative to `root`."""
     results = json.loads((root / name).read_text(encoding="utf-8"))
     now = fingerprint(root)
     (root / PAGE).write_text(page(results, name, now), encoding="utf-8")
     readme = root / README
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), readme_block(results, now)), encoding="utf-8")
+    readme.write_text(fill(readme.read_text(encoding="utf-8"), readme_block(results, now), BLOCK), encoding="utf-8")
 
 
 def named(root: Path = ROOT) -> str | None:
@@ -150,7 +139,7 @@ def stale(root: Path = ROOT) -> Iterator[str]:
     results, now = json.loads((root / name).read_text(encoding="utf-8")), fingerprint(root)
     readme = (root / README).read_text(encoding="utf-8")
     wrong = [PAGE] if (root / PAGE).read_text(encoding="utf-8") != page(results, name, now) else []
-    wrong += [README] if readme != fill(readme, readme_block(results, now)) else []
+    wrong += [README] if readme != fill(readme, readme_block(results, now), BLOCK) else []
     for path in wrong:
         yield f"{path} is not what {name} says of these sources: run python -m benchmarks.family --write"
 

@@ -187,15 +187,15 @@ def readme_block(results: Results) -> str:
     return "\n".join([caption, "", *inference_table(results), ""])
 
 
-def fill(text: str, block: str) -> str:
-    """The README with `block` where its table is.
+def fill(text: str, block: str, place: re.Pattern[str] = TABLE) -> str:
+    """The README with `block` where its table is: between the two groups of `place`.
 
     Raises:
         ValueError: there is no place for it.
     """
-    if not TABLE.search(text):
-        raise ValueError("README.md: expected <!-- table: inference --> and <!-- end of table -->")
-    return TABLE.sub(lambda found: found[1] + block + found[2], text)
+    if not place.search(text):
+        raise ValueError(f"README.md: expected a place for a table, {place.pattern}")
+    return place.sub(lambda found: found[1] + block + found[2], text)
 
 
 def write(results_file: Path, root: Path = ROOT) -> None:

@@ -85,7 +85,7 @@ def test_what_is_wrong_is_found(checkout):
     page.unlink()
     assert "names no file" in next(family.stale(checkout))
     with pytest.raises(ValueError, match="table: family"):
-        family.fill("no place", "block")
+        family.fill("no place", "block", family.BLOCK)
 
 
 def test_the_pages_are_of_this_code():
