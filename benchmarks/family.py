@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measured_page
-from benchmarks.measured_page import README, RESULTS, ROOT, SOURCE, fill
+from benchmarks.measured_page import README, RESULTS, ROOT, fill, named, tell
 from benchmarks.peers_report import (
     inference_section,
     load_all,
+    machine,
     memory_section,
     paragraph,
     problems,
     ratio,
     short_section,
     step_section,
+    versions_of,
 )
 from benchmarks.report import NAMES, Row, milliseconds, table
 
@@ -37,8 +39,8 @@ BLOCK = re.compile(r"(<!-- table: family -->\n).*?(<!-- end of family -->)", re.
 ALSO = (Path("mirage/networks"),)
 """What decides these figures beside what decides those of MIRAGE."""
 
-ENGINES = (("eager", "PyTorch eager"), ("openvino-f32", "OpenVINO, f32"), ("fast", "mirage.fast"),
-           ("fast-bf16", "mirage.fast, bf16"))  # fmt: skip
+CHANGED = "**Kernels or networks have changed since these figures were taken.**"
+
 Results = dict[str, Any]
 
 
@@ -54,38 +56,30 @@ def results_of(sources: Sequence[Path], command: str, root: Path = ROOT) -> Resu
         ValueError: the parts are not of one commit on one machine.
     """
     facts, rows = load_all(sources)
-    versions = next((row["versions"] for row in rows if row.get("versions")), {})
     kept = [{key: value for key, value in row.items() if key != "versions"} for row in rows]
-    return {"facts": {**facts, "versions": versions, "command": command, "sources": fingerprint(root)}, "rows": kept}
+    of_run = {"versions": versions_of(rows), "command": command, "sources": fingerprint(root)}
+    return {"facts": {**facts, **of_run}, "rows": kept}
 
 
 # ---- the pages -----------------------------------------------------------------------------------------------------
 
 
 def conditions(facts: Row) -> str:
-    engines = "".join(f", {name} {version}" for name, version in facts["versions"].items())
     return (
-        f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}{engines}, Python {facts['python']}, "
-        f"{facts['date']}, commit {facts['commit']}. A product of matrices reaches "
-        f"{2 * facts['macs_per_s'] / 1e9:.0f} GFLOP/s there, a copy {facts['copy_bytes_per_s'] / 1e9:.1f} GB/s."
+        f"{machine(facts, facts['versions'])}, {facts['date']}, commit {facts['commit']}. A product of matrices "
+        f"reaches {2 * facts['macs_per_s'] / 1e9:.0f} GFLOP/s there, a copy {facts['copy_bytes_per_s'] / 1e9:.1f} GB/s."
     )
-
-
-def age(facts: Row, now: str) -> str:
-    """Whether the figures are of the present code, as a sentence."""
-    if facts["sources"] == now:
-        return "The kernels and networks are those that were measured."
-    return "**Kernels or networks have changed since these figures were taken.**"
 
 
 def page(results: Results, name: str, now: str) -> str:
     """docs/family.md of the results in the file `name`, where the sources are now `now`."""
     facts, rows = results["facts"], results["rows"]
+    age = "The kernels and networks are those that were measured." if facts["sources"] == now else CHANGED
     lines = [
         *("# The family", "", "This page is generated; edit `benchmarks/family.py`.", ""),
         *paragraph(conditions(facts)),
         *(f"    {facts['command']}", "", f"Sources: `{facts['sources']}`.", f"Results: `{name}`.", ""),
-        *(age(facts, now), ""),
+        *(age, ""),
         *paragraph("""Random weights. Every engine runs in a process of its own, timed in turn with the others, so a
                    slow moment of the machine meets all of them. AdaIR and MoCE-IR are their authors' own code. AdaIR is
                    exported without its Fourier transforms, whose masks are empty for so small an image, so OpenVINO
@@ -101,16 +95,17 @@ def page(results: Results, name: str, now: str) -> str:
 def readme_block(results: Results, now: str) -> str:
     """Milliseconds of a pass by each engine, a row for each network."""
     facts, rows = results["facts"], results["rows"]
+    labels = {row["peer"]: row["label"] for row in rows if row["test"] == "test_inference"}
     body = []
     for (variant, shape), by_peer in problems(rows, "test_inference").items():
-        times = [milliseconds(by_peer[name]["median"]) if name in by_peer else "-" for name, _ in ENGINES]
+        times = [milliseconds(by_peer[name]["median"]) if name in by_peer else "-" for name in labels]
         body.append((NAMES[variant], shape.removeprefix("1x3x"), *times, ratio(by_peer["fast"], by_peer["eager"])))
-    changed = "" if facts["sources"] == now else f" {age(facts, now)}"
+    changed = "" if facts["sources"] == now else f" {CHANGED}"
     caption = (
         f"Networks of others by the same call, on {facts['device']}, {facts['threads']} threads, {facts['date']}:\n"
         f"median milliseconds of a pass ([all figures](docs/family.md)).{changed}"
     )
-    header = ("", "image", *(label for _, label in ENGINES), "eager takes")
+    header = ("", "image", *labels.values(), "eager takes")
     return "\n".join([caption, "", *table(header, body, left=2), ""])
 
 
@@ -123,16 +118,9 @@ def write(name: str, root: Path = ROOT) -> None:
     readme.write_text(fill(readme.read_text(encoding="utf-8"), readme_block(results, now), BLOCK), encoding="utf-8")
 
 
-def named(root: Path = ROOT) -> str | None:
-    """The file of results that the page names, where both are there."""
-    text = (root / PAGE).read_text(encoding="utf-8") if (root / PAGE).is_file() else ""
-    found = SOURCE.search(text)
-    return found[1] if found and (root / found[1]).is_file() else None
-
-
 def stale(root: Path = ROOT) -> Iterator[str]:
     """What is wrong with the generated pages; nothing where they say what was measured, and of which sources."""
-    name = named(root)
+    name = named(PAGE, root)
     if name is None:
         yield f"{PAGE} names no file of results that exists: see benchmarks/family.py"
         return
@@ -156,12 +144,9 @@ def main() -> None:
         (ROOT / name).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         write(name.as_posix())
     elif arguments.write:
-        write(named() or sys.exit(f"{PAGE} names no file of results that exists"))
+        write(named(PAGE) or sys.exit(f"{PAGE} names no file of results that exists"))
     else:
-        found = list(stale())
-        for problem in found:
-            print(problem, file=sys.stderr)
-        sys.exit(1 if found else 0)
+        tell(stale())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from mirage.grids import (
     CachedPerformance,
     Grouping,
     MeasureGroup,
+    Performance,
     TrainAndMeasure,
     TrainGroup,
     Workers,
@@ -65,10 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     more = "" if options.known else ", then those that the search asks for"
     say(f"{len(wanted)} networks of {options.steps} steps each{more}")
     performance.measure(wanted)
-    found = [] if options.known else search(performance, names, options)
-    measured = CachedPerformance(dict(zip(known := list(performance.known()), performance.measure(known), strict=True)))
-    if options.known:
-        found = [search_groups(names, measured, delta) for delta in options.delta]
+    found = search(table_of(performance) if options.known else performance, names, options)
+    measured = table_of(performance)
     write_performance(measured, options.folder / "table.json", names)
     checks = [check(measured, names, delta) for delta in options.delta]
     inputs = {name: float(np.mean([psnr(clean, seen) for seen, clean in measure.pairs(name)])) for name in names}
@@ -100,11 +99,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def search(performance: TrainAndMeasure, names: Sequence[str], options: argparse.Namespace) -> list[Grouping]:
-    """The groups for each delta, trained along the ranking of the similarities."""
-    all_names, matrix = read_similarities(options.similarity)
-    places = [all_names.index(name) for name in names]
-    ranking = rank_groups(names, matrix[np.ix_(places, places)])
+def table_of(performance: TrainAndMeasure) -> CachedPerformance:
+    """What has been measured so far."""
+    known = list(performance.known())
+    return CachedPerformance(dict(zip(known, performance.measure(known), strict=True)))
+
+
+def search(performance: Performance, names: Sequence[str], options: argparse.Namespace) -> list[Grouping]:
+    """The groups for each delta, along the ranking of the similarities where there are some."""
+    ranking = None
+    if options.similarity is not None:
+        all_names, matrix = read_similarities(options.similarity)
+        places = [all_names.index(name) for name in names]
+        ranking = rank_groups(names, matrix[np.ix_(places, places)])
     found = []
     for delta in options.delta:
         found.append(search_groups(names, performance, delta, ranking, on_step=lambda step: say(str(step))))

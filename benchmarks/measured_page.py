@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks/results")
@@ -209,27 +209,41 @@ def write(results_file: Path, root: Path = ROOT) -> None:
 # ---- the check -----------------------------------------------------------------------------------------------------
 
 
+def named(page: Path, root: Path = ROOT) -> str | None:
+    """The file of results that a page names, where both are there."""
+    text = (root / page).read_text(encoding="utf-8") if (root / page).is_file() else ""
+    found = SOURCE.search(text)
+    return found[1] if found and (root / found[1]).is_file() else None
+
+
 def stale(root: Path = ROOT) -> Iterator[str]:
     """What is wrong with the generated pages; nothing where they are those of the present code."""
     if not (root / PAGE).exists():
         yield f"{PAGE} is missing: run make measured"
         return
-    text = (root / PAGE).read_text(encoding="utf-8")
-    named = SOURCE.search(text)
-    if named is None or not (root / named[1]).is_file():
+    name = named(PAGE, root)
+    if name is None:
         yield f"{PAGE} names no file of results that exists: run make measured"
         return
-    results = json.loads((root / named[1]).read_text())
-    if text != page(results, named[1]):
-        yield f"{PAGE} is not what {named[1]} says: run python -m benchmarks.measured_page --write {named[1]}"
+    results = json.loads((root / name).read_text())
+    if (root / PAGE).read_text(encoding="utf-8") != page(results, name):
+        yield f"{PAGE} is not what {name} says: run python -m benchmarks.measured_page --write {name}"
     readme = (root / README).read_text(encoding="utf-8")
     if readme != fill(readme, readme_block(results)):
-        yield f"{README}: not the table of {named[1]}: run python -m benchmarks.measured_page --write {named[1]}"
+        yield f"{README}: not the table of {name}: run python -m benchmarks.measured_page --write {name}"
     if results["conditions"]["sources"] != fingerprint(root):
         yield (
             f"{PAGE} was measured on other sources ({results['conditions']['sources']}; now {fingerprint(root)}): "
             "run make measured"
         )
+
+
+def tell(found: Iterable[str]) -> NoReturn:
+    """Print what is wrong, and end with status 1 where anything is."""
+    problems = list(found)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    sys.exit(1 if problems else 0)
 
 
 def main() -> None:
@@ -239,10 +253,7 @@ def main() -> None:
     if arguments.write:
         write(arguments.write.resolve().relative_to(ROOT))
         return
-    found = list(stale())
-    for problem in found:
-        print(problem, file=sys.stderr)
-    sys.exit(1 if found else 0)
+    tell(stale())
 
 
 if __name__ == "__main__":

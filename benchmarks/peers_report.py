@@ -261,12 +261,21 @@ def step_profile_section(facts: Row, rows: list[Row]) -> Lines:
 # ---- the document --------------------------------------------------------------------------------------------------
 
 
-def heading(facts: Row, rows: list[Row]) -> Lines:
-    versions = next((row["versions"] for row in rows if row.get("versions")), {})
+def versions_of(rows: list[Row]) -> dict[str, str]:
+    """Of the engines that were measured, by name."""
+    return next((row["versions"] for row in rows if row.get("versions")), {})
+
+
+def machine(facts: Row, versions: dict[str, str]) -> str:
+    """What a run was measured on and with."""
     engines = "".join(f", {name} {version}" for name, version in versions.items())
+    return f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}{engines}, Python {facts['python']}"
+
+
+def heading(facts: Row, rows: list[Row]) -> Lines:
     lines = ["# The CPU path beside its peers", ""]
     lines += paragraph(
-        f"""{facts["device"]}, {facts["threads"]} threads, torch {facts["torch"]}{engines}, Python {facts["python"]},
+        f"""{machine(facts, versions_of(rows))},
         commit {facts["commit"]}, {facts["date"]}. Copy {facts["copy_bytes_per_s"] / 1e9:.1f} GB/s, matrix product
         {2 * facts["macs_per_s"] / 1e9:.0f} GFLOP/s, float32. Random weights. Every peer runs in a process of its own,
         timed in turn with the others; benchmarks/test_cpu_peers.py says how. Written by"""

@@ -7,7 +7,7 @@ import pytest
 from train_cases import SMALL, write_pictures
 
 from benchmarks import grids_table1
-from mirage.grids import DEGRADATIONS, CachedPerformance, published, search_groups
+from mirage.grids import DEGRADATIONS, CachedPerformance, load_grouping, published, search_groups
 
 
 def test_page_and_check_on_the_published_values():
@@ -76,3 +76,4 @@ def test_with_known_networks_alone_none_is_trained_for_the_search(tmp_path):
     grids_table1.main([*options, "--crop", "16", "--delta", "100"])
     groups = [each["group"] for each in json.loads((tmp_path / "out" / "table.json").read_text())["groups"]]
     assert sorted(groups, key=len) == ["GB", "GN", "SP", "GB+GN+SP"]
+    assert load_grouping(tmp_path / "out" / "groups-100.json").groups == (("GB", "GN", "SP"),)

@@ -62,13 +62,13 @@ def test_pages_hold_what_was_measured(checkout):
 def test_pages_say_that_the_sources_have_changed(checkout, name):
     (checkout / name).write_text("2")
     assert len(list(family.stale(checkout))) == 2
-    family.write(family.named(checkout), checkout)
+    family.write(family.named(family.PAGE, checkout), checkout)
     assert list(family.stale(checkout)) == []
     for page in ("README.md", family.PAGE):
         text = (checkout / page).read_text()
         assert "have changed since these figures were taken" in text and "those that were measured" not in text
     (checkout / name).write_text("1")
-    family.write(family.named(checkout), checkout)
+    family.write(family.named(family.PAGE, checkout), checkout)
     assert not any("have changed" in (checkout / page).read_text() for page in ("README.md", family.PAGE))
 
 
