@@ -44,6 +44,7 @@ from mirage.unirestorer import (
     write_figure,
 )
 from mirage.unirestorer.clustering import parse_children
+from mirage.unirestorer.expert_training import parse_steps
 from mirage.unirestorer.samples import data_identity, one_set_a_kind
 from mirage.whole_files import write_whole
 
@@ -82,6 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=8000, help="of the tree")
     parser.add_argument("--children", default="4 auto:8")
     parser.add_argument("--steps", type=int, default=4000, help="of each expert")
+    parser.add_argument("--level-steps", help="of each level's experts, from the root on, in the place of --steps")
     parser.add_argument("--batch", type=int, default=4, help="of experts")
     parser.add_argument("--crop", type=int, default=64, help="of samples")
     parser.add_argument("--lora", type=int, help="rank: experts that add to the root's")
@@ -118,6 +120,11 @@ def tasks_of(config: Config) -> list[str]:
     return [one.name for one in one_set_a_kind(config.data).sets]
 
 
+def steps_told(options: argparse.Namespace) -> str:
+    by_level = options.level_steps
+    return f"{options.steps} steps each" if by_level is None else f"{by_level} steps by level"
+
+
 # --- the stages
 
 
@@ -145,12 +152,14 @@ def make_tree(place: SystemFolder, config: Config, options: argparse.Namespace) 
 
 
 def make_experts(place: SystemFolder, config: Config, options: argparse.Namespace) -> None:
-    train = TrainExpert(config, None if options.lora is None else LoRASettings(options.lora, 16.0))
+    lora = None if options.lora is None else LoRASettings(options.lora, 16.0)
+    level_steps = None if options.level_steps is None else parse_steps(options.level_steps)
+    train = TrainExpert(config, lora, level_steps=level_steps)
     trainings = ExpertTrainings(
         place.experts_folder, place.tree(), train, workers=Workers(options.workers),
         on_done=lambda name: say(f"expert {name} is done"),
     )  # fmt: skip
-    say(f"{len(trainings.missing)} experts of {len(place.tree())} to train, {options.steps} steps each")
+    say(f"{len(trainings.missing)} experts of {len(place.tree())} to train, {steps_told(options)}")
     trainings.run()
 
 
@@ -279,7 +288,7 @@ def page(tree: ExpertTree, summary: dict[str, Any], options: argparse.Namespace)
     experts = f"LoRA of rank {options.lora}" if options.lora else "whole"
     lines = [
         f"{tree!r} of {tree.nodes[0].size} samples of {options.crop} pixels; MIRAGE, dim {options.dim}, experts "
-        f"{experts}, {options.steps} steps each (`{options.config}`), router {options.router_steps} steps. PSNR in dB "
+        f"{experts}, {steps_told(options)} (`{options.config}`), router {options.router_steps} steps. PSNR in dB "
         f"of RGB, middles of {options.test_crop} pixels.", "", f"    {command(options)}", "",
         f"| degradation | images | {' | '.join(WAYS)} | levels 0.. |", f"|---|---:|{'---:|' * len(WAYS)}---|",
     ]  # fmt: skip

@@ -97,7 +97,7 @@ def training_progress(performance: Any, console: Any) -> Iterator[None]:
 
     Args:
         performance: a `mirage.grids.TrainAndMeasure`, or what calls ``on_begin`` and ``on_done`` and has ``step_of``
-            and ``train.steps`` as that does; None: no bars.
+            and ``steps_of`` as that does; None: no bars.
     """
     if performance is None:
         yield
@@ -105,13 +105,12 @@ def training_progress(performance: Any, console: Any) -> Iterator[None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    total = performance.train.steps
     bars: dict[str, Any] = {}
     ended = threading.Event()
     with Progress(*columns, console=console, transient=True) as progress:
 
         def begin(name: str) -> None:
-            bars[name] = progress.add_task(name, total=total)
+            bars[name] = progress.add_task(name, total=performance.steps_of(name))
 
         def done(name: str) -> None:
             progress.remove_task(bars.pop(name))

@@ -124,6 +124,10 @@ class TrainAndMeasure:
         self._do([group for group in groups if not (self.folder_of(group) / WEIGHTS).exists()])
         return [self.folder_of(group) / WEIGHTS for group in groups]
 
+    def steps_of(self, name: str) -> int | None:
+        """Optimizer steps of a group's training in all, where the configuration says it in steps."""
+        return self.train.steps
+
     def step_of(self, name: str) -> int:
         """The last optimizer step that a group's trainer has told."""
         try:

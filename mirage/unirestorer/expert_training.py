@@ -27,7 +27,7 @@ from mirage.unirestorer.lora_files import save_lora
 from mirage.unirestorer.samples import MemberSet, one_set_a_kind
 from mirage.unirestorer.tree import ExpertTree
 
-__all__ = ["ExpertRun", "ExpertTrainings", "TrainExpert", "expert_file"]
+__all__ = ["ExpertRun", "ExpertTrainings", "TrainExpert", "expert_file", "parse_steps"]
 
 FORMAT = "mirage unirestorer trainings, version 1"
 
@@ -35,6 +35,18 @@ FORMAT = "mirage unirestorer trainings, version 1"
 def expert_file(folder: Path, node: int) -> Path:
     """Where the weights of a node's expert lie in the folder of experts."""
     return folder / f"{node:03d}.safetensors"
+
+
+def parse_steps(text: str) -> tuple[int, ...]:
+    """``level_steps`` of text such as ``"16000 6000 2000"``.
+
+    Raises:
+        ValueError: a word is no positive integer.
+    """
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdecimal() and int(word) for word in words):
+        raise ValueError(f"level_steps: expected a positive integer for each level, such as 16000 2000, got {text!r}")
+    return tuple(int(word) for word in words)
 
 
 class ExpertRun(Run):
@@ -71,31 +83,51 @@ class TrainExpert:
         config: of `mirage.train`: its network, optimizer, schedule and data, of which the tree's members are samples.
         lora: what is trained of all but the root's; None: each node has a network of its own.
         dtype: of whole weights that are kept.
+        level_steps: optimizer steps of an expert of each level, from the root on; None: as ``config`` has it, for all.
+
+    Raises:
+        ValueError: ``level_steps`` are not positive integers.
     """
 
     config: Config
     lora: LoRASettings | None = None
     dtype: str = "float32"
+    level_steps: tuple[int, ...] | None = None
 
-    @property
-    def steps(self) -> int | None:
-        """Optimizer steps of each training, where the configuration says it in steps."""
-        return self.config.schedule.steps
+    def __post_init__(self) -> None:
+        steps = self.level_steps
+        if steps is not None and (not steps or any(type(count) is not int or count < 1 for count in steps)):
+            raise ValueError(f"level_steps: expected a positive integer for each level, got {steps!r}")
+
+    def steps(self, level: int) -> int | None:
+        """Optimizer steps of an expert of a level, where they are said in steps."""
+        return self.config.schedule.steps if self.level_steps is None else self.level_steps[level]
+
+    def config_of(self, level: int, folder: Path) -> Config:
+        """The configuration of an expert, which writes to a folder."""
+        schedule = self.config.schedule
+        if self.level_steps is not None:
+            schedule = dataclasses.replace(schedule, steps=self.level_steps[level], epochs=None)
+        output = dataclasses.replace(self.config.output, folder=str(folder))
+        return dataclasses.replace(self.config, schedule=schedule, output=output)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the experts, as JSON has it."""
         config = dataclasses.replace(self.config, data=one_set_a_kind(self.config.data))
         lora = None if self.lora is None else dataclasses.asdict(self.lora)
-        return {"dtype": self.dtype, **config_identity(config), "lora": lora}
+        # Only where there are some: folders of before there were any stay what they are.
+        steps = {} if self.level_steps is None else {"level_steps": list(self.level_steps)}
+        return {"dtype": self.dtype, **config_identity(config), "lora": lora, **steps}
 
-    def __call__(self, node: int, members: Sequence[int], folder: Path) -> None:
+    def __call__(self, node: int, members: Sequence[int], folder: Path, level: int = 0) -> None:
         """Train, going on from a checkpoint of an earlier run, and write the weights; checkpoints are removed then.
 
         Args:
             node: its number; 0 is the root, which has to be there before experts by LoRA.
             members: numbers of its samples.
             folder: of all experts.
+            level: of the node, which ``level_steps`` go by.
 
         Raises:
             mirage.train.Interrupted: it was told to stop; a checkpoint is written.
@@ -108,9 +140,7 @@ class TrainExpert:
         run_folder = folder / f"{node:03d}"
         run_folder.mkdir(parents=True, exist_ok=True)
         lora = self.lora if node else None
-        config = dataclasses.replace(
-            self.config, output=dataclasses.replace(self.config.output, folder=str(run_folder))
-        )
+        config = self.config_of(level, run_folder)
         if lora is not None:
             base = expert_file(folder, 0)
             if not base.is_file():
@@ -143,7 +173,8 @@ class ExpertTrainings:
             when it is done.
 
     Raises:
-        ValueError: the folder holds trainings of other settings or of another tree; the message says which.
+        ValueError: the folder holds trainings of other settings or of another tree, or there are steps for more or
+            fewer levels than the tree has; the message says which.
     """
 
     def __init__(
@@ -163,6 +194,10 @@ class ExpertTrainings:
         empty = [node.id for node in tree.nodes if not node.size]
         if empty:
             raise ValueError(f"tree: expected samples in every node, got none in {empty[:5]}: was it made by cluster?")
+        if train.level_steps is not None and len(train.level_steps) != tree.levels:
+            raise ValueError(
+                f"level_steps: expected one for each of the tree's {tree.levels} levels, got {list(train.level_steps)}"
+            )
         keep_settings(self.folder, FORMAT, {"tree": tree.fingerprint, "train": train.identity}, "experts")
 
     @property
@@ -191,6 +226,10 @@ class ExpertTrainings:
         self._do(todo)
         return [expert_file(self.folder, node) for node in wanted]
 
+    def steps_of(self, name: str) -> int | None:
+        """Optimizer steps of an expert's training in all, where they are said in steps."""
+        return self.train.steps(self.tree.nodes[int(name)].level)
+
     def step_of(self, name: str) -> int:
         """The last optimizer step that the trainer of an expert has told."""
         try:
@@ -207,7 +246,7 @@ class ExpertTrainings:
         names = [f"{node:03d}" for node in nodes]
         for name in names:
             self.on_begin(name)
-        items = [(node, self.tree.nodes[node].members.tolist()) for node in nodes]
+        items = [(node, self.tree.nodes[node].members.tolist(), self.tree.nodes[node].level) for node in nodes]
         failed: dict[str, Exception] = {}
         for number, result in self.workers.run(functools.partial(_train, self.folder, self.train), items):
             if isinstance(result, Exception):
@@ -218,13 +257,13 @@ class ExpertTrainings:
             raise TrainingFailed(f"{len(failed)} of {len(nodes)} experts: {reasons}") from next(iter(failed.values()))
 
 
-def _train(folder: Path, train: TrainExpert, item: tuple[int, list[int]]) -> bool:
+def _train(folder: Path, train: TrainExpert, item: tuple[int, list[int], int]) -> bool:
     """One expert, in whichever process; returns whether it was trained here."""
     from filelock import FileLock
 
-    node, members = item
+    node, members, level = item
     with FileLock(folder / f"{node:03d}.lock"):  # the system opens it when its holder is killed
         if expert_file(folder, node).exists():
             return False
-        train(node, members, folder)
+        train(node, members, folder, level)
     return True

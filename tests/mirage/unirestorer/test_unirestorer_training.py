@@ -33,6 +33,7 @@ from mirage.unirestorer import (
     load_router,
     save_router,
 )
+from mirage.unirestorer.expert_training import parse_steps
 from mirage.unirestorer.samples import data_identity, one_set_a_kind
 
 ARGUMENTS = {name: value for name, value in SMALL.items() if not name.startswith("spd")}
@@ -311,6 +312,39 @@ def test_each_node_s_expert_trains_on_its_samples(root, rank):
         assert all(torch.equal(value, state[name]) for name, value in run.network.state_dict().items() if name in state)
     with pytest.raises(ValueError, match=r"holds experts of other settings \(train.optimizer.lr"):
         ExpertTrainings(folder.experts_folder, two_leaves(), TrainExpert(config_of(root, "optimizer.lr=1"), lora))
+
+
+def test_experts_of_each_level_train_for_steps_of_their_own(root):
+    folder = root / "experts"
+    plain = TrainExpert(config_of(root))
+    train = TrainExpert(config_of(root), level_steps=(3, 1))
+    assert "level_steps" not in plain.identity and train.identity["level_steps"] == [3, 1]
+    trainings = ExpertTrainings(folder, two_leaves(), train)
+    assert [trainings.steps_of(name) for name in ("000", "001", "002")] == [3, 1, 1]
+    trainings.run()
+    assert [trainings.step_of(name) for name in ("000", "001", "002")] == [3, 1, 1]
+    alone = ExpertTrainings(root / "alone", two_leaves(), TrainExpert(config_of(root, "schedule.steps=3")))
+    (file,) = alone.run([0])  # what the configuration would have given the root
+    assert file.read_bytes() == (folder / "000.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"other settings \(train.level_steps"):
+        ExpertTrainings(folder, two_leaves(), TrainExpert(config_of(root), level_steps=(3, 2)))
+
+
+@pytest.mark.parametrize("steps", [(), (0, 1), (1, -1), (1.0, 1), (True, 1)])
+def test_steps_that_are_none_are_refused(root, steps):
+    with pytest.raises(ValueError, match="level_steps: expected a positive integer for each level, got"):
+        TrainExpert(config_of(root), level_steps=steps)
+
+
+def test_steps_of_other_levels_are_refused(root):
+    train = TrainExpert(config_of(root), level_steps=(1, 1, 1))
+    with pytest.raises(ValueError, match="expected one for each of the tree's 2 levels, got"):
+        ExpertTrainings(root / "experts", two_leaves(), train)
+    assert not (root / "experts").exists()
+    assert parse_steps("16000, 2000") == parse_steps("16000 2000") == (16000, 2000)
+    for text in ("", "2 x", "0", "-1", "1.5"):
+        with pytest.raises(ValueError, match="level_steps: expected a positive integer for each level, such as"):
+            parse_steps(text)
 
 
 def test_what_cannot_be_trained_is_told(root):
