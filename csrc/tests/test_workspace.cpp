@@ -57,6 +57,31 @@ void pages() {
   CHECK(arena.trim(0) == 0, "and cannot be given back while a part is in use");
 }
 
+// What does not fit where pages are free takes new ones, and those go: there are hardly more than were ever in use.
+void gaps() {
+  Arena arena(2 * GiB, 2 * GiB);
+  void* const a = arena.take(200 * MiB);
+  void* const b = arena.take(200 * MiB);
+  void* const c = arena.take(200 * MiB);
+  arena.put(a, 200 * MiB);
+  arena.put(c, 200 * MiB);
+  CHECK(arena.kept() == 400 * MiB, "nothing is missing yet: %zu", arena.kept());
+  CHECK(arena.take(300 * MiB) == c, "above what is in use");
+  CHECK(arena.kept() == 164 * MiB, "600 MiB were in use, 500 are, and 64 more may be kept: %zu", arena.kept());
+  CHECK(arena.take(200 * MiB) == a && arena.kept() == 0, "the rest, and new pages again: %zu", arena.kept());
+  arena.put(a, 200 * MiB);
+  arena.put(b, 200 * MiB);
+  arena.put(c, 300 * MiB);
+  CHECK(arena.kept() == 700 * MiB, "all that was in use is kept: %zu", arena.kept());
+  CHECK(arena.trim(0) == 700 * MiB, "until it is given back");
+  arena.take(100 * MiB);
+  void* const d = arena.take(100 * MiB);
+  CHECK(d == static_cast<char*>(a) + 100 * MiB, "the lowest place");
+  arena.put(a, 100 * MiB);
+  arena.take(300 * MiB);
+  CHECK(arena.kept() == 64 * MiB, "of what was in use before nothing is remembered: %zu", arena.kept());
+}
+
 // Buffers of all sizes in any order: none overlap, and what is kept is within the limit but for the rests of pages.
 void any_order() {
   std::mt19937 random(0);
@@ -145,6 +170,7 @@ void threads() {
 int main() {
   places();
   pages();
+  gaps();
   any_order();
   of_the_process();
   threads();

@@ -16,7 +16,6 @@ import mirage
 from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, NAFBlock, RestormerBlock, TransformerBlock
 from mirage.fast.cuda_graph import GraphedModel, cuda_graph
 from mirage.fast.modules import (
-    MIRAGE,
     Attention,
     BiasFreeLayerNorm,
     ChannelAttention,
@@ -30,6 +29,7 @@ from mirage.fast.modules import (
     PixelUnshuffle,
     SPDCovariance,
 )
+from mirage.fast.networks import MIRAGE, NAFNet, PromptIR, Restormer
 from mirage.fast.swap import Summary, accelerate, revert, summary
 from mirage.fast.warmup import warmup
 
@@ -49,8 +49,11 @@ __all__ = [
     "GraphedModel",
     "LayerNorm",
     "NAFBlock",
+    "NAFNet",
     "PixelShuffle",
     "PixelUnshuffle",
+    "PromptIR",
+    "Restormer",
     "RestormerBlock",
     "SPDCovariance",
     "Summary",

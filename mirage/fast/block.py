@@ -19,10 +19,19 @@ from mirage import blocks
 from mirage.fast.mixer import run_mixer
 from mirage.fast.modules import Attention, FeedForward, LayerNorm
 from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
+from mirage.fast.recognise.pattern import is_bypassable
 from mirage.fast.recognise.stage import BlockMatcher, Half
 from mirage.networks import nafnet, restormer
 
-__all__ = ["BlockSequence", "DecoderBlock", "EncoderBlock", "NAFBlock", "RestormerBlock", "TransformerBlock"]
+__all__ = [
+    "BlockSequence",
+    "DecoderBlock",
+    "EncoderBlock",
+    "NAFBlock",
+    "RestormerBlock",
+    "TransformerBlock",
+    "run_sequence",
+]
 
 KEEP_HIDDEN_FROM = 96
 """Channels of a block from which on keeping its hidden tensor saves time: an element costs a product over the channels
@@ -105,6 +114,7 @@ class RestormerBlock(restormer.RestormerBlock):
     """
 
     stages = restormer_block.STAGES
+    matcher: ClassVar[None] = None
     halves = (
         Half("norm1", "attn", restormer_block.ATTENTION_STAGE, run_channel_attention),
         Half("norm2", "ffn", restormer_block.FEED_FORWARD_STAGE, run_feed_forward),
@@ -119,6 +129,7 @@ class EncoderBlock(nn.Module):
     """The block of MoCE-IR's encoder: as `RestormerBlock`, with the children `norms` (two), `mixer` and `ffn`."""
 
     stages = moce_ir_block.STAGES
+    matcher: ClassVar[None] = None
     halves = (
         Half("norms.0", "mixer", moce_ir_block.ATTENTION_STAGE, run_channel_attention),
         Half("norms.1", "ffn", moce_ir_block.FEED_FORWARD_STAGE, run_feed_forward),
@@ -143,7 +154,9 @@ class DecoderBlock(nn.Module):
         normed = self.norms[0](x)
         of_image, of_experts = (proj(normed) for proj in self.proj)
         shared = self.shared(of_image)
+        del normed, of_image  # the adapter takes more memory than all the rest
         x = self.mixer(self.adapter(of_experts, freq_emb, shared), shared) + x
+        del of_experts, shared
         return _in_halves(DecoderBlock, self, x), self.adapter.loss
 
 
@@ -155,6 +168,7 @@ class NAFBlock(nafnet.NAFBlock):
     """
 
     stages = nafnet_block.STAGES
+    matcher: ClassVar[None] = None
     halves = tuple(
         Half(norm, branch, stage, partial(run_scaled, stage.weights))
         for norm, branch, stage in zip(
@@ -176,27 +190,58 @@ def _run_blocks(x: Tensor, weights: list[Tensor], eps: list[float]) -> Tensor:
 BLOCKS = TransformerBlock.matcher = BlockMatcher(TransformerBlock, mirage_block.STAGES, _run_blocks)
 
 
+ALONE_FROM = 16 << 20
+"""Bytes of a feature map from which on each block is an operator of its own: several as one have a third map beside
+input and result, and the time between two calls is nothing beside theirs."""
+
+HALVED = (RestormerBlock, EncoderBlock, NAFBlock)
+"""Blocks whose forward without gradients is their halves, one after the other."""
+
+
 class BlockSequence(nn.Sequential):
-    """`torch.nn.Sequential` of blocks, of any class with a `matcher`. Where no gradient is wanted, those next to each
-    other that would each run as one operator run as one together: what lies between two calls of an operator takes
-    time, most of all where images are small."""
+    """`torch.nn.Sequential` of blocks, of any class with a `matcher`, which may be None.
+
+    Where no gradient is wanted, those next to each other that would each run as one operator run as one together: what
+    lies between two calls of an operator takes time, most of all where images are small. Of other blocks the halves
+    are run from here: to call a block is to keep its input until it has run.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            if x.dim() != 4 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-                return super().forward(x)
-            y = super().forward(x.contiguous())  # the operators would change the layout in each half of each block
-            return y.contiguous(memory_format=torch.channels_last)
-        modules = list(self._modules.values())
-        first = 0
-        while first < len(modules):
-            matcher: BlockMatcher | None = getattr(type(modules[first]), "matcher", None)
-            if matcher is not None:
-                count, weights, numbers = matcher.match_run(modules, first)
-                if count:
-                    x = matcher.run(x, weights, numbers)
-                    first += count
-                    continue
-            x = modules[first](x)
-            first += 1
-        return x
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return run_sequence(self, [x])
+        if not _is_channels_last_alone(x):
+            return super().forward(x)
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
+def _is_channels_last_alone(x: Tensor) -> bool:
+    """Whether the operators would change the layout of x, and back again, in each half of each block."""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def run_sequence(sequence: BlockSequence, held: list[Tensor]) -> Tensor:
+    """Its forward of the one tensor in the list, where no gradient is wanted. The tensor is taken out of it, so that it
+    is freed with the first block if nothing else refers to it."""
+    x = held.pop()
+    if _is_channels_last_alone(x):
+        return run_sequence(sequence, [x.contiguous()]).contiguous(memory_format=torch.channels_last)
+    modules = list(sequence._modules.values())
+    first = 0
+    while first < len(modules):
+        module = modules[first]
+        matcher: BlockMatcher | None = getattr(type(module), "matcher", None)
+        if matcher is not None:
+            among = modules[: first + 1] if x.nbytes >= ALONE_FROM else modules
+            count, weights, numbers = matcher.match_run(among, first)
+            if count:
+                x = matcher.run(x, weights, numbers)
+                first += count
+                continue
+        kind: Any = type(module)
+        if kind in HALVED and is_bypassable(module):
+            for half in kind.halves:
+                x = half(module, x)
+        else:
+            x = module(x)
+        first += 1
+    return x

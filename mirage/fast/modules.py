@@ -6,8 +6,7 @@ computes, it is called as a module again.
 
 Instances of unknown classes become instances of these (see `mirage.fast.accelerate`) and keep all their attributes, so
 a forward here reads parameters and child modules from `self`, but calls no method of it and reads no property: the
-released code's `GatedCNNBlock` has a flag where the reference has its method `dynamic_conv`. Only `MIRAGE`, which no
-instance of another class becomes, does.
+released code's `GatedCNNBlock` has a flag where the reference has its method `dynamic_conv`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import mirage_kernels
-from mirage import blocks, model
+from mirage import blocks
 from mirage.fast.recognise.parts import (
     DENSE,
     DEPTHWISE,
@@ -34,7 +33,6 @@ from mirage_kernels import workspace
 from mirage_kernels._runtime.norms import channel_norm
 
 __all__ = [
-    "MIRAGE",
     "Attention",
     "BiasFreeLayerNorm",
     "ChannelAttention",
@@ -48,17 +46,6 @@ __all__ = [
     "PixelUnshuffle",
     "SPDCovariance",
 ]
-
-
-class MIRAGE(model.MIRAGE):
-    """`mirage.MIRAGE` whose own results, outside its modules, take their memory from the workspace where no gradient is
-    wanted."""
-
-    def concatenate(self, upsampled: Tensor, skip: Tensor) -> Tensor:
-        return workspace.concatenate(upsampled, skip)
-
-    def add_image(self, correction: Tensor, x: Tensor) -> Tensor:
-        return workspace.add(correction, x)
 
 
 class Conv2d(nn.Conv2d):

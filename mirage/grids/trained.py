@@ -126,7 +126,7 @@ class TrainAndMeasure:
 
     def steps_of(self, name: str) -> int | None:
         """Optimizer steps of a group's training in all, where the configuration says it in steps."""
-        return self.train.steps
+        return getattr(self.train, "steps", None)
 
     def step_of(self, name: str) -> int:
         """The last optimizer step that a group's trainer has told."""

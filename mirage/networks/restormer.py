@@ -23,7 +23,7 @@ NORMS = ("WithBias", "BiasFree")
 PUBLISHED = {"inp_channels": "in_channels", "LayerNorm_type": "norm"}
 
 
-BYTES_PER_CHANNEL = 210  # 193 measured at 384x384, of fast modules too, 258 at 192x192 (dim 48)
+BYTES_PER_CHANNEL = 210  # 193 measured at 384x384, 258 at 192x192 (dim 48)
 
 
 class _BiasFreeBody(nn.Module):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from mirage import fast
 from mirage.fast.block import TransformerBlock
 from mirage.fast.recognise.parts import is_dense_convolution
 from mirage.fast.recognise.pattern import bypass_problem
@@ -111,7 +112,7 @@ def steps_of(model: nn.Module) -> list[Step]:
 def _check_network(model: nn.Module) -> None:
     if not isinstance(model, MIRAGE):
         raise TypeError(f"model: expected a mirage.MIRAGE, got {type(model).__name__}")
-    if type(model).forward is not MIRAGE.forward:
+    if type(model).forward not in (MIRAGE.forward, fast.MIRAGE.forward):
         raise TypeError(f"model: expected the forward of mirage.MIRAGE, {type(model).__name__} has its own")
     problem = bypass_problem(model)
     if problem:

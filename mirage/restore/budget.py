@@ -42,7 +42,7 @@ BYTES_PER_SAMPLE_BYTE = 8  # the file, its decoding, turning, writing
 BYTES_PER_HIDDEN_PIXEL = 64  # `fill_hidden`, of images with alpha
 # The network's, per pixel and channel of its `dim`. PyTorch's own operators leave holes in the heap, of up to 260 MiB,
 # which weigh more in small images, and differ from run to run: by how the threads' allocations happen to fall.
-FAST_BYTES_PER_CHANNEL = 40  # 36 measured (MIRAGE-S), 17 in bfloat16
+FAST_BYTES_PER_CHANNEL, FAST_AT_LEAST = 27, 8 << 20  # 24 at 384x384 and 512x768, 31 at 192x192 (MIRAGE-T and S)
 REFERENCE_BYTES_PER_CHANNEL = 250  # 165 to 213 in seventy runs at 640x448 (dim 12), once 223; 157 at 512x512 (MIRAGE-T)
 REFERENCE_BYTES_PER_CHANNEL_LARGE, REFERENCE_HEAP = 160, 320 << 20  # 145 at 1024x1024, 165 at 768x768 (MIRAGE-T)
 SMALL_IMAGES = 1.4  # networks of `mirage.networks`: Restormer at 192x192 takes 1.33 times as much a pixel as at 384x384
@@ -105,7 +105,7 @@ def network_memory(model: nn.Module, pixels: int) -> int:
     size = network.output.weight.element_size() / 4  # of a value, in float32's
     units = pixels * network.config["dim"]
     if isinstance(network, fast.MIRAGE):
-        return int(units * FAST_BYTES_PER_CHANNEL * size)
+        return int(units * FAST_BYTES_PER_CHANNEL * size) + FAST_AT_LEAST
     large = units * REFERENCE_BYTES_PER_CHANNEL_LARGE + REFERENCE_HEAP
     return int(min(units * REFERENCE_BYTES_PER_CHANNEL, large) * max(1, size))
 
@@ -185,15 +185,17 @@ def choose_tile(model: nn.Module, left: int, width: int) -> int:
     Raises:
         NotEnoughMemory: they are not enough for tiles of `SMALLEST_TILE`.
     """
-    area = network_memory(model, 1 << 20) / (1 << 20)  # bytes a pixel of a tile
-    if area == 0:
+    if network_memory(model, 1) == 0:
         return UNKNOWN_TILE
+    least = network_memory(model, 0)
+    area = (network_memory(model, 1 << 20) - least) / (1 << 20)  # bytes a pixel of a tile
+    left -= least
     row = width * STRIP_BYTES_PER_PIXEL
     side = (math.sqrt(row * row + 4 * area * max(0, left)) - row) / (2 * area)
     if side < SMALLEST_TILE:
-        needed = format_bytes(area * SMALLEST_TILE**2 + row * SMALLEST_TILE)
+        needed = format_bytes(least + area * SMALLEST_TILE**2 + row * SMALLEST_TILE)
         raise NotEnoughMemory(
-            f"not enough memory: the smallest tiles need about {needed}, {format_bytes(max(0, left))} are left"
+            f"not enough memory: the smallest tiles need about {needed}, {format_bytes(max(0, least + left))} are left"
         )
     return min(LARGEST_TILE, int(side) // 8 * 8)
 

@@ -213,8 +213,8 @@ def test_what_the_estimate_depends_on() -> None:
     assert needed(Copy(), 100, 100) == 10_000 * (84 + 3 * 8)
     assert needed(Copy(), 100, 100, depth=16) == 10_000 * (84 + 6 * 8)
     assert needed(Copy(), 100, 100, channels=4) == 10_000 * (84 + 4 * 8 + 64)
-    assert needed(fast, 100, 100) == needed(Copy(), 100, 100) + 10_000 * 12 * 40
-    assert needed(fast.bfloat16(), 100, 100) == needed(Copy(), 100, 100) + 10_000 * 12 * 20
+    assert needed(fast, 100, 100) == needed(Copy(), 100, 100) + 10_000 * 12 * 27 + 8 * MIB
+    assert needed(fast.bfloat16(), 100, 100) == needed(Copy(), 100, 100) + 5_000 * 12 * 27 + 8 * MIB
     assert needed(reference, 100, 100) == needed(Copy(), 100, 100) + 10_000 * 12 * 250
     assert needed(reference, 3000, 4000) == needed(Copy(), 3000, 4000) + 12_000_000 * 12 * 160 + 320 * MIB
     assert needed(nn.DataParallel(reference), 100, 100) == needed(reference, 100, 100)

@@ -275,10 +275,10 @@ import mirage
 from benchmarks.attention_modes import PeakAnonymous
 from mirage.restore.budget import Size, anonymous_memory, needed_memory
 torch.set_num_threads(2)
-pixels = np.random.default_rng(0).integers(0, 256, (800, 1000, 3), dtype=np.uint8)
+pixels = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
 memory = anonymous_memory() + (400 << 20)
 restorer = mirage.Restorer(mirage_mini(), attention={attention!r}, memory=memory, device="cpu")
-assert needed_memory(restorer.model, Size(1000, 800, 3, 8)) > 400 << 20
+assert needed_memory(restorer.model, Size(1000, 1000, 3, 8)) > 400 << 20
 with PeakAnonymous() as peak:
     restorer(pixels)
 print(peak.bytes - memory)

@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kLeast = size_t(256) << 20;  // the smallest range that is worth reserving
 constexpr size_t kCommit = size_t(32) << 20;  // made writable at a time
+constexpr size_t kSlack = size_t(64) << 20;  // free pages beside the most that was in use: of small images all are kept
 
 size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -45,13 +46,19 @@ void* Arena::take(size_t bytes) {
     node.key() = end;
     free_.insert(std::move(node));
   }
-  const size_t fresh = touch(begin, end);
-  if (fresh > 0 && kept_ + fresh > limit) trim(limit > fresh ? limit - fresh : 0);
+  in_use_ += bytes;
+  most_in_use_ = std::max(most_in_use_, in_use_);
+  if (const size_t fresh = touch(begin, end)) {
+    // Pages are free where this did not fit. All together stay close to the most that was in use.
+    const size_t most = std::min(limit - std::min(limit, fresh), most_in_use_ - in_use_ + kSlack);
+    if (kept_ > most) trim(most);
+  }
   return base_ + begin;
 }
 
 void Arena::put(void* data, size_t bytes) {
   size_t begin = size_t(static_cast<char*>(data) - base_), end = begin + bytes;
+  in_use_ -= bytes;
   kept_ += bytes;
   auto after = free_.lower_bound(begin);
   if (after != free_.end() && after->first == end) {
@@ -72,6 +79,7 @@ void Arena::put(void* data, size_t bytes) {
 // Works from the top down: buffers are taken from the bottom up, so pages at the top are used the least.
 size_t Arena::trim(size_t most) {
   const size_t before = kept_;
+  if (most == 0) most_in_use_ = in_use_;
   for (auto range = free_.rbegin(); range != free_.rend() && kept_ > most; ++range) {
     const size_t first = round_up(range->first, kUnit) / kUnit;
     size_t top = std::min(range->second, committed_) / kUnit;

@@ -16,7 +16,9 @@ class Arena {
   // kept.
   Arena(size_t bytes, size_t bytes_limit);
 
-  // Takes a buffer of `bytes`, a multiple of kStep. Returns null if nothing fits or the system refuses.
+  // Takes a buffer of `bytes`, a multiple of kStep. Where it needs new pages, free ones are given back until both are
+  // within the limit, and all there are exceed the most that was in use at once by little. Returns null if nothing fits
+  // or the system refuses.
   void* take(size_t bytes);
   void put(void* data, size_t bytes);
   // Returns free pages to the system until at most `most` bytes of them are kept. Returns how many bytes that was.
@@ -35,6 +37,7 @@ class Arena {
   char* base_ = nullptr;
   size_t size_ = 0, committed_ = 0;
   size_t kept_ = 0;  // bytes that are free and have pages
+  size_t in_use_ = 0, most_in_use_ = 0;  // bytes; the most since all was given back
   Free free_;
   std::vector<uint8_t> touched_;  // per unit: whether it has pages, as far as is known
 };

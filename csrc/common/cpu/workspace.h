@@ -19,7 +19,8 @@ struct Workspace {
 };
 
 // Takes a buffer of at least `bytes`, aligned to 64, whose content is whatever its last user left there. If it needs
-// new pages, free ones are returned to the system until both together are within the limit. Throws std::bad_alloc.
+// new pages, free ones are returned to the system until both together are within the limit, and until all pages exceed
+// the most that was in use at once by 64 MiB at most. Throws std::bad_alloc.
 Workspace take_workspace(size_t bytes);
 
 // Gives a buffer back, on any thread. Pages go to the system if more than the limit would be free. Neither function

@@ -19,11 +19,12 @@ from torch.utils._pytree import tree_leaves
 
 from mirage import blocks, model
 from mirage.fast import modules as fast
+from mirage.fast import networks as whole
 from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, NAFBlock, RestormerBlock, TransformerBlock
 from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
 from mirage.fast.recognise.parts import is_dense_convolution, is_depthwise_convolution, is_thin_convolution
 from mirage.fast.recognise.pattern import HOOKS, Pattern
-from mirage.networks import nafnet, restormer
+from mirage.networks import nafnet, promptir, restormer
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,15 @@ KINDS = (
     ),
     # Nothing gives these away: only the reference's own class counts.
     Kind(blocks.SPDCovariance, fast.SPDCovariance, lambda m: 0),
-    Kind(model.MIRAGE, fast.MIRAGE, lambda m: m.config["in_channels"], enclose=False),
+    *(
+        Kind(reference, replacement, lambda m: m.config["in_channels"], enclose=False)
+        for reference, replacement in (
+            (model.MIRAGE, whole.MIRAGE),
+            (restormer.Restormer, whole.Restormer),
+            (promptir.PromptIR, whole.PromptIR),
+            (nafnet.NAFNet, whole.NAFNet),
+        )
+    ),
     Kind(nn.Sequential, BlockSequence, lambda m: 0, applies=lambda m: _is_of_blocks(m), enclose=False),
     Kind(nn.Conv2d, fast.Conv2d, lambda m: m.in_channels, applies=_is_fast_convolution, common=True),
     Kind(nn.PixelShuffle, fast.PixelShuffle, lambda m: m.upscale_factor**2, common=True),
