@@ -219,6 +219,11 @@ def _is_channels_last_alone(x: Tensor) -> bool:
     return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def _is_large(x: Tensor) -> bool:
+    """Whether each block is to be an operator of its own. Symbolic sizes, which may be any, are not."""
+    return all(type(size) is int for size in x.shape) and x.nbytes >= ALONE_FROM
+
+
 def run_sequence(sequence: BlockSequence, held: list[Tensor]) -> Tensor:
     """Its forward of the one tensor in the list, where no gradient is wanted. The tensor is taken out of it, so that it
     is freed with the first block if nothing else refers to it."""
@@ -231,7 +236,7 @@ def run_sequence(sequence: BlockSequence, held: list[Tensor]) -> Tensor:
         module = modules[first]
         matcher: BlockMatcher | None = getattr(type(module), "matcher", None)
         if matcher is not None:
-            among = modules[: first + 1] if x.nbytes >= ALONE_FROM else modules
+            among = modules[: first + 1] if _is_large(x) else modules
             count, weights, numbers = matcher.match_run(among, first)
             if count:
                 x = matcher.run(x, weights, numbers)
