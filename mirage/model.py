@@ -131,21 +131,13 @@ class MIRAGE(nn.Module):
         enc2 = self.encoder_level2(self.down1_2(enc1))
         enc3 = self.encoder_level3(self.down2_3(enc2))
         latent = self.reduce_dim_level3(self.latent(self.down3_4(enc3)))
-        dec3 = self.decoder_level3(self.reduce_chan_level3(self.concatenate(self.up4_3(latent), enc3)))
-        dec2 = self.decoder_level2(self.reduce_chan_level2(self.concatenate(self.up3_2(dec3), enc2)))
-        dec1 = self.decoder_level1(self.concatenate(self.up2_1(dec2), enc1))
-        restored = self.add_image(self.output(self.refinement(dec1)), x)
+        dec3 = self.decoder_level3(self.reduce_chan_level3(torch.cat((self.up4_3(latent), enc3), dim=1)))
+        dec2 = self.decoder_level2(self.reduce_chan_level2(torch.cat((self.up3_2(dec3), enc2), dim=1)))
+        dec1 = self.decoder_level1(torch.cat((self.up2_1(dec2), enc1), dim=1))
+        restored = self.output(self.refinement(dec1)) + x
         if return_spd:
             return restored, self.spd_head(enc1, latent)
         return restored
-
-    def concatenate(self, upsampled: Tensor, skip: Tensor) -> Tensor:
-        """The input of a decoder level: two tensors [B, C, H, W] to one [B, 2C, H, W]."""
-        return torch.cat((upsampled, skip), dim=1)
-
-    def add_image(self, correction: Tensor, x: Tensor) -> Tensor:
-        """The restored image: what the network makes of the image, added to it. Both [B, in_channels, H, W]."""
-        return correction + x
 
     def spd_head(self, shallow: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Embed the covariances of shallow ``[B, dim, H, W]`` and latent ``[B, 4 dim, H/8, W/8]`` features on the unit

@@ -101,20 +101,69 @@ class CrossAttention(nn.Module):
         return self.project_out((scores.softmax(-1) @ v).reshape(x.shape))
 
 
-class Adapter(nn.Module):
-    """An expert by a draw, and a loss that it leaves behind."""
+class FourierAttention(nn.Module):
+    """As an expert of MoCE-IR has it: circular convolution in squares of pixels, in float32."""
 
-    def __init__(self, dim, freq_dim):
+    def __init__(self, dim, patch_size):
         super().__init__()
-        self.routing = nn.ModuleDict({"freq_gate": nn.Linear(freq_dim, 2, bias=False)})
-        self.experts = nn.ModuleList(nn.Conv2d(dim, dim, 1, bias=False) for _ in range(2))
+        self.patch_size = patch_size
+        self.q = nn.Conv2d(dim, dim, 1, bias=False)
+        self.q_dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.kv = nn.Conv2d(dim, 2 * dim, 1, bias=False)
+        self.kv_dwconv = nn.Conv2d(2 * dim, 2 * dim, 7, padding=3, groups=2 * dim)
+        self.norm, self.proj_out = Norm(dim), nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x):
+        size, (height, width) = self.patch_size, x.shape[2:]
+        q, (k, v) = self.q_dwconv(self.q(x)), self.kv_dwconv(self.kv(x)).chunk(2, 1)
+        q, k = (F.pad(t, (0, -width % size, 0, -height % size)).float() for t in (q, k))
+        down, across = q.shape[2] // size, q.shape[3] // size
+        q, k = (t.view(*t.shape[:2], down, size, across, size).transpose(3, 4) for t in (q, k))
+        mixed = torch.fft.irfft2(torch.fft.rfft2(q) * torch.fft.rfft2(k), s=(size, size))
+        mixed = mixed.transpose(3, 4).reshape(*x.shape[:2], down * size, across * size)[..., :height, :width]
+        return self.proj_out(self.norm(mixed) * v)
+
+
+class Expert(nn.Module):
+    def __init__(self, dim, rank, patch_size):
+        super().__init__()
+        self.proj = nn.ModuleList(nn.Conv2d(*sizes, 1, bias=False) for sizes in ((dim, rank), (dim, rank), (rank, dim)))
+        self.body = FourierAttention(rank, patch_size)
+
+    def forward(self, x, shared):
+        return self.proj[2](self.body(self.proj[0](x)) * F.silu(self.proj[1](shared))) + x
+
+
+class Routing(nn.Module):
+    def __init__(self, freq_dim, count, top_k):
+        super().__init__()
+        self.freq_gate, self.k = nn.Linear(freq_dim, count, bias=False), top_k
+
+    def forward(self, x, freq_emb):
+        logits = self.freq_gate(freq_emb)
+        values, chosen = torch.topk((logits + 0.1 * torch.randn_like(logits)).softmax(-1), self.k)
+        loss = values.square().mean() if self.training else 0
+        return torch.zeros_like(logits).scatter(1, chosen, values), chosen, values, loss
+
+
+class Adapter(nn.Module):
+    """Experts by a draw, and a loss that it leaves behind. In training mode all of them, times their gates."""
+
+    def __init__(self, dim, freq_dim=6, count=3, top_k=1):
+        super().__init__()
+        self.num_experts, self.top_k, self.loss = count, top_k, None
+        self.routing = Routing(freq_dim, count, top_k)
+        self.experts = nn.ModuleList(Expert(dim, 2 * i + 2, 2 ** (i + 2)) for i in range(count))
+        self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x, freq_emb, shared):
-        gates = self.routing["freq_gate"](freq_emb)
-        gates = gates + 0.1 * torch.randn_like(gates)
-        self.loss = gates.square().mean() if self.training else 0
-        chosen = self.experts[int(gates[0].argmax())]
-        return chosen(x) * F.silu(shared) * gates.max()
+        gates, chosen, _, self.loss = self.routing(x, freq_emb)
+        if self.training:
+            mixed = sum(gates[:, i, None, None, None] * expert(x, shared) for i, expert in enumerate(self.experts))
+        else:
+            maps = torch.stack([self.experts[i](x, shared) for i in chosen[0]], dim=1)
+            mixed = (gates.gather(1, chosen)[:, :, None, None, None] * maps).sum(1)
+        return self.proj_out(mixed)
 
 
 class ListedDecoderBlock(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import mirage_kernels
 from mirage import blocks
 from mirage.fast.mixer import run_mixer
-from mirage.fast.modules import Attention, FeedForward, LayerNorm
+from mirage.fast.modules import Attention, FeedForward, LayerNorm, is_large
 from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
 from mirage.fast.recognise.pattern import is_bypassable
 from mirage.fast.recognise.stage import BlockMatcher, Half
@@ -153,10 +153,15 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor, freq_emb: Tensor | None = None) -> tuple[Tensor, Any]:
         normed = self.norms[0](x)
         of_image, of_experts = (proj(normed) for proj in self.proj)
+        del normed
         shared = self.shared(of_image)
-        del normed, of_image  # the adapter takes more memory than all the rest
-        x = self.mixer(self.adapter(of_experts, freq_emb, shared), shared) + x
-        del of_experts, shared
+        del of_image
+        mixed = self.adapter(of_experts, freq_emb, shared)
+        del of_experts
+        mixed = self.mixer(mixed, shared)
+        del shared
+        x = mixed + x
+        del mixed
         return _in_halves(DecoderBlock, self, x), self.adapter.loss
 
 
@@ -190,10 +195,6 @@ def _run_blocks(x: Tensor, weights: list[Tensor], eps: list[float]) -> Tensor:
 BLOCKS = TransformerBlock.matcher = BlockMatcher(TransformerBlock, mirage_block.STAGES, _run_blocks)
 
 
-ALONE_FROM = 16 << 20
-"""Bytes of a feature map from which on each block is an operator of its own: several as one have a third map beside
-input and result, and the time between two calls is nothing beside theirs."""
-
 HALVED = (RestormerBlock, EncoderBlock, NAFBlock)
 """Blocks whose forward without gradients is their halves, one after the other."""
 
@@ -219,11 +220,6 @@ def _is_channels_last_alone(x: Tensor) -> bool:
     return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _is_large(x: Tensor) -> bool:
-    """Whether each block is to be an operator of its own. Symbolic sizes, which may be any, are not."""
-    return all(type(size) is int for size in x.shape) and x.nbytes >= ALONE_FROM
-
-
 def run_sequence(sequence: BlockSequence, held: list[Tensor]) -> Tensor:
     """Its forward of the one tensor in the list, where no gradient is wanted. The tensor is taken out of it, so that it
     is freed with the first block if nothing else refers to it."""
@@ -236,7 +232,8 @@ def run_sequence(sequence: BlockSequence, held: list[Tensor]) -> Tensor:
         module = modules[first]
         matcher: BlockMatcher | None = getattr(type(module), "matcher", None)
         if matcher is not None:
-            among = modules[: first + 1] if _is_large(x) else modules
+            # Several blocks as one operator have a third map beside input and result.
+            among = modules[: first + 1] if is_large(x) else modules
             count, weights, numbers = matcher.match_run(among, first)
             if count:
                 x = matcher.run(x, weights, numbers)

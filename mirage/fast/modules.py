@@ -11,6 +11,7 @@ released code's `GatedCNNBlock` has a flag where the reference has its method `d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,13 +20,12 @@ from torch import Tensor, nn
 import mirage_kernels
 from mirage import blocks
 from mirage.fast.recognise.parts import (
-    DENSE,
-    DEPTHWISE,
     DEPTHWISE_3X3,
     GELU,
+    is_biased_convolution,
     is_dense_convolution,
     is_depthwise_convolution,
-    is_thin_convolution,
+    is_halving_convolution,
 )
 from mirage.fast.recognise.pattern import is_bypassable
 from mirage.networks import restormer
@@ -48,20 +48,39 @@ __all__ = [
 ]
 
 
+LARGE_FROM = 16 << 20
+"""Bytes of a feature map from which on less memory is worth another call, whose time is nothing beside theirs."""
+
+
+def is_large(x: Tensor) -> bool:
+    """Whether x is a large feature map. Symbolic sizes, which may be any, are not."""
+    return all(type(size) is int for size in x.shape) and x.nbytes >= LARGE_FROM
+
+
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d` that keeps the size, by `mirage_kernels.dense_conv2d` where it is bias-free and 3x3 or 1x1; on
-    CPUs also where it has a bias, is 3x3 and has at most four channels on one side, and by
-    `mirage_kernels.dynamic_depthwise_conv2d` where it is depthwise, 3x3 to 11x11."""
+    CPUs also where it has a bias and is 1x1, or 3x3 with at most four channels on one side, and by
+    `mirage_kernels.dynamic_depthwise_conv2d` where it is depthwise, 3x3 to 11x11.
+
+    On CPUs large images, where no gradient is wanted, are halved by a convolution of 2x2 pixels of stride 2 in the same
+    way: their pixels go into channels, whose memory is taken from the workspace."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 4:
+        if x.dim() == 4 and x.shape[2:] != (1, 1):  # of one pixel each call would take longer than its product
             if is_dense_convolution(self):
                 return mirage_kernels.dense_conv2d(x, self.weight)
-            if x.is_cpu and is_thin_convolution(self):
+            if x.is_cpu and is_biased_convolution(self):
                 return _with_bias(mirage_kernels.dense_conv2d(x, self.weight), self.bias)
             if x.is_cpu and is_depthwise_convolution(self):
                 return _convolve_planes(x, self.weight, self.bias)
+            if x.is_cpu and not torch.is_grad_enabled() and is_halving_convolution(self) and _halves(x):
+                weight = self.weight.flatten(1)[:, :, None, None]
+                return _with_bias(mirage_kernels.dense_conv2d(workspace.pixel_unshuffle(x, 2), weight), self.bias)
         return super().forward(x)
+
+
+def _halves(x: Tensor) -> bool:
+    return is_large(x) and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
 
 
 class PixelShuffle(nn.PixelShuffle):
@@ -132,8 +151,13 @@ class Attention(blocks.Attention):
         return self.project_out(fused)
 
 
+def _is_bare(conv: nn.Module) -> bool:
+    """Whether calling it is the same as using its weights by what it is set up as."""
+    return type(conv) in (nn.Conv2d, Conv2d) and is_bypassable(conv)
+
+
 def _depthwise(conv: Any, x: Tensor) -> Tensor:
-    if not any(pattern.fits(conv) for pattern in DEPTHWISE):
+    if not _is_bare(conv) or not is_depthwise_convolution(conv):
         return conv(x)
     return _convolve_planes(x, conv.weight, conv.bias)
 
@@ -151,7 +175,7 @@ def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _dense(conv: Any, x: Tensor) -> Tensor:
-    if not any(pattern.fits(conv) for pattern in DENSE):
+    if not _is_bare(conv) or not is_dense_convolution(conv):
         return conv(x)
     return mirage_kernels.dense_conv2d(x, conv.weight)
 
@@ -178,9 +202,21 @@ class ChannelAttention(restormer.ChannelAttention):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = _depthwise(self.qkv_dwconv, _dense(self.qkv, x)).chunk(3, dim=1)
+        q, k, v = convolve_in_parts(self.qkv, self.qkv_dwconv, x, 3)
         attended = mirage_kernels.channel_attention(q, k, v, self.temperature, self.temperature.shape[0])
+        del q, k, v
         return _dense(self.project_out, attended)
+
+
+def convolve_in_parts(mix: Any, planes: Any, x: Tensor, count: int) -> Sequence[Tensor]:
+    """The depthwise convolution `planes` of what `mix` makes of x, as `count` tensors of as many channels. Where no
+    gradient is wanted large ones come one after the other: what lies between the two is there for one of them only."""
+    known = _is_bare(mix) and is_dense_convolution(mix) and _is_bare(planes) and is_depthwise_convolution(planes)
+    if not known or not is_large(x) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _depthwise(planes, _dense(mix, x)).chunk(count, dim=1)
+    biases = (None,) * count if planes.bias is None else planes.bias.chunk(count)
+    parts = zip(mix.weight.chunk(count), planes.weight.chunk(count), biases, strict=True)
+    return [_convolve_planes(mirage_kernels.dense_conv2d(x, weight), taps, bias) for weight, taps, bias in parts]
 
 
 class CrossChannelAttention(nn.Module):
@@ -193,9 +229,10 @@ class CrossChannelAttention(nn.Module):
     temperature: nn.Parameter
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        q = self.q_dwconv(self.q(x))
-        k, v = self.kv_dwconv(self.kv(y)).chunk(2, dim=1)
+        (q,) = convolve_in_parts(self.q, self.q_dwconv, x, 1)
+        k, v = convolve_in_parts(self.kv, self.kv_dwconv, y, 2)
         attended = mirage_kernels.channel_attention(q, k, v, self.temperature, self.temperature.shape[0])
+        del q, k, v
         return self.project_out(attended)
 
 

@@ -10,6 +10,8 @@ Only instances of the networks of this package become these: what other code kee
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,16 +31,28 @@ NAFNET_BYTES = 17  # 15 measured at 384x384 and 512x768 (widths 32 and 64)
 def consume(level: nn.Module, held: list[Tensor]) -> Tensor:
     """``level(held.pop())``. A sequence that is called without anybody seeing it lets go of that tensor as soon as its
     first module has run."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_bypassable(level):
-        return level(held.pop())
-    if type(level) is BlockSequence:
-        return run_sequence(level, held)
-    if type(level) is not nn.Sequential:
-        return level(held.pop())
-    x = held.pop()
-    for module in level:
-        x = module(x)
-    return x
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and is_bypassable(level):
+        if type(level) is BlockSequence:
+            return run_sequence(level, held)
+        if type(level) is nn.Sequential:
+            x = held.pop()
+            for module in level:
+                x = module(x)
+            return x
+    return level(held.pop())
+
+
+def encode(network: Any, held: list[Tensor]) -> list[Tensor]:
+    """What the three levels of an encoder make of the shallow features in the list: its skip connections."""
+    skips = [consume(network.encoder_level1, held)]
+    skips.append(consume(network.encoder_level2, [network.down1_2(skips[-1])]))
+    skips.append(consume(network.encoder_level3, [network.down2_3(skips[-1])]))
+    return skips
+
+
+def join(up: nn.Module, held: list[Tensor], skips: list[Tensor]) -> Tensor:
+    """The features of a level and, behind them, the next finer skip connection, which is given up."""
+    return workspace.concatenate(consume(up, held), skips.pop())
 
 
 class MIRAGE(model.MIRAGE):
@@ -48,28 +62,20 @@ class MIRAGE(model.MIRAGE):
     def forward(self, x: Tensor, return_spd: bool = False) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
         """See `mirage.MIRAGE.forward`."""
         self._check_input(x, return_spd)
-        skips = [consume(self.encoder_level1, [self.patch_embed(x)])]
+        skips = encode(self, [self.patch_embed(x)])
         shallow = skips[0] if return_spd else None
-        skips.append(consume(self.encoder_level2, [self.down1_2(skips[-1])]))
-        skips.append(consume(self.encoder_level3, [self.down2_3(skips[-1])]))
         held = [self.reduce_dim_level3(consume(self.latent, [self.down3_4(skips[-1])]))]
         latent = held[0] if return_spd else None
-        held = [self.reduce_chan_level3(self.concatenate(consume(self.up4_3, held), skips.pop()))]
+        held = [self.reduce_chan_level3(join(self.up4_3, held, skips))]
         held = [consume(self.decoder_level3, held)]
-        held = [self.reduce_chan_level2(self.concatenate(consume(self.up3_2, held), skips.pop()))]
+        held = [self.reduce_chan_level2(join(self.up3_2, held, skips))]
         held = [consume(self.decoder_level2, held)]
-        held = [self.concatenate(consume(self.up2_1, held), skips.pop())]
+        held = [join(self.up2_1, held, skips)]
         held = [consume(self.decoder_level1, held)]
-        restored = self.add_image(self.output(consume(self.refinement, held)), x)
+        restored = workspace.add(self.output(consume(self.refinement, held)), x)
         if shallow is None or latent is None:
             return restored
         return restored, self.spd_head(shallow, latent)
-
-    def concatenate(self, upsampled: Tensor, skip: Tensor) -> Tensor:
-        return workspace.concatenate(upsampled, skip)
-
-    def add_image(self, correction: Tensor, x: Tensor) -> Tensor:
-        return workspace.add(correction, x)
 
 
 class Restormer(restormer.Restormer):
@@ -82,15 +88,13 @@ class Restormer(restormer.Restormer):
     def restore(self, x: Tensor) -> Tensor:
         held = [self.patch_embed(x)]
         shallow = held[0] if self.config["dual_pixel_task"] else None
-        skips = [consume(self.encoder_level1, held)]
-        skips.append(consume(self.encoder_level2, [self.down1_2(skips[-1])]))
-        skips.append(consume(self.encoder_level3, [self.down2_3(skips[-1])]))
+        skips = encode(self, held)
         held = [consume(self.latent, [self.down3_4(skips[-1])])]
-        held = [self.reduce_chan_level3(workspace.concatenate(consume(self.up4_3, held), skips.pop()))]
+        held = [self.reduce_chan_level3(join(self.up4_3, held, skips))]
         held = [consume(self.decoder_level3, held)]
-        held = [self.reduce_chan_level2(workspace.concatenate(consume(self.up3_2, held), skips.pop()))]
+        held = [self.reduce_chan_level2(join(self.up3_2, held, skips))]
         held = [consume(self.decoder_level2, held)]
-        held = [workspace.concatenate(consume(self.up2_1, held), skips.pop())]
+        held = [join(self.up2_1, held, skips)]
         held = [consume(self.decoder_level1, held)]
         held = [consume(self.refinement, held)]
         if shallow is not None:
@@ -106,15 +110,13 @@ class PromptIR(promptir.PromptIR):
         return RESTORMER_BYTES * int(self.config["dim"])
 
     def restore(self, x: Tensor) -> Tensor:
-        skips = [consume(self.encoder_level1, [self.patch_embed(x)])]
-        skips.append(consume(self.encoder_level2, [self.down1_2(skips[-1])]))
-        skips.append(consume(self.encoder_level3, [self.down2_3(skips[-1])]))
+        skips = encode(self, [self.patch_embed(x)])
         held = [self.prompted(consume(self.latent, [self.down3_4(skips[-1])]), 3)]
-        held = [self.reduce_chan_level3(workspace.concatenate(consume(self.up4_3, held), skips.pop()))]
+        held = [self.reduce_chan_level3(join(self.up4_3, held, skips))]
         held = [self.prompted(consume(self.decoder_level3, held), 2)]
-        held = [self.reduce_chan_level2(workspace.concatenate(consume(self.up3_2, held), skips.pop()))]
+        held = [self.reduce_chan_level2(join(self.up3_2, held, skips))]
         held = [self.prompted(consume(self.decoder_level2, held), 1)]
-        held = [workspace.concatenate(consume(self.up2_1, held), skips.pop())]
+        held = [join(self.up2_1, held, skips)]
         held = [consume(self.decoder_level1, held)]
         return self.output(consume(self.refinement, held)) + x
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 from torch import nn
 
 from mirage.fast.recognise.kinds import KINDS, Kind, candidates, problem
+from mirage.fast.recognise.pattern import ORIGINAL_CLASS
 
-_ORIGINAL = "_mirage_original_class"
 _MEMORY = "_mirage_memory"
 MEMORY_MODES = ("low", "fast")
 _REPLACEMENTS = tuple(kind.replacement for kind in KINDS)
@@ -60,12 +60,13 @@ class Summary:
 def accelerate(model: Model, memory: str = "low") -> Model:
     """Swap the modules of `model` for fast ones, in place, and return it.
 
-    Blocks, layer norms, gated CNN branches, mixers, attentions, feed-forward networks, the SPD covariance and the
-    convolutions outside all of these (bias-free 3x3 and 1x1, 3x3 between an image and features, depthwise) are
-    recognised by their structure (attributes and shapes), so a model of the authors' released code is accelerated as
-    well as `mirage.mirage_tiny()`; a module of an unknown class must in addition agree with its fast counterpart on a
-    random input. Parameters, buffers, `state_dict`, hooks, dtype, device and training mode stay as they are; other
-    instances of the same classes are untouched. Calling it again does nothing more than to set `memory`.
+    Blocks, layer norms, gated CNN branches, mixers, attentions, feed-forward networks, the SPD covariance, MoCE-IR's
+    experts and the convolutions outside all of these (1x1, bias-free 3x3, 3x3 between an image and features,
+    depthwise, 2x2 of stride 2) are recognised by their structure (attributes and shapes), so a model of the authors'
+    released code is accelerated as well as `mirage.mirage_tiny()`; a module of an unknown class must in addition agree
+    with its fast counterpart on a random input. Parameters, buffers, `state_dict`, hooks, dtype, device and training
+    mode stay as they are; other instances of the same classes are untouched. Calling it again does nothing more than to
+    set `memory`.
 
     Args:
         model: a module that contains such modules, or is one.
@@ -94,7 +95,7 @@ def accelerate(model: Model, memory: str = "low") -> Model:
         return model
     for module, kind in chosen:
         if not isinstance(module, kind.replacement):
-            vars(module)[_ORIGINAL] = type(module)
+            vars(module)[ORIGINAL_CLASS] = type(module)
             module.__class__ = kind.replacement
         if hasattr(kind.replacement, _MEMORY):
             vars(module)[_MEMORY] = memory
@@ -112,7 +113,7 @@ def revert(model: Model) -> Model:
     """
     for module in model.modules():
         vars(module).pop(_MEMORY, None)
-        original = vars(module).pop(_ORIGINAL, None)
+        original = vars(module).pop(ORIGINAL_CLASS, None)
         if original is not None:
             module.__class__ = original
     return model

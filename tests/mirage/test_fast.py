@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from harness import operators
+from harness import operators, require
 from lookalike import ReleasedStyleMIRAGE
 from same_networks import check_same
 from torch import nn
@@ -15,6 +15,7 @@ import mirage
 import mirage.fast
 import mirage_kernels
 from mirage import blocks
+from mirage.fast import modules as fast_modules
 
 SMALL = {"dim": 24, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1}
 
@@ -53,13 +54,13 @@ def test_everything_is_replaced(model):
         "SPDCovariance": 1,
         "TransformerBlock": blocks_of_model,
         "BlockSequence": 8,
-        "Conv2d": 11,
+        "Conv2d": 13,
         "PixelShuffle": 3,
         "PixelUnshuffle": 3,
         "MIRAGE": 1,
     }
     assert not summary.kept
-    assert "75 modules run on mirage_kernels" in str(summary)
+    assert "77 modules run on mirage_kernels" in str(summary)
 
 
 def test_convolutions_outside_blocks_only(model):
@@ -67,9 +68,9 @@ def test_convolutions_outside_blocks_only(model):
     model.encoder_level1[0].ffn.act = nn.ReLU()
     mirage.fast.accelerate(model)
     fast = {path for path, module in model.named_modules() if isinstance(module, mirage.fast.Conv2d)}
-    assert {"patch_embed.proj", "down1_2.body.0", "up2_1.body.0", "reduce_chan_level2", "output"} <= fast
+    some = {"patch_embed.proj", "down1_2.body.0", "up2_1.body.0", "reduce_chan_level2", "output", "reduce_shallow"}
+    assert some <= fast
     assert not any("level1.0" in path for path in fast)
-    assert type(model.reduce_shallow) is nn.Conv2d, "it has a bias"
     mirage.fast.revert(model)
     assert not any(isinstance(module, mirage.fast.Conv2d) for module in model.modules())
 
@@ -81,16 +82,44 @@ def test_a_network_of_convolutions_is_left_alone():
     assert all(type(conv) is nn.Conv2d for conv in network)
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(3, 6), (6, 4)])
-def test_convolutions_between_images_and_features(inputs, outputs):
-    """With a bias too, where PyTorch's take long: on either side of a network."""
-    conv = nn.Conv2d(inputs, outputs, 3, padding=1).double()
+@pytest.mark.parametrize(("inputs", "outputs", "size"), [(3, 6, 3), (6, 4, 3), (6, 7, 1)])
+def test_convolutions_with_a_bias(inputs, outputs, size):
+    """Where PyTorch's take long: on either side of a network, and of single pixels."""
+    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2).double()
     norm = mirage.blocks.LayerNorm(inputs).double()
     fast = mirage.fast.accelerate(copy.deepcopy(nn.Sequential(norm, conv)))[1]
     x = torch.rand(2, inputs, 9, 11, dtype=torch.float64)
     assert type(fast) is mirage.fast.Conv2d
     assert operators(lambda: fast(x)) == ["dense_conv2d"]
     check_same(conv, fast, x)
+
+
+def test_an_image_of_one_pixel_is_no_matter_for_an_operator():
+    """As behind a global average: the call would take longer than the product."""
+    network = nn.Sequential(mirage.blocks.LayerNorm(6), nn.Conv2d(6, 5, 1, bias=False), nn.Conv2d(5, 4, 1))
+    fast, x = mirage.fast.accelerate(copy.deepcopy(network)), torch.rand(3, 6, 1, 1)
+    assert operators(lambda: fast(x)) == ["channel_layer_norm"]
+    torch.testing.assert_close(fast(x), network(x))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["bias-free", "bias"])
+def test_convolutions_that_halve_large_images(bias, monkeypatch):
+    """Of squares of 2x2 pixels side by side, where no gradient is wanted."""
+    require("cpp")
+    conv = nn.Conv2d(6, 9, 2, stride=2, bias=bias).double()
+    fast = mirage.fast.accelerate(copy.deepcopy(nn.Sequential(mirage.blocks.LayerNorm(6).double(), conv)))[1]
+    x = torch.rand(2, 6, 8, 12, dtype=torch.float64)
+    check_same(conv, fast, x)
+    with torch.no_grad():
+        assert type(fast) is mirage.fast.Conv2d and not operators(lambda: fast(x))
+        monkeypatch.setattr(fast_modules, "LARGE_FROM", 1)
+        for image in (x, x.transpose(2, 3), x.to(memory_format=torch.channels_last)):
+            assert operators(lambda image=image: fast(image)) == ["dense_conv2d"]
+            torch.testing.assert_close(fast(image), conv(image), rtol=1e-12, atol=1e-13)
+        odd = x[..., :-1]
+        assert not operators(lambda: fast(odd))
+        torch.testing.assert_close(fast(odd), conv(odd), rtol=1e-12, atol=1e-13)
+    assert not operators(lambda: fast(x)), "the copy would be kept for backward"
 
 
 @pytest.mark.parametrize("size", [3, 7, 11])

@@ -21,8 +21,14 @@ from mirage import blocks, model
 from mirage.fast import modules as fast
 from mirage.fast import networks as whole
 from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, NAFBlock, RestormerBlock, TransformerBlock
+from mirage.fast.experts import ExpertAdapter, FourierAttention
 from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
-from mirage.fast.recognise.parts import is_dense_convolution, is_depthwise_convolution, is_thin_convolution
+from mirage.fast.recognise.parts import (
+    is_biased_convolution,
+    is_dense_convolution,
+    is_depthwise_convolution,
+    is_halving_convolution,
+)
 from mirage.fast.recognise.pattern import HOOKS, Pattern
 from mirage.networks import nafnet, promptir, restormer
 
@@ -84,7 +90,8 @@ def _is_of_blocks(m: nn.Sequential) -> bool:
 
 
 def _is_fast_convolution(m: nn.Conv2d) -> bool:
-    return is_dense_convolution(m) or is_thin_convolution(m) or is_depthwise_convolution(m)
+    kinds = (is_dense_convolution, is_biased_convolution, is_depthwise_convolution, is_halving_convolution)
+    return any(is_one(m) for is_one in kinds)
 
 
 KINDS = (
@@ -115,6 +122,29 @@ KINDS = (
         known_without=("ffn.act",),
         enclose=False,
         inputs=lambda m: ((1, next(m.norms.parameters()).shape[0], 8, 8), (1, m.adapter.routing.freq_gate.in_features)),
+    ),
+    Kind(
+        ExpertAdapter,
+        ExpertAdapter,
+        lambda m: m.proj_out.in_channels,
+        moce_ir_block.ADAPTER,
+        known_by=("routing.freq_gate", "experts", "proj_out", "num_experts", "top_k"),
+        enclose=False,
+        inputs=lambda m: (
+            (1, m.proj_out.in_channels, 8, 8),
+            (1, m.routing.freq_gate.in_features),
+            (1, m.proj_out.in_channels, 8, 8),
+        ),
+    ),
+    Kind(
+        FourierAttention,
+        FourierAttention,
+        lambda m: m.q.in_channels,
+        moce_ir_block.FOURIER_ATTENTION,
+        known_by=("patch_size", "q", "q_dwconv", "kv", "kv_dwconv", "norm", "proj_out"),
+        known_without=("temperature",),
+        enclose=False,
+        inputs=lambda m: ((2, m.q.in_channels, 9, 13),),
     ),
     Kind(nafnet.NAFBlock, NAFBlock, lambda m: m.conv1.in_channels, nafnet_block.BLOCK),
     Kind(blocks.TransformerBlock, TransformerBlock, _block_channels, mirage_block.BLOCK),

@@ -44,3 +44,13 @@ DECODER_BLOCK = Pattern(
         "ffn": FEED_FORWARD,
     }
 )
+FOURIER_ATTENTION = Pattern(
+    children={
+        **{name: Pattern(nn.Conv2d) for name in ("q", "q_dwconv", "kv", "kv_dwconv", "proj_out")},
+        "norm": Pattern(),
+    }
+)
+ADAPTER = Pattern(
+    children={"routing": Pattern(children={"freq_gate": Pattern()}), "experts": Pattern(), "proj_out": Pattern()}
+)
+"""All of these are called."""

@@ -97,8 +97,19 @@ def drop_path(itself: str) -> Pattern:
 
 DEPTHWISE_3X3 = depthwise("weight", "channels")
 DENSE = tuple(convolution("weight", "inputs", "outputs", size=size) for size in DENSE_SIZES)
+POINTWISE = convolution("weight", "inputs", "outputs", bias="bias")
 THIN = convolution("weight", "inputs", "outputs", size=3, bias="bias")
 THIN_CHANNELS = 4
+HALVING = Pattern(
+    nn.Conv2d,
+    settings={
+        "kernel_size": ((2, 2),),
+        "stride": ((2, 2),),
+        "padding": ((0, 0),),
+        "dilation": ((1, 1),),
+        "groups": (1,),
+    },
+)
 DEPTHWISE = tuple(depthwise("weight", "channels", size=size, bias="bias") for size in DEPTHWISE_SIZES)
 
 
@@ -107,10 +118,18 @@ def is_dense_convolution(conv: nn.Conv2d) -> bool:
     return any(pattern.settings_fit(conv) for pattern in DENSE)
 
 
-def is_thin_convolution(conv: nn.Conv2d) -> bool:
-    """True for one that is `mirage_kernels.dense_conv2d` of 3x3 plus a bias, between an image and features: PyTorch's
-    takes twice to four times as long there, and no longer where both sides have many channels."""
-    return min(conv.in_channels, conv.out_channels) <= THIN_CHANNELS and THIN.settings_fit(conv)
+def is_biased_convolution(conv: nn.Conv2d) -> bool:
+    """True for one that is `mirage_kernels.dense_conv2d` plus a bias where that is the faster: of 1x1, or of 3x3
+    between an image and features. PyTorch's takes twice to four times as long at the latter, and no longer where both
+    sides have many channels."""
+    if min(conv.in_channels, conv.out_channels) <= THIN_CHANNELS and THIN.settings_fit(conv):
+        return True
+    return POINTWISE.settings_fit(conv)
+
+
+def is_halving_convolution(conv: nn.Conv2d) -> bool:
+    """True for one of all channels whose squares of 2x2 pixels lie side by side."""
+    return HALVING.settings_fit(conv)
 
 
 def is_depthwise_convolution(conv: nn.Conv2d) -> bool:

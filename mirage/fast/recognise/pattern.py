@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+ORIGINAL_CLASS = "_mirage_original_class"
+"""The attribute in which a module whose class was changed keeps its own."""
+
 Size = int | str | tuple[int, str]
 """A number, a name that stands for the first number it is compared with, or a multiple of a name."""
 
