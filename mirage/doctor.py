@@ -20,6 +20,7 @@ import torch
 from mirage.dtype_speeds import DtypeSpeed, compare_dtypes, fastest
 from mirage.self_check import Check, check_operators
 from mirage.wording import counted
+from mirage_kernels._runtime.processor import cpu_name, cpuinfo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,24 +125,6 @@ def package_version() -> str:
         return f"{getattr(mirage_kernels, '__version__', 'unknown')} (not installed)"
 
 
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _cpuinfo(*keys: str) -> str:
-    """The first value of one of ``keys`` in /proc/cpuinfo; empty where there is none, such as outside Linux."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key.strip() in keys:
-                    return value.strip()
-    except OSError:
-        pass
-    return ""
-
-
 def _versions() -> dict[str, str]:
     from mirage_kernels._runtime.dispatch import triton_version
 
@@ -159,18 +142,24 @@ def _versions() -> dict[str, str]:
 
 
 def _instruction_set() -> dict[str, str]:
-    """That of the C++ kernels, and why bfloat16 is not multiplied in tiles; nothing where they are not built."""
+    """That of the C++ kernels, the built-in choice where it is another, and why bfloat16 is not multiplied in tiles;
+    nothing where they are not built."""
     import mirage_kernels
 
     if mirage_kernels.available()["cpp"] != "yes":
         return {}
     native = importlib.import_module("mirage_kernels._native")
-    reason = native.why_no_tiles()
-    return {"instruction set": native.cpu_isa(), **({"without AMX": reason} if reason else {})}
+    found = {"instruction set": native.cpu_isa()}
+    if native.built_in_cpu_isa() != native.cpu_isa():
+        by = "MIRAGE_CPU_ISA" if os.environ.get("MIRAGE_CPU_ISA") else "MIRAGE_TUNING"
+        found["chosen by"] = f"{by}; by itself {native.built_in_cpu_isa()} runs"
+    if reason := native.why_no_tiles():
+        found["without AMX"] = reason
+    return found
 
 
 def _devices() -> list[dict[str, Any]]:
-    present = set(_cpuinfo("flags", "Features").split())
+    present = set(cpuinfo("flags", "Features").split())
     cpu = {
         "device": "cpu",
         "name": cpu_name(),

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from mirage_kernels._runtime import transforms, tuning
+from mirage_kernels._runtime import instruction_set, transforms, tuning
 from mirage_kernels._runtime.implementations import IMPLEMENTATIONS, KERNELS, ON_GPUS, RANKED
 
 OLDEST_TRITON = (3, 4)
@@ -40,7 +40,7 @@ NONE: dict[str, str] = {}
 """No implementation declines."""
 COMPOSITE_ON = ("cpu", "cuda")
 """Devices whose backward pass, autocast and memory the composites of stages were written for."""
-INTERFACE = 1
+INTERFACE = 2
 """Counted up, with that of csrc/python/interface.h, whenever what the libraries' functions take or return changes."""
 _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -77,6 +77,8 @@ _emulated = os.environ.get("MIRAGE_CUDA_EMULATE") == "1"
 native, _native_problem = _load(
     "_native", "the package was installed without a C++ compiler or with MIRAGE_SKIP_NATIVE=1"
 )
+if native is not None:
+    instruction_set.settle(native)
 cuda, _cuda_problem = (
     _load("_cuda_emulated", "the package was installed without MIRAGE_CUDA_EMULATED=1")
     if _emulated

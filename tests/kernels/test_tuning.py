@@ -41,7 +41,7 @@ ARGS = (torch.empty(3, dtype=torch.bfloat16), torch.empty(3), 7)
 @pytest.fixture
 def use(tmp_path, monkeypatch):
     """Makes a file with these launches the active one, on a GPU of this name."""
-    tuning._active.cache_clear()
+    tuning._read.cache_clear()
     tuning._is_for.cache_clear()
 
     def activate(launches=None, gpu="H200", choices=None):
@@ -52,7 +52,7 @@ def use(tmp_path, monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: gpu)
 
     yield activate
-    tuning._active.cache_clear()
+    tuning._read.cache_clear()
     tuning._is_for.cache_clear()
 
 

@@ -1,11 +1,15 @@
 """What `mirage doctor` makes of errors; the command itself is tested in test_cli.py."""
 
+import json
 import math
+import os
 
 import pytest
 import torch
 
+import mirage_kernels
 from mirage import doctor, self_check
+from mirage_kernels._runtime import dispatch
 from mirage_kernels._runtime.accuracy import Comparison, relative_error
 
 LIMITS = {"output": 1e-6, "grad 0": 1e-3, "grad 1": 1e-5}
@@ -44,3 +48,15 @@ def test_errors_are_relative_to_the_truth(result, expected, error):
 
 def test_nan_is_an_error_of_nan():
     assert math.isnan(relative_error(torch.tensor([math.nan, 0.0]), torch.zeros(2)))
+
+
+def test_an_instruction_set_that_was_chosen_is_told(fresh):
+    if mirage_kernels.available()["cpp"] != "yes":
+        pytest.skip(mirage_kernels.available()["cpp"])
+    built_in = dispatch.native.built_in_cpu_isa()
+    code = "from mirage import doctor; import json; print(json.dumps(doctor._instruction_set()))"
+    for wish, told in (("", None), (built_in, None), ("baseline", f"MIRAGE_CPU_ISA; by itself {built_in} runs")):
+        done = fresh.run(code, environment={**os.environ, "MIRAGE_CPU_ISA": wish})
+        found = json.loads(done.stdout)
+        assert found["instruction set"] == (wish or built_in)
+        assert found.get("chosen by") == (told if wish != built_in else None)

@@ -1,8 +1,9 @@
 #include "isa.h"
 
+#include "isa_choice.h"
+
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 
 #if defined(MIRAGE_HAVE_AMX)
 #include <cpuid.h>
@@ -57,13 +58,30 @@ Isa best_of_vectors() {
   return Isa::baseline;
 }
 
-Isa choose_isa() {
-  const Isa best = best_of_vectors();
-  if (const char* wish = std::getenv("MIRAGE_CPU_ISA")) {
-    for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16}) {
-      if (std::strcmp(wish, isa_name(isa)) == 0 && isa <= best) return isa;
-    }
+// Set by prefer_isa() before the choice is made.
+const Isa* preferred = nullptr;
+
+constexpr Isa kIsas[] = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx_bf16};
+
+// The set of this name; null where there is none.
+const Isa* isa_named(const char* name) {
+  for (const Isa& isa : kIsas) {
+    if (std::strcmp(name, isa_name(isa)) == 0) return &isa;
   }
+  return nullptr;
+}
+
+Isa choose_isa() {
+  if (const char* wish = std::getenv("MIRAGE_CPU_ISA"); wish != nullptr && *wish) {
+    return *isa_problem(wish) ? built_in_isa() : *isa_named(wish);
+  }
+  return preferred != nullptr ? *preferred : built_in_isa();
+}
+
+}  // namespace
+
+Isa built_in_isa() {
+  const Isa best = best_of_vectors();
 #if defined(MIRAGE_HAVE_X86_ISAS)
   if (best == Isa::avx512_bf16) {
     if (!*no_tiles()) return Isa::amx_bf16;
@@ -73,7 +91,20 @@ Isa choose_isa() {
   return best;
 }
 
-}  // namespace
+const char* isa_problem(const char* name) {
+  const Isa* const isa = isa_named(name);
+  if (isa == nullptr) return "there is no such instruction set";
+#if defined(MIRAGE_HAVE_X86_ISAS)
+  if (*isa == Isa::amx_bf16) return best_of_vectors() == Isa::avx512_bf16 ? no_tiles() : "the processor has no AMX";
+#else
+  if (*isa != Isa::baseline) return "the library was built without it";
+#endif
+  return *isa <= best_of_vectors() ? "" : "the processor does not have it";
+}
+
+void prefer_isa(const char* name) {
+  if (!*isa_problem(name)) preferred = isa_named(name);
+}
 
 Isa active_isa() {
   static const Isa isa = choose_isa();
@@ -95,7 +126,7 @@ const char* why_no_tiles() {
   if (active_isa() == Isa::amx_bf16) return "";
   if (best_of_vectors() != Isa::avx512_bf16) return "the processor has no AMX";
   const char* const reason = no_tiles();
-  return *reason ? reason : "MIRAGE_CPU_ISA chooses another instruction set";
+  return *reason ? reason : "another instruction set was chosen";
 #else
   return "only x86-64 has AMX";
 #endif
