@@ -1,4 +1,4 @@
-"""Measure on this machine's GPU what is faster: ``mirage tune``.
+"""Measure on this machine's GPU what is faster: ``mirage tune --device cuda``.
 
 A network runs; each Triton launch of a kind that has not been seen is timed with every number of warps and pipeline
 stages on the arguments that it came with, and the fastest is kept. Kernels that read what they write run many times
@@ -25,8 +25,9 @@ from mirage_kernels import FeedForwardWeights, MixerWeights
 from mirage_kernels._runtime.implementations import ON_GPUS
 from mirage_kernels._runtime.tuning import FP_FUSION, Tuning, choice_key, launch_key
 
-__all__ = ["Chooser", "Tuner", "tune"]
+__all__ = ["BETTER", "NETWORKS", "Chooser", "Tuner", "training_step", "tune"]
 
+NETWORKS = {"tiny": mirage.fast.mirage_tiny, "small": mirage.fast.mirage_small}
 WARPS, STAGES = (2, 4, 8), (1, 2, 3)
 BETTER = 0.97
 """A configuration replaces the built-in one where it takes at most so much of its time: less is noise."""
@@ -163,17 +164,18 @@ def tune(
 
 def _run(variant: str, cases: list[tuple[tuple[int, int, int, int], torch.dtype]], step: bool) -> None:
     """The network on each shape and dtype, and training steps where they are asked for."""
-    build = {"tiny": mirage.fast.mirage_tiny, "small": mirage.fast.mirage_small}[variant]
+    build = NETWORKS[variant]
     for shape, dtype in cases:
         image = torch.rand(shape, device="cuda")
         with torch.inference_mode():
             build().eval().to("cuda", dtype)(image.to(dtype))
         if step:
-            _step(build().train().cuda(), image, dtype)
+            training_step(build().train().cuda(), image, dtype)
 
 
-def _step(model: torch.nn.Module, image: torch.Tensor, dtype: torch.dtype) -> None:
-    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+def training_step(model: torch.nn.Module, image: torch.Tensor, dtype: torch.dtype) -> None:
+    """Forward and backward on images [B, C, H, W] of float32, under autocast to `dtype`."""
+    with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
         outputs = model(image, return_spd=True)
     MirageLoss(preset="released")(outputs, image)[0].backward()
 

@@ -223,15 +223,18 @@ def test_doctor_says_that_there_is_no_gpu(monkeypatch):
     assert result.exit_code == 2 and "no CUDA device is available" in result.output
 
 
-def test_tune_needs_a_gpu_and_sizes(monkeypatch, tmp_path):
+def test_tune_needs_a_device_and_sizes(monkeypatch, tmp_path):
     output = str(tmp_path / "tuning.json")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "no CUDA device is available" in call("tune", "-o", output).output
+    assert "no CUDA device is available" in call("tune", "-o", output, "--device", "cuda").output
+    assert "expected a CPU or a CUDA device, got 'meta'" in call("tune", "-o", output, "--device", "meta").output
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     wrong = call("tune", "-o", output, "--size", "224")
     assert wrong.exit_code == 2 and "expected HxW, such as 224x224, got '224'" in wrong.output
     wrong = call("tune", "-o", str(tmp_path / "nowhere" / "tuning.json"))
     assert wrong.exit_code == 2 and "no folder" in wrong.output
+    wrong = call("tune", "-o", output, "--rounds", "3")
+    assert wrong.exit_code == 2 and "expected with --device cpu alone, got it with cuda" in wrong.output
 
 
 def test_tune_writes_what_it_found(monkeypatch, tmp_path):
