@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from mirage.grids import MeasureGroup, Workers
-from mirage.grids.training import psnr
 from mirage.train import Config, Interrupted, load_config
 from mirage.unirestorer import (
     ExpertTrainings,
@@ -44,6 +43,7 @@ from mirage.unirestorer import (
     write_figure,
 )
 from mirage.unirestorer.clustering import parse_children
+from mirage.unirestorer.evaluation import WAYS, measured_choices, summarise_choices
 from mirage.unirestorer.expert_training import parse_steps
 from mirage.unirestorer.samples import data_identity, one_set_a_kind
 from mirage.whole_files import write_whole
@@ -52,7 +52,6 @@ HELD_OUT = ("GB+GN", "MB+JP", "DB+PO", "SR+JP", "RI+SP", "haze+GN", "rain+MB")
 """Compositions that are not trained on, of degradations that are."""
 
 RAIN = "Rain100L"
-WAYS = ("degraded", "root", "finest", "router", "instructed", "best leaf", "best node")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_experts(place, config, options)
     make_router(place, options)
     measured = measure_all(place.system(device=options.device), config, options)
-    summary = summarise(place.tree(), measured, tasks_of(config))
+    summary = summarise_choices(place.tree(), measured, tasks_of(config))
     write_whole(options.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode("utf-8"))
     text = page(place.tree(), summary, options)
     write_whole(options.folder / "results.md", text.encode("utf-8"))
@@ -186,19 +185,12 @@ def measure_all(system: UniRestorer, config: Config, options: argparse.Namespace
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {one.name: one.kind for one in one_set_a_kind(config.data).sets} | {name: name for name in HELD_OUT}
     test = MeasureGroup(str(options.data / "CBSD68"), options.test_crop, options.limit, kinds=tuple(kinds.items()))
-    stamp = {"system": system.fingerprint, "test": json.loads(json.dumps(test.identity))}
     measured = {}
     for name in (*kinds, RAIN):
-        path = folder / f"{name}.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if {key: found.get(key) for key in stamp} != stamp:
-            pairs = rain_pairs(options) if name == RAIN else test.pairs(name)
-            task = name if name in system.tree.tasks else "RA" if name == RAIN else None
-            images = [measure(system, seen, clean, task) for seen, clean in pairs]
-            found = {**stamp, "images": images}
-            write_whole(path, (json.dumps(found) + "\n").encode("utf-8"))
-            say(f"{name}: {len(images)} images")
-        measured[name] = found["images"]
+        pairs = rain_pairs(options) if name == RAIN else test.pairs(name)
+        task = "RA" if name == RAIN else name
+        measured[name] = measured_choices(system, pairs, task, folder / f"{name}.json", test.identity)
+        say(f"{name}: {len(measured[name])} images")
     return measured
 
 
@@ -214,73 +206,7 @@ def rain_pairs(options: argparse.Namespace) -> Iterator[tuple[np.ndarray, np.nda
         yield seen, clean
 
 
-def measure(system: UniRestorer, seen: np.ndarray, clean: np.ndarray, task: str | None) -> dict[str, Any]:
-    """PSNR by every expert, and where the router sends the image, with and without its task."""
-    own = system.select(seen)
-    named = own if task is None or task not in system.tree.tasks else system.select(seen, task)
-    values = [
-        psnr(clean, system.restore(seen, explanation=dataclasses.replace(own, expert=node)).image)
-        for node in range(len(system.tree))
-    ]
-    return {
-        "degraded": psnr(clean, seen), "psnr": values, "leaf": own.leaf, "level": own.level, "expert": own.expert,
-        "instructed": named.expert, "expected_level": sum(t * p for t, p in enumerate(own.p_level)),
-        "p_leaf": max(own.p_leaf), "uncertainty": own.uncertainty,
-    }  # fmt: skip
-
-
 # --- what it shows
-
-
-def ways_of(tree: ExpertTree, image: dict[str, Any]) -> dict[str, float]:
-    """PSNR of an image by each way to choose its expert."""
-    values, leaves = image["psnr"], list(tree.leaves)
-    best_leaf = max(values[leaf] for leaf in leaves)
-    chosen = (image["degraded"], values[0], values[leaves[image["leaf"]]], values[image["expert"]],
-              values[image["instructed"]], best_leaf, max(values))  # fmt: skip
-    return dict(zip(WAYS, chosen, strict=True))
-
-
-def summarise(tree: ExpertTree, measured: dict[str, list[dict[str, Any]]], tasks: Sequence[str]) -> dict[str, Any]:
-    from scipy.stats import mannwhitneyu
-
-    rows = {}
-    for name, images in measured.items():
-        ways = [ways_of(tree, image) for image in images]
-        levels = np.bincount([image["level"] for image in images], minlength=tree.levels) / len(images)
-        rows[name] = {
-            "images": len(images), "in_distribution": name in tasks, "levels": levels.tolist(),
-            **{way: float(np.mean([each[way] for each in ways])) for way in WAYS},
-        }  # fmt: skip
-    groups = {
-        part: [n for n, row in rows.items() if row["in_distribution"] == (part == "in")] for part in ("in", "out")
-    }
-    means = {
-        part: {
-            "images": sum(rows[name]["images"] for name in names),
-            "levels": np.mean([rows[name]["levels"] for name in names], 0).tolist(),
-            **{way: float(np.mean([rows[name][way] for name in names])) for way in WAYS},
-        }
-        for part, names in groups.items()
-    }
-    parts = {
-        part: [image for name in names for image in measured[name]] for part, names in groups.items()
-    }  # an image counts once here, a degradation once above
-    levels = {part: [image["level"] for image in images] for part, images in parts.items()}
-    expected = {part: [image["expected_level"] for image in images] for part, images in parts.items()}
-    test = mannwhitneyu(levels["out"], levels["in"], alternative="less")
-    test_expected = mannwhitneyu(expected["out"], expected["in"], alternative="less")
-    return {
-        "degradations": rows, "means": means,
-        "coarser": {
-            "mean_level": {part: float(np.mean(values)) for part, values in levels.items()},
-            "above_leaves": {part: float(np.mean(np.array(v) < tree.levels - 1)) for part, v in levels.items()},
-            "mean_expected_level": {part: float(np.mean(values)) for part, values in expected.items()},
-            "images": {part: len(values) for part, values in levels.items()},
-            "p_level": float(test.pvalue), "p_expected_level": float(test_expected.pvalue),
-        },
-        "experts": np.bincount([i["expert"] for own in parts.values() for i in own], minlength=len(tree)).tolist(),
-    }  # fmt: skip
 
 
 def page(tree: ExpertTree, summary: dict[str, Any], options: argparse.Namespace) -> str:

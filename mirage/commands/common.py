@@ -10,12 +10,25 @@ import click
 
 from mirage.extras import not_there
 
-__all__ = ["FILE", "FOLDER", "KEY", "STOPPED", "WEIGHTS", "device_named", "reading_weights", "require", "stopping"]
+__all__ = [
+    "FILE",
+    "FOLDER",
+    "KEY",
+    "STOPPED",
+    "THERE",
+    "WEIGHTS",
+    "device_named",
+    "reading_weights",
+    "require",
+    "stopping",
+]
 
 STOPPED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+THERE = click.Path(exists=True, dir_okay=False, path_type=Path)
+"""A file that is read."""
 FOLDER = click.Path(file_okay=False, path_type=Path)
 WEIGHTS = click.option(
     "--weights",

@@ -34,6 +34,7 @@ def calibrate(
     it takes the place of the old one in the folder's groups.json, and calibration.json beside it has all distances.
     A picture takes about as long as a degradation of mirage grids similarity.
 
+    \b
         mirage grids calibrate CBSD68 --groups networks
     """
     from rich.console import Console

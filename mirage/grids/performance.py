@@ -142,6 +142,8 @@ def read_performance(path: str | os.PathLike[str], degradations: Collection[str]
         try:
             text = path.read_text(encoding="utf-8-sig")
             found = CachedPerformance(_from_csv(text) if path.suffix.lower() == ".csv" else _from_json(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not readable as JSON: {error}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     if degradations is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mirage.commands.common import FILE, STOPPED, stopping
+from mirage.commands.common import FILE, STOPPED, THERE, stopping
 from mirage.grids.command_parts import split_names, train_options, trainer_of, training_progress, trainings_of
 from mirage.wording import counted
 
@@ -23,7 +23,7 @@ QUESTIONS = {"size": "the most alike group of {n}", "rank": "place {place} of th
 @click.option("--table", help="Performances that are there: JSON or CSV, or published:restormer, published:srresnet.")
 @click.option("--config", help="Train what is needed, as this configuration of mirage train says, with KEY=VALUE in "
               "the place of its values; such as grids-tiny.")  # fmt: skip
-@click.option("--similarity", type=FILE, help="What mirage grids similarity wrote (.json, .csv): trainings go along "
+@click.option("--similarity", type=THERE, help="What mirage grids similarity wrote (.json, .csv): trainings go along "
               "its ranking. Without it the groups whose performance is known are all that is considered.")  # fmt: skip
 @click.option("--degradations", help="What to divide, such as GB,MB,SP.  [default: all of the similarities', the "
               "configuration's or the table's]")  # fmt: skip
@@ -43,6 +43,7 @@ def search(overrides: tuple[str, ...], table: str | None, config: str | None, si
     With --table nothing is trained. With --config networks are trained and measured, each once: the same command goes
     on where it was stopped, and searches with another --delta use what is there.
 
+    \b
         mirage grids search --table published:restormer
         mirage grids search --config grids-tiny data.root=/datasets --test /datasets/CBSD68 --similarity similarity.json
     """
@@ -52,6 +53,8 @@ def search(overrides: tuple[str, ...], table: str | None, config: str | None, si
         raise click.UsageError("--config needs --test, pictures that networks are measured on")
     if table is not None and overrides:
         raise click.UsageError(f"KEY=VALUE goes with --config, got {overrides[0]}")
+    if table is not None and not table.startswith("published:") and not Path(table).is_file():
+        raise click.UsageError(f"--table: no file {table!r}")
     from rich.console import Console
 
     from mirage.grids.performance import read_performance, write_performance

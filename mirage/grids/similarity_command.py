@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mirage.commands.common import FILE, FOLDER, KEY, device_named, reading_weights, require
+from mirage.commands.common import FILE, FOLDER, KEY, STOPPED, device_named, reading_weights, require, stopping
 
 __all__ = ["similarity"]
 
@@ -66,12 +66,15 @@ def similarity(images: tuple[Path, ...], out_dir: Path, weights: Path | None, ke
         room = parse_bytes(memory)
         clean = sample_patches(images, patches, crop, seed, lambda name, why: console.print(f"left out {name}: {why}"))
         out_dir.mkdir(parents=True, exist_ok=True)
-        with _bar(console, len(names)) as advance:
+        with stopping(), _bar(console, len(names)) as advance:
             found = similarity_matrix(
                 descriptor, clean, names, components=components, patch=patch, seed=seed, memory=room,
                 cache=out_dir / KEPT, progress=advance,
             )  # fmt: skip
         files = _write(found, out_dir, symmetric)
+    except KeyboardInterrupt:
+        click.echo("stopped; what was measured is kept, and the same command goes on from here", err=True)
+        sys.exit(STOPPED)
     except (OSError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     _print(found, symmetric, Console(width=None if sys.stdout.isatty() else 160))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mirage.commands.common import FILE, FOLDER, KEY, STOPPED, device_named, reading_weights, stopping
+from mirage.commands.common import FILE, FOLDER, KEY, STOPPED, THERE, device_named, reading_weights, stopping
 from mirage.grids.command_parts import train_options, trainer_of, training_progress, trainings_of
 
 __all__ = ["train"]
@@ -18,10 +18,10 @@ __all__ = ["train"]
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--config", required=True, help="Of mirage train, such as grids-tiny, with KEY=VALUE in the place of "
               "its values.")  # fmt: skip
-@click.option("--groups", "groups_path", type=FILE, help="What mirage grids search wrote.")
+@click.option("--groups", "groups_path", type=THERE, help="What mirage grids search wrote.")
 @click.option("--group", "groups", multiple=True, metavar="GB+MB", help="A group, in the place of --groups. "
               "Repeatable.")  # fmt: skip
-@click.option("--similarity", required=True, type=FILE, help="similarity.json of mirage grids similarity: how images "
+@click.option("--similarity", required=True, type=THERE, help="similarity.json of mirage grids similarity: how images "
               "are told apart.")  # fmt: skip
 @click.option("--weights", type=FILE, help="Of the descriptor that the similarities were measured by.  "
               "[default: descriptor-srresnet]")  # fmt: skip
@@ -38,6 +38,7 @@ def train(overrides: tuple[str, ...], config: str, groups_path: Path | None, gro
     Networks that a search has trained, with the same --config and --folder, are used as they are; a training that was
     stopped goes on.
 
+    \b
         mirage grids train --config grids-tiny --groups groups.json --similarity similarity.json -o networks
     """
     if (groups_path is None) == (not groups):

@@ -125,8 +125,10 @@ def resolve_weights(weights: str | os.PathLike[str]) -> Path:
     if path.name in packaged:
         return packaged[path.name]
     there = ", ".join(sorted(packaged_weights())) or "none in this installation"
+    features = ", ".join(sorted(packaged_features()))
+    also = f"; of descriptors and extractors: {features}" if features else ""
     raise FileNotFoundError(
-        f"weights: no file {str(weights)!r}, and no packaged weights of that name; there are: {there}"
+        f"weights: no file {str(weights)!r}, and no packaged weights of that name; there are: {there}{also}"
     )
 
 

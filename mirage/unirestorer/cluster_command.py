@@ -36,6 +36,7 @@ def cluster(overrides: tuple[str, ...], config: str, folder: Path, extractor: st
     The samples are crops of the configuration's pictures as its training would see them; each degradation of a set's
     kind is a task. What is written is tree and extractor; no image is kept, since a sample follows from its number.
 
+    \b
         mirage unirestorer cluster --config unirestorer-tiny data.root=/data --extractor extractor-small --system system
     """
     require("unirestorer", "sklearn", *(["matplotlib"] if plots else []))

@@ -36,6 +36,7 @@ def experts(
     Each trains for the same number of steps, or those of a level do. The fewer steps the root has had, the less there
     is in it for pictures that no leaf knows. A training that was stopped goes on; experts that are there stay.
 
+    \b
         mirage unirestorer experts --config unirestorer-tiny data.root=/datasets --system system
     """
     require("unirestorer", "filelock")

@@ -38,6 +38,7 @@ def extract(overrides: tuple[str, ...], config: str, out: Path | None, card: Pat
     A run that was interrupted goes on where it stopped when it is started again. Ctrl-C and SIGTERM write a checkpoint
     first. A run that is over writes its files again.
 
+    \b
         mirage unirestorer extract data.root=/datasets output.folder=runs/extractor
     """
     require("train", "lightning_fabric", "yaml", "PIL", "fsspec", "braceexpand")
@@ -105,6 +106,7 @@ def retrieval(pictures: Path, name: str, view: Any, config: str, count: int, siz
     """Degrade crops of PICTURES by each label's degradation, and tell how often the nearest crop of another picture is
     of the same type, and of the same type and strength.
 
+    \b
         mirage unirestorer retrieval CBSD68
     """
     require("train", "yaml", "PIL")

@@ -35,9 +35,9 @@ def restore(inputs: tuple[Path, ...], folder: Path, out_dir: Path, task: str | N
             threads: int | None) -> None:  # fmt: skip
     """Restore image files, or all in folders, each with the expert that the router picks.
 
-    Prints each file's leaf, level, expert and uncertainty; experts.csv and experts.jsonl in the output folder have the
-    same, with all probabilities. Files that are done are left alone, so the same command goes on where one was stopped.
-    The exit status is 1 where a file failed, and 130 after Ctrl-C.
+    Prints each file's leaf, level and expert; experts.csv and experts.jsonl in the output folder have the same, with
+    all probabilities and the uncertainty. Files that are done are left alone, so the same command goes on where one was
+    stopped. The exit status is 1 where a file failed, and 130 after Ctrl-C.
     """
     import torch
 

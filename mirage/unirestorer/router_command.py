@@ -35,6 +35,7 @@ def router(overrides: tuple[str, ...], config: str, folder: Path, memory: str | 
     level was chosen, usage.csv, at each validation, how often each expert was; one that got less than 1% of its share
     is warned about.
 
+    \b
         mirage unirestorer router --config unirestorer-router data.root=/datasets --system system
     """
     from mirage.train import Interrupted

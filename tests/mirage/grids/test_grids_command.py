@@ -92,22 +92,29 @@ def test_search_along_a_ranking(tmp_path):
     (["search", "--table", "a", "--config", "b"], "expected one of --table and --config"),
     (["search", "--table", "published:restormer", "a=1"], "KEY=VALUE goes with --config, got a=1"),
     (["search", "--table", "published:x"], "network: expected one of restormer, srresnet, got 'x'"),
-    (["search", "--table", "none.json"], "none.json"),
+    (["search", "--table", "none.json"], "--table: no file 'none.json'"),
     (["search", "--table", "published:restormer", "--degradations", "GB,XX"], "degradations: published:restormer has"),
-    (["search", "--table", "published:restormer", "--similarity", "none.csv"], "none.csv"),
+    (["search", "--table", "published:restormer", "--similarity", "none.csv"], "'none.csv' does not exist"),
     (["search", "--config", "grids-tiny"], "--config needs --test"),
     (["search", "--config", "none", "--test", "."], "no configuration at 'none'"),
     (["search", "--config", "denoise-tiny", "--test", "."], "expected a set with a kind"),
     (["train", "--config", "grids-tiny", "--similarity", "s.json", "-o", "x"], "expected one of --groups and --group"),
-    (["train", "--config", "grids-tiny", "--group", "GB", "--similarity", "none.json", "-o", "x"], "none.json"),
+    (["train", "--config", "grids-tiny", "--group", "GB", "--similarity", "none.json", "-o", "x"],
+     "'none.json' does not exist"),
     (["restore", "in.png", "--groups", "none", "-o", "x"], "no groups of restorers in 'none': it has no groups.json"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told(arguments, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.json").touch()
     result = run(*arguments)
     assert result.exit_code in (1, 2)
     assert sentence in " ".join(result.output.split()), result.output
     assert "Traceback" not in result.output
+
+
+def test_help_shows_each_example_on_a_line_of_its_own():
+    lines = [line.strip() for line in run("search", "--help").output.splitlines()]
+    assert "mirage grids search --table published:restormer" in lines
 
 
 @pytest.mark.parametrize("text, sentence", [

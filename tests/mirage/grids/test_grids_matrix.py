@@ -381,12 +381,25 @@ def test_the_command_says_what_is_wrong_in_a_sentence(place):
         (("--components", "20"), "expected less than --patches 20, got 20"),
         (("--patch", "17"), "expected at most --crop 16, got 17"),
         (("--crop", "64"), "expected some of at least 64x64 pixels, got none among 3"),
-        (("--weights", "no-such-weights"), "no packaged weights of that name"),
+        (("--weights", "no-such-weights"), "of descriptors and extractors: descriptor-srresnet"),
         (("--memory", "much"), "much"),
     ):
         result = command(place, *more)
         assert result.exit_code != 0 and message in result.output, result.output
         assert "Traceback" not in result.output
+
+
+def test_ctrl_c_keeps_what_was_measured(place, monkeypatch):
+    from mirage.grids import matrix
+
+    def stopped(*arguments, progress, **options):
+        similarity_matrix(*arguments[:2], ["GN"], progress=progress, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(matrix, "similarity_matrix", stopped)
+    result = command(place, "--degradations", "GN,SP")
+    assert result.exit_code == 130 and "the same command goes on from here" in result.output
+    assert list(json.loads((place / "out" / "measured.json").read_text())["measured"])
 
 
 def test_groups_of_the_paper_are_shown_beside_its_distances(place):

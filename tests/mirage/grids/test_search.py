@@ -393,7 +393,7 @@ def test_what_is_wrong_is_told_in_a_sentence(call, sentence):
 
 @pytest.mark.parametrize("name, text, sentence", [
     ("t.json", "{}", r"t\.json: expected a table of the format 'mirage grids performance, version 1'"),
-    ("t.json", "nonsense", r"t\.json: Expecting value"),
+    ("t.json", "nonsense", r"t\.json: not readable as JSON: Expecting value"),
     ("t.json", json.dumps({"format": "mirage grids performance, version 1", "groups": [{"group": "a"}]}),
      r"t\.json: groups\[0\]: expected"),
     ("t.json", json.dumps({"format": "mirage grids performance, version 1",

@@ -9,7 +9,9 @@ import torch
 from click.testing import CliRunner
 from train_cases import SMALL, write_pictures
 
-from mirage.unirestorer import SmallExtractor, save_extractor
+from mirage.grids import MeasureGroup
+from mirage.grids.training import psnr
+from mirage.unirestorer import SmallExtractor, UniRestorer, save_extractor
 from mirage.unirestorer.command import unirestorer
 
 pytest.importorskip("sklearn")
@@ -65,6 +67,7 @@ def test_the_stages_one_after_the_other(root, lora):
     assert sum(described["usage"].values()) == pytest.approx(1, abs=1e-5)
     assert run("describe", system).count(" yes ") == 6
 
+    check_evaluation(root, system)
     text = run("restore", root / "photos", "--system", system, "-o", root / "out", "--device", "cpu", code=1)
     assert text.count("  expert ") == 2 and "failed" in text and "broken.png" in text
     lines = [json.loads(line) for line in (root / "out" / "experts.jsonl").read_text().splitlines()[1:]]
@@ -75,6 +78,40 @@ def test_the_stages_one_after_the_other(root, lora):
     error = run(*task, "fog", code=1)
     assert "expected one of GB, GN, low_haze; got 'fog'" in " ".join(error.split())
     run(*task, "low_haze")
+
+
+def check_evaluation(root, system):
+    """Every way to choose is told of known and of held-out degradations, and nothing is measured twice."""
+    evaluate = ["evaluate", root / "clean", "--system", system, "-o", root / "measured", "--crop", 16, "--limit", 2]
+    evaluate += ["--device", "cpu"]
+    lines = [line.split() for line in run(*evaluate).splitlines()]
+    assert [line[0] for line in lines if line[1:2] == ["2"]] == ["GN", "GB", "low_haze"]
+    text = run(*evaluate, "--degradations", "GN,GB+GN")
+    assert "GB+GN (held out)" in text and "held-out pictures go to coarser levels" in text
+    summary = json.loads((root / "measured" / "summary.json").read_text())
+    row = summary["degradations"]["GB+GN"]
+    assert not row["in_distribution"] and row["images"] == 2 and sum(row["levels"]) == pytest.approx(1)
+    assert row["best node"] >= max(row["root"], row["finest"], row["router"], row["best leaf"])
+    [record, _] = json.loads((root / "measured" / "GB+GN.json").read_text())["images"]
+    restored = UniRestorer.load(system, device="cpu")
+    [(seen, clean), _] = MeasureGroup(str(root / "clean"), 16, 2).pairs("GB+GN")
+    result = restored.restore(seen)
+    assert result.explanation.expert == record["expert"]
+    assert psnr(clean, result.image) == pytest.approx(record["psnr"][record["expert"]])
+
+    kept = (root / "measured" / "GN.json").stat().st_mtime_ns
+    assert run(*evaluate, "--degradations", "GN,GB+GN") == text
+    assert (root / "measured" / "GN.json").stat().st_mtime_ns == kept
+    run(*evaluate, "--degradations", "GN", "--seed", 1)
+    assert (root / "measured" / "GN.json").stat().st_mtime_ns > kept
+    for more, sentence in (
+        (("--degradations", "XX"), "unknown degradation 'XX'"),
+        (("--degradations", "GN GN"), "expected each once"),
+        (("--crop", 64), "expected at least 64 pixels a side"),
+    ):
+        assert sentence in " ".join(run(*evaluate, *more, code=1).split())
+    nowhere = run("evaluate", root / "clean", "--system", root / "none", "-o", root / "m", code=1)
+    assert "cluster makes it" in " ".join(nowhere.split())
 
 
 def test_clustering_again_is_the_same_and_what_is_wrong_is_told(root):
