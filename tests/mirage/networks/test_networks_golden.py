@@ -14,6 +14,7 @@ import torch
 from golden import regenerate, relative_error
 
 from mirage import networks
+from mirage.complexity import measure
 
 CASES = {
     "restormer_withbias": "restormer",
@@ -118,6 +119,26 @@ def test_prompts_of_unit_size_reach_the_output(dtype):
         restored = network(data["input"].to(dtype))
     assert relative_error(restored, data["unit_prompts.restored"]) <= OUTPUTS[dtype]
     assert relative_error(restored, data["eval.restored"]) > 1e-2  # the prompts matter here
+
+
+@pytest.mark.parametrize(("side", "convolutions", "products"), [(256, 140.990, 13.892), (512, 563.962, 55.566)])
+def test_multiply_adds_of_restormer(side, convolutions, products):
+    """The paper prints 140.99 G at 256x256, which is convolutions alone: attention's two products come on top."""
+    with torch.device("meta"):
+        network, image = networks.create("restormer"), torch.empty(1, 3, side, side)
+    counted = 0
+
+    def count(module, arguments, output):
+        nonlocal counted
+        counted += output.numel() * module.weight[0].numel()
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    network(image)
+    assert counted / 1e9 == pytest.approx(convolutions, abs=5e-4)
+    total = measure(networks.create("restormer"), (1, 3, side, side), memory="fake").macs
+    assert (total - counted) / 1e9 == pytest.approx(products, abs=1e-3)
 
 
 @pytest.mark.parametrize(
