@@ -8,8 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mirage.grids.trained import TrainingFailed
 from mirage.grids.training import config_identity
 from mirage.grids.workers import Workers
 from mirage.train.build import build_network
-from mirage.train.config import Config
+from mirage.train.config import Config, Model
 from mirage.train.run import Run
 from mirage.unirestorer.lora import LoRASettings, add_lora
 from mirage.unirestorer.lora_files import save_lora
@@ -84,6 +84,8 @@ class TrainExpert:
         lora: what is trained of all but the root's; None: each node has a network of its own.
         dtype: of whole weights that are kept.
         level_steps: optimizer steps of an expert of each level, from the root on; None: as ``config`` has it, for all.
+        models: by node, networks of their own in the place of ``config.model``: another kind, or other arguments. Such
+            a node is trained whole, also where others are by LoRA; of the root, LoRA adds to it.
 
     Raises:
         ValueError: ``level_steps`` are not positive integers.
@@ -93,6 +95,7 @@ class TrainExpert:
     lora: LoRASettings | None = None
     dtype: str = "float32"
     level_steps: tuple[int, ...] | None = None
+    models: Mapping[int, Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = self.level_steps
@@ -103,13 +106,18 @@ class TrainExpert:
         """Optimizer steps of an expert of a level, where they are said in steps."""
         return self.config.schedule.steps if self.level_steps is None else self.level_steps[level]
 
-    def config_of(self, level: int, folder: Path) -> Config:
+    def lora_of(self, node: int) -> LoRASettings | None:
+        """What is trained in the place of a node's weights; None: the weights."""
+        return self.lora if node and node not in self.models else None
+
+    def config_of(self, level: int, folder: Path, node: int = 0) -> Config:
         """The configuration of an expert, which writes to a folder."""
+        model = self.models.get(0 if self.lora_of(node) else node, self.config.model)
         schedule = self.config.schedule
         if self.level_steps is not None:
             schedule = dataclasses.replace(schedule, steps=self.level_steps[level], epochs=None)
         output = dataclasses.replace(self.config.output, folder=str(folder))
-        return dataclasses.replace(self.config, schedule=schedule, output=output)
+        return dataclasses.replace(self.config, model=model, schedule=schedule, output=output)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -118,7 +126,9 @@ class TrainExpert:
         lora = None if self.lora is None else dataclasses.asdict(self.lora)
         # Only where there are some: folders of before there were any stay what they are.
         steps = {} if self.level_steps is None else {"level_steps": list(self.level_steps)}
-        return {"dtype": self.dtype, **config_identity(config), "lora": lora, **steps}
+        models = {str(node): dataclasses.asdict(model) for node, model in sorted(self.models.items())}
+        own = {"models": models} if models else {}
+        return {"dtype": self.dtype, **config_identity(config), "lora": lora, **steps, **own}
 
     def __call__(self, node: int, members: Sequence[int], folder: Path, level: int = 0) -> None:
         """Train, going on from a checkpoint of an earlier run, and write the weights; checkpoints are removed then.
@@ -139,8 +149,8 @@ class TrainExpert:
 
         run_folder = folder / f"{node:03d}"
         run_folder.mkdir(parents=True, exist_ok=True)
-        lora = self.lora if node else None
-        config = self.config_of(level, run_folder)
+        lora = self.lora_of(node)
+        config = self.config_of(level, run_folder, node)
         if lora is not None:
             base = expert_file(folder, 0)
             if not base.is_file():
@@ -174,7 +184,7 @@ class ExpertTrainings:
 
     Raises:
         ValueError: the folder holds trainings of other settings or of another tree, or there are steps for more or
-            fewer levels than the tree has; the message says which.
+            fewer levels than the tree has, or networks for nodes that it does not have; the message says which.
     """
 
     def __init__(
@@ -198,6 +208,9 @@ class ExpertTrainings:
             raise ValueError(
                 f"level_steps: expected one for each of the tree's {tree.levels} levels, got {list(train.level_steps)}"
             )
+        unknown = sorted(node for node in train.models if node not in range(len(tree)))
+        if unknown:
+            raise ValueError(f"models: expected nodes from 0 to {len(tree) - 1}, got {unknown}")
         keep_settings(self.folder, FORMAT, {"tree": tree.fingerprint, "train": train.identity}, "experts")
 
     @property

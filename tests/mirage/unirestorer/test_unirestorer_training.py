@@ -330,6 +330,36 @@ def test_experts_of_each_level_train_for_steps_of_their_own(root):
         ExpertTrainings(folder, two_leaves(), TrainExpert(config_of(root), level_steps=(3, 2)))
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_nodes_may_have_networks_of_their_own(root, rank):
+    """A tree of three: a MIRAGE, one like it (or LoRA on it), and a NAFNet, which run side by side."""
+    from mirage import networks
+    from mirage.train.config import Model
+    from mirage.unirestorer.lora import LoRASettings
+
+    arguments = {"width": 4, "encoder_blocks": [1], "middle_blocks": 1, "decoder_blocks": [1]}
+    own = {2: Model(network="nafnet", arguments=arguments, spd=False)}
+    lora = None if rank is None else LoRASettings(rank, 4.0)
+    plain, train = TrainExpert(config_of(root), lora), TrainExpert(config_of(root), lora, models=own)
+    assert "models" not in plain.identity and train.identity["models"]["2"]["network"] == "nafnet"
+    folder = SystemFolder(root / "system")
+    files = ExpertTrainings(folder.experts_folder, two_leaves(), train).run()
+    nafnet = networks.load(files[2])
+    assert type(nafnet) is networks.NAFNet and type(networks.load(files[0])) is mirage.MIRAGE
+
+    two_leaves().save(folder.tree_file)
+    stored = folder.experts(device="cpu", fast=False)
+    x = torch.rand(3, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    restored = stored.run(x, [0, 1, 2])
+    assert [stored.store.kind(name) for name in ("001", "002")] == ["full" if rank is None else "lora", "full"]
+    with torch.no_grad():
+        assert torch.allclose(restored[2:], nafnet.eval()(x[2:]), atol=1e-5)
+    with pytest.raises(ValueError, match=r"other settings \(train.models"):
+        ExpertTrainings(folder.experts_folder, two_leaves(), plain)
+    with pytest.raises(ValueError, match=r"models: expected nodes from 0 to 2, got \[3\]"):
+        ExpertTrainings(root / "others", two_leaves(), TrainExpert(config_of(root), models={3: own[2]}))
+
+
 @pytest.mark.parametrize("steps", [(), (0, 1), (1, -1), (1.0, 1), (True, 1)])
 def test_steps_that_are_none_are_refused(root, steps):
     with pytest.raises(ValueError, match="level_steps: expected a positive integer for each level, got"):
