@@ -360,10 +360,12 @@ class GroupSearch:
         )
 
     def _remarks(self, candidates: Sequence[Group]) -> Iterator[str]:
-        if self.missing:
-            names = [self.name(group) for group in self.missing]
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            yield f"performance: not known of {', '.join(names[:5])}{more}, which counts as infeasible"
+        single = [self.name(group) for group in self.missing if len(group) == 1]
+        if single:
+            yield f"performance: not known of {_some(single)} alone, so larger groups with it count as infeasible"
+        larger = [self.name(group) for group in self.missing if len(group) > 1]
+        if larger:
+            yield f"performance: not known of {_some(larger)}, which counts as infeasible"
         if self.ranking is None:
             every = 2 ** len(self.degradations) - 1
             known = {group for group in self.performance.known() if group <= set(self.degradations)}
@@ -441,3 +443,9 @@ def _for_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_for_json(each) for each in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -336,6 +336,7 @@ def test_missing_groups_are_infeasible_and_reported():
     del values["a"]
     alone = search_groups(list("abc"), CachedPerformance(values))
     assert len(alone.groups) == 3 and "a" in alone.missing and "a+b" not in alone.drops
+    assert "performance: not known of a alone, so larger groups with it count as infeasible" in alone.notes
 
 
 def test_tables_as_json_and_csv(tmp_path):
