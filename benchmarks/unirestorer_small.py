@@ -4,7 +4,8 @@ A tree of the first samples of `unirestorer-tiny` (GRIDS's eleven degradations a
 small MIRAGE for each node, a router; measured on the middles of CBSD68, degraded once and for all, and of Rain100L's
 test pictures: in distribution, and by degradations that nothing was trained on. Every image is restored by every
 expert, so that the router stands beside the root, always the finest level, the best leaf and the best node (which know
-the clean picture), and beside itself with the task named.
+the clean picture), and beside itself with the task named; with ``--confidence`` also beside the level that follows from
+the probabilities of the leaves.
 
 Every stage goes on where it was stopped. Writes into ``--folder``: the system, ``tree.png``, ``embeddings.png``,
 ``measured/NAME.json`` (every image, every expert), ``summary.json`` and ``results.md``.
@@ -43,7 +44,8 @@ from mirage.unirestorer import (
     write_figure,
 )
 from mirage.unirestorer.clustering import parse_children
-from mirage.unirestorer.evaluation import WAYS, measured_choices, summarise_choices
+from mirage.unirestorer.confidence import check_confidence
+from mirage.unirestorer.evaluation import measured_choices, summarise_choices
 from mirage.unirestorer.expert_training import parse_steps
 from mirage.unirestorer.samples import data_identity, one_set_a_kind
 from mirage.whole_files import write_whole
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make_experts(place, config, options)
     make_router(place, options)
     measured = measure_all(place.system(device=options.device), config, options)
-    summary = summarise_choices(place.tree(), measured, tasks_of(config))
+    summary = summarise_choices(place.tree(), measured, tasks_of(config), options.confidence)
     write_whole(options.folder / "summary.json", (json.dumps(summary, indent=1) + "\n").encode("utf-8"))
     text = page(place.tree(), summary, options)
     write_whole(options.folder / "results.md", text.encode("utf-8"))
@@ -95,12 +97,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--balance-weight", type=float, help="default: of the objective")
     parser.add_argument("--centre-weight", type=float, default=0.1)
     parser.add_argument("--test-crop", type=int, default=128, help="middles of the test pictures")
+    parser.add_argument("--confidence", type=float, help="the level by the leaves' probabilities, in (0, 1]")
     parser.add_argument("--limit", type=int, help="test pictures of each degradation")
     parser.add_argument("--workers", type=int, default=1, help="experts trained at a time")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="of the experts")
     options = parser.parse_args(arguments)
+    check_confidence(options.confidence)  # before anything is trained
     if options.balance_weight is None:
         options.balance_weight = RouterSettings(objective=options.objective).balance_weight
     return options
@@ -211,17 +215,18 @@ def rain_pairs(options: argparse.Namespace) -> Iterator[tuple[np.ndarray, np.nda
 
 def page(tree: ExpertTree, summary: dict[str, Any], options: argparse.Namespace) -> str:
     """The results in Markdown."""
+    ways = summary["ways"]
     experts = f"LoRA of rank {options.lora}" if options.lora else "whole"
     lines = [
         f"{tree!r} of {tree.nodes[0].size} samples of {options.crop} pixels; MIRAGE, dim {options.dim}, experts "
         f"{experts}, {steps_told(options)} (`{options.config}`), router {options.router_steps} steps. PSNR in dB "
         f"of RGB, middles of {options.test_crop} pixels.", "", f"    {command(options)}", "",
-        f"| degradation | images | {' | '.join(WAYS)} | levels 0.. |", f"|---|---:|{'---:|' * len(WAYS)}---|",
+        f"| degradation | images | {' | '.join(ways)} | levels 0.. |", f"|---|---:|{'---:|' * len(ways)}---|",
     ]  # fmt: skip
     for name, row in summary["degradations"].items():
-        lines.append(line(name if row["in_distribution"] else f"{name} (held out)", row))
+        lines.append(line(name if row["in_distribution"] else f"{name} (held out)", row, ways))
     titles = {"in": "**mean, in distribution**", "out": "**mean, held out**"}
-    lines += [line(title, summary["means"][part]) for part, title in titles.items()]
+    lines += [line(title, summary["means"][part], ways) for part, title in titles.items()]
     c = summary["coarser"]
     lines += [
         "", f"Level, mean over images: {c['mean_level']['in']:.2f} of {c['images']['in']} in distribution, "
@@ -229,22 +234,26 @@ def page(tree: ExpertTree, summary: dict[str, Any], options: argparse.Namespace)
         f"{c['above_leaves']['in']:.1%} and {c['above_leaves']['out']:.1%}; expected level "
         f"{c['mean_expected_level']['in']:.3f} and {c['mean_expected_level']['out']:.3f}. "
         f"Held-out images go to coarser levels (Mann-Whitney, one-sided): "
-        f"p = {c['p_level']:.2g} by level, {c['p_expected_level']:.2g} by expected level.",
+        f"p = {c['p_level']:.2g} by level, {c['p_expected_level']:.2g} by expected level, "
+        f"{c['p_level_by_degradation']:.2g} by the mean levels of degradations.",
         "", f"Images by expert: {summary['experts']}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def line(name: str, row: dict[str, Any]) -> str:
+def line(name: str, row: dict[str, Any], ways: Sequence[str]) -> str:
     levels = " ".join(f"{share:.0%}" for share in row["levels"])
-    return f"| {name} | {row['images']} | {' | '.join(f'{row[way]:.2f}' for way in WAYS)} | {levels} |"
+    return f"| {name} | {row['images']} | {' | '.join(f'{row[way]:.2f}' for way in ways)} | {levels} |"
 
 
 def command(options: argparse.Namespace) -> str:
     names = ("dim", "samples", "steps", "batch", "crop", "router_steps", "router_crop", "router_batch", "router_lr",
              "objective", "balance", "balance_weight", "centre_weight", "test_crop")  # fmt: skip
     text = " ".join(f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names)
-    text += "".join(f" --{n} {getattr(options, n)}" for n in ("lora", "limit") if getattr(options, n) is not None)
+    if options.level_steps is not None:
+        text += f' --level-steps "{options.level_steps}"'
+    where_given = ("lora", "limit", "confidence")
+    text += "".join(f" --{name} {getattr(options, name)}" for name in where_given if getattr(options, name) is not None)
     text += "".join(f" --override '{each}'" for each in options.override)
     return (
         f"python -m benchmarks.unirestorer_small --data DIR --extractor FILE --config {options.config} "

@@ -15,9 +15,16 @@ if TYPE_CHECKING:
     from mirage.train.config import Config
     from mirage.unirestorer.folder import SystemFolder
 
-__all__ = ["CONFIG", "OVERRIDES", "SYSTEM", "check_data", "config_of", "told"]
+__all__ = ["CONFIDENCE", "CONFIG", "OVERRIDES", "SYSTEM", "check_data", "config_of", "told"]
 
 SYSTEM = click.option("--system", "folder", required=True, type=FOLDER, help="Folder that the stages fill.")
+CONFIDENCE = click.option(
+    "--confidence",
+    metavar="C",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Above 0, at most 1: an image goes to the finest node on its leaf's path whose leaves have so much of the "
+    "probability together.  [default: the router says the level]",
+)
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 CONFIG = click.option("--config", required=True, help="Of mirage train, such as unirestorer-tiny, with KEY=VALUE in "
                       "the place of its values.")  # fmt: skip

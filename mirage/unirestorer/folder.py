@@ -134,6 +134,7 @@ class SystemFolder:
         memory: int | str | None = None,
         extractor: Extractor | None = None,
         fast: bool = True,
+        confidence: float | None = None,
     ) -> UniRestorer:
         """The whole of it.
 
@@ -142,17 +143,18 @@ class SystemFolder:
             memory: bytes for the weights of experts that are loaded, as of `mirage.unirestorer.ExpertStore`.
             extractor: in the place of the folder's.
             fast: experts run on `mirage.fast`.
+            confidence: of the level, as of `UniRestorer`.
 
         Raises:
             FileNotFoundError: a part is not there yet.
-            ValueError: a part cannot be read, or they are not of each other.
+            ValueError: a part cannot be read, they are not of each other, or ``confidence`` is out of its range.
         """
         from mirage.restore.loading import resolve_device
 
         where = resolve_device(device)
         experts = self.experts(memory=memory, device=where, fast=fast)
         found = self.extractor(where) if extractor is None else extractor
-        return UniRestorer(found, self.tree(), self.router().to(where), experts)
+        return UniRestorer(found, self.tree(), self.router().to(where), experts, confidence=confidence)
 
     # --- writing
 

@@ -53,8 +53,8 @@ def restore_routed(
     of_restorer = {name: value for name, value in options.items() if name not in FILE_OPTIONS}
     jobs = collect_jobs(inputs, out_dir, of_files.format, on_skip)
     ledger = Ledger(
-        out_dir / LEDGER, format=FORMAT, of="system", fingerprint=f"{system.fingerprint} task={task or 'any'}",
-        columns=COLUMNS, overwrite=overwrite, what="another system or task",
+        out_dir / LEDGER, format=FORMAT, of="system", fingerprint=_fingerprint(system, task), columns=COLUMNS,
+        overwrite=overwrite, what="another system, task or confidence",
     )  # fmt: skip
 
     def each() -> Iterator[RoutedOutcome]:
@@ -68,6 +68,11 @@ def restore_routed(
             ledger.write_table()
 
     return each()
+
+
+def _fingerprint(system: UniRestorer, task: str | None) -> str:
+    own = f"{system.fingerprint} task={task or 'any'}"
+    return own if system.confidence is None else f"{own} confidence={float(system.confidence)!r}"
 
 
 def _record(job: Job, explanation: Explanation) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class Routes:
         leaf: int64 ``[B]``, from 0 to K - 1.
         level: int64 ``[B]``; 0 is the root, T - 1 the leaves.
         expert: int64 ``[B]``: the number of the node of the leaf's path at that level.
-        gate: ``[B]``: the probability of the leaf plus that of the level; what gradients of the gates pass through.
+        gate: ``[B]``: the probability of the leaf plus that of the router's level; what gradients of the gates pass
+            through.
         p_leaf, p_level: ``[B, K]`` and ``[B, T]``, of which each row sums to 1.
         logits_leaf, logits_level: of the same shapes, before the softmax, masks and in training noise included.
         degradation: ``[B, dim]``, of the first head.

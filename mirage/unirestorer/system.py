@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mirage.restore.pixels import Reader, as_image
+from mirage.unirestorer.confidence import check_confidence, finest_level, path_shares
 from mirage.unirestorer.dispatcher import Experts, dispatch
 from mirage.unirestorer.router import Router, Routes
 from mirage.unirestorer.tree import ExpertTree
@@ -35,7 +37,8 @@ class Explanation:
         level: 0 is the root.
         expert: number of the expert, and of its node of the tree.
         tasks: those of the node, the most frequent first.
-        p_leaf, p_level: probabilities of all leaves and levels.
+        p_leaf, p_level: the router's probabilities of all leaves and levels. Where the system has a ``confidence``,
+            ``level`` follows from those of the leaves, and need not be the likeliest of ``p_level``.
         uncertainty: mean variance that the router expects of the embedding around the leaf's centre; comparable between
             images of one router.
     """
@@ -64,14 +67,20 @@ class UniRestorer:
         tree: of the clusters.
         router: of the tree's paths; is put into evaluation mode.
         experts: by the numbers of the tree's nodes.
+        confidence: None: the level is the router's choice. A number c in (0, 1]: it is that of the finest node on the
+            path of the router's leaf whose leaves have at least c of the probability together, so that an image whose
+            leaf is in doubt goes to a coarser one; the root has all of it. An attribute, which may be set.
 
     Raises:
-        ValueError: router, tree and experts are not of each other.
+        ValueError: router, tree and experts are not of each other, or ``confidence`` is out of its range.
 
     Calls from several threads at once are safe.
     """
 
-    def __init__(self, extractor: Extractor, tree: ExpertTree, router: Router, experts: Experts) -> None:
+    def __init__(
+        self, extractor: Extractor, tree: ExpertTree, router: Router, experts: Experts, *,
+        confidence: float | None = None,
+    ) -> None:  # fmt: skip
         if not torch.equal(router.paths.cpu(), tree.paths):
             raise ValueError(
                 f"router: expected one of the tree's paths, {list(tree.paths.shape)} of {len(tree)} nodes, got one of "
@@ -80,11 +89,21 @@ class UniRestorer:
         if len(experts) != len(tree):
             raise ValueError(f"experts: expected one for each of the tree's {len(tree)} nodes, got {len(experts)}")
         self.extractor, self.tree, self.router, self.experts = extractor, tree, router.eval(), experts
+        self.confidence = confidence
         self.node_tasks = tree.node_tasks()
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         return f"UniRestorer({self.tree!r}, tasks: {', '.join(self.tree.tasks) or 'not known'})"
+
+    @property
+    def confidence(self) -> float | None:
+        """Of the leaves' probability, how much the expert's leaves have together; None: the router says the level."""
+        return self._confidence
+
+    @confidence.setter
+    def confidence(self, confidence: float | None) -> None:
+        self._confidence = check_confidence(confidence)
 
     # --- routing
 
@@ -94,8 +113,9 @@ class UniRestorer:
 
         Args:
             images: ``[B, 3, H, W]``, or a list of ``[3, H, W]`` of any sizes; floating point in [0, 1].
-            task: a task of the tree, whose leaves alone can be chosen then; the level is the router's choice, and the
-                root stays. A list has a task or None for each image. None: all leaves.
+            task: a task of the tree, whose leaves alone can be chosen then, and whose probabilities alone count for
+                ``confidence``; a level that is the router's choice is as without a task, and the root stays. A list
+                has a task or None for each image. None: all leaves.
 
         Raises:
             ValueError: an unknown task (the message lists those that are known), or images of another shape.
@@ -107,7 +127,12 @@ class UniRestorer:
         with self._lock:
             weight = self.router.beta
             embeddings = self.embed(chosen).to(weight.device, weight.dtype)
-            return self.router(embeddings, mask)
+            routes, confidence = self.router(embeddings, mask), self.confidence
+        if confidence is None:
+            return routes
+        paths = self.router.paths
+        level = finest_level(path_shares(routes.p_leaf, routes.leaf, paths), confidence)
+        return dataclasses.replace(routes, level=level, expert=paths[routes.leaf, level])
 
     @torch.no_grad()
     def embed(self, images: Images) -> Tensor:
@@ -206,7 +231,7 @@ class UniRestorer:
         each file's leaf, level, expert, probabilities and uncertainty. Needs the extra ``images``.
 
         A run that was stopped goes on where it was, as of `mirage.Restorer.files`; a folder with results of another
-        system, or of another task, is refused.
+        system, task or ``confidence`` is refused.
 
         Args:
             inputs, out_dir, on_skip: as there.
@@ -228,7 +253,7 @@ class UniRestorer:
     @property
     def fingerprint(self) -> str:
         """Hexadecimal digest of what decides where images go: the tree, and the router's weights. (Experts and
-        extractor are not read for it.)"""
+        extractor are not read for it, and ``confidence`` is no part of it.)"""
         import hashlib
 
         digest = hashlib.sha256(self.tree.fingerprint.encode())
@@ -243,7 +268,8 @@ class UniRestorer:
 
         Args:
             folder: the folder.
-            options: of `mirage.unirestorer.SystemFolder.system`: ``device``, ``memory``, ``extractor``.
+            options: of `mirage.unirestorer.SystemFolder.system`: ``device``, ``memory``, ``extractor``,
+                ``confidence``.
 
         Raises:
             FileNotFoundError: a part is missing; the message says which.

@@ -62,6 +62,13 @@ def test_version():
     assert torch.__version__ in result.output and "mirage-kernels" in result.output
 
 
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "mirage", "version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == call("version").output, done.stderr
+    wrong = subprocess.run([sys.executable, "-m", "mirage", "nothing"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("Usage: mirage [OPTIONS]"), wrong.stderr
+
+
 # --- restore
 
 

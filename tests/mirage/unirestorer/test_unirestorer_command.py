@@ -72,8 +72,13 @@ def test_the_stages_one_after_the_other(root, lora):
     assert text.count("  expert ") == 2 and "failed" in text and "broken.png" in text
     lines = [json.loads(line) for line in (root / "out" / "experts.jsonl").read_text().splitlines()[1:]]
     assert len(lines) == 2 and all(len(line["p_leaf"]) == 3 and len(line["p_level"]) == 3 for line in lines)
-    again = run("restore", root / "photos" / "00.png", "--system", system, "-o", root / "out", "--device", "cpu")
+    restore = ["restore", root / "photos" / "00.png", "--system", system, "-o", root / "out", "--device", "cpu"]
+    again = run(*restore)
     assert "(done before)" in again
+    confident = [*restore, "--confidence", 1]
+    assert "has results of another system, task or confidence" in " ".join(run(*confident, code=1).split())
+    assert "  level 0  expert 0 " in run(*confident, "--overwrite")
+    assert "Invalid value for '--confidence'" in run(*restore, "--confidence", 0, code=2)
     task = ["restore", root / "photos" / "00.png", "--system", system, "--device", "cpu", "-o", root / "out2", "--task"]
     error = run(*task, "fog", code=1)
     assert "expected one of GB, GN, low_haze; got 'fog'" in " ".join(error.split())
@@ -102,6 +107,8 @@ def check_evaluation(root, system):
     kept = (root / "measured" / "GN.json").stat().st_mtime_ns
     assert run(*evaluate, "--degradations", "GN,GB+GN") == text
     assert (root / "measured" / "GN.json").stat().st_mtime_ns == kept
+    check_confident_evaluation(root, system, [*evaluate, "--degradations", "GN,GB+GN"])
+    assert (root / "measured" / "GN.json").stat().st_mtime_ns == kept
     run(*evaluate, "--degradations", "GN", "--seed", 1)
     assert (root / "measured" / "GN.json").stat().st_mtime_ns > kept
     for more, sentence in (
@@ -112,6 +119,34 @@ def check_evaluation(root, system):
         assert sentence in " ".join(run(*evaluate, *more, code=1).split())
     nowhere = run("evaluate", root / "clean", "--system", root / "none", "-o", root / "m", code=1)
     assert "cluster makes it" in " ".join(nowhere.split())
+
+
+def check_confident_evaluation(root, system, evaluate):
+    """The level by the leaves' probabilities stands beside the router's, from what is measured."""
+    for confidence, level in ((1, 0), (1e-6, 2)):
+        text = run(*evaluate, "--confidence", confidence)
+        assert " confident " in text and f"above the leaves: {1 - level / 2:.1%}" in text
+        summary = json.loads((root / "measured" / "summary.json").read_text())
+        assert summary["confidence"] == confidence and summary["ways"][3:6] == ["router", "confident", "instructed"]
+        for row in summary["degradations"].values():
+            assert row["levels"][level] == 1 and row["confident"] == row["finest" if level else "root"]
+    images = json.loads((root / "measured" / "GB+GN.json").read_text())["images"]
+    [(seen, _), *_] = MeasureGroup(str(root / "clean"), 16, 2).pairs("GB+GN")
+    for confidence in (0.4, 0.6, 0.9):
+        run(*evaluate, "--confidence", confidence)
+        row = json.loads((root / "measured" / "summary.json").read_text())["degradations"]["GB+GN"]
+        reached = [UniRestorer.load(system, device="cpu", confidence=confidence).select(seen).expert]
+        reached.append(next(n for n, share in zip(path(system, images[1]), images[1]["shares"][::-1], strict=True)
+                            if share >= confidence))  # fmt: skip
+        expected = [image["psnr"][expert] for image, expert in zip(images, reached, strict=True)]
+        assert row["confident"] == pytest.approx(sum(expected) / 2)
+    for wrong in (0, 1.5, "much"):
+        assert "Invalid value for '--confidence'" in run(*evaluate, "--confidence", wrong, code=2)
+
+
+def path(system, image):
+    """Nodes from the leaf of a picture up to the root."""
+    return UniRestorer.load(system, device="cpu").tree.paths[image["leaf"]].tolist()[::-1]
 
 
 def test_clustering_again_is_the_same_and_what_is_wrong_is_told(root):

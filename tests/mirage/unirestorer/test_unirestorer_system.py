@@ -142,8 +142,18 @@ def test_files_have_a_record_each_and_are_not_done_twice(system, tmp_path):
     again = list(system.files(tmp_path / "in", tmp_path / "out"))
     assert [o.skipped for o in again] == [True, True, True, False]
     assert again[0].explanation == outcomes[0].explanation
-    with pytest.raises(ValueError, match="has results of another system or task"):
+    with pytest.raises(ValueError, match="has results of another system, task or confidence"):
         system.files(tmp_path / "in", tmp_path / "out", task="rows less")
+    system.confidence = 0.9
+    with pytest.raises(ValueError, match="has results of another system, task or confidence"):
+        system.files(tmp_path / "in", tmp_path / "out")
+    confident = list(system.files(tmp_path / "in", tmp_path / "confident"))
+    seen = [(image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy() for image in images(3, size=16)]
+    assert [o.explanation for o in confident[:3]] == [system.select(each) for each in seen]
+    system.confidence = 0.8
+    with pytest.raises(ValueError, match="has results of another system, task or confidence"):
+        system.files(tmp_path / "in", tmp_path / "confident")
+    system.confidence = None
     with pytest.raises(ValueError, match="task: expected one of"):
         system.files(tmp_path / "in", tmp_path / "elsewhere", task="fog")
     named = list(system.files(tmp_path / "in", tmp_path / "out", task="rows less", overwrite=True))
@@ -162,6 +172,9 @@ def test_a_system_in_a_folder_is_the_same_system(tmp_path):
     folder.save(system, extractor=False)
     again = UniRestorer.load(tmp_path / "system", device="cpu", extractor=Stripes(), fast=False)
     assert again.fingerprint == system.fingerprint
+    assert again.confidence is None
+    hedged = UniRestorer.load(tmp_path / "system", device="cpu", extractor=Stripes(), fast=False, confidence=0.9)
+    assert hedged.confidence == 0.9
     x = images(6, size=16)
     assert torch.equal(again.route(x).expert, system.route(x).expert)
     assert torch.allclose(again(x), system(x), rtol=0, atol=1e-6)
