@@ -12,6 +12,7 @@ from mirage.commands.common import FOLDER, STOPPED, device_named, reading_weight
 __all__ = ["calibrate"]
 
 RECORD = "calibration.json"
+KEPT = "calibration-measured.json"
 
 
 @click.command()
@@ -25,14 +26,13 @@ RECORD = "calibration.json"
               "pictures that are to be below the limit.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the degradations.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-def calibrate(
-    pictures: Path, groups: Path, count: int, crop: int, share: float, seed: int, device: str
-) -> None:
+def calibrate(pictures: Path, groups: Path, count: int, crop: int, share: float, seed: int, device: str) -> None:
     """Set the distance above which a photograph is foreign to all groups, from clean pictures that this degrades.
 
     Each degradation of the groups is drawn on --count pictures of DIR. The limit is what --share of them stay below;
     it takes the place of the old one in the folder's groups.json, and calibration.json beside it has all distances.
-    A picture takes about as long as a degradation of mirage grids similarity.
+    A picture takes about as long as a degradation of mirage grids similarity; the same command goes on where it was
+    stopped, and pictures that are done (calibration-measured.json) are not measured again with another --share.
 
     \b
         mirage grids calibrate CBSD68 --groups networks
@@ -54,12 +54,14 @@ def calibrate(
         total, console = len(names) * len(measure.files()), Console(stderr=True)
         with stopping():
             seen = track(degraded(measure, names), "measuring", total, console=console, transient=True)
-            found = calibrated(restorer, seen, share)
+            found = calibrated(restorer, seen, share, groups / KEPT)
         before, restorer.foreign = restorer.foreign, found.limit
         found.save(groups / RECORD)
         restorer.save(groups)
     except KeyboardInterrupt:
-        click.echo("stopped; the limit is what it was", err=True)
+        click.echo(
+            "stopped; the limit is what it was, what was measured is kept, and the same command goes on", err=True
+        )
         sys.exit(STOPPED)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mirage.grids.features import MEMORY, Descriptor, descriptor_ggd
 from mirage.grids.ggd import CLIP, COMPONENTS, GGD, kl_divergence, scaled
+from mirage.grids.kept import Kept, fingerprint_of, read_json
 from mirage.grids.pca import check_components
 from mirage.grids.selection import PATCH
 from mirage.whole_files import write_whole
@@ -138,7 +139,7 @@ class SimilarityMatrix:
             FileNotFoundError: there is no such file.
             ValueError: it is none of these.
         """
-        content = _read_json(Path(path))
+        content = read_json(Path(path))
         if content.get("format") != FORMAT:
             raise ValueError(f"{path}: expected a file of {FORMAT!r}, got {content.get('format')!r}")
         try:
@@ -239,32 +240,21 @@ class _Kept:
     """GGDs in a file, each under a digest of everything that it depends on."""
 
     def __init__(self, path: Path, descriptor: Any, images: Tensor, settings: Mapping[str, Any]) -> None:
-        fingerprint = getattr(descriptor, "fingerprint", None)
-        if not isinstance(fingerprint, str):
-            raise ValueError(f"cache: needs a descriptor with a fingerprint, and {type(descriptor).__name__} has none")
-        self.path = path
+        fingerprint = fingerprint_of(descriptor)
         digest = hashlib.sha256(json.dumps([FORMAT, fingerprint, dict(settings)], sort_keys=True).encode())
         digest.update(images.detach().cpu().contiguous().numpy().tobytes())
         self.common = digest.hexdigest()
-        self.entries: dict[str, Any] = {}
-        if path.exists():
-            content = _read_json(path)
-            if content.get("format") != FORMAT or not isinstance(content.get("measured"), dict):
-                raise ValueError(f"{path}: expected a cache of {FORMAT!r}; remove it, or name another file")
-            self.entries = content["measured"]
+        self.kept = Kept(path, FORMAT)
 
     def _key(self, name: str, degradation: Any) -> str:
         return hashlib.sha256(f"{self.common} {name} {degradation!r}".encode()).hexdigest()
 
     def find(self, name: str, degradation: Any) -> GGD | None:
-        entry = self.entries.get(self._key(name, degradation))
+        entry = self.kept.find(self._key(name, degradation))
         return None if entry is None else GGD(entry["alpha"], entry["sigma"])
 
     def add(self, name: str, degradation: Any, ggd: GGD) -> None:
-        self.entries[self._key(name, degradation)] = {"name": name, "alpha": ggd.alpha, "sigma": ggd.sigma}
-        content = {"format": FORMAT, "measured": self.entries}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, (json.dumps(content, indent=1) + "\n").encode())
+        self.kept.add(self._key(name, degradation), {"name": name, "alpha": ggd.alpha, "sigma": ggd.sigma})
 
 
 def table(corner: str, rows: Sequence[str], columns: Sequence[str], values: np.ndarray) -> str:
@@ -274,13 +264,3 @@ def table(corner: str, rows: Sequence[str], columns: Sequence[str], values: np.n
     writer.writerow([corner, *columns])
     writer.writerows([name, *(repr(float(value)) for value in row)] for name, row in zip(rows, values, strict=True))
     return text.getvalue()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping, got {type(content).__name__}")
-    return content

@@ -76,3 +76,51 @@ def test_it_is_kept(restorer, tmp_path):
     found.save(tmp_path / "calibration.json")
     content = json.loads((tmp_path / "calibration.json").read_text())
     assert content["limit"] == found.limit and content["distances"]["weak"] == list(found.distances["weak"])
+
+
+# --- what was stopped goes on
+
+
+class Counting(Pixels):
+    def __init__(self):
+        self.count = 0
+
+    def features(self, images):
+        self.count += 1
+        return super().features(images)
+
+
+def stopped_after(pictures, count):
+    yield from pictures[:count]
+    raise KeyboardInterrupt
+
+
+def test_what_was_stopped_goes_on_from_there(restorer, tmp_path, monkeypatch):
+    cache, seen, counting = tmp_path / "below" / "kept.json", pictures(3), Counting()
+    expected = calibrate(restorer, seen)
+    monkeypatch.setattr(restorer, "descriptor", counting)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(restorer, stopped_after(seen, 4), cache=cache)
+    once = counting.count // 4
+    assert once and calibrate(restorer, seen, cache=cache) == expected
+    assert counting.count == 6 * once
+    assert calibrate(restorer, seen, 0.5, cache).limit < expected.limit and counting.count == 6 * once
+    monkeypatch.setattr(restorer, "foreign", expected.limit)  # the limit itself changes no distance
+    assert calibrate(restorer, seen, cache=cache) == expected and counting.count == 6 * once
+
+    changed = [(seen[0][0], seen[0][1] + np.float32(1e-3)), *seen[1:]]
+    assert calibrate(restorer, changed, cache=cache).distances != expected.distances and counting.count == 7 * once
+    monkeypatch.setattr(restorer, "seed", 1)
+    calibrate(restorer, seen, cache=cache)
+    assert counting.count == 13 * once
+
+
+def test_a_cache_that_is_none_is_told(restorer, tmp_path, monkeypatch):
+    (tmp_path / "c.json").write_text('{"format": "something"}')
+    with pytest.raises(ValueError, match="c.json: expected a cache of .*; remove it, or name another file"):
+        calibrate(restorer, pictures(1), cache=tmp_path / "c.json")
+    nameless = Counting()
+    nameless.fingerprint = None
+    monkeypatch.setattr(restorer, "descriptor", nameless)
+    with pytest.raises(ValueError, match="cache: needs a descriptor with a fingerprint, and Counting has none"):
+        calibrate(restorer, pictures(1), cache=tmp_path / "new.json")

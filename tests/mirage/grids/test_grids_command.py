@@ -173,6 +173,10 @@ def test_from_search_to_restored_files(root):
     assert record["limit"] == max(value for values in record["distances"].values() for value in values) > 4
     assert json.loads((out / "groups.json").read_text())["foreign"] == record["limit"]
     assert "nearest to their own group" in calibrated.output and "before: 4.00" in calibrated.output
+    kept = (out / "calibration-measured.json").stat().st_mtime_ns
+    again = run("calibrate", root / "test", "--groups", out, "--count", 1, "--crop", 32, "--share", 0.5)
+    assert again.exit_code == 0 and json.loads((out / "groups.json").read_text())["foreign"] < record["limit"]
+    assert (out / "calibration-measured.json").stat().st_mtime_ns == kept
     assert run(*arguments).exit_code == 1  # the results there are of the old limit
 
 
