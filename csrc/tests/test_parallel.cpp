@@ -16,8 +16,9 @@ void every_unit_once(int64_t units, int threads, int slow) {
   omp_set_num_threads(threads);
 #endif
   std::vector<std::atomic<int>> seen(static_cast<size_t>(units));
-  std::atomic<int> disturbed{0};
-  parallel_units<float>(units, 16, [&](int64_t unit, float* scratch) {
+  std::atomic<int> disturbed{0}, misled{0};
+  parallel_units<float>(units, 16, [&](WorkUnit unit, float* scratch) {
+    if (unit.follows && scratch[15] != float(unit - 1)) ++misled;
     scratch[15] = float(unit);
     if (unit == slow) std::this_thread::sleep_for(std::chrono::milliseconds(2));
     if (scratch[15] != float(unit)) ++disturbed;
@@ -28,6 +29,7 @@ void every_unit_once(int64_t units, int threads, int slow) {
           int(seen[size_t(unit)]));
   }
   CHECK(disturbed == 0, "%d units shared scratch memory", int(disturbed));
+  CHECK(misled == 0, "%d units follow one whose scratch memory they do not find", int(misled));
 }
 
 // In the order that one thread finds them: its own from the first on, then the others' from the last.

@@ -19,7 +19,7 @@ from mirage import blocks
 from mirage.fast.mixer import run_mixer
 from mirage.fast.modules import Attention, FeedForward, LayerNorm, is_large
 from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
-from mirage.fast.recognise.pattern import is_bypassable
+from mirage.fast.recognise.pattern import is_bypassable, is_plain_inference
 from mirage.fast.recognise.stage import BlockMatcher, Half
 from mirage.networks import nafnet, restormer
 
@@ -208,7 +208,7 @@ class BlockSequence(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if is_plain_inference():
             return run_sequence(self, [x])
         if not _is_channels_last_alone(x):
             return super().forward(x)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mirage.fast.modules import convolve_in_parts
-from mirage.fast.recognise.pattern import ORIGINAL_CLASS
+from mirage.fast.recognise.pattern import ORIGINAL_CLASS, is_plain_inference
 
 __all__ = ["ExpertAdapter", "FourierAttention"]
 
@@ -55,7 +55,7 @@ class ExpertAdapter(nn.Module):
     loss: Any
 
     def forward(self, x: Tensor, freq_emb: Tensor, shared: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.shape[0] != 1:
+        if self.training or x.shape[0] != 1 or not is_plain_inference():
             original: Any = vars(self)[ORIGINAL_CLASS]
             result: Tensor = original.forward(self, x, freq_emb, shared)
             return result
@@ -78,7 +78,7 @@ def convolve_patches(q: Tensor, k: Tensor, size: int) -> Tensor:
     Returns:
         [B, C, H, W], float32, in which it is computed.
     """
-    per_channel = q[:, :1].nbytes if not torch.is_grad_enabled() and not torch.compiler.is_compiling() else 0
+    per_channel = q[:, :1].nbytes if is_plain_inference() else 0
     together = max(SPECTRA_BYTES // per_channel, 1) if per_channel else q.shape[1]
     if together >= q.shape[1]:
         return _convolve_patches(q, k, size)

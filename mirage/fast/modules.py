@@ -27,7 +27,7 @@ from mirage.fast.recognise.parts import (
     is_depthwise_convolution,
     is_halving_convolution,
 )
-from mirage.fast.recognise.pattern import is_bypassable
+from mirage.fast.recognise.pattern import is_bypassable, is_plain_inference
 from mirage.networks import restormer
 from mirage_kernels import workspace
 from mirage_kernels._runtime.norms import channel_norm
@@ -212,7 +212,7 @@ def convolve_in_parts(mix: Any, planes: Any, x: Tensor, count: int) -> Sequence[
     """The depthwise convolution `planes` of what `mix` makes of x, as `count` tensors of as many channels. Where no
     gradient is wanted large ones come one after the other: what lies between the two is there for one of them only."""
     known = _is_bare(mix) and is_dense_convolution(mix) and _is_bare(planes) and is_depthwise_convolution(planes)
-    if not known or not is_large(x) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not known or not is_large(x) or not is_plain_inference():
         return _depthwise(planes, _dense(mix, x)).chunk(count, dim=1)
     biases = (None,) * count if planes.bias is None else planes.bias.chunk(count)
     parts = zip(mix.weight.chunk(count), planes.weight.chunk(count), biases, strict=True)
@@ -229,7 +229,7 @@ class CrossChannelAttention(nn.Module):
     temperature: nn.Parameter
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        (q,) = convolve_in_parts(self.q, self.q_dwconv, x, 1)
+        q = _depthwise(self.q_dwconv, _dense(self.q, x))
         k, v = convolve_in_parts(self.kv, self.kv_dwconv, y, 2)
         attended = mirage_kernels.channel_attention(q, k, v, self.temperature, self.temperature.shape[0])
         del q, k, v

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mirage import model
 from mirage.fast.block import BlockSequence, run_sequence
-from mirage.fast.recognise.pattern import is_bypassable
+from mirage.fast.recognise.pattern import is_bypassable, is_plain_inference
 from mirage.networks import nafnet, promptir, restormer
 from mirage_kernels import workspace
 
@@ -31,7 +30,7 @@ NAFNET_BYTES = 17  # 15 measured at 384x384 and 512x768 (widths 32 and 64)
 def consume(level: nn.Module, held: list[Tensor]) -> Tensor:
     """``level(held.pop())``. A sequence that is called without anybody seeing it lets go of that tensor as soon as its
     first module has run."""
-    if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and is_bypassable(level):
+    if is_plain_inference() and is_bypassable(level):
         if type(level) is BlockSequence:
             return run_sequence(level, held)
         if type(level) is nn.Sequential:

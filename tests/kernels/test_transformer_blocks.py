@@ -23,7 +23,7 @@ from mirage_kernels.transformer_blocks import reference
 
 IMPLEMENTATIONS = ("cpp", "composite", "torch")
 SMALL = (2, 12, 5, 7, 2)
-# Odd sizes, one pixel, one tile and many, planes of one line, an empty batch.
+# Odd sizes, one pixel, one tile and many, planes of one line, several strips of tiles, an empty batch.
 SHAPES = [
     SMALL,
     (1, 3, 1, 1, 1),
@@ -31,6 +31,7 @@ SHAPES = [
     (1, 24, 130, 226, 1),
     (2, 96, 41, 129, 4),
     (1, 6, 700, 40, 2),
+    (1, 48, 40, 420, 2),
     (0, 6, 5, 7, 1),
 ]
 

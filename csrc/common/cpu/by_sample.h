@@ -15,11 +15,12 @@ inline void sum_by_sample(int64_t samples, int64_t tiles, int64_t most_chunks, i
                           double* total, const F& f) {
   const int64_t wanted = (most_chunks + samples - 1) / samples, chunks = smaller(tiles, wanted);
   Buffer<A> partial(samples * chunks * size);
-  parallel_units<A>(samples * chunks, scratch, [&](int64_t chunk, A* room) {
+  parallel_units<A>(samples * chunks, scratch, [&](WorkUnit chunk, A* room) {
     const int64_t sample = chunk / chunks, part = chunk % chunks;
     A* const sums = partial.get() + chunk * size;
     for (int64_t i = 0; i < size; ++i) sums[i] = A(0);
-    for (int64_t t = tiles * part / chunks; t < tiles * (part + 1) / chunks; ++t) f(sample * tiles + t, sums, room);
+    const int64_t begin = tiles * part / chunks, end = tiles * (part + 1) / chunks;
+    for (int64_t t = begin; t < end; ++t) f(WorkUnit{sample * tiles + t, t > begin || chunk.follows}, sums, room);
   });
   constexpr int64_t block = 4096;
   const int64_t blocks = (size + block - 1) / block;

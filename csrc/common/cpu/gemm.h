@@ -50,6 +50,12 @@ MIRAGE_INLINE void store_each(A* p, const Vec<A> (&v)[V]) {
   for (int j = 0; j < V; ++j) store(p + j * kLanes<A>, v[j]);
 }
 
+template <class V, int N, class A>
+MIRAGE_INLINE void add_to_each(V (&v)[N], A value) {
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) v[i] += value;
+}
+
 // c += A B: `a` are rows of A, `b` the first pixel's element of the first row of B.
 template <class P, int V>
 MIRAGE_INLINE void mix_steps(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t depth, const P* b,

@@ -2,7 +2,7 @@
 // neighbours, which may be overwritten first, so their border is saved before. Results are the same as out of place.
 #pragma once
 
-#include "tiles.h"
+#include "carried_lines.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
 
@@ -40,35 +40,42 @@ class CutLines {
   Buffer<T> room_;
 };
 
-// Calls f(sample, tile, around, scratch) for every tile of a contiguous x, halo 1. It may write over the tile's pixels.
-// Tiles of a band follow each other on one thread, which sets the last line and the last column of each aside.
+// Lines of tiles are cut into so many bands, each for one thread. A cut costs two lines and what is carried on.
+inline int64_t bands_in_place(const Tiling& tiling) {
+  constexpr int64_t kLinesOfBand = 32, kBandsOfThread = 4;
+  const int64_t threads = most_threads(), wanted = tiling.height / kLinesOfBand, most = kBandsOfThread * threads;
+  const int64_t bands = wanted < threads ? threads : wanted < most ? wanted : most;
+  return bands < tiling.down() ? bands : tiling.down();
+}
+
+// Calls f(sample, tile, follows, around, scratch) for every tile of a contiguous x, down one strip of a band after the other;
+// `follows` says whether the tile above was the last one. f may write over the tile's pixels: the last column of each strip is
+// set aside before.
 template <class T, class F>
-void parallel_tiles_in_place(const Tensor& x, const Tiling& tiling, int64_t scratch_size, F f) {
+void parallel_tiles_in_place(const Tensor& x, const StripTiling& tiling, int64_t scratch_size, F f) {
   using Lines = CutLines<T>;
-  constexpr int64_t kMostBands = 32;  // a cut costs two lines
-  const int64_t C = x.size[1], W = x.size[3], across = tiling.across();
-  const int64_t bands = tiling.down() < kMostBands ? tiling.down() : kMostBands;
+  const int64_t C = x.size[1], W = x.size[3], across = tiling.across(), bands = bands_in_place(tiling);
   const Lines cuts(x, tiling, bands);
 
   parallel_units<Acc<T>>(x.size[0] * bands, scratch_size, [&](int64_t unit, Acc<T>* scratch) {
     const int64_t sample = unit / bands, band = unit % bands;
     const int64_t begin = Lines::first_of_band(tiling, bands, band), end = Lines::first_of_band(tiling, bands, band + 1);
-    const Buffer<T> lines(2 * C * W), columns(2 * C * tiling.tile_rows);
+    const int64_t first = begin * tiling.tile_rows, rows = smaller(end * tiling.tile_rows, x.size[2]) - first;
+    const Buffer<T> columns(across > 1 ? 2 * C * rows : 0);
     const T* const plane = x.as<const T>() + sample * x.stride[0];
-    for (int64_t i = begin; i < end; ++i) {
-      T* const last_line = lines.get() + i % 2 * C * W;
-      const T* const above = i == begin ? cuts.above(sample, band) : lines.get() + (i + 1) % 2 * C * W;
-      const T* const below = i + 1 == end ? cuts.below(sample, band) : nullptr;
-      for (int64_t j = 0; j < across; ++j) {
-        const Tile tile = tiling.tile<Acc<T>>(i * across + j);
-        T* const last_column = columns.get() + j % 2 * C * tiling.tile_rows;
-        const T* const left = j == 0 ? nullptr : columns.get() + (j + 1) % 2 * C * tiling.tile_rows;
-        for (int64_t c = 0; c < C; ++c) {
-          const T* const at = plane + c * x.stride[1] + tile.row * W + tile.column;
-          if (i + 1 < end) Lines::copy(at + (tile.rows - 1) * W, tile.columns, last_line + c * W + tile.column);
-          for (int64_t r = 0; r < tile.rows; ++r) last_column[c * tile.rows + r] = at[r * W + tile.columns - 1];
+    for (int64_t j = 0; j < across; ++j) {
+      T* const last_column = columns.get() + j % 2 * C * rows;
+      const T* const left = j == 0 ? nullptr : columns.get() + (j + 1) % 2 * C * rows;
+      for (int64_t i = begin; i < end; ++i) {
+        const Tile tile = tiling.tile<Acc<T>>(j * tiling.down() + i);
+        const T* const at = plane + tile.row * W + tile.column + tile.columns - 1;
+        for (int64_t c = 0; j + 1 < across && c < C; ++c) {
+          T* const to = last_column + c * rows + tile.row - first;
+          for (int64_t r = 0; r < tile.rows; ++r) to[r] = at[c * x.stride[1] + r * W];
         }
-        f(sample, tile, Around<T>{above, below, left}, scratch);
+        const T* const above = i == begin ? cuts.above(sample, band) : nullptr;
+        const T* const below = i + 1 == end ? cuts.below(sample, band) : nullptr;
+        f(sample, tile, i > begin, Around<T>{above, below, left, first, rows}, scratch);
       }
     }
   });

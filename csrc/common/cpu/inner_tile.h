@@ -83,18 +83,24 @@ inline void copy_dense(const A* in, int64_t in_capacity, const Tile& tile, int64
   clear_tails(out, channels, out_capacity, tile.rows * tile.columns);
 }
 
+// V vectors in each of R lines of results, which share the lines that they read; the last begins at `last`.
 template <int K, int R, int V, class A>
 MIRAGE_INLINE void depthwise_block(const A* x, int64_t stride, const A* w, A* y, int64_t columns, int64_t last) {
   Vec<A> sums[R][V] = {};
-  for (int ky = 0; ky < K; ++ky) {
+#pragma GCC unroll 16
+  for (int line = 0; line < R + K - 1; ++line) {
 #pragma GCC unroll 8
     for (int kx = 0; kx < K; ++kx) {
-      const Vec<A> tap = splat(w[ky * K + kx]);
+      Vec<A> from[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) from[v] = load_once(x + line * stride + kx + (v == V - 1 ? last : v * kLanes<A>));
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const A* const line = x + (r + ky) * stride + kx;
+        const int ky = line - r;
+        if (ky < 0 || ky >= K) continue;
+        const Vec<A> tap = splat(w[ky * K + kx]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sums[r][v] += tap * load(line + (v == V - 1 ? last : v * kLanes<A>));
+        for (int v = 0; v < V; ++v) sums[r][v] += tap * from[v];
       }
     }
   }
@@ -139,10 +145,10 @@ MIRAGE_INLINE void correlate_line(const A* x, const A* g, int64_t g_stride, int6
   Vec<A> v[R];
   for (int64_t p = 0; p < full; p += kLanes<A>) {
 #pragma GCC unroll 4
-    for (int i = 0; i < R; ++i) v[i] = load(g - i * g_stride + p);
+    for (int i = 0; i < R; ++i) v[i] = load_once(g - i * g_stride + p);
 #pragma GCC unroll 8
     for (int kx = 0; kx < K; ++kx) {
-      const Vec<A> u = load(x + p + kx);
+      const Vec<A> u = load_once(x + p + kx);
 #pragma GCC unroll 4
       for (int i = 0; i < R; ++i) acc[i * K + kx] += v[i] * u;
     }

@@ -14,7 +14,8 @@ namespace mirage::cpu {
 
 enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx_bf16 = 4 };
 
-// The best set that this machine and this build have; MIRAGE_CPU_ISA=baseline|avx2|avx512|avx512_bf16 lowers it.
+// The best set that this machine and this build have; MIRAGE_CPU_ISA=baseline|avx2|avx512|avx512_bf16|amx_bf16
+// lowers it.
 // Intel's processors multiply bfloat16 in vectors at half the rate of float32: without tiles avx512 is the best there.
 Isa active_isa();
 const char* isa_name(Isa isa);

@@ -77,6 +77,14 @@ inline int most_threads() {
 #endif
 }
 
+// A unit of work, and whether the thread's last one was the one before it, whose scratch memory it then finds. Results must
+// not depend on that: it says what need not be computed again.
+struct WorkUnit {
+  int64_t index;
+  bool follows;
+  MIRAGE_INLINE operator int64_t() const { return index; }
+};
+
 // Calls f(unit, scratch) for unit in [0, units); scratch points to scratch_size elements of A, 64-byte aligned,
 // whose content is whatever the thread's last unit left there.
 template <class A, class F>
@@ -93,13 +101,17 @@ void parallel_units(int64_t units, int64_t scratch_size, F f) {
 #pragma omp parallel num_threads(threads)
     {
       const int me = omp_get_thread_num();
-      for (int64_t unit = shares.next(me); unit >= 0; unit = shares.next(me)) f(unit, base + stride * me);
+      int64_t last = -2;
+      for (int64_t unit = shares.next(me); unit >= 0; unit = shares.next(me)) {
+        f(WorkUnit{unit, unit == last + 1}, base + stride * me);
+        last = unit;
+      }
     }
     return;
   }
 #endif
   Buffer<A> scratch(stride);
-  for (int64_t unit = 0; unit < units; ++unit) f(unit, scratch.get());
+  for (int64_t unit = 0; unit < units; ++unit) f(WorkUnit{unit, unit > 0}, scratch.get());
 }
 
 }  // namespace mirage::cpu::MIRAGE_ISA

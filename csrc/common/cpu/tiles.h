@@ -119,11 +119,14 @@ MIRAGE_INLINE void prefetch_row_to_write(T* p, int64_t n) {
   for (int64_t i = 0; i < n; i += line) __builtin_prefetch(p + i, 1, 2);
 }
 
-// Copies of a tile's halo of one pixel, for planes that are overwritten while their tiles are read: the line above and
-// the line below, [channels, width], and the column to the left, [channels, rows]. Null if the plane still holds the
-// original.
+// Copies of a tile's halo of one pixel, for planes that are overwritten while their tiles are read: its first line and
+// its last, [channels, width], and the column to the left, [channels, rows] from row `first` on. Null if the plane still
+// holds the original.
 template <class T>
-struct Around { const T *above = nullptr, *below = nullptr, *left = nullptr; };
+struct Around {
+  const T *above = nullptr, *below = nullptr, *left = nullptr;
+  int64_t first = 0, rows = 0;
+};
 
 // Loads all channels of a tile with its halo into buffer [channels, capacity].
 template <class T>
@@ -149,8 +152,8 @@ inline void load_tile(const T* x, const Tensor& t, const Tile& tile, int64_t cha
         const T* const from = x + c * t.stride[1] + row * t.stride[2] + begin * t.stride[3];
         if (c + 1 < channels && t.stride[3] == 1) prefetch_row(from + t.stride[1], end - begin);
         load_row(from, t.stride[3], end - begin, out + (begin - left));
-        if (around.left && row >= tile.row && row < tile.row + tile.rows) {
-          out[0] = A(to_acc(around.left[c * tile.rows + row - tile.row]));
+        if (around.left && row >= around.first && row < around.first + around.rows) {
+          out[0] = A(to_acc(around.left[c * around.rows + row - around.first]));
         }
       }
       for (int64_t i = end - left; i < tile.stride; ++i) out[i] = A(0);

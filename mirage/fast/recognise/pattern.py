@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -258,6 +259,12 @@ def bypass_problem(module: nn.Module, path: str = "") -> str:
         if state[name]:
             return _of(path, "has hooks")
     return ""
+
+
+def is_plain_inference() -> bool:
+    """Whether no gradient is wanted and nobody compiles: nothing but the results is seen, so that tensors may be let
+    go of early, and steps may depend on sizes."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def is_bypassable(module: nn.Module) -> bool:

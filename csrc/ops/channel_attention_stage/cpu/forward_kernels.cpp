@@ -2,6 +2,7 @@
 // matrices of each sample; and a pass that multiplies v by project_out times the softmax and adds x.
 #include "kernels.h"
 
+#include "common/cpu/carried_lines.h"
 #include "common/cpu/dtypes.h"
 #include "common/cpu/outer.h"
 #include "ops/channel_attention/cpu_softmax.h"
@@ -12,7 +13,8 @@ namespace {
 
 using namespace channel_attention_parts;
 
-constexpr int64_t kChunks = 64;  // of all tiles, with sums of their own
+constexpr int64_t kChunks = 64;        // of all tiles, with sums of their own
+constexpr int64_t kThreadsOfSums = 8;  // whose tiles are taken, since sums must not depend on the number of threads
 
 // The first pass. Its sums are q k^T of each head, then |q|^2 and |k|^2.
 template <class T>
@@ -24,24 +26,28 @@ class ReducePass {
   ReducePass(const Tensor& x, const Attention<P>& w, const Tensor& y)
       : x_(x), w_(w), y_(y), rows_(w.heads_at_once()), before_(smaller(rows_, kRowsAtOnce)),
         room_(2 * rows_ > before_ ? 2 * rows_ : before_),
-        tiling_(choose_dense<A>(x.size[2], x.size[3], 1, w.C + before_, room_)),
-        outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)) {}
+        tiling_(StripTiling::choose<A>(x.size[2], x.size[3], w.C + before_, room_, kThreadsOfSums)),
+        outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)),
+        carried_(CarriedLines<A>::capacity_of(tiling_)) {}
 
   int64_t tiles() const { return tiling_.count(); }
   int64_t sums() const { return w_.C * w_.d + 2 * w_.C; }
-  int64_t scratch() const { return (w_.C + before_) * outer_ + room_ * inner_; }
+  int64_t scratch() const { return (w_.C + before_) * outer_ + room_ * inner_ + 3 * w_.C * carried_; }
 
-  void operator()(int64_t unit, A* sums, A* scratch) const {
+  void operator()(WorkUnit unit, A* sums, A* scratch) const {
     const int64_t C = w_.C, d = w_.d, I = inner_;
     A *const normed = scratch, *const before = normed + C * outer_, *const q = before + before_ * outer_,
       *const k = q + rows_ * I, *const norms = sums + C * d;
     const Tile tile = tiling_.template tile<A>(unit % tiles());
+    const bool follows = unit.follows && tiling_.continues(unit % tiles());
+    const Lines lines = Lines::around<A>(tile, follows);
     const AttentionTile at{tile, outer_, I, dense_pixels<A>(tile), unit / tiles()};
-    const P* const in = load_operand<T, P>(w_, x_, at, normed);
+    const P* const in = load_operand<T, P>(w_, x_, {lines.tile, outer_, I, at.pixels, at.sample}, normed);
+    const Before part{at, lines, in, before, {q + room_ * I, carried_}, follows};
     for (int64_t first = 0; first < C; first += rows_) {
       const int64_t n = smaller(rows_, C - first);  // whole heads
-      rows(at, in, first, n, before, q);
-      rows(at, in, C + first, n, before, k);
+      rows(part, first, n, q);
+      rows(part, C + first, n, k);
       for (int64_t j = 0; j < n; j += d) {
         add_outer(q + j * I, I, d, k + j * I, I, d, at.pixels, sums + (first + j) * d, d);
       }
@@ -54,17 +60,35 @@ class ReducePass {
     T* const to = y_.as<T>() + at.sample * C * plane;
     for (int64_t first = 0; first < C; first += before_) {
       const int64_t n = smaller(before_, C - first);
-      rows(at, in, 2 * C + first, n, before, q);
+      rows(part, 2 * C + first, n, q);
       store_dense(q, I, tile, n, to + first * plane);
     }
   }
 
  private:
-  void rows(const AttentionTile& at, const P* in, int64_t first, int64_t n, A* before, A* out) const {
+  // What rows of (q, k, v) are made of: x of so many lines, normalised, room for what is convolved, and its first two lines.
+  struct Before {
+    const AttentionTile& at;
+    const Lines& lines;
+    const P* in;
+    A* room;
+    CarriedLines<A> carried;
+    bool follows;
+  };
+
+  void rows(const Before& part, int64_t first, int64_t n, A* out) const {
+    const Tile& tile = part.at.tile;
     for (int64_t j = 0; j < n; j += before_) {
-      const int64_t here = smaller(before_, n - j);
-      rows_before<P>(w_.qkv, w_, at, in, first + j, here, before);
-      rows_behind(w_, at, before, first + j, here, out + j * at.inner);
+      const int64_t row = first + j, here = smaller(before_, n - j);
+      const A* const bias = w_.qkv_bias.from(row);
+      const CarriedLines<A> ends = part.carried.from(row);
+      if (part.follows) ends.put(here, tile, outer_, part.room);
+      part.lines.product(w_.qkv.at(row), here, w_.C, part.in, outer_, tile.stride,
+                         part.room + (part.follows ? 2 * tile.stride : 0), [&](int64_t m, auto& v) {
+                           if (bias) add_to_each(v, bias[m]);
+                         });
+      ends.take(part.room, here, outer_, tile);
+      rows_behind(w_, part.at, part.room, row, here, out + j * inner_);
     }
   }
 
@@ -72,8 +96,8 @@ class ReducePass {
   const Attention<P>& w_;
   const Tensor& y_;
   const int64_t rows_, before_, room_;
-  const Tiling tiling_;
-  const int64_t outer_, inner_;
+  const StripTiling tiling_;
+  const int64_t outer_, inner_, carried_;
 };
 
 // The matrices of each head from its sums.
