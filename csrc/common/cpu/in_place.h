@@ -40,12 +40,11 @@ class CutLines {
   Buffer<T> room_;
 };
 
-// Lines of tiles are cut into so many bands, each for one thread. A cut costs two lines and what is carried on.
+// Lines of tiles are cut into so many bands, as many for each thread. A cut costs two lines and what is carried on.
 inline int64_t bands_in_place(const Tiling& tiling) {
   constexpr int64_t kLinesOfBand = 32, kBandsOfThread = 4;
-  const int64_t threads = most_threads(), wanted = tiling.height / kLinesOfBand, most = kBandsOfThread * threads;
-  const int64_t bands = wanted < threads ? threads : wanted < most ? wanted : most;
-  return bands < tiling.down() ? bands : tiling.down();
+  const int64_t threads = most_threads(), wanted = smaller(tiling.height / kLinesOfBand / threads, kBandsOfThread);
+  return smaller(wanted < 1 ? threads : wanted * threads, tiling.down());
 }
 
 // Calls f(sample, tile, follows, around, scratch) for every tile of a contiguous x, down one strip of a band after the other;
