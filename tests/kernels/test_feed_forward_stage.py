@@ -71,6 +71,10 @@ def terms_of(operator, norm, activation, gate="gelu"):
 class FeedForwardTests(StageTests):
     wide = ((1, 24, 33, 47), (3, 30, 8, 8), (1, 50, 13, 90))
 
+
+class RoundedAlike(FeedForwardTests):
+    """Where few roundings are many: see `extremes_floor`."""
+
     def extremes_floor(self, x):
         """On a constant plane the gated channels are rounded alike at every pixel, which does not average out in sums
         over the plane, the excitation's gradients: 3.0 epsilons with AVX2, 2.2 with AVX-512, eager 1.5. A norm's
@@ -91,7 +95,7 @@ class TestBiasFree(FeedForwardTests):
     implementations = ("cpp", "composite")
 
 
-class TestBiased(FeedForwardTests):
+class TestBiased(RoundedAlike):
     """All convolutions with biases: the hidden tensor is not zero at the edge of a plane, and zero outside."""
 
     operator = cases.BIASED
@@ -99,7 +103,7 @@ class TestBiased(FeedForwardTests):
     implementations = ("cpp", "composite")
 
 
-class TestExcited(FeedForwardTests):
+class TestExcited(RoundedAlike):
     """NAFNet's first half: channels scaled by a product with their means."""
 
     operator = cases.EXCITED
