@@ -13,8 +13,10 @@ struct StripTiling : Tiling {
   template <class A>
   Tile tile(int64_t index) const { return Tiling::tile<A>(index % down() * across() + index / down()); }
 
-  // Whether a tile has the one above it in its strip before it.
-  bool continues(int64_t index) const { return index % down() != 0; }
+  // Whether the thread's last unit was the tile above; units are the tiles of one sample after the other.
+  bool follows(WorkUnit unit) const { return unit.follows && unit % down() != 0; }
+
+  static constexpr int64_t kThreadsOfSums = 8;  // whose tiles are taken where sums must not depend on the number of threads
 
   // Tiles for `threads` threads. Per pixel they hold `outer` channels with the halo, and `inner` without. Lines are as long
   // as cache allows, since columns beside a strip are computed twice.
@@ -131,14 +133,13 @@ struct CarriedLines {
 
   CarriedLines from(int64_t row) const { return {lines + row * capacity, capacity}; }
 
-  // Puts them in front of a tile's new lines.
-  void put(int64_t rows, const Tile& tile, int64_t outer, A* out) const {
-    for (int64_t j = 0; j < rows; ++j) copy(lines + j * capacity, tile, out + j * outer);
-  }
-
-  // Takes those of a tile, for the one below.
-  void take(const A* in, int64_t rows, int64_t outer, const Tile& tile) const {
-    for (int64_t j = 0; j < rows; ++j) copy(in + j * outer + tile.rows * tile.stride, tile, lines + j * capacity);
+  // out [rows, outer]: a tile's lines. If it follows the one above its first two are what that has left; compute(to) writes the
+  // others. The last two are kept for the tile below.
+  template <class F>
+  MIRAGE_INLINE void fill(int64_t rows, const Tile& tile, int64_t outer, bool follows, A* out, F compute) const {
+    for (int64_t j = 0; follows && j < rows; ++j) copy(lines + j * capacity, tile, out + j * outer);
+    compute(out + (follows ? 2 * tile.stride : 0));
+    for (int64_t j = 0; j < rows; ++j) copy(out + j * outer + tile.rows * tile.stride, tile, lines + j * capacity);
   }
 
  private:

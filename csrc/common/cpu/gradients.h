@@ -17,6 +17,45 @@ struct Chunks {
   int64_t begin(int64_t chunk) const { return units * chunk / count; }
 };
 
+// f(begin, end) for runs of [0, n), on several threads where there is enough to do: matrices of deep levels have millions of
+// elements, for which the other threads would wait.
+template <class F>
+inline void parallel_runs(int64_t n, const F& f) {
+  constexpr int64_t run = 16384;
+  parallel_units<char>((n + run - 1) / run, 0, [&](int64_t unit, char*) { f(unit * run, smaller((unit + 1) * run, n)); });
+}
+
+inline void clear_sums(double* sums, int64_t n) {
+  parallel_runs(n, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) sums[i] = 0;
+  });
+}
+
+// Rounds sums to a gradient, unless it is absent.
+template <class A>
+inline void put_sums(const double* sums, const Tensor& out, double factor = 1) {
+  if (!exists(out)) return;
+  A* const to = out.as<A>();
+  parallel_runs(out.numel(), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) to[i] = A(sums[i] * factor);
+  });
+}
+
+// The same of sums [columns, rows] to a matrix [rows, columns].
+template <class A>
+inline void put_transposed_sums(const double* sums, const Tensor& out) {
+  const int64_t rows = out.size[0], columns = out.size[1];
+  constexpr int64_t together = 64 / sizeof(double);
+  const auto put = [&](int64_t begin, int64_t end) {
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t m = begin; m < end; ++m) out.as<A>()[m * columns + j] = A(sums[j * rows + m]);
+    }
+  };
+  parallel_units<char>((rows + together - 1) / together, 0, [&](int64_t unit, char*) {
+    put(unit * together, smaller((unit + 1) * together, rows));
+  });
+}
+
 // f(unit, sums, scratch) for every unit; sums: [chunks, size], cleared first. total (double) += the sums, in order.
 template <class A, class F>
 inline void sum_over_units(int64_t units, int64_t size, int64_t scratch_size, double* total, const F& f) {
@@ -36,19 +75,42 @@ inline void sum_over_units(int64_t units, int64_t size, int64_t scratch_size, do
   });
 }
 
-// A copy of a matrix [rows, depth], transposed.
+// Puts a tile without its halo, line after line, with zeros behind the last pixel up to a whole vector.
+template <class A>
+inline void put_dense(const A* in, int64_t stride, const Tile& tile, const OuterOperand<A>& out) {
+  if (tile.halo == 0) {
+    out.put(in, stride, 0, tile.rows * tile.columns);
+  } else {
+    // The last vector of a line runs into the next, which is put later.
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      out.put(in + (r + tile.halo) * tile.stride + tile.halo, stride, r * tile.columns, tile.columns);
+    }
+  }
+  out.clear(tile.rows * tile.columns, dense_pixels<A>(tile));
+}
+
+// A copy of a matrix [rows, depth], transposed, its row m becoming column place(m).
 template <class A>
 struct Transposed {
   Buffer<A> data;
   int64_t columns;  // of the transposed matrix
 
-  Transposed(const A* matrix, int64_t rows, int64_t depth) : data(rows * depth), columns(rows) {
-    for (int64_t first = 0; first < depth; first += 8) {  // few lines of the result at a time: they may share a set
-      const int64_t end = smaller(first + 8, depth);
+  Transposed(const A* matrix, int64_t rows, int64_t depth) : Transposed(matrix, rows, depth, [](int64_t row) { return row; }) {}
+
+  template <class Place>
+  Transposed(const A* matrix, int64_t rows, int64_t depth, Place place) : data(rows * depth), columns(rows) {
+    constexpr int64_t kLines = 8, kSmall = 16384;  // few lines of the result at a time: they may share a set
+    const auto lines = [&](int64_t first, int64_t end) {
       for (int64_t m = 0; m < rows; ++m) {
-        for (int64_t k = first; k < end; ++k) data[k * rows + m] = matrix[m * depth + k];
+        for (int64_t k = first, to = place(m); k < end; ++k) data[k * rows + to] = matrix[m * depth + k];
       }
-    }
+    };
+    const int64_t units = (depth + kLines - 1) / kLines, together = rows * depth > kSmall ? 1 : units;
+    parallel_units<A>((units + together - 1) / together, 0, [&](int64_t unit, A*) {
+      for (int64_t first = unit * together; first < smaller((unit + 1) * together, units); ++first) {
+        lines(first * kLines, smaller((first + 1) * kLines, depth));
+      }
+    });
   }
   const A* get() const { return data.get(); }
   Matrix<A> from(int64_t column) const { return {data.get() + column, columns}; }

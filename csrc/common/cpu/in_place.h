@@ -52,13 +52,12 @@ inline int64_t bands_in_place(const Tiling& tiling) {
 // set aside before.
 template <class T, class F>
 void parallel_tiles_in_place(const Tensor& x, const StripTiling& tiling, int64_t scratch_size, F f) {
-  using Lines = CutLines<T>;
   const int64_t C = x.size[1], W = x.size[3], across = tiling.across(), bands = bands_in_place(tiling);
-  const Lines cuts(x, tiling, bands);
+  const CutLines<T> cuts(x, tiling, bands);
 
   parallel_units<Acc<T>>(x.size[0] * bands, scratch_size, [&](int64_t unit, Acc<T>* scratch) {
     const int64_t sample = unit / bands, band = unit % bands;
-    const int64_t begin = Lines::first_of_band(tiling, bands, band), end = Lines::first_of_band(tiling, bands, band + 1);
+    const int64_t begin = cuts.first_of_band(tiling, bands, band), end = cuts.first_of_band(tiling, bands, band + 1);
     const int64_t first = begin * tiling.tile_rows, rows = smaller(end * tiling.tile_rows, x.size[2]) - first;
     const Buffer<T> columns(across > 1 ? 2 * C * rows : 0);
     const T* const plane = x.as<const T>() + sample * x.stride[0];

@@ -1,8 +1,12 @@
-// Weight gradients: S[m][k] += sum over pixels of A[m][p] B[k][p]. A block of kOuterRows x kOuterColumns vectors of
-// products stays in registers while the pixels run; lanes are added up once per block.
+// Weight gradients: S[m][k] += sum over pixels of A[m][p] B[k][p].
+//
+// Of few channels a block of kOuterRows x kOuterColumns vectors of products stays in registers while the pixels run, and lanes
+// are added up once per block. Of many every block would read its rows of B from the second-level cache: there pixels become
+// rows of channels, and the sums a product over pixels like those over channels (gemm.h).
 #pragma once
 
-#include "vec.h"
+#include "gemm.h"
+#include "transpose.h"
 
 namespace mirage::cpu::MIRAGE_ISA {
 
@@ -11,8 +15,6 @@ constexpr int kOuterRows = 4, kOuterColumns = 4;
 #else
 constexpr int kOuterRows = 3, kOuterColumns = 3;
 #endif
-constexpr int kHighRows = 8, kHighColumns = 3;  // with 32 registers
-constexpr int64_t kHighPixels = 768;
 
 #if defined(__AVX512F__)
 // Reduces 16 vectors of 16 lanes to one vector, whose lane i is the sum of the lanes of vector i. With N vectors each
@@ -41,12 +43,6 @@ MIRAGE_INLINE void sum_all(const Vec<A> (&v)[N], A* out) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(A) == 4 && N == 16) {
     _mm512_storeu_ps(out, sum_each<16>(v));
-    return;
-  }
-  if constexpr (sizeof(A) == 4 && N == 24) {
-    const Vec<float> rest[16] = {v[16], v[17], v[18], v[19], v[20], v[21], v[22], v[23]};
-    _mm512_storeu_ps(out, sum_each<16>(v));
-    _mm512_mask_storeu_ps(out + 16, 0xff, sum_each<16>(rest));
     return;
   }
 #endif
@@ -90,22 +86,103 @@ inline void add_outer_in_blocks(const A* a, int64_t a_stride, int64_t rows, cons
   }
 }
 
-// `pixels` is a multiple of the lanes: where the last vector holds fewer, one operand is zero there and the other finite.
+// Pixels that a product adds up in registers: more would round more, and a panel of them has to stay in the first-level cache.
+constexpr int64_t kOuterPixels = 96;
+
+// sums[m][k] += sum over `pixels` of a[m][p] b[p][k]. b: rows of `width` channels, whole vectors of which `channels` count.
+template <class A>
+inline void add_outer_panel(const A* a, int64_t a_stride, int64_t rows, const A* b, int64_t channels, int64_t width,
+                            int64_t pixels, A* sums, int64_t sums_stride) {
+  mix(Matrix<A>{a, a_stride}, rows, PixelRows<A>{b, width, pixels}, width, [&](int64_t m, int64_t k, Vec<A> v) {
+    A* const to = sums + m * sums_stride + k;
+    if (k + kLanes<A> <= channels) store(to, load(to) + v);
+    else store_n(to, load_n(to, int(channels - k)) + v, int(channels - k));
+  });
+}
+
+// B of several sums: pixels as rows of channels in panels of kMixPixels channels, [panels, pixels, channels of the panel], or the
+// rows themselves where they are few. The last panel has as many channels as fill whole vectors.
+template <class A>
+struct OuterOperand {
+  A* data;
+  int64_t channels, capacity;  // capacity: pixels
+
+  static int64_t size(int64_t channels, int64_t capacity) { return round_up(channels, kLanes<A>) * capacity; }
+
+  // Takes pixels of `in` [channels, stride] as those from `at` on, and with them as many as fill a vector.
+  void put(const A* in, int64_t stride, int64_t at, int64_t pixels) const {
+    if (in_panels()) {
+      return for_each_panel([&](int64_t first, A* panel, int64_t here, int64_t width) {
+        transpose_rows(in + first * stride, stride, here, pixels, width, panel + at * width);
+      });
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t p = 0; p < pixels; p += kLanes<A>) store(data + c * capacity + at + p, load(in + c * stride + p));
+    }
+  }
+
+  void clear(int64_t begin, int64_t end) const {
+    if (in_panels()) {
+      return for_each_panel([&](int64_t, A* panel, int64_t, int64_t width) {
+        for (int64_t i = begin * width; i < end * width; ++i) panel[i] = A(0);
+      });
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t p = begin; p < end; ++p) data[c * capacity + p] = A(0);
+    }
+  }
+
+  // sums[m][k] += sum over `pixels` of a[m][p] times those of channel k.
+  void add_outer_of(const A* a, int64_t a_stride, int64_t rows, int64_t pixels, A* sums, int64_t sums_stride) const {
+    if (!in_panels()) {
+      return add_outer_in_blocks<kOuterRows, kOuterColumns>(a, a_stride, rows, data, capacity, channels, pixels, sums,
+                                                            sums_stride);
+    }
+    for (int64_t p = 0; p < pixels; p += kOuterPixels) {
+      const int64_t here = pixels - p < kOuterPixels ? pixels - p : kOuterPixels;
+      for_each_panel([&](int64_t first, const A* panel, int64_t there, int64_t width) {
+        add_outer_panel(a + p, a_stride, rows, panel + p * width, there, width, here, sums + first, sums_stride);
+      });
+    }
+  }
+
+ private:
+  bool in_panels() const { return channels >= 2 * kLanes<A>; }
+
+  // f(first channel, its pixels, channels that are there, width) for each panel.
+  template <class F>
+  MIRAGE_INLINE void for_each_panel(F f) const {
+    for (int64_t first = 0; first < channels; first += kMixPixels<A>) {
+      const int64_t here = channels - first < kMixPixels<A> ? channels - first : kMixPixels<A>;
+      f(first, data + first * capacity, here, round_up(here, kLanes<A>));
+    }
+  }
+};
+
+// Pixels behind the last have to be there up to a whole vector: one operand zero, the other finite.
+template <class A>
+inline void add_outer(const A* a, int64_t a_stride, int64_t rows, const OuterOperand<A>& b, int64_t pixels, A* sums,
+                      int64_t sums_stride) {
+  b.add_outer_of(a, a_stride, rows, pixels, sums, sums_stride);
+}
+
+// The same with rows b [columns, b_stride] that are used once.
 template <class A>
 inline void add_outer(const A* a, int64_t a_stride, int64_t rows, const A* b, int64_t b_stride, int64_t columns,
                       int64_t pixels, A* sums, int64_t sums_stride) {
-#if defined(__AVX512F__)
-  // Every block of rows reads all of b, from the second-level cache where it is large: higher blocks read it less often. A
-  // run of pixels is as long as their rows fit in the first level.
-  if (sizeof(A) == 4 && (rows >= 32 || rows % kHighRows == 0) && pixels >= 8 * kLanes<A>) {
-    for (int64_t p = 0; p < pixels; p += kHighPixels) {
-      add_outer_in_blocks<kHighRows, kHighColumns>(a + p, a_stride, rows, b + p, b_stride, columns,
-                                                   pixels - p < kHighPixels ? pixels - p : kHighPixels, sums, sums_stride);
-    }
-    return;
+  constexpr int64_t kMany = 48;  // so that transposing costs little beside the sums
+  if (rows < kMany || columns < kMany) {
+    return add_outer_in_blocks<kOuterRows, kOuterColumns>(a, a_stride, rows, b, b_stride, columns, pixels, sums, sums_stride);
   }
-#endif
-  add_outer_in_blocks<kOuterRows, kOuterColumns>(a, a_stride, rows, b, b_stride, columns, pixels, sums, sums_stride);
+  alignas(64) A panel[kOuterPixels * kMixPixels<A>];
+  for (int64_t p = 0; p < pixels; p += kOuterPixels) {
+    const int64_t here = pixels - p < kOuterPixels ? pixels - p : kOuterPixels;
+    for (int64_t k = 0; k < columns; k += kMixPixels<A>) {
+      const int64_t there = columns - k < kMixPixels<A> ? columns - k : kMixPixels<A>, width = round_up(there, kLanes<A>);
+      transpose_rows(b + k * b_stride + p, b_stride, there, here, width, panel);
+      add_outer_panel(a + p, a_stride, rows, panel, there, width, here, sums + k, sums_stride);
+    }
+  }
 }
 
 }  // namespace mirage::cpu::MIRAGE_ISA

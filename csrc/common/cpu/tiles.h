@@ -216,30 +216,4 @@ inline void normalise_tile(A* buffer, int64_t channels, int64_t capacity, const 
   clear_outside(buffer, channels, capacity, tile);
 }
 
-// y = x + out for the output pixels of a tile, y of strides `to` with whole lines; `line` is scratch for one line.
-template <class T>
-inline void add_tile(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity,
-                     const Acc<T>* out, T* y, const Tensor& to, Acc<T>* line) {
-  using A = Acc<T>;
-  constexpr int L = kLanes<A>;
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const T* px = x + c * t.stride[1] + (tile.row + r) * t.stride[2] + tile.column * t.stride[3];
-      T* py = y + c * to.stride[1] + (tile.row + r) * to.stride[2] + tile.column;
-      const A* po = out + c * capacity + r * tile.stride;
-      if (c + 1 < channels) prefetch_row_to_write(py + to.stride[1], tile.columns);
-      if (t.stride[3] == 1) {
-        if (c + 1 < channels) prefetch_row(px + t.stride[1], tile.columns);
-        int64_t i = 0;
-        for (; i + L <= tile.columns; i += L) store(py + i, load(px + i) + load(po + i));
-        const int left = int(tile.columns - i);
-        if (left > 0) store_n(py + i, load_n(px + i, left) + load_n(po + i, left), left);
-      } else {
-        load_row(px, t.stride[3], tile.columns, line);
-        for (int64_t i = 0; i < tile.columns; ++i) py[i] = from_acc<T>(line[i] + po[i]);
-      }
-    }
-  }
-}
-
 }  // namespace mirage::cpu::MIRAGE_ISA

@@ -93,21 +93,6 @@ template <class A> MIRAGE_INLINE Vec<A> splat(A v) { return v - Vec<A>{}; }  // 
 
 MIRAGE_INLINE Vec<float> load(const float* p) { Vec<float> v; __builtin_memcpy(&v, p, sizeof(v)); return v; }
 MIRAGE_INLINE Vec<double> load(const double* p) { Vec<double> v; __builtin_memcpy(&v, p, sizeof(v)); return v; }
-// The same, into a register that stays one: where several products take the vector, compilers read it again for each, which
-// costs twice where it spans two cache lines.
-template <class A>
-MIRAGE_INLINE Vec<A> load_once(const A* p) {
-  Vec<A> v = load(p);
-#if defined(__AVX512F__)
-  __asm__("" : "+v"(v));
-#elif defined(__SSE2__)
-  __asm__("" : "+x"(v));
-#elif defined(__aarch64__)
-  __asm__("" : "+w"(v));
-#endif
-  return v;
-}
-
 MIRAGE_INLINE Vec<float> load(const bf16* p) {
   typedef uint16_t Half __attribute__((vector_size(MIRAGE_VECTOR_BYTES / 2)));
   typedef uint32_t Full __attribute__((vector_size(MIRAGE_VECTOR_BYTES)));
@@ -125,6 +110,21 @@ MIRAGE_INLINE Vec<float> load(const f16* p) {
   for (int i = 0; i < kLanes<float>; ++i) v[i] = to_acc(p[i]);
   return v;
 #endif
+}
+
+// Loads a vector into a register that stays one: where several products take the vector, compilers read it again for each, which
+// costs twice where it spans two cache lines.
+template <class A>
+MIRAGE_INLINE Vec<A> load_once(const A* p) {
+  Vec<A> v = load(p);
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#elif defined(__SSE2__)
+  __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
 }
 
 MIRAGE_INLINE void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof(v)); }

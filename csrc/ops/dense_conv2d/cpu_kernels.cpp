@@ -107,7 +107,7 @@ void weight_gradient(const Tensor& grad_y, const Tensor& x, double* total) {
   if (K == 1 || all_finite(total, count)) return;
   // A pixel of x or grad_y that is not finite has met the zeros around the plane or behind the lines of the other.
   Buffer<double> again(count);
-  for (int64_t i = 0; i < count; ++i) again[i] = 0;
+  clear_sums(again.get(), count);
   sum_over_tiles<K, T>(grad_y, x, again.get(), [&](const Tile& tile, const A* in, int64_t outer, const A* grad,
                                                    int64_t inner, A* sums) {
     const Outside out = outside(tile, K / 2);
@@ -131,7 +131,7 @@ void run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, c
   if (grad_weight.ndim != 3) return;
   const int64_t matrix = weight.size[0] * weight.size[1];
   Buffer<double> total(K * K * matrix);
-  for (int64_t i = 0; i < K * K * matrix; ++i) total[i] = 0;
+  clear_sums(total.get(), K * K * matrix);
   weight_gradient<K, T>(grad_y, x, total.get());
   A* const to = grad_weight.as<A>();
   for (int64_t i = 0; i < matrix; ++i) {

@@ -110,22 +110,16 @@ void small_matrices(const Attention<A>& w, int64_t samples, int64_t pixels, cons
   });
 }
 
-template <class A>
-void put(const double* sums, const Tensor& out) {
-  if (!exists(out)) return;
-  A* const to = out.as<A>();
-  for (int64_t i = 0, n = out.numel(); i < n; ++i) to[i] = A(sums[i]);
-}
-
 // qkv multiplies standard * weight + bias, of which the sums have the standard part.
 template <class A>
 void put_qkv(const Attention<A>& w, const double* sums, const double* biases, const Tensor& out) {
   const int64_t C = w.C;
-  for (int64_t m = 0; m < 3 * C; ++m) {
-    for (int64_t k = 0; k < C; ++k) {
-      out.as<A>()[m * C + k] = A(sums[m * C + k] * double(w.norm_weight[k]) + biases[m] * double(w.norm_bias.get()[k]));
+  parallel_runs(3 * C * C, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t m = i / C, k = i % C;
+      out.as<A>()[i] = A(sums[i] * double(w.norm_weight[k]) + biases[m] * double(w.norm_bias.get()[k]));
     }
-  }
+  });
 }
 
 template <class T>
@@ -156,22 +150,22 @@ void run(const Tensor& grad_y, const Tensor& x, const ChannelAttentionWeights& w
       }
     };
     over_samples(s.out_bias, C, bias.get());
-    put<A>(bias.get(), out.project_out_bias);
+    put_sums<A>(bias.get(), out.project_out_bias);
     over_samples(s.taps, 30 * C, depthwise.get());
   }
   const ScoresPass<T> scores(x, w, qkv, g, between);
   sum_over_units<A>(scores.units(), scores.sums(), scores.scratch(), depthwise.get(), scores);
-  put<A>(depthwise.get(), out.qkv_dwconv);
-  put<A>(depthwise.get() + 27 * C, out.qkv_dwconv_bias);
+  put_sums<A>(depthwise.get(), out.qkv_dwconv);
+  put_sums<A>(depthwise.get() + 27 * C, out.qkv_dwconv_bias);
 
   const Transposed<A> qkv_t(w.qkv.data, 3 * C, C);
   const InputsPass<T> inputs(grad_y, x, w, qkv_t.get(), between, grad_x);
   Buffer<double> sums(inputs.sums());
-  for (int64_t i = 0; i < inputs.sums(); ++i) sums[i] = 0;
+  clear_sums(sums.get(), inputs.sums());
   sum_over_units<A>(inputs.units(), inputs.sums(), inputs.scratch(), sums.get(), inputs);
-  put<A>(sums.get(), out.norm_weight);
-  put<A>(sums.get() + C, out.norm_bias);
-  put<A>(sums.get() + inputs.bias_sums(), out.qkv_bias);
+  put_sums<A>(sums.get(), out.norm_weight);
+  put_sums<A>(sums.get() + C, out.norm_bias);
+  put_sums<A>(sums.get() + inputs.bias_sums(), out.qkv_bias);
   put_qkv(w, sums.get() + inputs.qkv_sums(), sums.get() + inputs.bias_sums(), out.qkv);
 }
 

@@ -177,7 +177,7 @@ class InputsPass {
              const Tensor& grad_x)
       : grad_y_(grad_y), x_(x), w_(w), qkv_t_(qkv_t), between_(between), grad_x_(grad_x),
         rows_(smaller(3 * w.C, kRowsAtOnce)), turned_(27 * w.C),
-        tiling_(choose_dense<A>(x.size[2], x.size[3], 1, rows_, 3 * w.C + rows_)),
+        tiling_(choose_dense<A>(x.size[2], x.size[3], 1, rows_, 4 * w.C + rows_)),
         outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)) {
     for (int64_t j = 0; j < 3 * w.C; ++j) {
       for (int64_t i = 0; i < 9; ++i) turned_[j * 9 + i] = w.taps[j * 9 + 8 - i];
@@ -188,17 +188,19 @@ class InputsPass {
   int64_t qkv_sums() const { return 2 * w_.C; }
   int64_t bias_sums() const { return qkv_sums() + 3 * w_.C * w_.C; }
   int64_t sums() const { return bias_sums() + 3 * w_.C; }
-  int64_t scratch() const { return rows_ * outer_ + (3 * w_.C + rows_ + 1) * inner_; }
+  int64_t scratch() const { return rows_ * outer_ + (3 * w_.C + rows_ + 1) * inner_ + OuterOperand<A>::size(w_.C, inner_); }
 
   void operator()(int64_t unit, A* sums, A* scratch) const {
     const int64_t C = w_.C, O = outer_, I = inner_, sample = unit / tiling_.count();
     A *const wide = scratch, *const standard = wide + rows_ * O, *const grad_normed = standard + C * I,
       *const out = grad_normed + C * I, *const grad = out + C * I, *const rstd = grad + rows_ * I;
+    const OuterOperand<A> in{rstd + I, C, I};
     const Tile tile = tiling_.template tile<A>(unit % tiling_.count()), dense = with_halo<A>(tile, 0);
     const int64_t pixels = dense_pixels<A>(tile), valid = tile.rows * tile.columns;
     load_tile(x_.as<const T>() + sample * x_.stride[0], x_, dense, C, I, standard);
     const NormTile<A> norm{C, I, pixels, valid, w_.norm_weight, w_.eps, w_.kind};
     norm.standardise(standard, rstd);
+    in.put(standard, I, 0, pixels);
     for (int64_t first = 0; first < 3 * C; first += rows_) {
       const int64_t n = smaller(rows_, 3 * C - first);
       load_tile(static_cast<const A*>(between_.at(sample, first)), between_.planes, tile, n, O, wide);
@@ -206,7 +208,7 @@ class InputsPass {
         depthwise<3>(wide + j * O, tile.stride, turned_.get() + (first + j) * 9, grad + j * I, tile.rows, tile.columns);
       }
       clear_tails(grad, n, I, valid);
-      add_outer(grad, I, n, standard, I, C, pixels, sums + qkv_sums() + first * C, C);
+      add_outer(grad, I, n, in, pixels, sums + qkv_sums() + first * C, C);
       add_row_sums(grad, n, I, pixels, sums + bias_sums() + first);
       mix_share(Matrix<A>{qkv_t_ + first, 3 * C}, C, n, grad, I, pixels, first == 0, grad_normed);
     }

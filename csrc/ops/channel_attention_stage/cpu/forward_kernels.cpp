@@ -13,8 +13,7 @@ namespace {
 
 using namespace channel_attention_parts;
 
-constexpr int64_t kChunks = 64;        // of all tiles, with sums of their own
-constexpr int64_t kThreadsOfSums = 8;  // whose tiles are taken, since sums must not depend on the number of threads
+constexpr int64_t kChunks = 64;  // of all tiles, with sums of their own
 
 // The first pass. Its sums are q k^T of each head, then |q|^2 and |k|^2.
 template <class T>
@@ -26,7 +25,7 @@ class ReducePass {
   ReducePass(const Tensor& x, const Attention<P>& w, const Tensor& y)
       : x_(x), w_(w), y_(y), rows_(w.heads_at_once()), before_(smaller(rows_, kRowsAtOnce)),
         room_(2 * rows_ > before_ ? 2 * rows_ : before_),
-        tiling_(StripTiling::choose<A>(x.size[2], x.size[3], w.C + before_, room_, kThreadsOfSums)),
+        tiling_(StripTiling::choose<A>(x.size[2], x.size[3], w.C + before_, room_, StripTiling::kThreadsOfSums)),
         outer_(tiling_.template outer_capacity<A>()), inner_(dense_capacity<A>(tiling_)),
         carried_(CarriedLines<A>::capacity_of(tiling_)) {}
 
@@ -39,7 +38,7 @@ class ReducePass {
     A *const normed = scratch, *const before = normed + C * outer_, *const q = before + before_ * outer_,
       *const k = q + rows_ * I, *const norms = sums + C * d;
     const Tile tile = tiling_.template tile<A>(unit % tiles());
-    const bool follows = unit.follows && tiling_.continues(unit % tiles());
+    const bool follows = tiling_.follows(unit);
     const Lines lines = Lines::around<A>(tile, follows);
     const AttentionTile at{tile, outer_, I, dense_pixels<A>(tile), unit / tiles()};
     const P* const in = load_operand<T, P>(w_, x_, {lines.tile, outer_, I, at.pixels, at.sample}, normed);
@@ -81,13 +80,11 @@ class ReducePass {
     for (int64_t j = 0; j < n; j += before_) {
       const int64_t row = first + j, here = smaller(before_, n - j);
       const A* const bias = w_.qkv_bias.from(row);
-      const CarriedLines<A> ends = part.carried.from(row);
-      if (part.follows) ends.put(here, tile, outer_, part.room);
-      part.lines.product(w_.qkv.at(row), here, w_.C, part.in, outer_, tile.stride,
-                         part.room + (part.follows ? 2 * tile.stride : 0), [&](int64_t m, auto& v) {
-                           if (bias) add_to_each(v, bias[m]);
-                         });
-      ends.take(part.room, here, outer_, tile);
+      part.carried.from(row).fill(here, tile, outer_, part.follows, part.room, [&](A* to) {
+        part.lines.product(w_.qkv.at(row), here, w_.C, part.in, outer_, tile.stride, to, [&](int64_t m, auto& v) {
+          if (bias) add_to_each(v, bias[m]);
+        });
+      });
       rows_behind(w_, part.at, part.room, row, here, out + j * inner_);
     }
   }

@@ -32,7 +32,7 @@ struct BackThrough {
   const A* added;
 };
 
-// Sums of each sample with `excite`: of the gated channels [M], and of their products with grad_y [C, M].
+// Sums of each sample with `excite`: of the gated channels [M], and of their products with grad_y [M, C].
 template <class T>
 class GatedSums {
  public:
@@ -40,21 +40,25 @@ class GatedSums {
 
   GatedSums(const Tensor& grad_y, const HiddenRows<T>& w)
       : grad_y_(grad_y), w_(w),
-        tiling_(choose_dense<A>(w.x.size[2], w.x.size[3], w.convolves, w.C + 4 * w.group, w.C + 2 * w.group)),
+        tiling_(choose_dense<A>(w.x.size[2], w.x.size[3], w.convolves, w.C + 4 * w.group, 2 * w.C + 2 * w.group)),
         outer_(tiling_.template outer_capacity<A>()), inner_(w.convolves ? dense_capacity<A>(tiling_) : outer_) {}
 
   int64_t tiles() const { return tiling_.count(); }
   int64_t sums() const { return (w_.C + 1) * w_.M; }
-  int64_t scratch() const { return (w_.C + 4 * w_.group) * outer_ + (w_.C + 2 * w_.group) * inner_; }
+  int64_t scratch() const {
+    return (w_.C + 4 * w_.group) * outer_ + (w_.C + 2 * w_.group) * inner_ + OuterOperand<A>::size(w_.C, inner_);
+  }
 
   void operator()(int64_t unit, A* sums, A* scratch) const {
     const int64_t C = w_.C, M = w_.M, O = outer_, I = inner_, sample = unit / tiles();
     A *const normed = scratch, *const act = normed + C * O, *const slope = act + 2 * w_.group * O,
       *const grad_y = slope + 2 * w_.group * O, *const dense = grad_y + C * I;
+    const OuterOperand<A> grad{dense + 2 * w_.group * I, C, I};
     const Tile tile = tiling_.template tile<A>(unit % tiles());
     const int64_t pixels = dense_pixels<A>(tile);
     w_.normalised(tile, sample, O, normed);
     load_tile(grad_y_.as<const T>() + sample * grad_y_.stride[0], grad_y_, with_halo<A>(tile, 0), C, I, grad_y);
+    grad.put(grad_y, I, 0, pixels);
     for (int64_t first = 0; first < M; first += w_.group) {
       const int64_t n = smaller(w_.group, M - first);
       A* const d = w_.convolves ? dense : act;
@@ -75,7 +79,7 @@ class GatedSums {
       }
       clear_tails(gated, n, I, tile.rows * tile.columns);
       add_row_sums(gated, n, I, pixels, sums + first);
-      add_outer(grad_y, I, C, gated, I, n, pixels, sums + M + first, M);
+      add_outer(gated, I, n, grad, pixels, sums + M + first * C, C);
     }
   }
 
@@ -94,7 +98,8 @@ class BackwardPass {
   BackwardPass(const Tensor& grad_y, const HiddenRows<T>& hidden, const FeedForwardWeights& w,
                const BackThrough<A>& through, const Tensor& grad_x)
       : grad_y_(grad_y), x_(hidden.x), grad_x_(grad_x), w_(w), hidden_(hidden), through_(through), C_(hidden.C),
-        M_(hidden.M), group_(hidden.group), project_in_t_(hidden.project_in, 2 * M_, C_),
+        M_(hidden.M), group_(hidden.group),
+        project_in_t_(hidden.project_in, 2 * M_, C_, [&](int64_t row) { return place(row); }),
         turned_(hidden.convolves ? 2 * M_ * 9 : 0), sums_(C_, M_), tiling_(tiling_of(hidden)),
         outer_(tiling_.template outer_capacity<A>()), inner_(hidden.convolves ? dense_capacity<A>(tiling_) : outer_) {
     for (int64_t j = 0; hidden.convolves && j < 2 * M_; ++j) {
@@ -105,8 +110,9 @@ class BackwardPass {
   const Sums& sums() const { return sums_; }
   int64_t units() const { return x_.size[0] * tiling_.count(); }
   int64_t scratch() const {
-    return hidden_.convolves ? (2 * C_ + 7 * group_) * outer_ + (3 * C_ + 3 * group_ + 1) * inner_
-                             : (3 * C_ + 5 * group_ + 1) * outer_;
+    const int64_t panels = 2 * OuterOperand<A>::size(C_, inner_);
+    return panels + (hidden_.convolves ? (2 * C_ + 7 * group_) * outer_ + (C_ + 3 * group_ + 1) * inner_
+                                       : (3 * C_ + 5 * group_ + 1) * outer_);
   }
 
   void operator()(int64_t unit, A* sums, A* scratch) const {
@@ -124,29 +130,29 @@ class BackwardPass {
     k.slope = k.act + 2 * group_ * O;
     k.gated = k.slope + 2 * group_ * O;
     k.grad_gated = convolves ? k.gated + group_ * O : k.act;
-    k.in = convolves ? k.grad_gated + 2 * group_ * O : k.normed;
-    k.grad_out = convolves ? k.in + C_ * I : k.grad_y;
-    k.grad_in = convolves ? k.grad_out + C_ * I : k.gated + group_ * O;
+    k.grad_in = convolves ? k.grad_gated + 2 * group_ * O : k.gated + group_ * O;
     k.grad_hidden = convolves ? k.grad_in + C_ * I : k.act;
     k.gated_inner = convolves ? k.grad_hidden + 2 * group_ * I : k.gated;
     k.rstd = convolves ? k.gated_inner + group_ * I : k.grad_in + C_ * I;
+    k.in = {k.rstd + I, C_, I};
+    k.grad_out = {k.in.data + OuterOperand<A>::size(C_, I), C_, I};
 
     const T *px = x_.as<const T>() + sample * x_.stride[0], *pg = grad_y_.as<const T>() + sample * grad_y_.stride[0];
     hidden_.normalised(k.tile, sample, O, k.normed);
     load_tile(pg, grad_y_, k.by_one, C_, O, k.grad_y);
-    if (convolves) {
-      copy_dense(k.normed, O, k.tile, C_, k.in, I);
-      copy_dense(k.grad_y, O, k.by_one, C_, k.grad_out, I);
-    }
+    put_dense(k.normed, O, k.tile, k.in);
+    put_dense(k.grad_y, O, k.by_one, k.grad_out);
     if (exists(w_.project_out_bias)) {
-      add_line_sums(k.grad_out, C_, I, 1, k.tile.rows * k.tile.columns, 0, sums + sums_.project_out_bias);
+      add_line_sums(k.grad_y + k.by_one.halo * (k.by_one.stride + 1), C_, O, k.tile.rows, k.tile.columns, k.by_one.stride,
+                    sums + sums_.project_out_bias);
     }
     for (int64_t first = 0; first < M_; first += group_) group(k, first, smaller(group_, M_ - first), sums);
 
     // grad_in is complete: back through the norm, and the residual's share.
     const Tile dense = with_halo<A>(k.tile, 0);
-    A *const standard = k.normed, *const out = k.grad_out;
+    A *const standard = k.normed, *const out = k.grad_out.data;
     load_tile(px, x_, dense, C_, I, standard);
+    copy_dense(k.grad_y, O, k.by_one, C_, out, I);
     const NormTile<A> norm{C_, I, k.pixels, dense.rows * dense.columns, hidden_.norm_weight, hidden_.eps, hidden_.norm};
     norm.standardise(standard, k.rstd);
     norm.add_sums(standard, k.grad_in, sums + sums_.norm);
@@ -159,14 +165,22 @@ class BackwardPass {
   struct Work {
     Tile tile, by_one;
     int64_t sample, pixels;
-    A *normed, *grad_y, *act, *slope, *gated, *grad_gated;                   // outer
-    A *in, *grad_out, *grad_in, *grad_hidden, *gated_inner, *rstd;  // inner
+    A *normed, *grad_y, *act, *slope, *gated, *grad_gated;  // outer
+    A *grad_in, *grad_hidden, *gated_inner, *rstd;          // inner
+    OuterOperand<A> in, grad_out;                           // normed and grad_y without the halo
   };
 
   static Tiling tiling_of(const HiddenRows<T>& w) {
     const int64_t height = w.x.size[2], width = w.x.size[3];
-    if (!w.convolves) return choose_dense<A>(height, width, 0, 0, 3 * w.C + 5 * w.group);
+    if (!w.convolves) return choose_dense<A>(height, width, 0, 0, 5 * w.C + 5 * w.group);
     return choose_dense<A>(height, width, 2, 2 * w.C + 7 * w.group, 3 * w.C + 3 * w.group);
+  }
+
+  // Where a row of project_in is among the columns of its transpose: the two of a group's pairs side by side, as group() has
+  // their gradients.
+  int64_t place(int64_t row) const {
+    const int64_t half = row / M_, first = row % M_ / group_ * group_;
+    return row % M_ + first + half * smaller(group_, M_ - first);
   }
 
   // Runs backward for n pairs of hidden channels from `first` on.
@@ -183,7 +197,7 @@ class BackwardPass {
     gate(k, first, n);
     if (!exists(w_.excite)) {
       if (hidden_.convolves) copy_dense(k.gated, O, k.by_one, n, k.gated_inner, I);
-      add_outer(k.grad_out, I, C_, k.gated_inner, I, n, k.pixels, sums + sums_.project_out + first, M_);
+      add_outer(k.gated_inner, I, n, k.grad_out, k.pixels, sums + sums_.project_out + first * C_, C_);
     }
     if (hidden_.convolves) deconvolve(k, first, n, sums);
     if (hidden_.activation == Activation::gelu) {
@@ -203,9 +217,9 @@ class BackwardPass {
       if (hidden_.has_input_bias) {
         add_line_sums(grad, n, I, 1, k.tile.rows * k.tile.columns, 0, sums + sums_.project_in_bias + row);
       }
-      add_outer(grad, I, n, k.in, I, C_, k.pixels, sums + sums_.project_in + row * C_, C_);
-      mix_share(project_in_t_.from(row), C_, n, grad, I, k.pixels, first + half == 0, k.grad_in);
+      add_outer(grad, I, n, k.in, k.pixels, sums + sums_.project_in + row * C_, C_);
     }
+    mix_share(project_in_t_.from(2 * first), C_, 2 * n, k.grad_hidden, I, k.pixels, first == 0, k.grad_in);
   }
 
   // From grad_y to the gradients of d1 and d2, where these were; and their gated product.
@@ -266,13 +280,6 @@ class BackwardPass {
   const int64_t outer_, inner_;
 };
 
-template <class A>
-void put(const double* sums, const Tensor& out) {
-  if (!exists(out)) return;
-  A* const to = out.as<A>();
-  for (int64_t i = 0, n = out.numel(); i < n; ++i) to[i] = A(sums[i]);
-}
-
 // With `excite`: the sums of each sample, the gradients that follow from them, and what the main pass multiplies by.
 template <class T>
 class ThroughMeans {
@@ -293,11 +300,11 @@ class ThroughMeans {
     excitation.scales(samples_, means.get(), scales.get());
     parallel_units<A>(samples_ * M_, 0, [&](int64_t unit, A*) {
       const A* const from = project_out_t + unit % M_ * C_;
-      const double* const products = sums.get() + unit / M_ * count + M_ + unit % M_;
+      const double* const products = sums.get() + unit / M_ * count + M_ + unit % M_ * C_;
       double of_scale = 0;
       for (int64_t c = 0; c < C_; ++c) {
         matrix_[unit * C_ + c] = from[c] * scales[unit];
-        of_scale += double(from[c]) * products[c * M_];
+        of_scale += double(from[c]) * products[c];
       }
       of_scales[unit] = of_scale;
     });
@@ -307,7 +314,7 @@ class ThroughMeans {
       for (int64_t j = 0; j < M_; ++j) {
         double total = 0;
         for (int64_t b = 0; b < samples_; ++b) {
-          total += sums[b * count + M_ + c * M_ + j] * double(scales[b * M_ + j]);
+          total += sums[b * count + M_ + j * C_ + c] * double(scales[b * M_ + j]);
         }
         out.project_out.as<A>()[c * M_ + j] = A(total);
       }
@@ -342,16 +349,16 @@ void run(const Tensor& grad_y, const HiddenRows<T>& hidden, const FeedForwardWei
   const BackwardPass<T> pass(grad_y, hidden, w, through, grad_x);
   const Sums& s = pass.sums();
   Buffer<double> total(s.count);
-  for (int64_t i = 0; i < s.count; ++i) total[i] = 0;
+  clear_sums(total.get(), s.count);
   sum_over_units<A>(pass.units(), s.count, pass.scratch(), total.get(), pass);
-  put<A>(total.get() + s.norm, out.norm_weight);
-  put<A>(total.get() + s.norm + hidden.C, out.norm_bias);
-  put<A>(total.get() + s.project_in, out.project_in);
-  put<A>(total.get() + s.dwconv, out.dwconv);
-  if (!exists(w.excite)) put<A>(total.get() + s.project_out, out.project_out);
-  put<A>(total.get() + s.project_in_bias, out.project_in_bias);
-  put<A>(total.get() + s.dwconv_bias, out.dwconv_bias);
-  put<A>(total.get() + s.project_out_bias, out.project_out_bias);
+  put_sums<A>(total.get() + s.norm, out.norm_weight);
+  put_sums<A>(total.get() + s.norm + hidden.C, out.norm_bias);
+  put_sums<A>(total.get() + s.project_in, out.project_in);
+  put_sums<A>(total.get() + s.dwconv, out.dwconv);
+  if (!exists(w.excite)) put_transposed_sums<A>(total.get() + s.project_out, out.project_out);
+  put_sums<A>(total.get() + s.project_in_bias, out.project_in_bias);
+  put_sums<A>(total.get() + s.dwconv_bias, out.dwconv_bias);
+  put_sums<A>(total.get() + s.project_out_bias, out.project_out_bias);
 }
 
 }  // namespace

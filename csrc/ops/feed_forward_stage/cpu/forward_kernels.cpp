@@ -18,7 +18,6 @@ using namespace feed_forward_forward;
 
 constexpr int64_t kGroupPairs = 24;  // hidden channel pairs at a time: a multiple of every kMixRows
 constexpr int64_t kChunks = 64;      // of all tiles, with sums of their own
-constexpr int64_t kThreadsOfSums = 8;  // whose tiles are taken where sums must not depend on the number of threads
 
 // Pairs of hidden channels that are worked on together.
 struct Group { int64_t first, count; };
@@ -32,13 +31,14 @@ class Stage {
   // x and y are whole maps; of y the pixels of the region are written.
   Stage(const Tensor& x, const Weights<P>& w, const Region& region, const Tensor& y, T* kept)
       : x_(x), w_(w), region_(region), y_(y), kept_(kept), C_(x.size[1]), hidden_(w.hidden),
-        group_(smaller(hidden_, kGroupPairs)), strips_(strips_of(w, region, group_)),
+        group_(smaller(hidden_, kGroupPairs)), out_rows_(w.excites ? 0 : C_), strips_(strips_of(w, region, group_)),
         tiling_(w.convolves ? Tiling(strips_) : pointwise_tiling(w, region, group_)), outer_(tiling_.outer_capacity<A>()),
-        inner_(w.convolves ? dense_capacity<A>(tiling_) : outer_), carried_(w.convolves ? CarriedLines<A>::capacity_of(tiling_) : 0) {}
+        inner_(w.convolves ? dense_capacity<A>(tiling_) : outer_),
+        carried_(w.convolves ? CarriedLines<A>::capacity_of(tiling_) : 0) {}
 
   int64_t tiles() const { return tiling_.count(); }
   int64_t scratch() const {
-    return (C_ + 2 * group_) * outer_ + (group_ + (w_.excites ? 0 : C_)) * inner_ + 2 * hidden_ * carried_;
+    return (C_ + 2 * group_) * outer_ + (group_ + out_rows_) * inner_ + 2 * hidden_ * carried_;
   }
 
   void run() const {
@@ -57,13 +57,12 @@ class Stage {
   void leave_gated(WorkUnit unit, const Tensor& gated, A* sums, A* scratch) const {
     const Place at = placed(unit);
     T* const planes = gated.as<T>() + at.sample * gated.stride[0];
-    const int64_t stride = line_of(at.tile);
     gated_groups(at, {}, follows(unit), scratch, [&](Group group, A* g) {
-      add_line_sums(g, group.count, inner_, at.tile.rows, at.tile.columns, stride, sums + group.first);
+      add_line_sums(g, group.count, inner_, at.tile.rows, at.tile.columns, at.tile.columns, sums + group.first);
       for (int64_t i = 0; i < group.count; ++i) {
         T* const to = planes + (group.first + i) * gated.stride[1] + at.tile.row * at.tile.width + at.tile.column;
         for (int64_t r = 0; r < at.tile.rows; ++r) {
-          store_row(to + r * at.tile.width, g + i * inner_ + r * stride, at.tile.columns);
+          store_row(to + r * at.tile.width, g + i * inner_ + r * at.tile.columns, at.tile.columns);
         }
       }
     });
@@ -79,16 +78,15 @@ class Stage {
   static StripTiling strips_of(const Weights<P>& w, const Region& region, int64_t group) {
     const int64_t inner = group + (w.excites ? 0 : w.channels);
     return StripTiling::choose<A>(region.rows, region.columns, w.channels + 2 * group, inner,
-                                  w.excites ? kThreadsOfSums : most_threads());
+                                  w.excites ? StripTiling::kThreadsOfSums : most_threads());
   }
 
   // Without a convolution there is no halo to save, nor to carry on.
   static Tiling pointwise_tiling(const Weights<P>& w, const Region& region, int64_t group) {
-    if (w.excites) return choose_dense<A>(region.rows, region.columns, 0, w.channels + 2 * group, group);
-    return Tiling::choose_by_shape<A>(region.rows, region.columns, 0, 2 * w.channels + 3 * group);
+    return choose_dense<A>(region.rows, region.columns, 0, w.channels + 2 * group, group + (w.excites ? 0 : w.channels));
   }
 
-  bool follows(WorkUnit unit) const { return w_.convolves && unit.follows && strips_.continues(unit % tiles()); }
+  bool follows(WorkUnit unit) const { return w_.convolves && strips_.follows(unit); }
 
   // A tile of the region, in the map.
   Place placed(int64_t unit) const {
@@ -99,9 +97,6 @@ class Stage {
     tile.width = x_.size[3];
     return {tile, unit / tiles()};
   }
-
-  // Pixels from one line of gated channels to the next.
-  int64_t line_of(const Tile& tile) const { return w_.convolves ? tile.columns : tile.stride; }
 
   void add_to_y(const Place& at, const Around<T>& around, bool follows, A* scratch) const {
     const int64_t pixels = w_.convolves ? dense_pixels<A>(at.tile) : at.tile.inner_pixels;
@@ -118,17 +113,16 @@ class Stage {
   MIRAGE_INLINE void gated_groups(const Place& at, const Around<T>& around, bool follows, A* scratch, F take) const {
     A *const normed = scratch, *const h1 = normed + C_ * outer_, *const h2 = h1 + group_ * outer_,
       *const g = h2 + group_ * outer_;
-    const CarriedLines<A> carried{g + (group_ + (w_.excites ? 0 : C_)) * inner_, carried_};
+    const CarriedLines<A> carried{g + (group_ + out_rows_) * inner_, carried_};
     const Lines lines = w_.convolves ? Lines::around<A>(at.tile, follows) : Lines::all(at.tile);
     const P* const in = normalised(at.sample, lines, around, normed);
     for (int64_t first = 0; first < hidden_; first += group_) {
       const Group group{first, smaller(group_, hidden_ - first)};
       for (int half = 0; half < 2; ++half) {
         A* const h = half ? h2 : h1;
-        const CarriedLines<A> ends = carried.from(half * hidden_ + first);
-        if (follows) ends.put(group.count, at.tile, outer_, h);
-        project_in(at, lines, in, group, half, h + (follows ? 2 * at.tile.stride : 0));
-        if (w_.convolves) ends.take(h, group.count, outer_, at.tile);
+        const auto project = [&](A* to) { project_in(at, lines, in, group, half, to); };
+        if (w_.convolves) carried.from(half * hidden_ + first).fill(group.count, at.tile, outer_, follows, h, project);
+        else project(h);
       }
       for (int64_t i = 0; i < group.count; ++i) {
         const A *const a = h1 + i * outer_, *const b = h2 + i * outer_;
@@ -193,7 +187,7 @@ class Stage {
   const Region region_;
   const Tensor& y_;
   T* const kept_;
-  const int64_t C_, hidden_, group_;
+  const int64_t C_, hidden_, group_, out_rows_;  // out_rows_: of project_out's share that stays beside the hidden channels
   const StripTiling strips_;  // where there is a convolution
   const Tiling tiling_;
   const int64_t outer_, inner_, carried_;

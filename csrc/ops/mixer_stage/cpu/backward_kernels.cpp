@@ -155,35 +155,29 @@ class NormsPass {
 };
 
 template <class A>
-void put(const double* sums, const Tensor& out, double factor = 1) {
-  A* const to = out.as<A>();
-  for (int64_t i = 0, n = out.numel(); i < n; ++i) to[i] = A(sums[i] * factor);
-}
-
-template <class A>
 void put_all(const Mixer<A>& w, const Gradients<A>& g, const double* sums, const MixerGradients& out) {
-  put<A>(sums + g.norm_weight, out.norm_weight);
-  put<A>(sums + g.norm_bias, out.norm_bias);
-  put<A>(sums + g.qkv, out.qkv);
-  put<A>(sums + g.qkv_dwconv, out.qkv_dwconv);
-  put<A>(sums + g.bn_weight, out.bn_weight);
-  put<A>(sums + g.bn_bias, out.bn_bias);
-  put<A>(sums + g.gic1, out.gic1);
+  put_sums<A>(sums + g.norm_weight, out.norm_weight);
+  put_sums<A>(sums + g.norm_bias, out.norm_bias);
+  put_sums<A>(sums + g.qkv, out.qkv);
+  put_sums<A>(sums + g.qkv_dwconv, out.qkv_dwconv);
+  put_sums<A>(sums + g.bn_weight, out.bn_weight);
+  put_sums<A>(sums + g.bn_bias, out.bn_bias);
+  put_sums<A>(sums + g.gic1, out.gic1);
   // The gate is gelu(u), u = W n / tau, of which the sums are d / d (W / tau): sum of u du = sum of (W / tau) d(W / tau).
   double scaled = 0;
   for (int64_t i = 0; i < w.h * w.c; ++i) {
     out.gic1.as<A>()[i] = A(sums[g.gic1 + i] / w.tau);
     scaled += sums[g.gic1 + i] * double(w.gic1[i]);
   }
-  put<A>(&scaled, out.gate_temperature, -1 / (double(w.tau) * double(w.tau)));
-  put<A>(sums + g.gic2, out.gic2);
-  put<A>(sums + g.proj_out, out.proj_out);
-  put<A>(sums + g.mlp_in, out.mlp_in);
-  put<A>(sums + g.mlp_out, out.mlp_out);
-  put<A>(sums + g.alphas, out.alpha_att);
-  put<A>(sums + g.alphas + 1, out.alpha_conv);
-  put<A>(sums + g.alphas + 2, out.alpha_mlp);
-  put<A>(sums + g.project_out, out.project_out);
+  put_sums<A>(&scaled, out.gate_temperature, -1 / (double(w.tau) * double(w.tau)));
+  put_sums<A>(sums + g.gic2, out.gic2);
+  put_sums<A>(sums + g.proj_out, out.proj_out);
+  put_sums<A>(sums + g.mlp_in, out.mlp_in);
+  put_sums<A>(sums + g.mlp_out, out.mlp_out);
+  put_sums<A>(sums + g.alphas, out.alpha_att);
+  put_sums<A>(sums + g.alphas + 1, out.alpha_conv);
+  put_sums<A>(sums + g.alphas + 2, out.alpha_mlp);
+  put_sums<A>(sums + g.project_out, out.project_out);
 }
 
 template <class T>
@@ -200,7 +194,7 @@ void run(const Tensor& grad_y, const Tensor& x, const MixerWeights& weights, con
   const SampleSums<A> s(w);
   const int64_t B = x.size[0];
   Buffer<double> total(g.count), attention(B * w.c * w.d), kernels(B * w.c * kTaps);
-  for (int64_t i = 0; i < g.count; ++i) total[i] = 0;
+  clear_sums(total.get(), g.count);
   {
     const BranchesPass<T> pass(grad_y, x, w, turned, folded, branch_scale.as<A>(), statistics.attention.as<A>(),
                                statistics.kernels.as<A>(), between);
