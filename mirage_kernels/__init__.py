@@ -12,6 +12,7 @@ from mirage_kernels.channel_layer_norm import channel_layer_norm
 from mirage_kernels.dense_conv2d import dense_conv2d
 from mirage_kernels.dynamic_depthwise_conv2d import dynamic_depthwise_conv2d
 from mirage_kernels.feed_forward_stage import FeedForwardWeights, feed_forward_stage
+from mirage_kernels.feed_forward_stages import ScaledFeedForward, feed_forward_stages
 from mirage_kernels.gated_depthwise_ffn import gated_depthwise_ffn
 from mirage_kernels.mixer_stage import MixerOutput, MixerWeights, mixer_stage
 from mirage_kernels.spd_covariance import spd_covariance
@@ -29,6 +30,7 @@ __all__ = [
     "MixerOutput",
     "MixerWeights",
     "PackedBlocks",
+    "ScaledFeedForward",
     "available",
     "channel_attention",
     "channel_attention_fusion",
@@ -37,6 +39,7 @@ __all__ = [
     "dense_conv2d",
     "dynamic_depthwise_conv2d",
     "feed_forward_stage",
+    "feed_forward_stages",
     "gated_depthwise_ffn",
     "last_used",
     "limit_workspace",

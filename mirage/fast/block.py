@@ -57,19 +57,20 @@ def run_channel_attention(block: Any, x: Tensor, found: tuple[Any, ...]) -> Tens
     return mirage_kernels.channel_attention_stage(x, mirage_kernels.ChannelAttentionWeights(*weights), norm, eps)
 
 
-def run_scaled(names: Sequence[str], block: Any, x: Tensor, found: tuple[Any, ...]) -> Tensor:
-    """A feed-forward network whose branch is multiplied by a number for each channel: its last convolution takes it in.
-    `names`: of the weights; `found`: weights, eps, the scale, and the names of norm, activation and gate."""
-    *weights, eps, scale, norm, activation, gate = found
-    named = dict(zip(names, weights, strict=True))
-    wide = torch.promote_types(torch.promote_types(scale.dtype, named["project_out"].dtype), torch.float32)
-    scale = scale.to(wide)
-    named["project_out"] = named["project_out"] * scale.view(-1, 1, 1, 1)
-    if named["project_out_bias"] is not None:
-        named["project_out_bias"] = named["project_out_bias"] * scale.flatten()
+def _scaled(stage: Stage, tensors: Sequence[Any], eps: float) -> mirage_kernels.ScaledFeedForward:
+    named = dict(zip(stage.weights, tensors, strict=True))
+    scale = named.pop("scale")
+    weights = mirage_kernels.FeedForwardWeights(**{"dwconv": None, **named})
+    return mirage_kernels.ScaledFeedForward(weights, eps, scale)
+
+
+def run_scaled(stage: Stage, block: Any, x: Tensor, found: tuple[Any, ...]) -> Tensor:
+    """A feed-forward network whose branch is multiplied by a number for each channel. `found`: weights and the scale,
+    eps, and the names of norm, activation and gate."""
+    *tensors, eps, norm, activation, gate = found
     keep_hidden = block._mirage_memory == "fast" and x.shape[1] >= KEEP_HIDDEN_FROM
-    form = {"eps": eps, "norm": norm, "activation": activation, "gate": gate}
-    return mirage_kernels.feed_forward_stage(x, **{"dwconv": None, **named}, keep_hidden=keep_hidden, **form)
+    form = {"norm": norm, "activation": activation, "gate": gate}
+    return mirage_kernels.feed_forward_stages(x, [_scaled(stage, tensors, eps)], keep_hidden, **form)
 
 
 def _in_halves(kind: Any, block: nn.Module, x: Tensor) -> Tensor:
@@ -166,16 +167,17 @@ class DecoderBlock(nn.Module):
 
 
 class NAFBlock(nafnet.NAFBlock):
-    """`mirage.networks.nafnet.NAFBlock` as two operators, both `mirage_kernels.feed_forward_stage`.
+    """`mirage.networks.nafnet.NAFBlock` as one operator, `mirage_kernels.feed_forward_stages`, where no gradient is
+    wanted, and as two elsewhere, both `mirage_kernels.feed_forward_stage`.
 
     For backward a block keeps its input and the tensor between its halves. With the memory "fast" of `accelerate` also
     the hidden tensors of both. On CPUs blocks of many channels call their modules where a gradient is wanted.
     """
 
     stages = nafnet_block.STAGES
-    matcher: ClassVar[None] = None
+    matcher: ClassVar[BlockMatcher]
     halves = tuple(
-        Half(norm, branch, stage, partial(run_scaled, stage.weights))
+        Half(norm, branch, stage, partial(run_scaled, stage))
         for norm, branch, stage in zip(
             ("norm1", "norm2"), (nafnet.NAFBlock.mix, nafnet.NAFBlock.feed_forward), nafnet_block.STAGES, strict=True
         )
@@ -183,6 +185,8 @@ class NAFBlock(nafnet.NAFBlock):
     _mirage_memory = "low"
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and (whole := NAFBlock.matcher.match(self)) is not None:
+            return _run_naf_blocks(x, *whole)
         if x.is_cpu and torch.is_grad_enabled() and self.conv1.in_channels > MOST_WITH_GRADIENT:
             return NAFBlock.halves[1].call(self, NAFBlock.halves[0].call(self, x))
         return _in_halves(NAFBlock, self, x)
@@ -195,8 +199,21 @@ def _run_blocks(x: Tensor, weights: list[Tensor], eps: list[float]) -> Tensor:
 BLOCKS = TransformerBlock.matcher = BlockMatcher(TransformerBlock, mirage_block.STAGES, _run_blocks)
 
 
+def _run_naf_blocks(x: Tensor, weights: list[Tensor], eps: list[float]) -> Tensor:
+    stages, first = [], 0
+    for i, of_norm in enumerate(eps):
+        stage = nafnet_block.STAGES[i % len(nafnet_block.STAGES)]
+        behind = first + len(stage.weights)
+        stages.append(_scaled(stage, weights[first:behind], of_norm))
+        first = behind
+    norm, activation, gate = nafnet_block.FORM
+    return mirage_kernels.feed_forward_stages(x, stages, norm=norm, activation=activation, gate=gate)
+
+
+NAFBlock.matcher = BlockMatcher(NAFBlock, nafnet_block.STAGES, _run_naf_blocks)
+
 HALVED = (RestormerBlock, EncoderBlock, NAFBlock)
-"""Blocks whose forward without gradients is their halves, one after the other."""
+"""Blocks whose forward without gradients is their halves, one after the other, where it is not one operator."""
 
 
 class BlockSequence(nn.Sequential):

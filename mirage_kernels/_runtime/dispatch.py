@@ -40,7 +40,7 @@ NONE: dict[str, str] = {}
 """No implementation declines."""
 COMPOSITE_ON = ("cpu", "cuda")
 """Devices whose backward pass, autocast and memory the composites of stages were written for."""
-INTERFACE = 2
+INTERFACE = 3
 """Counted up, with that of csrc/python/interface.h, whenever what the libraries' functions take or return changes."""
 _HALF_AND_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -24,6 +24,10 @@ def feed_forward_weights(channels=12, hidden=16):
     return mirage_kernels.FeedForwardWeights(*(tensor(*shape) for shape in shapes(channels, hidden).values()))
 
 
+def scaled_feed_forward():
+    return mirage_kernels.ScaledFeedForward(feed_forward_weights(), 1e-5, tensor(1, 12, 1, 1))
+
+
 def channel_attention_weights(channels=12, heads=3):
     from mirage_kernels.channel_attention_stage.weights import shapes
 
@@ -51,6 +55,7 @@ CASES = {
     "dense_conv2d": (lambda x: [x, tensor(5, 12, 3, 3)], (2, 5, 8, 6)),
     "dynamic_depthwise_conv2d": (lambda x: [x, tensor(2, 12, 7, 7)], X),
     "feed_forward_stage": (lambda x: [x, *feed_forward_weights()], X),
+    "feed_forward_stages": (lambda x: [x, [scaled_feed_forward(), scaled_feed_forward()]], X),
     "gated_depthwise_ffn": (lambda x: [x, tensor(12, 1, 3, 3)], (2, 6, 8, 6)),
     "mixer_stage": (lambda x: [x, mixer_weights()], X),
     "spd_covariance": (lambda x: [x], (2, 12, 12)),

@@ -2,6 +2,7 @@
 // multiplies a map by that matrix and adds the residual.
 #pragma once
 
+#include "ahead.h"
 #include "gemm.h"
 #include "gradients.h"
 
@@ -42,16 +43,22 @@ inline void apply_by_sample(const Tensor& x, const Matrix<Operand<T>>& matrix, c
   using A = Acc<T>;
   using P = Operand<T>;
   const int64_t C = x.size[1], M = v.size[1], room = C > M ? C : M;
-  const Tiling tiling = choose_dense<A>(x.size[2], x.size[3], 0, 0, room + C);
+  const Tiling tiling = choose_pointwise<A>(x.size[2], x.size[3], room + C);
   const int64_t I = tiling.outer_capacity<A>(), tiles = tiling.count();
   parallel_units<A>(x.size[0] * tiles, (room + C) * I, [&](int64_t unit, A* scratch) {
     A *const rows = scratch, *const out = rows + room * I;
     const int64_t sample = unit / tiles;
     const Tile tile = tiling.tile<A>(unit % tiles);
+    Ahead ahead{{}, TileLines::of<T>(x, sample, tile)};  // y is written where x or v was read, or prefetched as it is
+    if (unit + 1 < x.size[0] * tiles) ahead.read = TileLines::of<T>(v, (unit + 1) / tiles, tiling.tile<A>((unit + 1) % tiles));
     load_tile(v.as<const T>() + sample * v.stride[0], v, tile, M, I, rows);
     const P* const in = operand_rows<P>(rows, M, I, tile.outer_pixels, rows);
     mix(matrix.at(sample * C), C, M, in, I, tile.outer_pixels,
-        [&](int64_t m, int64_t p, Vec<A> value) { store(out + m * I + p, value + bias[m]); });
+        by_row([&](int64_t m, int64_t p, auto& values) {
+          add_to_each(values, bias[m]);
+          store_each(out + m * I + p, values);
+          ahead.step<A, sizeof(values) / sizeof(values[0])>(1);
+        }));
     add_dense(x.as<const T>() + sample * x.stride[0], x, tile, C, I, out, y.as<T>() + sample * y.stride[0], y, rows);
   });
 }

@@ -2,7 +2,7 @@
 //
 // B and C are buffers of channels times pixels, pixels contiguous; A is a weight matrix in row-major order. A block of
 // kMixRows x kMixVectors vectors of C stays in registers while k runs: in each step kMixVectors loads of B and kMixRows
-// broadcasts of A feed kMixRows * kMixVectors multiply-adds. Elements of A and B are of the accumulator type or pairs
+// broadcasts of A feed kMixRows * kMixVectors multiply-adds. Rows that are left at the end make a smaller block. Elements of A and B are of the accumulator type or pairs
 // of channels (operands.h); `depth` counts elements, C is of the accumulator type. What happens to a finished vector is
 // up to the caller (an activation before it is stored, a sum with what is there), so that it needs no pass of its own.
 // Pairs of channels are multiplied in tiles where the processor has them (amx_tiles.h).
@@ -57,16 +57,15 @@ MIRAGE_INLINE void add_to_each(V (&v)[N], A value) {
 }
 
 // c += A B: `a` are rows of A, `b` the first pixel's element of the first row of B.
-template <class P, int V>
-MIRAGE_INLINE void mix_steps(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t depth, const P* b,
-                             int64_t b_stride) {
+template <class P, int R, int V>
+MIRAGE_INLINE void mix_steps(Vec<Acc<P>> (&c)[R][V], const P* const (&a)[R], int64_t depth, const P* b, int64_t b_stride) {
   for (int64_t k = 0; k < depth; ++k) {
     const P* row = b + k * b_stride;
     decltype(load(row)) v[V];
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) v[j] = load(row + j * kLanes<Acc<P>>);
 #pragma GCC unroll 8
-    for (int i = 0; i < kMixRows; ++i) {
+    for (int i = 0; i < R; ++i) {
       const auto w = splat(a[i][k]);
 #pragma GCC unroll 8
       for (int j = 0; j < V; ++j) c[i][j] = multiply_add(c[i][j], w, v[j]);
@@ -84,8 +83,8 @@ struct PixelRows {
   template <class F>
   MIRAGE_INLINE void for_each_product(int64_t pixel, F product) const { product(0, data + pixel); }
 
-  template <int V>
-  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel) const {
+  template <int R, int V>
+  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[R][V], const P* const (&a)[R], int64_t pixel) const {
     mix_steps(c, a, depth, data + pixel, stride);
   }
 };
@@ -103,19 +102,19 @@ struct TapRows {
     for (int tap = 0; tap < K * K; ++tap) product(tap * depth, data + pixel + tap / K * line + tap % K);
   }
 
-  template <int V>
-  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[kMixRows][V], const P* const (&a)[kMixRows], int64_t pixel) const {
+  template <int R, int V>
+  MIRAGE_INLINE void multiply(Vec<Acc<P>> (&c)[R][V], const P* const (&a)[R], int64_t pixel) const {
     const int together = depth > 64 ? 1 : K;
-    const P* at[kMixRows];
-    for (int i = 0; i < kMixRows; ++i) at[i] = a[i];
+    const P* at[R];
+    for (int i = 0; i < R; ++i) at[i] = a[i];
     for (int first = 0; first < K * K; first += together) {
-      Vec<Acc<P>> share[kMixRows][V] = {};
+      Vec<Acc<P>> share[R][V] = {};
       for (int tap = first; tap < first + together; ++tap) {
         mix_steps(share, at, depth, data + pixel + tap / K * line + tap % K, stride);
-        for (int i = 0; i < kMixRows; ++i) at[i] += depth;
+        for (int i = 0; i < R; ++i) at[i] += depth;
       }
 #pragma GCC unroll 8
-      for (int i = 0; i < kMixRows; ++i) {
+      for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) c[i][j] += share[i][j];
       }
@@ -123,19 +122,36 @@ struct TapRows {
   }
 };
 
-template <class P, int V, class Rows, class Finish>
-MIRAGE_INLINE void mix_block(const P* const (&a)[kMixRows], int rows, const Rows& b, int64_t m, int64_t p,
-                             Finish finish) {
-  Vec<Acc<P>> c[kMixRows][V];
+// R rows of C from row m on, of which `rows` are wanted.
+template <int R, int V, class P, class Rows, class Finish>
+MIRAGE_INLINE void mix_block(const Matrix<P>& a, int64_t m, int64_t rows, const Rows& b, int64_t p, Finish finish) {
+  const P* w[R];
+  for (int i = 0; i < R; ++i) w[i] = a.data + (m + (i < rows ? i : rows - 1)) * a.stride;
+  Vec<Acc<P>> c[R][V];
 #pragma GCC unroll 8
-  for (int i = 0; i < kMixRows; ++i) {
+  for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) c[i][j] = Vec<Acc<P>>{};
   }
-  b.multiply(c, a, p);
+  b.multiply(c, w, p);
 #pragma GCC unroll 8
-  for (int i = 0; i < kMixRows; ++i) {
+  for (int i = 0; i < R; ++i) {
     if (i < rows) finish_row<Acc<P>>(finish, m + i, p, c[i]);
+  }
+}
+
+// All rows of C of V vectors of pixels. The last pixels are few: blocks of one size do for them.
+template <int V, class P, class Rows, class Finish>
+MIRAGE_INLINE void mix_column(const Matrix<P>& a, int64_t rows, const Rows& b, int64_t p, Finish finish) {
+  constexpr bool kExact = V == kMixVectors;
+  int64_t m = 0;
+  for (; rows - m >= (kExact ? kMixRows : 1); m += kMixRows) {
+    mix_block<kMixRows, V>(a, m, kExact || rows - m > kMixRows ? kMixRows : rows - m, b, p, finish);
+  }
+  if constexpr (kExact) {
+    if (rows - m > 4) mix_block<kMixRows, V>(a, m, rows - m, b, p, finish);
+    else if (rows - m > 2) mix_block<4, V>(a, m, rows - m, b, p, finish);
+    else if (rows - m > 0) mix_block<2, V>(a, m, rows - m, b, p, finish);
   }
 }
 
@@ -157,20 +173,10 @@ MIRAGE_INLINE void mix(const Matrix<P>& a, int64_t rows, const Rows& b, int64_t 
   constexpr int L = kLanes<Acc<P>>;
   for (int64_t p = 0; p < pixels; p += kMixPixels<Acc<P>>) {
     const int64_t vectors = (pixels - p) / L;
-    for (int64_t m = 0; m < rows; m += kMixRows) {
-      const int here = rows - m < kMixRows ? int(rows - m) : kMixRows;
-      const P* w[kMixRows];
-      for (int i = 0; i < kMixRows; ++i) w[i] = a.data + (m + (i < here ? i : here - 1)) * a.stride;
-      if (vectors >= kMixVectors) {
-        mix_block<P, kMixVectors>(w, here, b, m, p, finish);
-      } else if (kMixVectors == 4 && vectors == 3) {
-        mix_block<P, 3>(w, here, b, m, p, finish);
-      } else if (kMixVectors == 4 && vectors == 2) {
-        mix_block<P, 2>(w, here, b, m, p, finish);
-      } else {
-        mix_block<P, 1>(w, here, b, m, p, finish);
-      }
-    }
+    if (vectors >= kMixVectors) mix_column<kMixVectors>(a, rows, b, p, finish);
+    else if (kMixVectors == 4 && vectors == 3) mix_column<3>(a, rows, b, p, finish);
+    else if (kMixVectors == 4 && vectors == 2) mix_column<2>(a, rows, b, p, finish);
+    else mix_column<1>(a, rows, b, p, finish);
   }
 }
 

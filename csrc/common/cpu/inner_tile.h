@@ -29,12 +29,13 @@ inline double cost_of_tiles(const Tiling& t, int64_t outer, int64_t inner) {
   return (held + 2 * dense) * (tiles + 0.5) * even / tiles;
 }
 
-// Tiles for which `outer` channels with the halo and `inner` dense ones fit in two megabytes, where their cost is
+// Tiles for which `outer` channels with the halo and `inner` dense ones fit in so many kilobytes, where their cost is
 // least. The shape alone decides. Two megabytes are more than most second-level caches: a product reads a panel of
 // pixels once per pass, and larger halos cost more than the next cache.
 template <class A>
-inline Tiling choose_dense(int64_t height, int64_t width, int64_t halo, int64_t outer, int64_t inner) {
-  const int64_t budget = (int64_t(2048) << 10) / int64_t(sizeof(A)), L = kLanes<A>;
+inline Tiling choose_dense(int64_t height, int64_t width, int64_t halo, int64_t outer, int64_t inner,
+                           int64_t kilobytes = 2048) {
+  const int64_t budget = (kilobytes << 10) / int64_t(sizeof(A)), L = kLanes<A>;
   Tiling best{height, width, halo, 0, 0};
   double least = 0;
   for (int64_t across = 1; across == 1 || (width + across - 1) / across >= 2 * L; ++across) {
@@ -56,6 +57,13 @@ inline Tiling choose_dense(int64_t height, int64_t width, int64_t halo, int64_t 
     }
   }
   return best;
+}
+
+// Tiles without a halo for products alone, `channels` in all. They save no halo by being large, and smaller ones leave room in
+// the second-level cache for what is prefetched.
+template <class A>
+inline Tiling choose_pointwise(int64_t height, int64_t width, int64_t channels, int64_t kilobytes = 512) {
+  return choose_dense<A>(height, width, 0, 0, channels, kilobytes);
 }
 
 // Zeros behind the last pixel of every channel, up to a whole vector.
@@ -231,12 +239,14 @@ inline void store_dense(const Acc<T>* in, int64_t capacity, const Tile& tile, in
   }
 }
 
-// y = x + out for the pixels of a dense tile, y of strides `to` with whole lines; `line` is scratch for one line.
+// y = x + scale * out for the pixels of a dense tile, y of strides `to` with whole lines; `line` is scratch for one line.
+// scale: a number for each channel, or null for ones.
 template <class T>
 inline void add_dense(const T* x, const Tensor& t, const Tile& tile, int64_t channels, int64_t capacity,
-                      const Acc<T>* out, T* y, const Tensor& to, Acc<T>* line) {
+                      const Acc<T>* out, T* y, const Tensor& to, Acc<T>* line, const Acc<T>* scale = nullptr) {
   constexpr int L = kLanes<Acc<T>>;
   for (int64_t c = 0; c < channels; ++c) {
+    const Acc<T> factor = scale ? scale[c] : Acc<T>(1);
     for (int64_t r = 0; r < tile.rows; ++r) {
       const T* px = x + c * t.stride[1] + (tile.row + r) * t.stride[2] + tile.column * t.stride[3];
       T* py = y + c * to.stride[1] + (tile.row + r) * to.stride[2] + tile.column;
@@ -245,12 +255,12 @@ inline void add_dense(const T* x, const Tensor& t, const Tile& tile, int64_t cha
       if (t.stride[3] == 1) {
         if (c + 1 < channels) prefetch_row(px + t.stride[1], tile.columns);
         int64_t i = 0;
-        for (; i + L <= tile.columns; i += L) store(py + i, load(px + i) + load(po + i));
+        for (; i + L <= tile.columns; i += L) store(py + i, load(px + i) + factor * load(po + i));
         const int left = int(tile.columns - i);
-        if (left > 0) store_n(py + i, load_n(px + i, left) + load_n(po + i, left), left);
+        if (left > 0) store_n(py + i, load_n(px + i, left) + factor * load_n(po + i, left), left);
       } else {
         load_row(px, t.stride[3], tile.columns, line);
-        for (int64_t i = 0; i < tile.columns; ++i) py[i] = from_acc<T>(line[i] + po[i]);
+        for (int64_t i = 0; i < tile.columns; ++i) py[i] = from_acc<T>(line[i] + factor * po[i]);
       }
     }
   }

@@ -53,12 +53,25 @@ struct FeedForwardOptions {
 //   x       [B, C, H, W]   any strides, f32 / f64 / f16 / bf16
 //   y       [B, C, H, W]   contiguous, dtype of x; may be a contiguous x itself, which is written over (without excite)
 //   hidden  [B, 2M, H, W]  contiguous, dtype of x, or null: receives project_in's result before the activation
+//   scale   [C]            contiguous, any type, or none: what is added to x is multiplied by it
 // The hidden tensor of 2M channels exists a tile at a time, in cache. With `excite` the gated channels lie in y, or in
 // scratch memory where there are more or fewer than C.
 void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOptions& options,
-                        const Tensor& y, const Tensor* hidden = nullptr);
+                        const Tensor& y, const Tensor* hidden = nullptr, const Tensor& scale = {});
 
-// The same of a part of a map. x: a window into it; y [B, C, rows.length(), columns.length()]: the pixels between the
+// A stage among several.
+struct FeedForward {
+  FeedForwardWeights weights;
+  FeedForwardOptions options;
+  Tensor scale;
+};
+
+// `count` stages one after the other, at least one. x: any strides; y: contiguous, dtype of x, not x itself. A stage without
+// `excite` is written over the result of the one before. Scratch memory as that of a stage, and a map like y where a stage
+// behind the first has `excite`.
+void feed_forward_stages(const Tensor& x, const FeedForward* stages, int64_t count, const Tensor& y);
+
+// feed_forward_stage of a part of a map. x: a window into it; y [B, C, rows.length(), columns.length()]: the pixels between the
 // outermost cuts (those in between mean nothing here), whole lines of any other strides, memory apart from x.
 void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
                                const FeedForwardWeights& weights, const FeedForwardOptions& options, const Tensor& y);

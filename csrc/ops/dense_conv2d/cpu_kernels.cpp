@@ -2,9 +2,11 @@
 // channels. A tap of a tile with its halo is an offset, so no patch is ever copied out.
 #include "cpu_kernels.h"
 
+#include "common/cpu/ahead.h"
 #include "common/cpu/dtypes.h"
 #include "common/cpu/gemm.h"
 #include "common/cpu/gradients.h"
+#include "common/cpu/inner_tile.h"
 #include "common/cpu/inside_plane.h"
 #include "common/cpu/tiles.h"
 
@@ -51,16 +53,23 @@ template <int K, class T, class P>
 void convolve(const Tensor& x, const Matrix<P>& weights, const Tensor& y) {
   using A = Acc<T>;
   const int64_t C = x.size[1], M = y.size[1], H = x.size[2], W = x.size[3];
-  const Tiling tiling = Tiling::choose<A>(H, W, K / 2, C + M);
+  const Tiling tiling = K == 1 ? choose_pointwise<A>(H, W, C + M) : Tiling::choose<A>(H, W, K / 2, C + M);
   const int64_t outer = tiling.outer_capacity<A>(), inner = tiling.inner_capacity<A>();
+  const auto sample_of = [&](int64_t unit) { return unit / tiling.count(); };
+  const auto tile_of = [&](int64_t unit) { return tiling.tile<A>(unit % tiling.count()); };
   parallel_units<A>(x.size[0] * tiling.count(), C * outer + M * inner, [&](int64_t unit, A* scratch) {
-    const int64_t sample = unit / tiling.count();
-    const Tile tile = tiling.tile<A>(unit % tiling.count());
+    const int64_t sample = sample_of(unit);
+    const Tile tile = tile_of(unit);
+    Ahead ahead{{}, TileLines::of<T>(y, sample, tile)};
+    if (unit + 1 < x.size[0] * tiling.count()) ahead.read = TileLines::of<T>(x, sample_of(unit + 1), tile_of(unit + 1), K / 2);
     A *const in = scratch, *const out = in + C * outer;
     load_tile(x.as<const T>() + sample * x.stride[0], x, tile, C, outer, in);
     const P* const rows = operand_rows<P>(in, C, outer, tile.outer_pixels, in);
     mix(weights, M, TapRows<K, P>{rows, outer, packed<P>(C), tile.stride}, tile.inner_pixels,
-        by_row([&](int64_t m, int64_t p, const auto& v) { store_each(out + m * inner + p, v); }));
+        by_row([&](int64_t m, int64_t p, const auto& v) {
+          store_each(out + m * inner + p, v);
+          ahead.step<A, sizeof(v) / sizeof(v[0])>(1);
+        }));
     T* const planes = y.as<T>() + sample * M * H * W;
     for (int64_t m = 0; m < M; ++m) {
       for (int64_t r = 0; r < tile.rows; ++r) {
@@ -133,10 +142,7 @@ void run_backward(const Tensor& grad_y, const Tensor& x, const Tensor& weight, c
   Buffer<double> total(K * K * matrix);
   clear_sums(total.get(), K * K * matrix);
   weight_gradient<K, T>(grad_y, x, total.get());
-  A* const to = grad_weight.as<A>();
-  for (int64_t i = 0; i < matrix; ++i) {
-    for (int64_t tap = 0; tap < K * K; ++tap) to[i * K * K + tap] = A(total[tap * matrix + i]);
-  }
+  put_transposed_sums<A>(total.get(), matrix_of(grad_weight.as<A>(), matrix, K * K));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 """The block of NAFNet: `mirage.networks.nafnet.NAFBlock`. Both halves are gated networks without activations; the first
-has a depthwise convolution and scales its gated channels by a product with their means.
+has a depthwise convolution and scales its gated channels by a product with their means. What each adds to its input is
+scaled by a number for each channel.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ NORM = Pattern(
 )
 GATE = Pattern(named=("SimpleGate", ()))
 DROPOUT = Pattern(one_of=(Pattern(nn.Identity), Pattern(nn.Dropout, changeable={"training": (False,)})))
-_FORM = ("centred", "none", "none")
+FORM = ("centred", "none", "none")
+"""Names of the norm, the activation and the gate."""
 
 
 def _stage(children: dict[str, Pattern], scale: str) -> Stage:
-    """`scale`: the parameter that scales the branch. Of the operator's weights the children hold some."""
+    """`scale`: the parameter that scales the branch, behind the weights of the operator that the children hold."""
     held = set(Pattern(children=children).fields())
     return Stage(
         "feed_forward_stage",
         children,
-        weights=[name for name in mirage_kernels.FeedForwardWeights._fields if name in held],
+        weights=[*(name for name in mirage_kernels.FeedForwardWeights._fields if name in held), "scale"],
         numbers=("norm_eps",),
-        others=("scale",),
-        fixed=_FORM,
+        fixed=FORM,
         tensors={scale: Held("scale", (1, "dim", 1, 1))},
     )
 

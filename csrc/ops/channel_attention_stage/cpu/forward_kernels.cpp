@@ -2,6 +2,7 @@
 // matrices of each sample; and a pass that multiplies v by project_out times the softmax and adds x.
 #include "kernels.h"
 
+#include "common/cpu/ahead.h"
 #include "common/cpu/carried_lines.h"
 #include "common/cpu/dtypes.h"
 #include "common/cpu/outer.h"
@@ -37,12 +38,16 @@ class ReducePass {
     const int64_t C = w_.C, d = w_.d, I = inner_;
     A *const normed = scratch, *const before = normed + C * outer_, *const q = before + before_ * outer_,
       *const k = q + rows_ * I, *const norms = sums + C * d;
-    const Tile tile = tiling_.template tile<A>(unit % tiles());
+    const Tile tile = tile_of(unit);
     const bool follows = tiling_.follows(unit);
     const Lines lines = Lines::around<A>(tile, follows);
     const AttentionTile at{tile, outer_, I, dense_pixels<A>(tile), unit / tiles()};
     const P* const in = load_operand<T, P>(w_, x_, {lines.tile, outer_, I, at.pixels, at.sample}, normed);
-    const Before part{at, lines, in, before, {q + room_ * I, carried_}, follows};
+    Ahead ahead{{}, TileLines::of<T>(y_, at.sample, tile)};
+    if (unit + 1 < x_.size[0] * tiles()) {
+      ahead.read = TileLines::of<T>(x_, (unit + 1) / tiles(), tile_of(unit + 1), tiling_.halo);
+    }
+    const Before part{at, lines, in, before, {q + room_ * I, carried_}, follows, ahead};
     for (int64_t first = 0; first < C; first += rows_) {
       const int64_t n = smaller(rows_, C - first);  // whole heads
       rows(part, first, n, q);
@@ -73,7 +78,10 @@ class ReducePass {
     A* room;
     CarriedLines<A> carried;
     bool follows;
+    Ahead& ahead;
   };
+
+  Tile tile_of(int64_t unit) const { return tiling_.template tile<A>(unit % tiles()); }
 
   void rows(const Before& part, int64_t first, int64_t n, A* out) const {
     const Tile& tile = part.at.tile;
@@ -83,6 +91,7 @@ class ReducePass {
       part.carried.from(row).fill(here, tile, outer_, part.follows, part.room, [&](A* to) {
         part.lines.product(w_.qkv.at(row), here, w_.C, part.in, outer_, tile.stride, to, [&](int64_t m, auto& v) {
           if (bias) add_to_each(v, bias[m]);
+          part.ahead.template step<A, sizeof(v) / sizeof(v[0])>(3);
         });
       });
       rows_behind(w_, part.at, part.room, row, here, out + j * inner_);

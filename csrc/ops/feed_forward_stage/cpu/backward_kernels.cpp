@@ -172,7 +172,7 @@ class BackwardPass {
 
   static Tiling tiling_of(const HiddenRows<T>& w) {
     const int64_t height = w.x.size[2], width = w.x.size[3];
-    if (!w.convolves) return choose_dense<A>(height, width, 0, 0, 5 * w.C + 5 * w.group);
+    if (!w.convolves) return choose_pointwise<A>(height, width, 5 * w.C + 5 * w.group, 1024);
     return choose_dense<A>(height, width, 2, 2 * w.C + 7 * w.group, 3 * w.C + 3 * w.group);
   }
 

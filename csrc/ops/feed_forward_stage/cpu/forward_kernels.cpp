@@ -4,6 +4,7 @@
 // multiplies them by each sample's own project_out.
 #include "kernels.h"
 
+#include "common/cpu/ahead.h"
 #include "common/cpu/by_sample.h"
 #include "common/cpu/carried_lines.h"
 #include "common/cpu/in_place.h"
@@ -29,8 +30,8 @@ class Stage {
   using P = Operand<T>;
 
   // x and y are whole maps; of y the pixels of the region are written.
-  Stage(const Tensor& x, const Weights<P>& w, const Region& region, const Tensor& y, T* kept)
-      : x_(x), w_(w), region_(region), y_(y), kept_(kept), C_(x.size[1]), hidden_(w.hidden),
+  Stage(const Tensor& x, const Weights<P>& w, const A* scale, const Region& region, const Tensor& y, T* kept)
+      : x_(x), w_(w), scale_(scale), region_(region), y_(y), kept_(kept), C_(x.size[1]), hidden_(w.hidden),
         group_(smaller(hidden_, kGroupPairs)), out_rows_(w.excites ? 0 : C_), strips_(strips_of(w, region, group_)),
         tiling_(w.convolves ? Tiling(strips_) : pointwise_tiling(w, region, group_)), outer_(tiling_.outer_capacity<A>()),
         inner_(w.convolves ? dense_capacity<A>(tiling_) : outer_),
@@ -44,12 +45,14 @@ class Stage {
   void run() const {
     if (x_.data == y_.data && w_.convolves) {
       const auto one = [&](int64_t sample, const Tile& tile, bool follows, const Around<T>& around, A* room) {
-        add_to_y({tile, sample}, around, follows, room);
+        add_to_y({tile, sample, follows, around}, {}, room);
       };
       return parallel_tiles_in_place<T>(x_, strips_, scratch(), one);
     }
     parallel_units<A>(x_.size[0] * tiles(), scratch(), [&](WorkUnit unit, A* room) {
-      add_to_y(placed(unit), {}, follows(unit), room);
+      const Place at = placed(unit);
+      const bool over_x = x_.data == y_.data;  // whose lines are there when y is written
+      add_to_y(at, {next(unit), over_x ? TileLines() : TileLines::of<T>(y_, at.sample, at.tile)}, room);
     });
   }
 
@@ -57,7 +60,8 @@ class Stage {
   void leave_gated(WorkUnit unit, const Tensor& gated, A* sums, A* scratch) const {
     const Place at = placed(unit);
     T* const planes = gated.as<T>() + at.sample * gated.stride[0];
-    gated_groups(at, {}, follows(unit), scratch, [&](Group group, A* g) {
+    Ahead ahead{next(unit), TileLines::of<T>(gated, at.sample, at.tile)};
+    gated_groups(at, ahead, scratch, [&](Group group, A* g) {
       add_line_sums(g, group.count, inner_, at.tile.rows, at.tile.columns, at.tile.columns, sums + group.first);
       for (int64_t i = 0; i < group.count; ++i) {
         T* const to = planes + (group.first + i) * gated.stride[1] + at.tile.row * at.tile.width + at.tile.column;
@@ -69,9 +73,12 @@ class Stage {
   }
 
  private:
+  // A tile of a sample, whether the thread's last one was that above, and what is read instead of its halo.
   struct Place {
     Tile tile;
     int64_t sample;
+    bool follows;
+    Around<T> around;
   };
 
   // Tiles down strips. No share of project_out has to stay in cache beside the hidden channels where these are left in memory.
@@ -83,45 +90,50 @@ class Stage {
 
   // Without a convolution there is no halo to save, nor to carry on.
   static Tiling pointwise_tiling(const Weights<P>& w, const Region& region, int64_t group) {
-    return choose_dense<A>(region.rows, region.columns, 0, w.channels + 2 * group, group + (w.excites ? 0 : w.channels));
+    return choose_pointwise<A>(region.rows, region.columns, w.channels + 3 * group + (w.excites ? 0 : w.channels));
   }
 
-  bool follows(WorkUnit unit) const { return w_.convolves && strips_.follows(unit); }
-
   // A tile of the region, in the map.
-  Place placed(int64_t unit) const {
+  Place placed(WorkUnit unit) const {
     Tile tile = w_.convolves ? strips_.tile<A>(unit % tiles()) : tiling_.tile<A>(unit % tiles());
     tile.row += region_.row;
     tile.column += region_.column;
     tile.height = x_.size[2];
     tile.width = x_.size[3];
-    return {tile, unit / tiles()};
+    return {tile, unit / tiles(), w_.convolves && strips_.follows(unit), {}};
   }
 
-  void add_to_y(const Place& at, const Around<T>& around, bool follows, A* scratch) const {
+  // The pixels of x that the thread most probably reads next.
+  TileLines next(int64_t unit) const {
+    if (unit + 1 == x_.size[0] * tiles()) return {};
+    const Place at = placed({unit + 1, true});
+    return TileLines::of<T>(x_, at.sample, at.tile, w_.convolves);
+  }
+
+  void add_to_y(const Place& at, Ahead ahead, A* scratch) const {
     const int64_t pixels = w_.convolves ? dense_pixels<A>(at.tile) : at.tile.inner_pixels;
     A *const gated = scratch + (C_ + 2 * group_) * outer_, *const out = gated + group_ * inner_;
-    gated_groups(at, around, follows, scratch, [&](Group group, A* g) {
+    gated_groups(at, ahead, scratch, [&](Group group, A* g) {
       project_out(group, operand_rows<P>(g, group.count, inner_, pixels, g), pixels, out);
     });
     add_dense(x_.as<const T>() + at.sample * x_.stride[0], x_, at.tile, C_, inner_, out,
-              y_.as<T>() + at.sample * y_.stride[0], y_, gated);
+              y_.as<T>() + at.sample * y_.stride[0], y_, gated, scale_);
   }
 
   // take(group, gated) for each group of the gated channels of a tile, [count, inner].
   template <class F>
-  MIRAGE_INLINE void gated_groups(const Place& at, const Around<T>& around, bool follows, A* scratch, F take) const {
+  MIRAGE_INLINE void gated_groups(const Place& at, Ahead& ahead, A* scratch, F take) const {
     A *const normed = scratch, *const h1 = normed + C_ * outer_, *const h2 = h1 + group_ * outer_,
       *const g = h2 + group_ * outer_;
     const CarriedLines<A> carried{g + (group_ + out_rows_) * inner_, carried_};
-    const Lines lines = w_.convolves ? Lines::around<A>(at.tile, follows) : Lines::all(at.tile);
-    const P* const in = normalised(at.sample, lines, around, normed);
+    const Lines lines = w_.convolves ? Lines::around<A>(at.tile, at.follows) : Lines::all(at.tile);
+    const P* const in = normalised(at, lines, normed);
     for (int64_t first = 0; first < hidden_; first += group_) {
       const Group group{first, smaller(group_, hidden_ - first)};
       for (int half = 0; half < 2; ++half) {
         A* const h = half ? h2 : h1;
-        const auto project = [&](A* to) { project_in(at, lines, in, group, half, to); };
-        if (w_.convolves) carried.from(half * hidden_ + first).fill(group.count, at.tile, outer_, follows, h, project);
+        const auto project = [&](A* to) { project_in(at, lines, in, group, half, ahead, to); };
+        if (w_.convolves) carried.from(half * hidden_ + first).fill(group.count, at.tile, outer_, at.follows, h, project);
         else project(h);
       }
       for (int64_t i = 0; i < group.count; ++i) {
@@ -134,14 +146,15 @@ class Stage {
   }
 
   // Lines of x, normalised, as the right operand of products: [C, outer].
-  const P* normalised(int64_t sample, const Lines& lines, const Around<T>& around, A* out) const {
-    load_tile(x_.as<const T>() + sample * x_.stride[0], x_, lines.tile, C_, outer_, out, around);
+  const P* normalised(const Place& at, const Lines& lines, A* out) const {
+    load_tile(x_.as<const T>() + at.sample * x_.stride[0], x_, lines.tile, C_, outer_, out, at.around);
     normalise_tile(out, C_, outer_, lines.tile, w_.norm_weight.get(), w_.norm_bias.get(), w_.eps, w_.norm);
     return operand_rows<P>(out, C_, outer_, lines.tile.outer_pixels, out);
   }
 
   // h = activation(project_in(in)) of one half of a group, zero outside the plane.
-  MIRAGE_INLINE void project_in(const Place& at, const Lines& lines, const P* in, Group group, int half, A* h) const {
+  MIRAGE_INLINE void project_in(const Place& at, const Lines& lines, const P* in, Group group, int half, Ahead& ahead,
+                                A* h) const {
     const int64_t row = group.first + half * hidden_;
     const Matrix<P> matrix = w_.project_in.at(row);
     const A* const bias = w_.with_input_bias ? w_.project_in_bias + row : nullptr;
@@ -149,6 +162,7 @@ class Stage {
     lines.product(matrix, group.count, C_, in, outer_, at.tile.stride, h, [&](int64_t m, auto& v) {
       if (bias) add_to_each(v, bias[m]);
       if (gelu && !kept_) gelu_between<P>(v);
+      ahead.step<A, sizeof(v) / sizeof(v[0])>(2);
     });
     if (!kept_) return;
     keep(at, lines, row, group.count, h);
@@ -184,6 +198,7 @@ class Stage {
 
   const Tensor& x_;
   const Weights<P>& w_;
+  const A* const scale_;  // what is added to x is multiplied by it; or null
   const Region region_;
   const Tensor& y_;
   T* const kept_;
@@ -195,11 +210,12 @@ class Stage {
 
 template <class T>
 void run(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOptions& options, const Region& region,
-         const Tensor& y, T* hidden) {
+         const Tensor& y, T* hidden, const Tensor& scale) {
   using A = Acc<T>;
   using P = Operand<T>;
   const Weights<P> w(weights, options);
-  const Stage<T> stage(x, w, region, y, hidden);
+  const VectorOrNull<A> scale_of(scale);
+  const Stage<T> stage(x, w, scale_of.from(0), region, y, hidden);
   if (!exists(weights.excite)) return stage.run();
   const int64_t B = x.size[0], C = x.size[1], M = w.hidden, plane = x.size[2] * x.size[3];
   Buffer<T> room(M == C ? 0 : B * M * plane);  // else y holds them, until it has its own values
@@ -208,18 +224,19 @@ void run(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOp
   sum_by_sample<A>(B, stage.tiles(), kChunks, M, stage.scratch(), sums.get(),
                    [&](WorkUnit unit, A* of_tiles, A* scratch) { stage.leave_gated(unit, gated, of_tiles, scratch); });
   const Excitation<A> excitation(weights);
-  Buffer<A> means(B * M), scales(B * M), folded(B * C * M);
+  Buffer<A> means(B * M), scales(B * M), folded(B * C * M), bias(C);
   excitation.means(B, sums.get(), M, plane, means.get());
   excitation.scales(B, means.get(), scales.get());
-  excitation.fold(B, scales.get(), folded.get());
-  apply_by_sample<T>(x, OperandMatrix<P>(matrix_of(folded.get(), B * C, M)), gated, w.project_out_bias.get(), y);
+  excitation.fold(B, scales.get(), scale_of.from(0), folded.get());
+  for (int64_t c = 0; c < C; ++c) bias[c] = w.project_out_bias[c] * (exists(scale) ? scale_of.from(0)[c] : A(1));
+  apply_by_sample<T>(x, OperandMatrix<P>(matrix_of(folded.get(), B * C, M)), gated, bias.get(), y);
 }
 
 }  // namespace
 
 void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOptions& options,
-                        const Region& region, const Tensor& y, const Tensor* hidden) {
-  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, { run<T>(x, weights, options, region, y, hidden ? hidden->as<T>() : nullptr); })
+                        const Region& region, const Tensor& y, const Tensor* hidden, const Tensor& scale) {
+  MIRAGE_FOR_MAP_DTYPE(x.dtype, T, { run<T>(x, weights, options, region, y, hidden ? hidden->as<T>() : nullptr, scale); })
 }
 
 }  // namespace mirage::cpu::MIRAGE_ISA

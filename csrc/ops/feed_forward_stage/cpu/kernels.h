@@ -14,7 +14,7 @@ struct Region { int64_t row, column, rows, columns; };
 // is x, both are contiguous and the region is all of it.
 MIRAGE_DECLARE_KERNEL(void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights,
                                               const FeedForwardOptions& options, const Region& region, const Tensor& y,
-                                              const Tensor* hidden))
+                                              const Tensor* hidden, const Tensor& scale))
 MIRAGE_DECLARE_KERNEL(void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x,
                                                        const FeedForwardWeights& weights,
                                                        const FeedForwardOptions& options, const Tensor* hidden,

@@ -15,8 +15,9 @@ void check_hidden(const Tensor& x, const Tensor& project_out, const Tensor* hidd
 }  // namespace
 
 void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOptions& options,
-                        const Tensor& y, const Tensor* hidden) {
+                        const Tensor& y, const Tensor* hidden, const Tensor& scale) {
   check_feed_forward_stage(x, weights);
+  if (exists(scale)) check_dense("scale", scale, {x.size[1]});
   check_hidden(x, weights.project_out, hidden);
   check_dense("y", y, x.dtype, {x.size[0], x.size[1], x.size[2], x.size[3]});
   if (x.numel() == 0) return;
@@ -25,7 +26,7 @@ void feed_forward_stage(const Tensor& x, const FeedForwardWeights& weights, cons
     if (exists(weights.excite)) fail("y", "memory other than that of x, where there is excite", "the same");
   }
   using namespace cpu;
-  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(x, weights, options, {0, 0, x.size[2], x.size[3]}, y, hidden));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(x, weights, options, {0, 0, x.size[2], x.size[3]}, y, hidden, scale));
 }
 
 void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts& rows, const Cuts& columns,
@@ -40,7 +41,7 @@ void feed_forward_stage_region(const Tensor& x, const Window& window, const Cuts
   using namespace cpu;
   const Tensor from = whole_map(x, window), to = whole_map(y, {window.height, window.width, rows.first(), columns.first()});
   const Region region{rows.first(), columns.first(), rows.length(), columns.length()};
-  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(from, weights, options, region, to, nullptr));
+  MIRAGE_DISPATCH_PRODUCTS_OF(x.dtype, feed_forward_stage(from, weights, options, region, to, nullptr, {}));
 }
 
 void feed_forward_stage_backward(const Tensor& grad_y, const Tensor& x, const FeedForwardWeights& weights,
