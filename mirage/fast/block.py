@@ -20,7 +20,7 @@ from mirage.fast.mixer import run_mixer
 from mirage.fast.modules import Attention, FeedForward, LayerNorm, is_large
 from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
 from mirage.fast.recognise.pattern import is_bypassable, is_plain_inference
-from mirage.fast.recognise.stage import BlockMatcher, Half
+from mirage.fast.recognise.stage import BlockMatcher, Half, Stage
 from mirage.networks import nafnet, restormer
 
 __all__ = [

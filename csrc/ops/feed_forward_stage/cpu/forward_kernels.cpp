@@ -17,11 +17,20 @@ namespace {
 
 using namespace feed_forward_forward;
 
-constexpr int64_t kGroupPairs = 24;  // hidden channel pairs at a time: a multiple of every kMixRows
 constexpr int64_t kChunks = 64;      // of all tiles, with sums of their own
 
 // Pairs of hidden channels that are worked on together.
 struct Group { int64_t first, count; };
+
+// How many pairs of hidden channels are worked on together: groups of about one size, a multiple of every kMixRows. For each
+// project_out adds to what is there, which costs as much as a product of a few channels; but where rows of a convolved group
+// are many beside those of the input, they leave so little of the cache that lines are cut in two. What was measured decides,
+// by the weights alone: sums have other bits in other groups.
+inline int64_t group_of(int64_t channels, int64_t hidden, bool convolves) {
+  const bool cuts_lines = convolves && hidden > 64 && channels < 96;
+  const int64_t most = hidden <= 36 || cuts_lines ? 24 : 48, groups = (hidden + most - 1) / most;
+  return smaller(hidden, round_up((hidden + groups - 1) / groups, 12));
+}
 
 template <class T>
 class Stage {
@@ -32,7 +41,7 @@ class Stage {
   // x and y are whole maps; of y the pixels of the region are written.
   Stage(const Tensor& x, const Weights<P>& w, const A* scale, const Region& region, const Tensor& y, T* kept)
       : x_(x), w_(w), scale_(scale), region_(region), y_(y), kept_(kept), C_(x.size[1]), hidden_(w.hidden),
-        group_(smaller(hidden_, kGroupPairs)), out_rows_(w.excites ? 0 : C_), strips_(strips_of(w, region, group_)),
+        group_(group_of(C_, hidden_, w.convolves)), out_rows_(w.excites ? 0 : C_), strips_(strips_of(w, region, group_)),
         tiling_(w.convolves ? Tiling(strips_) : pointwise_tiling(w, region, group_)), outer_(tiling_.outer_capacity<A>()),
         inner_(w.convolves ? dense_capacity<A>(tiling_) : outer_),
         carried_(w.convolves ? CarriedLines<A>::capacity_of(tiling_) : 0) {}
