@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mirage_kernels._runtime.library import native, result, to_dlpack
+from mirage_kernels.feed_forward_stages.weights import with_absent
 
 
-def forward(x: Tensor, tensors: Sequence[Tensor | None], eps: Sequence[float], form: tuple[str, str, str]) -> Tensor:
+def forward(x: Tensor, tensors: Sequence[Tensor], present: Sequence[int], eps: Sequence[float], *form: str) -> Tensor:
     """`form`: names of the norm, the activation and the gate."""
     y = result(x.shape, x.dtype)
-    native().feed_forward_stages(to_dlpack, to_dlpack(x), tensors, eps, *form, to_dlpack(y))
+    native().feed_forward_stages(to_dlpack, to_dlpack(x), with_absent(tensors, present), eps, *form, to_dlpack(y))
     return y

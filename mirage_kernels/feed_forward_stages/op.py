@@ -20,7 +20,14 @@ from mirage_kernels.feed_forward_stage.weights import COUNT, FeedForwardWeights,
 from mirage_kernels.feed_forward_stages import cpp
 from mirage_kernels.feed_forward_stages.cases import CASES
 from mirage_kernels.feed_forward_stages.reference import feed_forward_stages as reference
-from mirage_kernels.feed_forward_stages.weights import TENSORS, ScaledFeedForward, folded, packed, unpacked
+from mirage_kernels.feed_forward_stages.weights import (
+    TENSORS,
+    ScaledFeedForward,
+    folded,
+    packed,
+    unpacked,
+    with_absent,
+)
 
 
 def feed_forward_stages(
@@ -71,9 +78,9 @@ def feed_forward_stages(
 def _run(x: Tensor, stages: Sequence[ScaledFeedForward], keep_hidden: bool, form: tuple[str, str, str]) -> Tensor:
     impl = dispatch.choose("feed_forward_stages", x, otherwise="composite")
     if impl == "cpp":
-        tensors, eps = packed(stages)
+        tensors, present, eps = packed(stages)
         if not _wants_gradient(x, tensors):
-            return _composite.laid_out_like(_forward_op(x, tensors, eps, *form, impl), x)
+            return _composite.laid_out_like(_forward_op(x, tensors, present, eps, *form, impl), x)
     _check(x, stages, form)
     if not torch.compiler.is_compiling():
         dispatch.record("feed_forward_stages", impl)
@@ -86,8 +93,8 @@ def _run(x: Tensor, stages: Sequence[ScaledFeedForward], keep_hidden: bool, form
     return _composite.laid_out_like(y, x)
 
 
-def _wants_gradient(x: Tensor, tensors: Iterable[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *tensors))
+def _wants_gradient(x: Tensor, tensors: Iterable[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
 
 
 def _check_stages(stages: Sequence[ScaledFeedForward]) -> None:
@@ -112,16 +119,16 @@ def _check(x: Tensor, stages: Sequence[ScaledFeedForward], form: tuple[str, str,
         checks.check_same_device("x", x, scale=scale)
 
 
-def _forward(x: Tensor, tensors: Sequence[Tensor | None], eps: Sequence[float], *rest: str) -> Tensor:
+def _forward(x: Tensor, tensors: Sequence[Tensor], present: Sequence[int], eps: Sequence[float], *rest: str) -> Tensor:
     *form, impl = rest
     dispatch.record("feed_forward_stages", impl)
-    return cpp.forward(x, tensors, eps, tuple(form))  # type: ignore[arg-type]
+    return cpp.forward(x, tensors, present, eps, *form)
 
 
-def _in_turn(x: Tensor, tensors: Sequence[Tensor | None], eps: Sequence[float], *rest: str) -> Tensor:
+def _in_turn(x: Tensor, tensors: Sequence[Tensor], present: Sequence[int], eps: Sequence[float], *rest: str) -> Tensor:
     """The same of the stage's operator."""
     *form, impl = rest
-    for stage in unpacked(tensors, eps):
+    for stage in unpacked(tensors, present, eps):
         x = stage_op._forward_op(x, *folded(stage), *Form(stage.eps, *form), False, impl)[0]
     return x
 
@@ -138,7 +145,7 @@ def _forward_fake(x: Tensor, *_: Any) -> Tensor:
 
 _forward_op = define(
     "feed_forward_stages",
-    "(Tensor x, Tensor?[] weights, float[] eps, str norm, str activation, str gate, str impl) -> Tensor",
+    "(Tensor x, Tensor[] weights, int[] present, float[] eps, str norm, str activation, str gate, str impl) -> Tensor",
     _forward,
     _forward_fake,
     autocast=(0,),
@@ -147,8 +154,9 @@ _forward_op = define(
 )
 
 
-def _flops(x: Any, tensors: Any, *_: Any) -> int:
-    return sum(stage_cases.flops(x, *tensors[i : i + COUNT]) for i in range(0, len(tensors), TENSORS))
+def _flops(x: Any, tensors: Any, present: Any, *_: Any) -> int:
+    every = with_absent(tensors, present)
+    return sum(stage_cases.flops(x, *every[i : i + COUNT]) for i in range(0, len(every), TENSORS))
 
 
 register_flops("feed_forward_stages", _flops)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from mirage_kernels.feed_forward_stage.weights import COUNT, FeedForwardWeights
 
 TENSORS = COUNT + 1
-"""How many tensors a stage has in the operator's list: its weights, None for those that are absent, and its scale."""
+"""How many tensors a stage may have: its weights and its scale."""
 
 
 class ScaledFeedForward(NamedTuple):
@@ -23,27 +23,40 @@ class ScaledFeedForward(NamedTuple):
     scale: Tensor | None = None
 
 
-def packed(stages: Iterable[ScaledFeedForward]) -> tuple[list[Tensor | None], list[float]]:
-    """Tensors and epsilons of all stages, as the operator takes them."""
-    tensors: list[Tensor | None] = []
+def packed(stages: Iterable[ScaledFeedForward]) -> tuple[list[Tensor], list[int], list[float]]:
+    """What the operator takes of all stages: the tensors that there are; their places among `TENSORS` a stage, as a
+    number for each stage whose bits say which are there (lists with None can be exported, but not traced); epsilons."""
+    tensors: list[Tensor] = []
+    present: list[int] = []
     eps: list[float] = []
     for weights, of_norm, scale in stages:
-        tensors += weights
-        tensors.append(scale)
+        bits = 0
+        for place, tensor in enumerate((*weights, scale)):
+            if tensor is not None:
+                tensors.append(tensor)
+                bits |= 1 << place
+        present.append(bits)
         eps.append(of_norm)
-    return tensors, eps
+    return tensors, present, eps
 
 
-def unpacked(tensors: Sequence[Tensor | None], eps: Sequence[float]) -> list[ScaledFeedForward]:
+def with_absent(tensors: Sequence[Any], present: Sequence[int]) -> list[Any]:
+    """`TENSORS` of each stage, None where one is absent."""
+    expected = sum(bits.bit_count() for bits in present)
+    if len(tensors) != expected:
+        raise ValueError(f"weights: expected {expected} tensors, by the bits of present, got {len(tensors)}")
+    given = iter(tensors)
+    return [next(given) if bits >> place & 1 else None for bits in present for place in range(TENSORS)]
+
+
+def unpacked(tensors: Sequence[Tensor], present: Sequence[int], eps: Sequence[float]) -> list[ScaledFeedForward]:
     """The stages of such lists."""
-    return [
-        ScaledFeedForward(
-            FeedForwardWeights(*tensors[TENSORS * i : TENSORS * i + COUNT]),  # type: ignore[arg-type]
-            of_norm,
-            tensors[TENSORS * i + COUNT],
-        )
-        for i, of_norm in enumerate(eps)
-    ]
+    every = with_absent(tensors, present)
+    stages = []
+    for i, of_norm in enumerate(eps):
+        *weights, scale = every[TENSORS * i : TENSORS * (i + 1)]
+        stages.append(ScaledFeedForward(FeedForwardWeights(*weights), of_norm, scale))
+    return stages
 
 
 def folded(stage: ScaledFeedForward) -> FeedForwardWeights:

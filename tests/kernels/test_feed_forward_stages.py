@@ -1,6 +1,8 @@
 """feed_forward_stages: scaled stages one after the other, all as one operator of the C++ library where no gradient is
 wanted."""
 
+import io
+
 import pytest
 import torch
 from harness import device_of, forced, relative_error, require, unavoidable
@@ -61,7 +63,7 @@ def in_turn(x, stages, **form):
 
 
 def tensors_of(stages):
-    return [t for t in packed(stages)[0] if t is not None]
+    return packed(stages)[0]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -146,8 +148,7 @@ def test_the_operator_alone_has_gradients(which):
     require("cpp")
     x, stages = image(SMALL), stages_of(RUNS[0], 12)
     wanted = (x if which == "x" else stages[1].scale).requires_grad_()
-    tensors, eps = packed(stages)
-    y = torch.ops.mirage_kernels.feed_forward_stages(x, tensors, eps, *FORM.values(), "cpp")
+    y = torch.ops.mirage_kernels.feed_forward_stages(x, *packed(stages), *FORM.values(), "cpp")
     expected = reference(x, stages, **FORM)
     found, right = (torch.autograd.grad(result.square().mean(), wanted)[0] for result in (y, expected))
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
@@ -200,14 +201,17 @@ def test_registered_right():
     require("cpp")
     x, stages = image(SMALL), stages_of(RUNS[0], 12)
     operator = torch.ops.mirage_kernels.feed_forward_stages.default
-    tensors, eps = packed(stages)
-    arguments = (x, tensors, eps, *FORM.values(), "cpp")
+    tensors, present, eps = packed(stages)
+    arguments = (x, tensors, present, eps, *FORM.values(), "cpp")
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     torch.library.opcheck(operator, arguments, test_utils=tests)
-    with pytest.raises(ValueError, match="weights: expected 22 for 2 stages, got 21"):
-        operator(x, tensors[1:], eps, *FORM.values(), "cpp")
+    with pytest.raises(ValueError, match="weights: expected 11 for 1 stages, got 22"):
+        operator(x, tensors, present, eps[1:], *FORM.values(), "cpp")
+    for others in (tensors[1:], [*tensors, x]):
+        with pytest.raises(ValueError, match=f"weights: expected 18 tensors, .* got {len(others)}"):
+            operator(x, others, present, eps, *FORM.values(), "cpp")
     with pytest.raises(ValueError, match="stages: expected at least one, got 0"):
-        operator(x, [], [], *FORM.values(), "cpp")
+        operator(x, [], [], [], *FORM.values(), "cpp")
 
 
 def test_flops_are_those_of_the_stages(impl):
@@ -226,6 +230,25 @@ def test_compiles_in_one_graph(impl):
     with torch.no_grad():
         compiled = torch.compile(lambda x: feed_forward_stages(x, stages, **FORM), fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), feed_forward_stages(x, stages, **FORM), rtol=1e-5, atol=1e-5)
+
+
+def test_traced_and_exported(impl):
+    """Programs that outlive the call, on other sizes too."""
+    stages, images = stages_of(RUNS[0], 12), [image(SMALL), image((1, 12, 8, 3))]
+
+    class Run(torch.nn.Module):
+        def forward(self, x):
+            return feed_forward_stages(x, stages, **FORM)
+
+    with torch.no_grad():
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.trace(Run(), images[0]), file)
+        file.seek(0)
+        traced = torch.jit.load(file)
+        exported = torch.export.export(Run(), (images[0],)).module()
+        for x in images:
+            torch.testing.assert_close(traced(x), Run()(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(exported(images[0]), Run()(images[0]), rtol=1e-5, atol=1e-5)
 
 
 def _with(stage, **weights):
