@@ -1,6 +1,7 @@
 // The whole test framework: CHECK(condition, format, ...) prints and counts failures; main returns finish().
 #pragma once
 
+#include <cstdint>
 #include <cstdio>
 
 #include "common/cpu/isa.h"
@@ -14,6 +15,13 @@ constexpr int kSkip = 77;  // tells ctest that the machine lacks what the test n
 inline int finish() {
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
   return failures ? 1 : 0;
+}
+
+// The next number of a sequence in [-1, 1) that is the same in every run.
+inline double value() {
+  static uint32_t state = 1;
+  state = state * 1664525u + 1013904223u;
+  return double(state >> 8) / (1 << 23) - 1;
 }
 
 }  // namespace mirage::test

@@ -24,11 +24,7 @@ struct Array {
     int64_t stride = 1;
     for (int d = view.ndim - 1; d >= 0; --d) view.stride[d] = stride, stride *= view.size[d];
     values.resize(size_t(stride));
-    static uint32_t state = 1;
-    for (A& v : values) {
-      state = state * 1664525u + 1013904223u;
-      v = A(scale * (double(state >> 8) / (1 << 23) - 1));
-    }
+    for (A& v : values) v = A(scale * mirage::test::value());
     view.data = values.data();
   }
 };

@@ -12,11 +12,7 @@ using namespace mirage::cpu::MIRAGE_ISA;
 
 namespace {
 
-double value() {
-  static uint32_t state = 1;
-  state = state * 1664525u + 1013904223u;
-  return double(state >> 8) / (1 << 23) - 1;
-}
+using mirage::test::value;
 
 template <class A>
 std::vector<A> values(int64_t n, int64_t behind) {

@@ -13,11 +13,7 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-double value() {
-  static uint32_t state = 1;
-  state = state * 1664525u + 1013904223u;
-  return double(state >> 8) / (1 << 23) - 1;
-}
+using mirage::test::value;
 
 // Rows of the dense pixels of a tile, with zeros up to a whole vector and NaN behind.
 template <class A>

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property, partial
 from typing import Any
 
@@ -83,6 +83,18 @@ def forced(impl: str) -> Iterator[None]:
         return
     with dispatch.by_itself(ALONE[impl]):
         yield
+
+
+def each_of(implementations: Iterable[str]) -> Any:
+    """A fixture for a module's ``impl``: every one of these that is there, in turn, forced while the test runs."""
+
+    @pytest.fixture(params=implementations)
+    def impl(request: pytest.FixtureRequest) -> Iterator[str]:
+        require(request.param)
+        with forced(request.param):
+            yield request.param
+
+    return impl
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from harness import (
     ROUNDING_NOISE,
     StageTests,
     device_of,
+    each_of,
     evaluate,
     forced,
     in_float64,
@@ -131,11 +132,7 @@ def test_triton_in_the_interpreter():
         assert relative_error(value, exact) < 1e-5, name
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request):
-    require(request.param)
-    with forced(request.param):
-        yield request.param
+impl = each_of(IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)

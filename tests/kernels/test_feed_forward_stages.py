@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from harness import device_of, forced, relative_error, require, unavoidable
+from harness import device_of, each_of, relative_error, require, unavoidable
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
@@ -62,15 +62,7 @@ def in_turn(x, stages, **form):
     return x
 
 
-def tensors_of(stages):
-    return packed(stages)[0]
-
-
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request):
-    require(request.param)
-    with forced(request.param):
-        yield request.param
+impl = each_of(IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -104,7 +96,7 @@ def test_as_exact_as_eager(impl, kinds, shape, dtype):
     x, stages = image(shape, dtype, device_of(impl)), stages_of(kinds, shape[1], dtype, device_of(impl))
     exact = stages_of(kinds, shape[1], torch.float64)
     for stage, wide in zip(stages, exact, strict=True):
-        for given, target in zip(tensors_of([stage]), tensors_of([wide]), strict=True):
+        for given, target in zip(packed([stage])[0], packed([wide])[0], strict=True):
             target.copy_(given)
     truth = reference(x.double().cpu(), exact, **FORM)
     eager = relative_error(reference(x, stages, **FORM), truth)
@@ -134,7 +126,7 @@ def test_float64(impl, kinds):
 @pytest.mark.parametrize("keep_hidden", [False, True])
 def test_gradients_are_those_of_the_reference(impl, keep_hidden):
     x, stages = image(SMALL, torch.float64).requires_grad_(), stages_of(RUNS[3], 12, torch.float64)
-    learned = [x, *(t.requires_grad_() for t in tensors_of(stages))]
+    learned = [x, *(t.requires_grad_() for t in packed(stages)[0])]
     values = feed_forward_stages(x, stages, keep_hidden, **FORM), reference(x, stages, **FORM)
     results = [torch.autograd.grad(value.square().sum(), learned) for value in values]
     assert relative_error(*values) < 1e-13

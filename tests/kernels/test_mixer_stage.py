@@ -11,8 +11,8 @@ from harness import (
     ON_GPU,
     StageTests,
     device_of,
+    each_of,
     evaluate,
-    forced,
     in_float64,
     relative_error,
     require,
@@ -104,11 +104,7 @@ def test_triton_in_the_interpreter(training):
         assert relative_error(value, exact) < 1e-5, name
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request):
-    require(request.param)
-    with forced(request.param):
-        yield request.param
+impl = each_of(IMPLEMENTATIONS)
 
 
 def weights_of(tensors, **more):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import device_of, forced, in_float64, relative_error, require, unavoidable
+from harness import device_of, each_of, in_float64, relative_error, require, unavoidable
 from torch.utils.flop_counter import FlopCounterMode
 
 import mirage_kernels
@@ -65,11 +65,7 @@ def several(shape, count, dtype=torch.float32):
     return x, blocks
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def impl(request):
-    require(request.param)
-    with forced(request.param):
-        yield request.param
+impl = each_of(IMPLEMENTATIONS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
