@@ -1,6 +1,6 @@
-"""Memory that the C++ kernels keep between calls, and four functions of PyTorch whose large results are taken from it.
+"""Memory that the C++ kernels keep between calls, and five functions of PyTorch whose large results are taken from it.
 
-The four are what their namesakes in PyTorch are, with gradients, in traces and under transforms: only where nobody
+They are what their namesakes in PyTorch are, with gradients, in traces and under transforms: only where nobody
 could see the difference does their memory come from elsewhere.
 """
 
@@ -48,6 +48,17 @@ def limit_workspace(limit: int) -> int:
     if limit < 0:
         raise ValueError(f"limit: expected a number of bytes from 0 on, got {limit}")
     return dispatch.native.limit_workspace(limit) if dispatch.native is not None else 0
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """``torch.empty_like(x)``, contiguous; on CPUs the memory of a large one is taken from the workspace.
+
+    Args:
+        x: [B, C, H, W], any dtype.
+    """
+    if not _takes(x):
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return library.result(x.shape, x.dtype)
 
 
 def concatenate(first: Tensor, second: Tensor) -> Tensor:

@@ -134,6 +134,15 @@ class Expert(nn.Module):
         return self.proj[2](self.body(self.proj[0](x)) * F.silu(self.proj[1](shared))) + x
 
 
+class Sequence(nn.Sequential):
+    """Of modules that take two maps."""
+
+    def forward(self, x, shared):
+        for expert in self:
+            x = expert(x, shared)
+        return x
+
+
 class Routing(nn.Module):
     def __init__(self, freq_dim, count, top_k):
         super().__init__()
@@ -143,6 +152,7 @@ class Routing(nn.Module):
         logits = self.freq_gate(freq_emb)
         values, chosen = torch.topk((logits + 0.1 * torch.randn_like(logits)).softmax(-1), self.k)
         loss = values.square().mean() if self.training else 0
+        self.chosen = chosen[0].tolist()
         return torch.zeros_like(logits).scatter(1, chosen, values), chosen, values, loss
 
 
@@ -153,7 +163,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.num_experts, self.top_k, self.loss = count, top_k, None
         self.routing = Routing(freq_dim, count, top_k)
-        self.experts = nn.ModuleList(Expert(dim, 2 * i + 2, 2 ** (i + 2)) for i in range(count))
+        self.experts = nn.ModuleList(Sequence(Expert(dim, 2 * i + 2, 2 ** (i + 2))) for i in range(count))
         self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x, freq_emb, shared):

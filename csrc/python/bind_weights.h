@@ -51,7 +51,9 @@ Struct from_capsules(const char* argument, Names<N> names, const Capsules& capsu
   Struct result;
   Tensor* const members = reinterpret_cast<Tensor*>(&result);
   for (size_t i = 0; i < capsules.size(); ++i) {
-    if (capsules[i]) members[i] = from_dlpack(names[i], *capsules[i], device);
+    if (!capsules[i]) continue;
+    members[i] = from_dlpack(names[i], *capsules[i], device);
+    if (!exists(members[i])) fail(names[i], "a tensor of at least one dimension", "one of none");
   }
   return result;
 }

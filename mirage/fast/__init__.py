@@ -15,7 +15,7 @@ from typing import Any, cast
 import mirage
 from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, NAFBlock, RestormerBlock, TransformerBlock
 from mirage.fast.cuda_graph import GraphedModel, cuda_graph
-from mirage.fast.experts import ExpertAdapter, FourierAttention
+from mirage.fast.experts import Expert, ExpertAdapter, ExpertSequence, FourierAttention
 from mirage.fast.modules import (
     Attention,
     BiasFreeLayerNorm,
@@ -44,7 +44,9 @@ __all__ = [
     "CrossChannelAttention",
     "DecoderBlock",
     "EncoderBlock",
+    "Expert",
     "ExpertAdapter",
+    "ExpertSequence",
     "FeedForward",
     "FourierAttention",
     "GatedCNNBlock",

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 import mirage_kernels
 from mirage import blocks
+from mirage.fast.experts import decode_in_strips
 from mirage.fast.mixer import run_mixer
-from mirage.fast.modules import Attention, FeedForward, LayerNorm, is_large
+from mirage.fast.modules import Attention, FeedForward, LayerNorm
 from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
 from mirage.fast.recognise.pattern import is_bypassable, is_plain_inference
 from mirage.fast.recognise.stage import BlockMatcher, Half, Stage
+from mirage.fast.strips import is_large
 from mirage.networks import nafnet, restormer
 
 __all__ = [
@@ -143,8 +145,8 @@ class EncoderBlock(nn.Module):
 
 class DecoderBlock(nn.Module):
     """The block of MoCE-IR's decoder. Its first half calls its modules: an attention (`shared`), experts chosen by an
-    embedding of the image's frequencies (`adapter`), and the cross-attention (`mixer`) of the second to the first. Its
-    second half is `EncoderBlock`'s.
+    embedding of the image's frequencies (`adapter`), and the cross-attention (`mixer`) of the second to the first; of
+    large maps a strip of lines at a time. Its second half is `EncoderBlock`'s.
     """
 
     stages = (moce_ir_block.FEED_FORWARD_STAGE,)
@@ -152,6 +154,8 @@ class DecoderBlock(nn.Module):
     _mirage_memory = "low"
 
     def forward(self, x: Tensor, freq_emb: Tensor | None = None) -> tuple[Tensor, Any]:
+        if (mixed := decode_in_strips(self, x, freq_emb)) is not None:
+            return _in_halves(DecoderBlock, self, mixed), self.adapter.loss
         normed = self.norms[0](x)
         of_image, of_experts = (proj(normed) for proj in self.proj)
         del normed

@@ -19,15 +19,18 @@ from torch import Tensor, nn
 
 import mirage_kernels
 from mirage import blocks
+from mirage.fast import strips
 from mirage.fast.recognise.parts import (
     DEPTHWISE_3X3,
     GELU,
+    POINTWISE,
     is_biased_convolution,
     is_dense_convolution,
     is_depthwise_convolution,
     is_halving_convolution,
 )
 from mirage.fast.recognise.pattern import is_bypassable, is_plain_inference
+from mirage.fast.strips import Convolved, Pointwise, Strips, is_large
 from mirage.networks import restormer
 from mirage_kernels import workspace
 from mirage_kernels._runtime.norms import channel_norm
@@ -46,15 +49,6 @@ __all__ = [
     "PixelUnshuffle",
     "SPDCovariance",
 ]
-
-
-LARGE_FROM = 16 << 20
-"""Bytes of a feature map from which on less memory is worth another call, whose time is nothing beside theirs."""
-
-
-def is_large(x: Tensor) -> bool:
-    """Whether x is a large feature map. Symbolic sizes, which may be any, are not."""
-    return all(type(size) is int for size in x.shape) and x.nbytes >= LARGE_FROM
 
 
 class Conv2d(nn.Conv2d):
@@ -145,7 +139,7 @@ class Attention(blocks.Attention):
         q, k, v = _depthwise(self.qkv_dwconv, self.qkv(x_att)).chunk(3, dim=1)
         conv = self.gatedcnn(x_conv)
         mlp = self.mlp(x_mlp.flatten(2)).reshape(x_mlp.shape)
-        heads = self.temperature.shape[0]
+        heads = _heads(self)
         alphas = (self.alpha_att, self.alpha_gated, self.alpha_mlp)
         fused = mirage_kernels.channel_attention_fusion(q, k, v, self.temperature, heads, conv, mlp, *alphas)
         return self.project_out(fused)
@@ -180,6 +174,11 @@ def _dense(conv: Any, x: Tensor) -> Tensor:
     return mirage_kernels.dense_conv2d(x, conv.weight)
 
 
+def _heads(attention: Any) -> int:
+    """Of an attention with a temperature for each. In a trace a size is a tensor."""
+    return int(attention.temperature.shape[0])
+
+
 class FeedForward(blocks.FeedForward):
     """`mirage.blocks.FeedForward` with GELU, 3x3 depthwise and gate in one operator.
 
@@ -198,14 +197,70 @@ class ChannelAttention(restormer.ChannelAttention):
     """`mirage.networks.restormer.ChannelAttention` with the attention itself as one operator; a block runs all of it
     together with its norm, as `mirage_kernels.channel_attention_stage`.
 
-    See `mirage_kernels.channel_attention`.
+    See `mirage_kernels.channel_attention`; of large maps, `mirage.fast.strips`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if strips.are_wanted(x) and (attention := self_attention(self, x)) is not None:
+            of_x = Strips.of(x)
+            return strips.attend(attention, of_x, of_x, workspace.empty_like(x))
         q, k, v = convolve_in_parts(self.qkv, self.qkv_dwconv, x, 3)
-        attended = mirage_kernels.channel_attention(q, k, v, self.temperature, self.temperature.shape[0])
+        attended = mirage_kernels.channel_attention(q, k, v, self.temperature, _heads(self))
         del q, k, v
         return _dense(self.project_out, attended)
+
+
+def pointwise_of(conv: Any) -> Pointwise | None:
+    """The weights of a 1x1 convolution that nobody sees; None of another module."""
+    return Pointwise(conv.weight, conv.bias) if _is_bare(conv) and POINTWISE.settings_fit(conv) else None
+
+
+def convolved_of(mix: Any, planes: Any, count: int) -> Sequence[Convolved]:
+    """The weights of a 1x1 convolution and a depthwise one that nobody sees, in `count` parts of as many channels; of
+    other modules none."""
+    pointwise = pointwise_of(mix)
+    if pointwise is None or not _is_bare(planes) or not is_depthwise_convolution(planes):
+        return ()
+    absent = (None,) * count
+    weights = pointwise.weight.chunk(count), planes.weight.chunk(count)
+    biases = (absent if bias is None else bias.chunk(count) for bias in (pointwise.bias, planes.bias))
+    return [
+        Convolved(Pointwise(weight, mix_bias), taps, bias)
+        for weight, taps, mix_bias, bias in zip(*weights, *biases, strict=True)
+    ]
+
+
+def self_attention(module: Any, x: Tensor) -> strips.AttentionWeights | None:
+    """What a `ChannelAttention` computes with, of maps like x; None if its modules have to be called, or something
+    does not fit, which is told there."""
+    return _attention_of(module, convolved_of(module.qkv, module.qkv_dwconv, 3), x)
+
+
+def cross_attention(module: Any, x: Tensor) -> strips.AttentionWeights | None:
+    """As `self_attention`, of a `CrossChannelAttention`."""
+    of_queries, of_others = convolved_of(module.q, module.q_dwconv, 1), convolved_of(module.kv, module.kv_dwconv, 2)
+    return _attention_of(module, [*of_queries, *of_others], x)
+
+
+def _attention_of(module: Any, parts: Sequence[Convolved], x: Tensor) -> strips.AttentionWeights | None:
+    project_out, channels, heads = pointwise_of(module.project_out), x.shape[1], _heads(module)
+    if len(parts) != 3 or project_out is None or not are_of(x.dtype, module):
+        return None
+    if channels % heads or module.temperature.shape != (heads, 1, 1):
+        return None
+    if not all(is_square(pointwise, channels) for pointwise in (*(part.mix for part in parts), project_out)):
+        return None
+    q, k, v = parts
+    return strips.AttentionWeights(q, k, v, module.temperature, project_out)
+
+
+def are_of(dtype: torch.dtype, module: nn.Module) -> bool:
+    """Whether all parameters are."""
+    return all(parameter.dtype == dtype for parameter in module.parameters())
+
+
+def is_square(pointwise: Pointwise | None, channels: int) -> bool:
+    return pointwise is not None and pointwise.weight.shape[:2] == (channels, channels)
 
 
 def convolve_in_parts(mix: Any, planes: Any, x: Tensor, count: int) -> Sequence[Tensor]:
@@ -223,15 +278,17 @@ class CrossChannelAttention(nn.Module):
     """Channel attention of the pixels of x to those of y, as AdaIR and MoCE-IR have it: the queries are of x, keys and
     values of y. The attention itself is one operator; its convolutions are modules of their own.
 
-    See `mirage_kernels.channel_attention`.
+    See `mirage_kernels.channel_attention`; of large maps, `mirage.fast.strips`.
     """
 
     temperature: nn.Parameter
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if strips.are_wanted(x) and x.shape == y.shape and (attention := cross_attention(self, x)) is not None:
+            return strips.attend(attention, Strips.of(x), Strips.of(y), workspace.empty_like(x))
         q = _depthwise(self.q_dwconv, _dense(self.q, x))
         k, v = convolve_in_parts(self.kv, self.kv_dwconv, y, 2)
-        attended = mirage_kernels.channel_attention(q, k, v, self.temperature, self.temperature.shape[0])
+        attended = mirage_kernels.channel_attention(q, k, v, self.temperature, _heads(self))
         del q, k, v
         return self.project_out(attended)
 

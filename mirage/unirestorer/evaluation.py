@@ -31,6 +31,10 @@ CONFIDENT = "confident"
 """The router's leaf, and the level by the leaves' probabilities (``confidence`` of `UniRestorer`)."""
 
 Record = dict[str, Any]
+FIELDS = frozenset(
+    ("degraded", "psnr", "leaf", "level", "expert", "instructed", "expected_level", "p_leaf", "shares", "uncertainty")
+)
+"""Of a record: files of earlier versions may have fewer."""
 
 
 def measure_choices(system: UniRestorer, seen: np.ndarray, clean: np.ndarray, task: str | None = None) -> Record:
@@ -38,7 +42,7 @@ def measure_choices(system: UniRestorer, seen: np.ndarray, clean: np.ndarray, ta
 
     Args:
         system: one without ``confidence``, for which ``shares`` are recorded instead.
-        seen, clean: ``[H, W, 3]``, floating point in [0, 1].
+        seen, clean: ``[H, W, 3]``, float32 in [0, 1].
         task: what is wrong with the picture; one that the tree does not know is not told.
 
     Returns:
@@ -73,7 +77,7 @@ def measured_choices(
     identity: Mapping[str, Any],
 ) -> list[Record]:  # fmt: skip
     """A record of each pair (`measure_choices`), which a file keeps; it is read where it is of the same router, tree
-    and pictures.
+    and pictures, and has all that a record has.
 
     Args:
         system: the system.
@@ -84,7 +88,8 @@ def measured_choices(
     """
     stamp = {"system": system.fingerprint, "test": json.loads(json.dumps(identity))}
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if {key: found.get(key) for key in stamp} != stamp:
+    whole = all(image.keys() >= FIELDS for image in found.get("images", ()))
+    if not whole or {key: found.get(key) for key in stamp} != stamp:
         found = {**stamp, "images": [measure_choices(system, seen, clean, task) for seen, clean in pairs]}
         write_whole(file, (json.dumps(found) + "\n").encode("utf-8"))
     return found["images"]

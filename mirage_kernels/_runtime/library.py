@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from mirage_kernels._runtime import dispatch, tuning
 from mirage_kernels._runtime.implementations import KERNELS, ON_GPUS
@@ -216,7 +217,7 @@ def _register_differentiable(name: str, operator: torch._ops.OpOverload, differe
     def with_autograd(keyset: Any, *args: Any) -> Any:
         if forward_ad._current_level >= 0:
             _refuse_tangents(name, args)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args)):
+        if wants_gradient(*_tensors(args)):
             return differentiable(*args)
         return _below_autograd(operator, keyset, args)
 
@@ -294,6 +295,32 @@ def _round(value: Any, dtype: torch.dtype, device_type: str) -> Any:
 to_dlpack = torch._C._to_dlpack
 """A tensor as the native library takes it: a DLPack capsule, which carries its pointer, sizes and strides. No function
 around it: a stage hands over thirty tensors."""
+
+
+def run_or_explain(run: Callable[[], Tensor], check: Callable[[], None]) -> Tensor:
+    """`run()`, where it fails for arguments that do not fit with the error of `check()`, which names the one.
+
+    Kernels refuse tensors that do not fit. Only then is it worth the time to find out which.
+    """
+    if torch.compiler.is_compiling():
+        check()
+        return run()
+    try:
+        return run()
+    except Exception:
+        check()
+        raise
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def fake_like_x(x: Tensor, *_: Any) -> Tensor:
+    """The fake of an operator of x and lists of weights, whose result is as x."""
+    if not isinstance(x, FakeTensor) and x.device.type != "meta":  # a weight is, or this would not have been called
+        raise ValueError(f"weights: expected tensors on {x.device} like x, got some on the meta device")
+    return x.new_empty(x.shape)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

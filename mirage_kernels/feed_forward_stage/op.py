@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
-from mirage_kernels._runtime.library import Implementations, Pass, define_stage
+from mirage_kernels._runtime.library import Implementations, Pass, define_stage, wants_gradient
 from mirage_kernels._runtime.norms import check_norm
 from mirage_kernels._runtime.weights import like, no_gradient, of_given
 from mirage_kernels.feed_forward_stage import composite, cpp
@@ -106,8 +105,7 @@ def feed_forward_stage(
     impl = dispatch.choose("feed_forward_stage", x, otherwise="composite")
     if impl == "torch":
         return reference(x, *weights, *form)
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights))
-    keep = keep_hidden and differentiable and impl not in ("triton", "cuda")
+    keep = keep_hidden and wants_gradient(x, *weights) and impl not in ("triton", "cuda")
     return _composite.laid_out_like(_forward_op(x, *weights, *form, keep, impl)[0], x)
 
 

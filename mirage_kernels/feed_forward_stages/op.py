@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime import checks, dispatch
 from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
-from mirage_kernels._runtime.library import define
+from mirage_kernels._runtime.library import define, fake_like_x, run_or_explain, wants_gradient
 from mirage_kernels.feed_forward_stage import cases as stage_cases
 from mirage_kernels.feed_forward_stage import op as stage_op
 from mirage_kernels.feed_forward_stage.weights import COUNT, FeedForwardWeights, Form
@@ -64,37 +63,26 @@ def feed_forward_stages(
     """
     form = norm, activation, gate
     _check_stages(stages)
-    if torch.compiler.is_compiling():
-        _check(x, stages, form)
-        return _run(x, stages, keep_hidden, form)
-    # Kernels refuse tensors that do not fit. Only then is it worth the time to find out which.
-    try:
-        return _run(x, stages, keep_hidden, form)
-    except Exception:
-        _check(x, stages, form)
-        raise
+    return run_or_explain(lambda: _run(x, stages, keep_hidden, form), lambda: _check(x, stages, form))
 
 
 def _run(x: Tensor, stages: Sequence[ScaledFeedForward], keep_hidden: bool, form: tuple[str, str, str]) -> Tensor:
     impl = dispatch.choose("feed_forward_stages", x, otherwise="composite")
     if impl == "cpp":
         tensors, present, eps = packed(stages)
-        if not _wants_gradient(x, tensors):
+        if not wants_gradient(x, *tensors):
             return _composite.laid_out_like(_forward_op(x, tensors, present, eps, *form, impl), x)
-    _check(x, stages, form)
     if not torch.compiler.is_compiling():
         dispatch.record("feed_forward_stages", impl)
     norm, activation, gate = form
     y = x.contiguous() if impl != "torch" and _composite.is_channels_last(x) else x
     for stage in stages:
-        weights = folded(stage)
+        if stage.scale is not None:  # a product with it would make other weights fit
+            stage_op.check(x, stage.weights, Form(stage.eps, *form))
+            _check_scale(x, stage.scale)
         of_stage = {"norm": norm, "activation": activation, "gate": gate}
-        y = stage_op.feed_forward_stage(y, *weights, eps=stage.eps, keep_hidden=keep_hidden, **of_stage)
+        y = stage_op.feed_forward_stage(y, *folded(stage), eps=stage.eps, keep_hidden=keep_hidden, **of_stage)
     return _composite.laid_out_like(y, x)
-
-
-def _wants_gradient(x: Tensor, tensors: Iterable[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors))
 
 
 def _check_stages(stages: Sequence[ScaledFeedForward]) -> None:
@@ -111,12 +99,15 @@ def _check(x: Tensor, stages: Sequence[ScaledFeedForward], form: tuple[str, str,
     """Raise what the function raises of arguments that do not fit."""
     for weights, eps, scale in stages:
         stage_op.check(x, weights, Form(eps, *form))
-        if scale is None:
-            continue
-        checks.check_tensor("scale", scale)
-        if scale.numel() != x.shape[1]:
-            raise ValueError(f"scale: expected {x.shape[1]} elements (C channels of x), got {list(scale.shape)}")
-        checks.check_same_device("x", x, scale=scale)
+        if scale is not None:
+            _check_scale(x, scale)
+
+
+def _check_scale(x: Tensor, scale: Tensor) -> None:
+    checks.check_tensor("scale", scale)
+    if scale.numel() != x.shape[1]:
+        raise ValueError(f"scale: expected {x.shape[1]} elements (C channels of x), got {list(scale.shape)}")
+    checks.check_same_device("x", x, scale=scale)
 
 
 def _forward(x: Tensor, tensors: Sequence[Tensor], present: Sequence[int], eps: Sequence[float], *rest: str) -> Tensor:
@@ -137,17 +128,11 @@ def _plain(*args: Any) -> Tensor:
     return _in_turn(*args[:-1], "composite")
 
 
-def _forward_fake(x: Tensor, *_: Any) -> Tensor:
-    if not isinstance(x, FakeTensor) and x.device.type != "meta":  # a weight is, or this would not have been called
-        raise ValueError(f"weights: expected tensors on {x.device} like x, got some on the meta device")
-    return x.new_empty(x.shape)
-
-
 _forward_op = define(
     "feed_forward_stages",
     "(Tensor x, Tensor[] weights, int[] present, float[] eps, str norm, str activation, str gate, str impl) -> Tensor",
     _forward,
-    _forward_fake,
+    fake_like_x,
     autocast=(0,),
     plain=_plain,
     differentiable=_in_turn,

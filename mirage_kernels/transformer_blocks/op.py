@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from mirage_kernels import _composite
 from mirage_kernels._runtime import dispatch
 from mirage_kernels._runtime.cases import register
 from mirage_kernels._runtime.flops import register_flops
-from mirage_kernels._runtime.library import Implementations, define
+from mirage_kernels._runtime.library import Implementations, define, fake_like_x, run_or_explain, wants_gradient
 from mirage_kernels.feed_forward_stage import cases as feed_forward_cases
 from mirage_kernels.feed_forward_stage import op as feed_forward_op
 from mirage_kernels.feed_forward_stage.weights import FeedForwardWeights, Form
@@ -54,21 +53,13 @@ def transformer_blocks(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         RuntimeError: if an implementation was forced that cannot run (see :func:`mirage_kernels.use`).
     """
     _check_blocks(blocks)
-    if torch.compiler.is_compiling():
-        _check_tensors(x, blocks)
-        return _run(x, blocks)
-    # Kernels refuse tensors that do not fit. Only then is it worth the time to find out which.
-    try:
-        return _run(x, blocks)
-    except Exception:
-        _check_tensors(x, blocks)
-        raise
+    return run_or_explain(lambda: _run(x, blocks), lambda: _check_tensors(x, blocks))
 
 
 def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
     weights, eps = _packed(blocks)
     impl = dispatch.choose("transformer_blocks", x, otherwise="composite")
-    if impl in ("cpp", "cuda") and not _wants_gradient(x, weights):
+    if impl in ("cpp", "cuda") and not wants_gradient(x, *weights):
         return _composite.laid_out_like(_forward_op(x, weights, eps, impl), x)
     if not torch.compiler.is_compiling():
         dispatch.record("transformer_blocks", impl)
@@ -91,10 +82,6 @@ def _packed(blocks: Sequence[BlockWeights]) -> tuple[list[Tensor], list[float]]:
         weights += of_mirage(feed_forward)
         eps += of_block
     return weights, eps
-
-
-def _wants_gradient(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in weights))
 
 
 def _check_blocks(blocks: Sequence[BlockWeights]) -> None:
@@ -157,17 +144,11 @@ def _plain(*args: Any) -> Tensor:
     return _halves_in_turn(*args[:-1], "composite")
 
 
-def _forward_fake(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:
-    if not isinstance(x, FakeTensor) and x.device.type != "meta":  # a weight is, or this would not have been called
-        raise ValueError(f"weights: expected tensors on {x.device} like x, got some on the meta device")
-    return x.new_empty(x.shape)
-
-
 _forward_op = define(
     "transformer_blocks",
     "(Tensor x, Tensor[] weights, float[] eps, str impl) -> Tensor",
     _forward,
-    _forward_fake,
+    fake_like_x,
     autocast=(0,),
     plain=_plain,
     differentiable=_halves_in_turn,

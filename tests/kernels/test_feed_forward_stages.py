@@ -270,12 +270,34 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no gradient", "gradients"])
 @pytest.mark.parametrize("message", WRONG)
-def test_errors_name_the_argument(impl, message):
+def test_errors_name_the_argument(impl, message, grad):
     """The same words whichever implementation would have run, although the C++ library is asked first."""
-    x, stages = image(SMALL), stages_of(RUNS[0], 12)
-    with torch.no_grad(), pytest.raises((TypeError, ValueError), match=message):
+    x, stages = image(SMALL).requires_grad_(grad), stages_of(RUNS[0], 12)
+    with pytest.raises((TypeError, ValueError), match=message):
         feed_forward_stages(*WRONG[message](x, stages), **FORM)
+
+
+MALFORMED = {
+    "one number": lambda w: torch.tensor(1.0),
+    "one row": lambda w: w[:1],
+    "one row too few": lambda w: w[1:],
+    "a dimension too few": lambda w: w[..., 0],
+    "a dimension too many": lambda w: w[None],
+    "whole numbers": lambda w: torch.ones_like(w, dtype=torch.int32),
+}
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["bare", "scaled"])
+@pytest.mark.parametrize("grad", [False, True], ids=["no gradient", "gradients"])
+@pytest.mark.parametrize("malformed", MALFORMED)
+def test_malformed_weights_are_refused_by_name(impl, malformed, grad, scaled):
+    """A product with the scale would give some of them the right shape, or dtype."""
+    x, (stage, *_) = image(SMALL).requires_grad_(grad), stages_of(("excited",), 12, scaled=scaled)
+    for name, weight in stage.weights._asdict().items():
+        with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
+            feed_forward_stages(x, [_with(stage, **{name: MALFORMED[malformed](weight)})], **FORM)
 
 
 @pytest.mark.parametrize("name", ["norm", "activation", "gate"])

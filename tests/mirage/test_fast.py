@@ -15,7 +15,7 @@ import mirage
 import mirage.fast
 import mirage_kernels
 from mirage import blocks
-from mirage.fast import modules as fast_modules
+from mirage.fast import strips
 
 SMALL = {"dim": 24, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1}
 
@@ -112,7 +112,7 @@ def test_convolutions_that_halve_large_images(bias, monkeypatch):
     check_same(conv, fast, x)
     with torch.no_grad():
         assert type(fast) is mirage.fast.Conv2d and not operators(lambda: fast(x))
-        monkeypatch.setattr(fast_modules, "LARGE_FROM", 1)
+        monkeypatch.setattr(strips, "LARGE_FROM", 1)
         for image in (x, x.transpose(2, 3), x.to(memory_format=torch.channels_last)):
             assert operators(lambda image=image: fast(image)) == ["dense_conv2d"]
             torch.testing.assert_close(fast(image), conv(image), rtol=1e-12, atol=1e-13)

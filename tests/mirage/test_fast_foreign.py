@@ -27,6 +27,8 @@ FOREIGN = {
     mirage.fast.DecoderBlock: lambda: lookalike_restormer.ListedDecoderBlock(DIM),
     mirage.fast.CrossChannelAttention: lambda: lookalike_restormer.CrossAttention(DIM),
     mirage.fast.ExpertAdapter: lambda: lookalike_restormer.Adapter(DIM),
+    mirage.fast.Expert: lambda: lookalike_restormer.Expert(DIM, 6, 4),
+    mirage.fast.ExpertSequence: lambda: lookalike_restormer.Sequence(lookalike_restormer.Expert(DIM, 6, 4)),
     mirage.fast.FourierAttention: lambda: lookalike_restormer.FourierAttention(DIM, 4),
     mirage.fast.NAFBlock: lambda: lookalike_nafnet.Block(DIM, 2 * DIM),
     mirage.fast.BiasFreeLayerNorm: lambda: lookalike_restormer.Norm(DIM, bias=False, centred=False),
@@ -36,16 +38,26 @@ FOREIGN = {
 BESIDES = {
     mirage.fast.DecoderBlock: lambda x: (x[:, :6].mean((2, 3)),),
     mirage.fast.CrossChannelAttention: lambda x: (x.flip(0),),
+    mirage.fast.Expert: lambda x: (x.flip(0),),
+    mirage.fast.ExpertSequence: lambda x: (x.flip(0),),
     mirage.fast.ExpertAdapter: lambda x: (x[:, :6].mean((2, 3)), x.flip(0)),
 }
 """What a class takes besides a map, from that map."""
-IN_FLOAT32 = {mirage.fast.DecoderBlock, mirage.fast.ExpertAdapter, mirage.fast.FourierAttention}
+IN_FLOAT32 = {
+    mirage.fast.DecoderBlock,
+    mirage.fast.Expert,
+    mirage.fast.ExpertAdapter,
+    mirage.fast.ExpertSequence,
+    mirage.fast.FourierAttention,
+}
 """These have Fourier transforms, which they compute in float32."""
 
 
 def own_names(cls):
-    """Methods, properties and other attributes that a class of modules has and torch.nn.Module does not."""
-    return [name for name in dir(cls) if not name.startswith("__") and not hasattr(nn.Module, name)]
+    """Methods, properties and other attributes that a class of modules has and the class of torch.nn that it is of does
+    not."""
+    base = next(kind for kind in cls.__mro__ if kind.__module__.startswith("torch.nn."))
+    return [name for name in dir(cls) if not name.startswith("__") and not hasattr(base, name)]
 
 
 def test_every_class_that_foreign_modules_become_is_tried():
@@ -65,8 +77,22 @@ HIDING = {
 def called(module, x, *besides):
     """The map that it returns, with the same draws in every call."""
     torch.manual_seed(3)
-    y = module(x, *besides)
+    return mapped(module(x, *besides))
+
+
+def mapped(y):
     return y[0] if isinstance(y, tuple) else y
+
+
+class Mapped(nn.Module):
+    """A module that returns its map alone."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs):
+        return mapped(self.module(*inputs))
 
 
 def step(module, x, *besides):
@@ -104,6 +130,25 @@ def test_attributes_with_the_names_of_methods_do_not_matter(replacement, hidden)
         value, expected = (called(module, x, *besides) for module in (crowded, plain))
         torch.testing.assert_close(value, expected, **tolerances)
     assert not mirage.fast.summary(crowded).called, "and as whole operators"
+
+
+@pytest.mark.parametrize("replacement", FOREIGN, ids=lambda cls: cls.__name__)
+def test_traces(replacement):
+    """Recorded at one size and run at another; experts are chosen by draws."""
+    torch.manual_seed(0)
+    fast = mirage.fast.accelerate(FOREIGN[replacement]().eval())
+    assert type(fast) is replacement
+    (x, *besides), (other, *others) = (
+        (x, *BESIDES.get(replacement, lambda x: ())(x))
+        for x in (torch.randn(1, DIM, *size) for size in ((12, 12), (12, 20)))
+    )
+    with torch.no_grad():
+        torch.manual_seed(3)  # as `called` does: what is drawn while it is recorded decides
+        traced = torch.jit.trace(Mapped(fast), (x, *besides), check_trace=False)
+        torch.testing.assert_close(called(traced, x, *besides), called(fast, x, *besides), rtol=1e-5, atol=1e-6)
+        if replacement in IN_FLOAT32:  # squares are counted, and experts chosen, when it is recorded
+            return
+        torch.testing.assert_close(called(traced, other, *others), called(fast, other, *others), rtol=1e-5, atol=1e-6)
 
 
 def test_classes_of_common_modules_add_no_method():

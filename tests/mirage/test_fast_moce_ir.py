@@ -5,12 +5,20 @@ import copy
 import pytest
 import torch
 from harness import operators
-from lookalike_restormer import Adapter, Attention, CrossAttention, FourierAttention, ListedBlock, ListedDecoderBlock
+from lookalike_restormer import (
+    Adapter,
+    Attention,
+    CrossAttention,
+    Expert,
+    FourierAttention,
+    ListedBlock,
+    ListedDecoderBlock,
+    Sequence,
+)
 from torch import nn
 
 import mirage.fast
-from mirage.fast import experts
-from mirage.fast import modules as fast_modules
+from mirage.fast import experts, strips
 
 
 @pytest.mark.parametrize("norm", [{}, {"bias": False, "centred": False}], ids=["norm", "bias-free norm"])
@@ -168,7 +176,8 @@ def test_large_maps_of_an_attention_come_one_after_the_other(bias, monkeypatch):
             expected = module(*inputs)
             few = operators(lambda fast=fast, inputs=inputs: fast(*inputs)).count("dynamic_depthwise_conv2d")
             with monkeypatch.context() as patch:
-                patch.setattr(fast_modules, "LARGE_FROM", 1)
+                patch.setattr(strips, "LARGE_FROM", 1)
+                patch.setattr(strips, "are_wanted", lambda x: False)  # as on GPUs
                 many = operators(lambda fast=fast, inputs=inputs: fast(*inputs)).count("dynamic_depthwise_conv2d")
                 assert many == few + parts - 1
                 torch.testing.assert_close(fast(*inputs), expected, rtol=1e-10, atol=1e-11)
@@ -177,3 +186,223 @@ def test_large_maps_of_an_attention_come_one_after_the_other(bias, monkeypatch):
                 conv.register_forward_hook(lambda module, args, output, calls=calls: calls.append(output.shape[1]))
                 torch.testing.assert_close(fast(*inputs), expected, rtol=1e-10, atol=1e-11)
                 assert calls == [12 * parts]
+
+
+def in_strips(patch, rows, x):
+    """Maps like x are large, and strips have so many lines."""
+    patch.setattr(strips, "LARGE_FROM", 1)
+    patch.setattr(strips, "STRIP_BYTES", rows * x[:, :, :1].nbytes)
+
+
+def heard(module):
+    """Counts the module's calls."""
+    calls = []
+    module.register_forward_hook(lambda module, args, output: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 20])
+@pytest.mark.parametrize("bias", [False, True], ids=["bias-free", "biases"])
+def test_attentions_in_strips(bias, rows, monkeypatch):
+    torch.manual_seed(0)
+    attention, cross = Attention(12), CrossAttention(12, 7, bias)
+    if not bias:
+        attention.qkv = nn.Conv2d(12, 36, 1, bias=False)
+        attention.qkv_dwconv.bias = attention.project_out.bias = None
+    attention, cross = attention.double(), cross.double()
+    maps = [torch.randn(2, 12, 9, 7, dtype=torch.float64) for _ in range(2)]
+    for module, inputs in ((attention, maps[:1]), (cross, maps)):
+        fast = mirage.fast.accelerate(nn.Sequential(copy.deepcopy(module)))[0]
+        with torch.no_grad(), monkeypatch.context() as patch:
+            expected = module(*inputs)
+            in_strips(patch, rows, maps[0])
+            assert "channel_attention" not in operators(lambda fast=fast, inputs=inputs: fast(*inputs))
+            torch.testing.assert_close(fast(*inputs), expected, rtol=1e-10, atol=1e-11)
+            turned = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
+            torch.testing.assert_close(fast(*turned), expected, rtol=1e-10, atol=1e-11)
+            empty = [x * 0 for x in inputs]  # norms of zero, where there is no bias
+            torch.testing.assert_close(fast(*empty), module(*empty), rtol=1e-10, atol=1e-11)
+            for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+                value = copy.deepcopy(fast).to(dtype)(*[x.to(dtype) for x in inputs])
+                assert value.dtype == dtype and (value - expected).norm() < bound * expected.norm()
+            heard(fast.project_out)
+            assert "channel_attention" in operators(lambda fast=fast, inputs=inputs: fast(*inputs))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 40])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_decoder_in_strips(rows, top_k, monkeypatch):
+    """With the same draws and the loss that is left behind; squares of the experts are not cut."""
+    torch.manual_seed(0)
+    block = ListedDecoderBlock(12).double().eval()
+    block.adapter.routing.k = block.adapter.top_k = top_k
+    nn.init.zeros_(block.adapter.routing.freq_gate.weight)  # the draws decide
+    fast = mirage.fast.accelerate(copy.deepcopy(block))
+    x, freq_emb = torch.randn(1, 12, 37, 19, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
+    in_strips(monkeypatch, rows, x)
+    chosen = set()
+    for seed in range(8):
+        with torch.no_grad():
+            torch.manual_seed(seed)
+            expected, loss = block(x, freq_emb)
+            state = torch.get_rng_state()
+            torch.manual_seed(seed)
+            given = x.clone()
+            value, of_fast = fast(given, freq_emb)
+            assert torch.equal(given, x) and torch.equal(state, torch.get_rng_state())
+            torch.manual_seed(seed)
+            chosen.add(tuple(fast.adapter.routing(x, freq_emb)[1][0].tolist()))
+        assert loss == of_fast == fast.adapter.loss == 0
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)  # Fourier transforms in float32
+    assert len(chosen) > 1, "several experts"
+    with torch.no_grad():
+        assert operators(lambda: fast(x, freq_emb))[-1] == "feed_forward_stage"
+        assert "channel_attention" not in operators(lambda: fast(x, freq_emb))
+        calls = {}
+        for path, module in fast.named_modules():
+            if path.startswith(("norms.0", "proj.", "shared", "mixer", "adapter.")) and not isinstance(
+                module, nn.ModuleList
+            ):
+                seen = copy.deepcopy(fast)
+                calls[path] = heard(seen.get_submodule(path))
+                torch.manual_seed(7)
+                torch.testing.assert_close(seen(x, freq_emb)[0], value, rtol=1e-4, atol=1e-5)
+        run = {f"adapter.experts.{i}" for i in seen.adapter.routing.chosen}
+        for path, count in calls.items():
+            expert = ".".join(path.split(".")[:3]) if path.startswith("adapter.experts.") else None
+            assert len(count) == (expert is None or expert in run), path
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 40])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_the_adapter_in_strips(rows, top_k, monkeypatch):
+    """By itself: of what it returns a block's cross-attention takes the queries alone, whatever their size."""
+    torch.manual_seed(0)
+    adapter = Adapter(12, top_k=top_k).double().eval()
+    fast = mirage.fast.accelerate(nn.Sequential(copy.deepcopy(adapter)))[0]
+    x, shared = (torch.randn(1, 12, 37, 19, dtype=torch.float64) for _ in range(2))
+    freq_emb = torch.randn(1, 6, dtype=torch.float64)
+    in_strips(monkeypatch, rows, x)
+    with torch.no_grad():
+        for seed in range(6):
+            torch.manual_seed(seed)
+            expected = adapter(x, freq_emb, shared)
+            torch.manual_seed(seed)
+            value = experts._adapt(fast, strips.Strips.of(x), freq_emb, shared)
+            assert (value - expected).norm() < 1e-6 * expected.norm()  # Fourier transforms in float32
+
+
+def test_a_sequence_with_a_forward_of_its_own_is_called(monkeypatch):
+    """Also if another expert was drawn when the adapter was compared with its class."""
+
+    class Doubled(Sequence):
+        def forward(self, x, shared):
+            return 2 * super().forward(x, shared)
+
+    torch.manual_seed(0)
+    adapter = Adapter(12).double().eval()
+    nn.init.zeros_(adapter.routing.freq_gate.weight)  # the draws decide
+    for i in (1, 2):
+        adapter.experts[i] = Doubled(*adapter.experts[i])
+    fast = mirage.fast.accelerate(nn.Sequential(copy.deepcopy(adapter)))[0]
+    block = mirage.fast.accelerate(ListedDecoderBlock(12).double().eval())
+    block.adapter = fast
+    x, shared = (torch.randn(1, 12, 9, 9, dtype=torch.float64) for _ in range(2))
+    freq_emb = torch.randn(1, 6, dtype=torch.float64)
+    in_strips(monkeypatch, 4, x)
+    with torch.no_grad():
+        for seed in range(8):
+            torch.manual_seed(seed)
+            expected = adapter(x, freq_emb, shared)
+            torch.manual_seed(seed)
+            torch.testing.assert_close(fast(x, freq_emb, shared), expected, rtol=1e-4, atol=1e-5)
+        assert experts.decode_in_strips(block, x, freq_emb) is None
+
+
+def test_what_does_not_fit_is_told_as_of_small_maps(monkeypatch):
+    """A convolution to other channels, other dtypes, a temperature of other heads: children may be replaced."""
+    torch.manual_seed(0)
+    changes = {
+        "fewer channels": lambda m: setattr(m, "project_out", nn.Conv2d(12, 1, 1)),
+        "more channels": lambda m: setattr(m, "project_out", nn.Conv2d(12, 15, 1)),
+        "dtype": lambda m: m.project_out.double(),
+        "heads": lambda m: setattr(m, "temperature", nn.Parameter(torch.ones(5, 1, 1))),
+        "shape": lambda m: setattr(m, "temperature", nn.Parameter(torch.ones(2, 1))),
+        "vector": lambda m: setattr(m, "temperature", nn.Parameter(torch.ones(2))),
+    }
+    x = torch.randn(2, 12, 9, 7)
+
+    def outcome(module, *inputs):
+        try:
+            return module(*inputs)
+        except Exception as raised:
+            return repr(raised)
+
+    for build, inputs in ((Attention, (x,)), (lambda dim: CrossAttention(dim, 7), (x, x.flip(0)))):
+        for name, change in changes.items():
+            fast = mirage.fast.accelerate(nn.Sequential(build(12)))[0]
+            change(fast)
+            with torch.no_grad():
+                expected = outcome(fast, *inputs)
+                with monkeypatch.context() as patch:
+                    in_strips(patch, 4, x)
+                    value = outcome(fast, *inputs)
+            if isinstance(expected, str):
+                assert value == expected, name
+            else:
+                torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no gradient", "gradients"])
+def test_compiled_for_any_size(grad, monkeypatch):
+    """Whether a map is large cannot be asked of sizes that may be any."""
+    torch.manual_seed(0)
+    for module in (Attention(12), FourierAttention(12, 4), nn.Conv2d(12, 24, 2, 2, bias=False)):
+        network = nn.Sequential(ListedBlock(12), module).eval()
+        fast = mirage.fast.accelerate(copy.deepcopy(network))
+        compiled = torch.compile(fast, backend="aot_eager", dynamic=True)
+        monkeypatch.setattr(strips, "LARGE_FROM", 1)
+        with torch.set_grad_enabled(grad):
+            for size in ((8, 12), (12, 16)):
+                x = torch.randn(1, 12, *size)
+                torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_run_in_strips(monkeypatch):
+    """More than one image, a gradient, training, autocast, a trace: the steps are those of any size."""
+    torch.manual_seed(0)
+    fast = mirage.fast.accelerate(ListedDecoderBlock(12).eval())
+    x, freq_emb = torch.randn(1, 12, 20, 9), torch.randn(1, 6)
+    in_strips(monkeypatch, 4, x)
+
+    def attends(*inputs):
+        return "channel_attention" in operators(lambda: fast(*inputs))
+
+    with torch.no_grad():
+        assert not attends(x, freq_emb)
+        assert not attends(x.repeat(2, 1, 1, 1), freq_emb.repeat(2, 1)), "its attentions do"
+        with torch.autocast("cpu", torch.bfloat16):
+            assert attends(x, freq_emb)
+        traced = torch.jit.trace(fast.shared, x)
+        other = torch.randn(1, 12, 11, 13)
+        torch.testing.assert_close(traced(other), fast.shared(other), rtol=1e-5, atol=1e-6)
+        fast.train()
+        assert not attends(x, freq_emb), "its attentions do"
+        fast.eval()
+    assert attends(x, freq_emb)
+
+
+def test_an_expert():
+    """Of no image at all, as a batch leaves it that chose others, it returns that."""
+    torch.manual_seed(0)
+    expert = Expert(12, 6, 4).double()
+    fast = mirage.fast.accelerate(nn.Sequential(copy.deepcopy(expert)))[0]
+    assert type(fast) is mirage.fast.Expert
+    x, shared = (torch.randn(2, 12, 9, 7, dtype=torch.float64) for _ in range(2))
+    results = [
+        [y := module(x, shared), *torch.autograd.grad(y.square().sum(), list(module.parameters()))]
+        for module in (expert, fast)
+    ]
+    for value, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    assert fast(x[:0], shared[:0]).shape == (0, 12, 9, 7)

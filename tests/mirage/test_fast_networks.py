@@ -13,7 +13,7 @@ import mirage
 import mirage.fast
 from mirage.complexity import MemoryTracker
 from mirage.fast import block as fast_block
-from mirage.fast import modules as fast_modules
+from mirage.fast import strips
 from mirage.networks import nafnet, promptir, restormer
 
 LEVELS = {"num_blocks": [2, 1, 1, 1], "num_refinement_blocks": 2, "heads": [1, 2, 3, 4]}
@@ -143,7 +143,7 @@ def test_large_images_have_one_block_at_a_time(monkeypatch):
     with torch.no_grad():
         together = operators(lambda: network(x)).count("transformer_blocks")
         expected = network(x)
-        monkeypatch.setattr(fast_modules, "LARGE_FROM", 1)
+        monkeypatch.setattr(strips, "LARGE_FROM", 1)
         assert operators(lambda: network(x)).count("transformer_blocks") == 11 > together == 8
         torch.testing.assert_close(network(x), expected, rtol=1e-9, atol=1e-9)
 

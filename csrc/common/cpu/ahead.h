@@ -29,6 +29,13 @@ class TileLines {
     return l;
   }
 
+  // What the unit after this one reads, if there is one. Units are the tiles of all samples, one after the other.
+  template <class T, class F>
+  static TileLines after(int64_t unit, const Tensor& map, int64_t tiles, int64_t halo, const F& tile_of) {
+    const int64_t next = unit + 1;
+    return next < map.size[0] * tiles ? of<T>(map, next / tiles, tile_of(next % tiles), halo) : TileLines();
+  }
+
   // Prefetches the next n lines, as far as there are any.
   MIRAGE_INLINE void prefetch(int n) {
     for (; n > 0 && at_ < end_; --n) {

@@ -23,34 +23,27 @@ inline void sum_by_sample(int64_t samples, int64_t tiles, int64_t most_chunks, i
     const int64_t begin = tiles * part / chunks, end = tiles * (part + 1) / chunks;
     for (int64_t t = begin; t < end; ++t) f(WorkUnit{sample * tiles + t, t > begin || chunk.follows}, sums, room);
   });
-  constexpr int64_t block = 4096;
-  const int64_t blocks = (size + block - 1) / block;
-  parallel_units<A>(samples * blocks, 0, [&](int64_t unit, A*) {
-    const int64_t sample = unit / blocks, begin = unit % blocks * block, end = smaller(begin + block, size);
-    double* const out = total + sample * size;
-    for (int64_t i = begin; i < end; ++i) out[i] = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const A* const from = partial.get() + (sample * chunks + chunk) * size;
-      for (int64_t i = begin; i < end; ++i) out[i] += from[i];
-    }
-  });
+  clear_sums(total, samples * size);
+  add_chunks(partial.get(), samples, chunks, size, total);
 }
 
-// y = x + matrix * v + bias, tile by tile. matrix: [C, channels of v] for each sample, one below the other; v: contiguous, may
-// be y itself.
+// y = x + scale * (matrix * v + bias), tile by tile. matrix: [C, channels of v] for each sample, one below the other; v:
+// contiguous, may be y itself; scale: a number for each channel, or null for ones.
 template <class T>
-inline void apply_by_sample(const Tensor& x, const Matrix<Operand<T>>& matrix, const Tensor& v, const Acc<T>* bias, const Tensor& y) {
+inline void apply_by_sample(const Tensor& x, const Matrix<Operand<T>>& matrix, const Tensor& v, const Acc<T>* bias,
+                            const Tensor& y, const Acc<T>* scale = nullptr) {
   using A = Acc<T>;
   using P = Operand<T>;
   const int64_t C = x.size[1], M = v.size[1], room = C > M ? C : M;
   const Tiling tiling = choose_pointwise<A>(x.size[2], x.size[3], room + C);
   const int64_t I = tiling.outer_capacity<A>(), tiles = tiling.count();
+  const auto tile_of = [&](int64_t i) { return tiling.tile<A>(i); };
   parallel_units<A>(x.size[0] * tiles, (room + C) * I, [&](int64_t unit, A* scratch) {
     A *const rows = scratch, *const out = rows + room * I;
     const int64_t sample = unit / tiles;
-    const Tile tile = tiling.tile<A>(unit % tiles);
-    Ahead ahead{{}, TileLines::of<T>(x, sample, tile)};  // y is written where x or v was read, or prefetched as it is
-    if (unit + 1 < x.size[0] * tiles) ahead.read = TileLines::of<T>(v, (unit + 1) / tiles, tiling.tile<A>((unit + 1) % tiles));
+    const Tile tile = tile_of(unit % tiles);
+    // y is written where x or v was read, or prefetched as it is.
+    Ahead ahead{TileLines::after<T>(unit, v, tiles, 0, tile_of), TileLines::of<T>(x, sample, tile)};
     load_tile(v.as<const T>() + sample * v.stride[0], v, tile, M, I, rows);
     const P* const in = operand_rows<P>(rows, M, I, tile.outer_pixels, rows);
     mix(matrix.at(sample * C), C, M, in, I, tile.outer_pixels,
@@ -59,7 +52,8 @@ inline void apply_by_sample(const Tensor& x, const Matrix<Operand<T>>& matrix, c
           store_each(out + m * I + p, values);
           ahead.step<A, sizeof(values) / sizeof(values[0])>(1);
         }));
-    add_dense(x.as<const T>() + sample * x.stride[0], x, tile, C, I, out, y.as<T>() + sample * y.stride[0], y, rows);
+    add_dense(x.as<const T>() + sample * x.stride[0], x, tile, C, I, out, y.as<T>() + sample * y.stride[0], y, rows,
+              scale);
   });
 }
 

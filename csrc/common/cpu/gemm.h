@@ -2,9 +2,10 @@
 //
 // B and C are buffers of channels times pixels, pixels contiguous; A is a weight matrix in row-major order. A block of
 // kMixRows x kMixVectors vectors of C stays in registers while k runs: in each step kMixVectors loads of B and kMixRows
-// broadcasts of A feed kMixRows * kMixVectors multiply-adds. Rows that are left at the end make a smaller block. Elements of A and B are of the accumulator type or pairs
-// of channels (operands.h); `depth` counts elements, C is of the accumulator type. What happens to a finished vector is
-// up to the caller (an activation before it is stored, a sum with what is there), so that it needs no pass of its own.
+// broadcasts of A feed kMixRows * kMixVectors multiply-adds. Rows that are left at the end make a smaller block. Elements
+// of A and B are of the accumulator type or pairs of channels (operands.h); `depth` counts elements, C is of the
+// accumulator type. What happens to a finished vector is up to the caller (an activation before it is stored, a sum with
+// what is there), so that it needs no pass of its own.
 // Pairs of channels are multiplied in tiles where the processor has them (amx_tiles.h).
 #pragma once
 

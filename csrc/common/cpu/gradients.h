@@ -56,6 +56,20 @@ inline void put_transposed_sums(const double* sums, const Tensor& out) {
   });
 }
 
+// total [samples, size] += the sums [samples, chunks, size] of chunks, in their order.
+template <class A>
+inline void add_chunks(const A* sums, int64_t samples, int64_t chunks, int64_t size, double* total) {
+  constexpr int64_t block = 4096;
+  const int64_t blocks = (size + block - 1) / block;
+  parallel_units<char>(samples * blocks, 0, [&](int64_t unit, char*) {
+    const int64_t sample = unit / blocks, begin = unit % blocks * block, end = smaller(begin + block, size);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const A* const from = sums + (sample * chunks + chunk) * size;
+      for (int64_t i = begin; i < end; ++i) total[sample * size + i] += from[i];
+    }
+  });
+}
+
 // f(unit, sums, scratch) for every unit; sums: [chunks, size], cleared first. total (double) += the sums, in order.
 template <class A, class F>
 inline void sum_over_units(int64_t units, int64_t size, int64_t scratch_size, double* total, const F& f) {
@@ -66,13 +80,7 @@ inline void sum_over_units(int64_t units, int64_t size, int64_t scratch_size, do
     for (int64_t i = 0; i < size; ++i) sums[i] = A(0);
     for (int64_t unit = chunks.begin(chunk); unit < chunks.begin(chunk + 1); ++unit) f(unit, sums, scratch);
   });
-  constexpr int64_t block = 4096;
-  parallel_units<A>((size + block - 1) / block, 0, [&](int64_t part, A*) {
-    const int64_t end = smaller((part + 1) * block, size);
-    for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-      for (int64_t i = part * block; i < end; ++i) total[i] += partial[chunk * size + i];
-    }
-  });
+  add_chunks(partial.get(), 1, chunks.count, size, total);
 }
 
 // Puts a tile without its halo, line after line, with zeros behind the last pixel up to a whole vector.

@@ -100,8 +100,8 @@ inline void add_outer_panel(const A* a, int64_t a_stride, int64_t rows, const A*
   });
 }
 
-// B of several sums: pixels as rows of channels in panels of kMixPixels channels, [panels, pixels, channels of the panel], or the
-// rows themselves where they are few. The last panel has as many channels as fill whole vectors.
+// B of several sums: pixels as rows of channels in panels of kMixPixels channels, [panels, pixels, channels of the panel],
+// or the rows themselves where they are few. The last panel has as many channels as fill whole vectors.
 template <class A>
 struct OuterOperand {
   A* data;

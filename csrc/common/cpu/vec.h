@@ -112,8 +112,8 @@ MIRAGE_INLINE Vec<float> load(const f16* p) {
 #endif
 }
 
-// Loads a vector into a register that stays one: where several products take the vector, compilers read it again for each, which
-// costs twice where it spans two cache lines.
+// Loads a vector into a register that stays one: where several products take the vector, compilers read it again for
+// each, which costs twice where it spans two cache lines.
 template <class A>
 MIRAGE_INLINE Vec<A> load_once(const A* p) {
   Vec<A> v = load(p);

@@ -55,13 +55,12 @@ void convolve(const Tensor& x, const Matrix<P>& weights, const Tensor& y) {
   const int64_t C = x.size[1], M = y.size[1], H = x.size[2], W = x.size[3];
   const Tiling tiling = K == 1 ? choose_pointwise<A>(H, W, C + M) : Tiling::choose<A>(H, W, K / 2, C + M);
   const int64_t outer = tiling.outer_capacity<A>(), inner = tiling.inner_capacity<A>();
-  const auto sample_of = [&](int64_t unit) { return unit / tiling.count(); };
-  const auto tile_of = [&](int64_t unit) { return tiling.tile<A>(unit % tiling.count()); };
-  parallel_units<A>(x.size[0] * tiling.count(), C * outer + M * inner, [&](int64_t unit, A* scratch) {
-    const int64_t sample = sample_of(unit);
-    const Tile tile = tile_of(unit);
-    Ahead ahead{{}, TileLines::of<T>(y, sample, tile)};
-    if (unit + 1 < x.size[0] * tiling.count()) ahead.read = TileLines::of<T>(x, sample_of(unit + 1), tile_of(unit + 1), K / 2);
+  const int64_t tiles = tiling.count();
+  const auto tile_of = [&](int64_t i) { return tiling.tile<A>(i); };
+  parallel_units<A>(x.size[0] * tiles, C * outer + M * inner, [&](int64_t unit, A* scratch) {
+    const int64_t sample = unit / tiles;
+    const Tile tile = tile_of(unit % tiles);
+    Ahead ahead{TileLines::after<T>(unit, x, tiles, K / 2, tile_of), TileLines::of<T>(y, sample, tile)};
     A *const in = scratch, *const out = in + C * outer;
     load_tile(x.as<const T>() + sample * x.stride[0], x, tile, C, outer, in);
     const P* const rows = operand_rows<P>(in, C, outer, tile.outer_pixels, in);

@@ -21,7 +21,7 @@ from mirage import blocks, model
 from mirage.fast import modules as fast
 from mirage.fast import networks as whole
 from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, NAFBlock, RestormerBlock, TransformerBlock
-from mirage.fast.experts import ExpertAdapter, FourierAttention
+from mirage.fast.experts import Expert, ExpertAdapter, ExpertSequence, FourierAttention
 from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
 from mirage.fast.recognise.parts import (
     is_biased_convolution,
@@ -135,6 +135,24 @@ KINDS = (
             (1, m.routing.freq_gate.in_features),
             (1, m.proj_out.in_channels, 8, 8),
         ),
+    ),
+    Kind(
+        Expert,
+        Expert,
+        lambda m: m.proj[0].in_channels,
+        moce_ir_block.EXPERT,
+        known_by=("proj.0", "proj.1", "proj.2", "body.patch_size"),
+        enclose=False,
+        inputs=lambda m: ((2, m.proj[0].in_channels, 9, 13),) * 2,
+    ),
+    Kind(
+        ExpertSequence,
+        ExpertSequence,
+        lambda m: m._modules["0"].proj[0].in_channels,
+        moce_ir_block.EXPERT_SEQUENCE,
+        known_by=("0.proj.0", "0.proj.1", "0.proj.2", "0.body.patch_size"),
+        enclose=False,
+        inputs=lambda m: ((2, m._modules["0"].proj[0].in_channels, 9, 13),) * 2,
     ),
     Kind(
         FourierAttention,

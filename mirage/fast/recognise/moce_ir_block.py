@@ -50,6 +50,13 @@ FOURIER_ATTENTION = Pattern(
         "norm": Pattern(),
     }
 )
+EXPERT = Pattern(
+    children={
+        "proj": Pattern(children={number: Pattern(nn.Conv2d) for number in ("0", "1", "2")}, only=True),
+        "body": Pattern(),
+    }
+)
+EXPERT_SEQUENCE = Pattern(nn.Sequential, children={"0": EXPERT}, only=True)
 ADAPTER = Pattern(
     children={"routing": Pattern(children={"freq_gate": Pattern()}), "experts": Pattern(), "proj_out": Pattern()}
 )

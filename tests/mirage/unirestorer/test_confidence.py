@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from unirestorer_toy import TASKS, batch, parts
 
 from mirage.unirestorer import UniRestorer
 from mirage.unirestorer.confidence import finest_level, path_shares
-from mirage.unirestorer.evaluation import WAYS, measure_choices, summarise_choices
+from mirage.unirestorer.evaluation import FIELDS, WAYS, measure_choices, measured_choices, summarise_choices
 from mirage.unirestorer.tree import ExpertTree
 
 PATHS = torch.tensor([[0, 1, 3], [0, 1, 4], [0, 2, 5], [0, 2, 6]])
@@ -156,3 +159,16 @@ def test_a_summary_has_the_rule_beside_the_router(system):
     system.confidence = 0.9  # which a record would not tell
     with pytest.raises(ValueError, match="system: expected one whose router says the level, got confidence=0.9"):
         measure_choices(system, None, None)
+
+
+def test_records_of_an_earlier_version_are_measured_again(system, tmp_path):
+    """Without the shares there is no level to choose by a confidence."""
+    seen, clean = np.random.default_rng(0).random((2, 24, 24, 3), dtype=np.float32)
+    file, identity = tmp_path / "records.json", {"pictures": 1}
+    first = measured_choices(system, [(seen, clean)], None, file, identity)
+    assert first[0].keys() == FIELDS and measured_choices(system, [], None, file, identity) == first
+    found = json.loads(file.read_text())
+    del found["images"][0]["shares"]
+    file.write_text(json.dumps(found))
+    assert measured_choices(system, [(seen, clean)], None, file, identity) == first
+    assert json.loads(file.read_text())["images"] == first

@@ -34,7 +34,8 @@ inline void leave_gradient(const Attention<A>& w, const AttentionTile& at, const
 // depthwise convolution's taps [3C, 9] and biases [3C], of q, k and v, of which the other passes have their own shares.
 struct SampleSums {
   int64_t folded, out_bias, taps, taps_bias, count;
-  explicit SampleSums(int64_t C) : folded(0), out_bias(C * C), taps(out_bias + C), taps_bias(taps + 27 * C), count(taps_bias + 3 * C) {}
+  explicit SampleSums(int64_t C)
+      : folded(0), out_bias(C * C), taps(out_bias + C), taps_bias(taps + 27 * C), count(taps_bias + 3 * C) {}
 };
 
 template <class T>

@@ -38,15 +38,13 @@ class ReducePass {
     const int64_t C = w_.C, d = w_.d, I = inner_;
     A *const normed = scratch, *const before = normed + C * outer_, *const q = before + before_ * outer_,
       *const k = q + rows_ * I, *const norms = sums + C * d;
-    const Tile tile = tile_of(unit);
+    const auto tile_of = [&](int64_t i) { return tiling_.template tile<A>(i); };
+    const Tile tile = tile_of(unit % tiles());
     const bool follows = tiling_.follows(unit);
     const Lines lines = Lines::around<A>(tile, follows);
     const AttentionTile at{tile, outer_, I, dense_pixels<A>(tile), unit / tiles()};
     const P* const in = load_operand<T, P>(w_, x_, {lines.tile, outer_, I, at.pixels, at.sample}, normed);
-    Ahead ahead{{}, TileLines::of<T>(y_, at.sample, tile)};
-    if (unit + 1 < x_.size[0] * tiles()) {
-      ahead.read = TileLines::of<T>(x_, (unit + 1) / tiles(), tile_of(unit + 1), tiling_.halo);
-    }
+    Ahead ahead{TileLines::after<T>(unit, x_, tiles(), tiling_.halo, tile_of), TileLines::of<T>(y_, at.sample, tile)};
     const Before part{at, lines, in, before, {q + room_ * I, carried_}, follows, ahead};
     for (int64_t first = 0; first < C; first += rows_) {
       const int64_t n = smaller(rows_, C - first);  // whole heads
@@ -80,8 +78,6 @@ class ReducePass {
     bool follows;
     Ahead& ahead;
   };
-
-  Tile tile_of(int64_t unit) const { return tiling_.template tile<A>(unit % tiles()); }
 
   void rows(const Before& part, int64_t first, int64_t n, A* out) const {
     const Tile& tile = part.at.tile;

@@ -31,12 +31,11 @@ class Excitation {
     });
   }
 
-  // project_out with its columns scaled, and its rows by `of_rows` unless that is null: [samples, C, M].
-  void fold(int64_t samples, const A* scales, const A* of_rows, A* out) const {
+  // project_out with its columns scaled: [samples, C, M].
+  void fold(int64_t samples, const A* scales, A* out) const {
     parallel_units<A>(samples * C_, 0, [&](int64_t unit, A*) {
       const A *const row = project_out_ + unit % C_ * M_, *const scale = scales + unit / C_ * M_;
-      const A of_row = of_rows ? of_rows[unit % C_] : A(1);
-      for (int64_t j = 0; j < M_; ++j) out[unit * M_ + j] = row[j] * scale[j] * of_row;
+      for (int64_t j = 0; j < M_; ++j) out[unit * M_ + j] = row[j] * scale[j];
     });
   }
 

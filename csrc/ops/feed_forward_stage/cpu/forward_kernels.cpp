@@ -114,9 +114,7 @@ class Stage {
 
   // The pixels of x that the thread most probably reads next.
   TileLines next(int64_t unit) const {
-    if (unit + 1 == x_.size[0] * tiles()) return {};
-    const Place at = placed({unit + 1, true});
-    return TileLines::of<T>(x_, at.sample, at.tile, w_.convolves);
+    return TileLines::after<T>(unit, x_, tiles(), w_.convolves, [&](int64_t i) { return placed({i, true}).tile; });
   }
 
   void add_to_y(const Place& at, Ahead ahead, A* scratch) const {
@@ -233,12 +231,11 @@ void run(const Tensor& x, const FeedForwardWeights& weights, const FeedForwardOp
   sum_by_sample<A>(B, stage.tiles(), kChunks, M, stage.scratch(), sums.get(),
                    [&](WorkUnit unit, A* of_tiles, A* scratch) { stage.leave_gated(unit, gated, of_tiles, scratch); });
   const Excitation<A> excitation(weights);
-  Buffer<A> means(B * M), scales(B * M), folded(B * C * M), bias(C);
+  Buffer<A> means(B * M), scales(B * M), folded(B * C * M);
   excitation.means(B, sums.get(), M, plane, means.get());
   excitation.scales(B, means.get(), scales.get());
-  excitation.fold(B, scales.get(), scale_of.from(0), folded.get());
-  for (int64_t c = 0; c < C; ++c) bias[c] = w.project_out_bias[c] * (exists(scale) ? scale_of.from(0)[c] : A(1));
-  apply_by_sample<T>(x, OperandMatrix<P>(matrix_of(folded.get(), B * C, M)), gated, bias.get(), y);
+  excitation.fold(B, scales.get(), folded.get());
+  apply_by_sample<T>(x, OperandMatrix<P>(matrix_of(folded.get(), B * C, M)), gated, w.project_out_bias, y, scale_of.from(0));
 }
 
 }  // namespace

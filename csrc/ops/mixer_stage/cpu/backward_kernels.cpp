@@ -21,7 +21,9 @@ void generator_backward(const Mixer<A>& w, const Folded<A>& f, const A* branch_m
     double *m = mean.get() + b * c, *g = grad_hidden.get() + b * c;
     for (int64_t j = 0; j < c; ++j) {
       m[j] = f.bias[first + j];
-      for (int64_t k = 0; k < c; ++k) m[j] += double(f.rows[(first + j) * c + k]) * (double(branch_mean[b * c + k]) - f.mean[k]);
+      for (int64_t k = 0; k < c; ++k) {
+        m[j] += double(f.rows[(first + j) * c + k]) * (double(branch_mean[b * c + k]) - f.mean[k]);
+      }
     }
     for (int64_t j = 0; j < c; ++j) {
       double u = 0;
