@@ -29,7 +29,8 @@ def size(x):
 
 def run(function):
     torch._dynamo.reset()
-    return torch.compile(function, backend="eager", dynamic=True, fullgraph=True)(torch.zeros(1, 2, 8, 6))[0, 0, 0, 0].item()
+    compiled = torch.compile(function, backend="eager", dynamic=True, fullgraph=True)
+    return compiled(torch.zeros(1, 2, 8, 6))[0, 0, 0, 0].item()
 
 
 is_int, numel = run(kind) == 1, run(count)

@@ -39,7 +39,8 @@ class Present(torch.nn.Module):
 
 
 x = torch.ones(1)
-torch.library.opcheck(torch.ops.finding.total.default, (x, [None, x + x]), test_utils=("test_schema", "test_faketensor"))
+checks = ("test_schema", "test_faketensor")
+torch.library.opcheck(torch.ops.finding.total.default, (x, [None, x + x]), test_utils=checks)
 exported = torch.export.export(Optional(), (x,)).module()(x).item()
 try:
     torch.jit.trace(Optional(), x)
