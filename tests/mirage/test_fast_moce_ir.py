@@ -229,16 +229,21 @@ def test_attentions_in_strips(bias, rows, monkeypatch):
             assert "channel_attention" in operators(lambda fast=fast, inputs=inputs: fast(*inputs))
 
 
+def decoder(top_k):
+    """A block whose draws decide on its experts, and what it is called with."""
+    torch.manual_seed(0)
+    block = ListedDecoderBlock(12).double().eval()
+    block.adapter.routing.k = block.adapter.top_k = top_k
+    nn.init.zeros_(block.adapter.routing.freq_gate.weight)
+    return block, torch.randn(1, 12, 37, 19, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("rows", [1, 5, 16, 40])
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_the_decoder_in_strips(rows, top_k, monkeypatch):
     """With the same draws and the loss that is left behind; squares of the experts are not cut."""
-    torch.manual_seed(0)
-    block = ListedDecoderBlock(12).double().eval()
-    block.adapter.routing.k = block.adapter.top_k = top_k
-    nn.init.zeros_(block.adapter.routing.freq_gate.weight)  # the draws decide
+    block, x, freq_emb = decoder(top_k)
     fast = mirage.fast.accelerate(copy.deepcopy(block))
-    x, freq_emb = torch.randn(1, 12, 37, 19, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
     in_strips(monkeypatch, rows, x)
     chosen = set()
     for seed in range(8):
@@ -258,7 +263,18 @@ def test_the_decoder_in_strips(rows, top_k, monkeypatch):
     with torch.no_grad():
         assert operators(lambda: fast(x, freq_emb))[-1] == "feed_forward_stage"
         assert "channel_attention" not in operators(lambda: fast(x, freq_emb))
-        calls = {}
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 40])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_modules_of_the_decoder_that_are_heard_are_called_once(rows, top_k, monkeypatch):
+    """As a whole, with the same result; experts where they are chosen."""
+    block, x, freq_emb = decoder(top_k)
+    fast = mirage.fast.accelerate(copy.deepcopy(block))
+    in_strips(monkeypatch, rows, x)
+    with torch.no_grad():
+        torch.manual_seed(7)
+        value, calls = block(x, freq_emb)[0], {}
         for path, module in fast.named_modules():
             if path.startswith(("norms.0", "proj.", "shared", "mixer", "adapter.")) and not isinstance(
                 module, nn.ModuleList
