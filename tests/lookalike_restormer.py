@@ -191,3 +191,48 @@ class ListedDecoderBlock(nn.Module):
         shared, x = self.shared(self.proj[0](x)), self.proj[1](x)
         x = self.mixer(self.adapter(x, freq_emb, shared), shared) + shortcut
         return x + self.ffn(self.norms[1](x)), self.adapter.loss
+
+
+class Refine(nn.Module):
+    """A gate from each map's means for the other, and a projection of their sum."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.gate, self.proj = nn.Linear(dim, dim), nn.Conv2d(dim, dim, 1)
+
+    def forward(self, low, high):
+        gate = self.gate(low.mean((2, 3))).sigmoid()[:, :, None, None]
+        return self.proj(low * high.mean(1, keepdim=True).sigmoid() + high * gate)
+
+
+class FrequencyModule(nn.Module):
+    """As of AdaIR: a rectangle of frequencies, as large as each image asks for, and the rest."""
+
+    def __init__(self, dim, image_channels=3, bias=False):
+        super().__init__()
+        self.conv1 = nn.Conv2d(image_channels, dim, 3, padding=1, bias=False)
+        self.rate_conv = nn.Sequential(nn.Conv2d(dim, 3, 1), nn.GELU(), nn.Conv2d(3, 2, 1))
+        self.channel_cross_l, self.channel_cross_h, self.channel_cross_agg = (
+            CrossAttention(dim, bias=bias) for _ in range(3)
+        )
+        self.frequency_refine = Refine(dim)
+        self.para1 = nn.Parameter(torch.zeros(dim, 1, 1))
+        self.para2 = nn.Parameter(torch.ones(dim, 1, 1))
+
+    def forward(self, x, y):
+        high, low = self.fft(F.interpolate(x, y.shape[2:], mode="bilinear"))
+        mixed = self.frequency_refine(self.channel_cross_h(low, y), self.channel_cross_l(high, y))
+        return self.channel_cross_agg(y, mixed) * self.para1 + y * self.para2
+
+    def fft(self, x, n=128):
+        x = self.conv1(x)
+        shares = self.rate_conv(x.mean((2, 3), keepdim=True)).sigmoid()
+        chosen = torch.zeros_like(x, dtype=torch.bool)
+        height, width = x.shape[2:]
+        for sample, (down, across) in enumerate(shares.flatten(1)):
+            rows, columns = int(height // n * down), int(width // n * across)
+            middle = (slice(size // 2 - n, size // 2 + n) for size, n in ((height, rows), (width, columns)))
+            chosen[(sample, slice(None), *middle)] = True
+        spectrum = torch.fft.fftshift(torch.fft.fft2(x), dim=(2, 3))
+        parts = (torch.fft.ifft2(torch.fft.ifftshift(spectrum * mask, dim=(2, 3))) for mask in (~chosen, chosen))
+        return tuple(part.abs() for part in parts)

@@ -16,6 +16,7 @@ import mirage
 from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, NAFBlock, RestormerBlock, TransformerBlock
 from mirage.fast.cuda_graph import GraphedModel, cuda_graph
 from mirage.fast.experts import Expert, ExpertAdapter, ExpertSequence, FourierAttention
+from mirage.fast.frequencies import FrequencyModule
 from mirage.fast.modules import (
     Attention,
     BiasFreeLayerNorm,
@@ -49,6 +50,7 @@ __all__ = [
     "ExpertSequence",
     "FeedForward",
     "FourierAttention",
+    "FrequencyModule",
     "GatedCNNBlock",
     "GatedFeedForward",
     "GraphedModel",

@@ -137,7 +137,9 @@ def decode_in_strips(block: Any, x: Tensor, freq_emb: Tensor | None) -> Tensor |
         return None
     shared_weights, mixer_weights = self_attention(block.shared, x), cross_attention(block.mixer, x)
     of_image, of_experts = map(pointwise_of, block.proj)
-    if shared_weights is None or mixer_weights is None or of_image is None or of_experts is None:
+    if shared_weights is None or mixer_weights is None:
+        return None
+    if not is_square(of_image, x.shape[1]) or not is_square(of_experts, x.shape[1]):
         return None
     normed = Strips.of(x).then(block.norms[0])
     shared = strips.attend(shared_weights.behind(of_image), normed, normed, workspace.empty_like(x))
@@ -154,7 +156,7 @@ def _are_known(block: Any, x: Tensor) -> bool:
         and type(block.adapter) is ExpertAdapter
         and type(block.mixer) is CrossChannelAttention
         and all(map(is_bypassable, (block.norms, block.proj, block.shared, block.adapter, block.mixer)))
-        and all(is_square(pointwise_of(conv), x.shape[1]) for conv in (*block.proj, block.adapter.proj_out))
+        and is_square(pointwise_of(block.adapter.proj_out), x.shape[1])
         and all(map(_is_known_expert, block.adapter.experts))
         and are_of(x.dtype, block)
     )

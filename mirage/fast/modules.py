@@ -12,7 +12,7 @@ released code's `GatedCNNBlock` has a flag where the reference has its method `d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from mirage.fast.recognise.parts import (
     is_halving_convolution,
 )
 from mirage.fast.recognise.pattern import is_bypassable, is_plain_inference
-from mirage.fast.strips import Convolved, Pointwise, Strips, is_large
+from mirage.fast.strips import Convolved, Pointwise, Strips, convolve_planes, is_large, with_bias
 from mirage.networks import restormer
 from mirage_kernels import workspace
 from mirage_kernels._runtime.norms import channel_norm
@@ -64,12 +64,12 @@ class Conv2d(nn.Conv2d):
             if is_dense_convolution(self):
                 return mirage_kernels.dense_conv2d(x, self.weight)
             if x.is_cpu and is_biased_convolution(self):
-                return _with_bias(mirage_kernels.dense_conv2d(x, self.weight), self.bias)
+                return with_bias(mirage_kernels.dense_conv2d(x, self.weight), self.bias)
             if x.is_cpu and is_depthwise_convolution(self):
-                return _convolve_planes(x, self.weight, self.bias)
+                return convolve_planes(x, self.weight, self.bias)
             if x.is_cpu and not torch.is_grad_enabled() and is_halving_convolution(self) and _halves(x):
                 weight = self.weight.flatten(1)[:, :, None, None]
-                return _with_bias(mirage_kernels.dense_conv2d(workspace.pixel_unshuffle(x, 2), weight), self.bias)
+                return with_bias(mirage_kernels.dense_conv2d(workspace.pixel_unshuffle(x, 2), weight), self.bias)
         return super().forward(x)
 
 
@@ -153,19 +153,7 @@ def _is_bare(conv: nn.Module) -> bool:
 def _depthwise(conv: Any, x: Tensor) -> Tensor:
     if not _is_bare(conv) or not is_depthwise_convolution(conv):
         return conv(x)
-    return _convolve_planes(x, conv.weight, conv.bias)
-
-
-def _convolve_planes(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """weight: [C, 1, K, K]."""
-    return _with_bias(
-        mirage_kernels.dynamic_depthwise_conv2d(x, weight.transpose(0, 1).expand(x.shape[0], -1, -1, -1)), bias
-    )
-
-
-def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
-    """Of an operator's result."""
-    return y if bias is None else y.add_(bias.view(-1, 1, 1))
+    return convolve_planes(x, conv.weight, conv.bias)
 
 
 def _dense(conv: Any, x: Tensor) -> Tensor:
@@ -259,19 +247,16 @@ def are_of(dtype: torch.dtype, module: nn.Module) -> bool:
     return all(parameter.dtype == dtype for parameter in module.parameters())
 
 
-def is_square(pointwise: Pointwise | None, channels: int) -> bool:
+def is_square(pointwise: Pointwise | None, channels: int) -> TypeGuard[Pointwise]:
     return pointwise is not None and pointwise.weight.shape[:2] == (channels, channels)
 
 
 def convolve_in_parts(mix: Any, planes: Any, x: Tensor, count: int) -> Sequence[Tensor]:
     """The depthwise convolution `planes` of what `mix` makes of x, as `count` tensors of as many channels. Where no
     gradient is wanted large ones come one after the other: what lies between the two is there for one of them only."""
-    known = _is_bare(mix) and is_dense_convolution(mix) and _is_bare(planes) and is_depthwise_convolution(planes)
-    if not known or not is_large(x) or not is_plain_inference():
-        return _depthwise(planes, _dense(mix, x)).chunk(count, dim=1)
-    biases = (None,) * count if planes.bias is None else planes.bias.chunk(count)
-    parts = zip(mix.weight.chunk(count), planes.weight.chunk(count), biases, strict=True)
-    return [_convolve_planes(mirage_kernels.dense_conv2d(x, weight), taps, bias) for weight, taps, bias in parts]
+    if is_large(x) and is_plain_inference() and (parts := convolved_of(mix, planes, count)):
+        return [part(x) for part in parts]
+    return _depthwise(planes, _dense(mix, x)).chunk(count, dim=1)
 
 
 class CrossChannelAttention(nn.Module):

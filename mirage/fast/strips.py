@@ -101,7 +101,7 @@ class Pointwise:
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _with_bias(mirage_kernels.dense_conv2d(x, self.weight), self.bias)
+        return with_bias(mirage_kernels.dense_conv2d(x, self.weight), self.bias)
 
     def behind(self, first: Pointwise) -> Pointwise:
         """Both as one: products of the weights, and of a bias, in float64."""
@@ -126,11 +126,17 @@ class Convolved(NamedTuple):
         return self.taps.shape[2] // 2
 
     def __call__(self, x: Tensor) -> Tensor:
-        taps = self.taps.transpose(0, 1).expand(x.shape[0], -1, -1, -1)
-        return _with_bias(mirage_kernels.dynamic_depthwise_conv2d(self.mix(x), taps), self.bias)
+        return convolve_planes(self.mix(x), self.taps, self.bias)
 
 
-def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+def convolve_planes(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+    """The depthwise convolution of x by taps [C, 1, K, K]."""
+    taps = taps.transpose(0, 1).expand(x.shape[0], -1, -1, -1)
+    return with_bias(mirage_kernels.dynamic_depthwise_conv2d(x, taps), bias)
+
+
+def with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    """An operator's result and a bias [M], in place."""
     return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
 

@@ -65,10 +65,10 @@ def _run(x: Tensor, blocks: Sequence[BlockWeights]) -> Tensor:
         dispatch.record("transformer_blocks", impl)
     y = x.contiguous() if impl != "torch" and _composite.is_channels_last(x) else x
     for i in range(len(eps) // EPS):
-        mixer, feed_forward = halves(weights, i)
+        mixer, feed_forward = _of_block(weights, i)
         norm1_eps, bn_eps, norm2_eps = eps[EPS * i : EPS * (i + 1)]
-        y = mixer_op.mixer_stage(y, MixerWeights(*mixer), None, False, norm1_eps, bn_eps).y
-        y = feed_forward_op.feed_forward_stage(y, *FeedForwardWeights(*feed_forward), eps=norm2_eps)
+        y = mixer_op.mixer_stage(y, mixer, None, False, norm1_eps, bn_eps).y
+        y = feed_forward_op.feed_forward_stage(y, *feed_forward, eps=norm2_eps)
     return _composite.laid_out_like(y, x)
 
 
@@ -101,9 +101,16 @@ def _check_blocks(blocks: Sequence[BlockWeights]) -> None:
 def _check_tensors(x: Tensor, blocks: Sequence[BlockWeights]) -> None:
     weights, _ = _packed(blocks)
     for i in range(len(weights) // WEIGHTS):
-        mixer, feed_forward = halves(weights, i)
-        mixer_op.check(x, MixerWeights(*mixer))
-        feed_forward_op.check(x, FeedForwardWeights(*feed_forward))
+        mixer, feed_forward = _of_block(weights, i)
+        mixer_op.check(x, mixer)
+        feed_forward_op.check(x, feed_forward)
+
+
+def _of_block(weights: Sequence[Tensor], i: int) -> tuple[MixerWeights, FeedForwardWeights]:
+    mixer, feed_forward = halves(weights, i)
+    packed = FeedForwardWeights(*feed_forward)
+    of_mirage(packed)  # nobody has asked whether these have all that a block of MIRAGE has
+    return MixerWeights(*mixer), packed
 
 
 def _forward(x: Tensor, weights: Sequence[Tensor], eps: Sequence[float], impl: str) -> Tensor:

@@ -150,6 +150,9 @@ def test_packed_blocks(impl):
         PackedBlocks(weights[1:], packed.eps)
     with pytest.raises(ValueError, match="dwconv: expected"):
         transformer_blocks(x, PackedBlocks([*weights[:24], x, *weights[25:]], packed.eps))
+    for absent in range(26):
+        with pytest.raises(TypeError, match="^[a-z0-9_]+: expected a tensor, got NoneType"):
+            transformer_blocks(x, PackedBlocks([None if i == absent else t for i, t in enumerate(weights)], packed.eps))
     with pytest.raises(ValueError, match="blocks: expected at least one"):
         transformer_blocks(x, PackedBlocks([], []))
 

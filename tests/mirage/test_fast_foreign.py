@@ -30,6 +30,7 @@ FOREIGN = {
     mirage.fast.Expert: lambda: lookalike_restormer.Expert(DIM, 6, 4),
     mirage.fast.ExpertSequence: lambda: lookalike_restormer.Sequence(lookalike_restormer.Expert(DIM, 6, 4)),
     mirage.fast.FourierAttention: lambda: lookalike_restormer.FourierAttention(DIM, 4),
+    mirage.fast.FrequencyModule: lambda: lookalike_restormer.FrequencyModule(DIM, DIM),
     mirage.fast.NAFBlock: lambda: lookalike_nafnet.Block(DIM, 2 * DIM),
     mirage.fast.BiasFreeLayerNorm: lambda: lookalike_restormer.Norm(DIM, bias=False, centred=False),
     mirage.fast.ChannelAttention: lambda: lookalike_restormer.Attention(DIM),
@@ -38,6 +39,7 @@ FOREIGN = {
 BESIDES = {
     mirage.fast.DecoderBlock: lambda x: (x[:, :6].mean((2, 3)),),
     mirage.fast.CrossChannelAttention: lambda x: (x.flip(0),),
+    mirage.fast.FrequencyModule: lambda x: (x.flip(0),),
     mirage.fast.Expert: lambda x: (x.flip(0),),
     mirage.fast.ExpertSequence: lambda x: (x.flip(0),),
     mirage.fast.ExpertAdapter: lambda x: (x[:, :6].mean((2, 3)), x.flip(0)),

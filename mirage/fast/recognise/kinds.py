@@ -22,7 +22,8 @@ from mirage.fast import modules as fast
 from mirage.fast import networks as whole
 from mirage.fast.block import BlockSequence, DecoderBlock, EncoderBlock, NAFBlock, RestormerBlock, TransformerBlock
 from mirage.fast.experts import Expert, ExpertAdapter, ExpertSequence, FourierAttention
-from mirage.fast.recognise import mirage_block, moce_ir_block, nafnet_block, restormer_block
+from mirage.fast.frequencies import FrequencyModule, split
+from mirage.fast.recognise import adair_module, mirage_block, moce_ir_block, nafnet_block, restormer_block
 from mirage.fast.recognise.parts import (
     is_biased_convolution,
     is_dense_convolution,
@@ -42,7 +43,8 @@ class Kind:
     `known_without`; None is no attribute. What is `common` is found in any network: it is of its kind only outside
     modules of other kinds, and does not make a model one of MIRAGE's. A kind that does
     not `enclose` leaves what is in its modules to be found as if it were not there. `channels`: of the image on which
-    two classes are compared; `inputs`: the shapes of all that they are called with, where that is something else.
+    two classes are compared; `inputs`: the shapes of all that they are called with, where that is something else;
+    `besides`: what else is compared, of the module and its inputs, where a call on small ones does not show all.
     """
 
     reference: type[nn.Module]
@@ -55,6 +57,7 @@ class Kind:
     common: bool = False
     enclose: bool = True
     inputs: Callable[[Any], tuple[tuple[int, ...], ...]] | None = None
+    besides: Callable[..., Any] = lambda m, *inputs: ()
 
     def shapes(self, module: nn.Module) -> tuple[tuple[int, ...], ...]:
         """Of what the module and its replacement are called with to be compared."""
@@ -87,6 +90,12 @@ def _block_channels(m: Any) -> int:
 def _is_of_blocks(m: nn.Sequential) -> bool:
     kinds = [kind_of(child) for child in m]
     return bool(kinds) and all(kind is not None and hasattr(kind.replacement, "matcher") for kind in kinds)
+
+
+def _frequencies(m: Any, image: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    """Low ones there are only of images of 128 pixels or more, but for halves instead of 128ths also of small ones."""
+    result: tuple[Tensor, Tensor] = split(m, image, 2) if isinstance(m, FrequencyModule) else m.fft(image, n=2)
+    return result
 
 
 def _is_fast_convolution(m: nn.Conv2d) -> bool:
@@ -163,6 +172,16 @@ KINDS = (
         known_without=("temperature",),
         enclose=False,
         inputs=lambda m: ((2, m.q.in_channels, 9, 13),),
+    ),
+    Kind(
+        FrequencyModule,
+        FrequencyModule,
+        lambda m: m.para1.shape[0],
+        adair_module.MODULE,
+        known_by=(*adair_module.CALLED, "para1", "para2"),
+        enclose=False,
+        inputs=lambda m: ((2, m.conv1.in_channels, 16, 16), (2, m.para1.shape[0], 8, 8)),
+        besides=_frequencies,
     ),
     Kind(nafnet.NAFBlock, NAFBlock, lambda m: m.conv1.in_channels, nafnet_block.BLOCK),
     Kind(blocks.TransformerBlock, TransformerBlock, _block_channels, mirage_block.BLOCK),
@@ -276,9 +295,9 @@ def _behaviour_problem(module: nn.Module, kind: Kind) -> str:
             generator = torch.Generator().manual_seed(0)
             inputs = [torch.randn(shape, generator=generator).to(device) for shape in kind.shapes(module)]
             _fill_zeros(original, generator)
-            expected = _repeatable(original, inputs)
+            expected = _repeatable(kind, original, inputs)
             original.__class__ = kind.replacement
-            value = _repeatable(original, inputs)
+            value = _repeatable(kind, original, inputs)
         except Exception as raised:  # whatever a foreign forward raises
             return f"comparing it with {kind.replacement.__name__} failed: {raised}"
     if not expected or [t.shape for t in expected] != [t.shape for t in value]:
@@ -290,10 +309,11 @@ def _behaviour_problem(module: nn.Module, kind: Kind) -> str:
     return ""
 
 
-def _repeatable(module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """The tensors that it returns, with the same draws in every call: MoCE-IR's experts are chosen by some."""
+def _repeatable(kind: Kind, module: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
+    """The tensors that are compared, with the same draws in every call: MoCE-IR's experts are chosen by some."""
     torch.manual_seed(0)
-    return [leaf for leaf in tree_leaves(module(*inputs)) if isinstance(leaf, Tensor)]
+    results = module(*inputs), kind.besides(module, *inputs)
+    return [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
 
 
 def _fill_zeros(module: nn.Module, generator: torch.Generator) -> None:

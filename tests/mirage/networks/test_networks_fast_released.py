@@ -11,9 +11,11 @@ import copy
 import os
 import warnings
 
+import numpy as np
 import pytest
 import torch
-from golden import relative_error
+from golden import golden_file, load_golden_weights, noise_of, relative_error
+from torch import nn
 
 import mirage.fast
 from mirage.networks import published
@@ -148,3 +150,46 @@ def test_memory_fast_gives_the_same_gradients(network):
     x = image(network, batch=2)
     fast = mirage.fast.accelerate(copy.deepcopy(original), memory="fast")
     assert relative_error(flat(step(fast, x)[2]), flat(step(original, x)[2])) <= 1e-9
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-7), (torch.float32, 2e-5)], ids=["f64", "f32"])
+def test_adair_at_a_size_that_has_low_frequencies(dtype, limit):
+    """Its module of frequencies alone, as the authors' code computed it in float64: one frequency to either side in one
+    direction, two in the other. In float32 gradients are those of magnitudes near zero, as in the authors' code."""
+    if problem := published.missing("adair", FOLDER):
+        pytest.skip(problem)
+    with np.load(golden_file("adair_fremodule.npz")) as data:
+        expected = {key: torch.from_numpy(np.asarray(data[key])) for key in data.files}
+    released = type(published.create("adair", FOLDER, **SMALL).fre1)(16, num_heads=4, bias=False)
+    module = mirage.fast.accelerate(nn.Sequential(load_golden_weights(released).to(dtype)))[0]
+    assert type(module) is mirage.fast.FrequencyModule
+    shape = tuple(expected["features_shape"].tolist())
+    features, weights = (
+        torch.from_numpy(noise_of(f"adair_fremodule.{name}", shape)).float().to(dtype)
+        for name in ("features", "grad_output")
+    )
+    image = expected["image"].to(dtype).requires_grad_()
+    seen = {}
+    for name in ("channel_cross_l", "channel_cross_h", "frequency_refine", "channel_cross_agg"):
+        module.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: output.detach()})
+        )
+    features.requires_grad_()
+    seen["output"] = module(image, features)
+    seen["output"].backward(weights)
+    seen["grad_features"] = features.grad
+    for name, value in seen.items():
+        samples = value.detach().flatten()[expected[f"feature_index.{name}"]]
+        assert relative_error(samples, expected[f"feature_samples.{name}"]) <= limit, name
+        assert relative_error(value.detach().double().norm(), expected[f"feature_norm.{name}"]) <= limit, name
+    assert relative_error(image.grad, expected["grad_image"]) <= 10 * limit
+    for name, parameter in module.named_parameters():
+        norm = expected[f"grad_norm.{name}"]
+        if parameter.grad is None:
+            assert norm == 0, name
+            continue
+        direction = torch.from_numpy(noise_of(f"grad.{name}", tuple(parameter.shape)))
+        assert relative_error(parameter.grad.double().norm(), norm) <= 10 * limit, name
+        assert (
+            (parameter.grad.double() * direction).sum() - expected[f"grad_dot.{name}"]
+        ).abs() <= 10 * limit * norm, name
