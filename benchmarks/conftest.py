@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mirage_kernels
+from mirage_kernels._runtime import dispatch
 
 if str(ROOT := Path(__file__).resolve().parent.parent) not in sys.path:
     sys.path.append(str(ROOT))  # for benchmarks.*; an installed mirage goes before the one here
@@ -36,13 +37,19 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.manual_seed(0)
 
 
+def _processor(cpu: dict[str, Any]) -> str:
+    """Its name, which is that of several generations, and the instruction set that our kernels use on it."""
+    name = cpu.get("brand_raw", "cpu")
+    return f"{name} ({dispatch.native.cpu_isa()})" if dispatch.native else name
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     device = config.getoption("--device")
     machine_info["mirage"] = {
         "version": mirage_kernels.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else machine_info["cpu"].get("brand_raw", "cpu"),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(machine_info["cpu"]),
         "threads": torch.get_num_threads(),
         "implementations": mirage_kernels.available(),
         "commit": commit(),

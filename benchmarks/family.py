@@ -82,10 +82,9 @@ def page(results: Results, name: str, now: str) -> str:
         *(age, ""),
         *paragraph("""Random weights. Every engine runs in a process of its own, timed in turn with the others, so a
                    slow moment of the machine meets all of them. AdaIR and MoCE-IR are their authors' own code. AdaIR is
-                   exported without its Fourier transforms, whose masks are empty for so small an image, so OpenVINO
-                   has less to do; MoCE-IR it cannot run, since experts are chosen by the values in the image. Neither
-                   runs in bfloat16. Memory is that of further runs of the command; what is not here was not
-                   measured."""),
+                   exported without its Fourier transforms, whose masks are empty for so small an image; MoCE-IR
+                   OpenVINO cannot run, since experts are chosen by the values in the image, nor does its own code run
+                   in bfloat16. Memory is that of further runs of the command; what is not here was not measured."""),
     ]  # fmt: skip
     for section in (short_section, inference_section, step_section, memory_section):
         lines += section(rows)

@@ -181,8 +181,8 @@ def page(results: Results, name: str) -> str:
 def readme_block(results: Results) -> str:
     c = results["conditions"]
     caption = (
-        f"Inference on {c['device']}, {c['threads']} threads, {c['date']} (`make measured`): median milliseconds"
-        " of a pass,\nand MiB that a process grows by in it."
+        f"Inference on {c['device']} ({c['isa']}), {c['threads']} threads, {c['date']} (`make measured`): median\n"
+        "milliseconds of a pass, and MiB that a process grows by in it."
     )
     return "\n".join([caption, "", *inference_table(results), ""])
 

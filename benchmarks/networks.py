@@ -147,7 +147,6 @@ NETWORKS: dict[str, Network] = {
     "nafnet64": _family("NAFNet, width 64", "nafnet", (512,), TINY_NAFNET, width=64),
     "adair": _released(
         *("AdaIR", "adair", TINY_RESTORMER),
-        without={"fast-bf16": TRANSFORMS},
         prepare_export=_without_transforms,
         export_below=ADAIR_EMPTY_BELOW,
     ),

@@ -15,6 +15,8 @@ namespace mirage::cpu::MIRAGE_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kMixRows = 6, kMixVectors = 4;  // 24 of 32 registers
+#elif defined(__AVX2__)
+constexpr int kMixRows = 6, kMixVectors = 2;  // 12 of 16: two multiply-adds begin in each cycle, and take four or five
 #else
 constexpr int kMixRows = 4, kMixVectors = 2;  // 8 of 16 (NEON has 32)
 #endif

@@ -11,7 +11,7 @@
 
 namespace mirage::cpu::MIRAGE_ISA::feed_forward_forward {
 
-constexpr int kSideBySide = MIRAGE_VECTOR_BYTES == 64 ? 4 : 1;  // vectors at a time: with 16 registers more would spill
+constexpr int kSideBySide = MIRAGE_VECTOR_BYTES == 64 ? 4 : 2;  // vectors at a time, whose chains of steps take turns
 
 template <class P>
 struct Weights {
