@@ -7,13 +7,14 @@ to be rolled to the middle and back. High is what is left of the image.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mirage.fast.recognise.pattern import is_plain_inference
+from mirage_kernels._runtime.checks import under_autocast
 from mirage_kernels._runtime.library import accumulator
 
 __all__ = ["FrequencyModule"]
@@ -64,8 +65,9 @@ def split(module: Any, image: Tensor, parts: int = PARTS) -> tuple[Tensor, Tenso
     down, across = (_Waves.of(*size, x) for size in zip(x.shape[2:], counts, strict=True))
     rows, columns = ((count * share[:, i]).int() for i, count in enumerate(counts))
     chosen = down.among(rows)[..., :, None] & across.among(columns)[..., None, :]
-    real, imaginary = _low(x.to(accumulator(x.dtype)), down, across, chosen)
-    low, high = _magnitude(real, imaginary), _magnitude(x - real, imaginary)
+    with torch.autocast(x.device.type, enabled=False) if under_autocast(x) else contextlib.nullcontext():
+        real, imaginary = _low(x.to(accumulator(x.dtype)), down, across, chosen)
+        low, high = _magnitude(real, imaginary), _magnitude(x - real, imaginary)
     return high.to(x.dtype), low.to(x.dtype)
 
 
@@ -82,8 +84,8 @@ class _Waves(NamedTuple):
         # a frequency where none is low.
         most = count if type(count) is int else count + 1
         frequencies = torch.arange(-most, most, device=like.device)
-        turns = frequencies[:, None] * torch.arange(size, device=like.device) % size  # exact, as no angle would be
-        angles = turns.double() * (2 * math.pi / size)
+        pixels = torch.arange(size, device=like.device)
+        angles = frequencies.double()[:, None] * pixels * (2 * math.pi / size)
         dtype = accumulator(like.dtype)
         return cls(frequencies, angles.cos().to(dtype), angles.sin().to(dtype))
 
@@ -93,15 +95,21 @@ class _Waves(NamedTuple):
 
 
 def _low(x: Tensor, down: _Waves, across: _Waves, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Real and imaginary part of the chosen frequencies of x: a rectangle from -n to n - 1 has no mirror image."""
-    lines = torch.complex(x @ across.cos.mT, -(x @ across.sin.mT))
-    waves = torch.complex(down.cos, down.sin)
-    spectrum = (waves.conj() @ lines) * chosen / (x.shape[2] * x.shape[3])
-    lines = waves.mT @ spectrum
-    parts = torch.cat((lines.real, lines.imag), -1)
+    """Real and imaginary part of the chosen frequencies of x: a rectangle from -n to n - 1 has no mirror image. In real
+    numbers, which every compiler and exporter has."""
+    real, imaginary = x @ across.cos.mT, -(x @ across.sin.mT)
+    share = chosen.to(x.dtype) / (x.shape[2] * x.shape[3])
+    real, imaginary = (
+        (down.cos @ real + down.sin @ imaginary) * share,
+        (down.cos @ imaginary - down.sin @ real) * share,
+    )
+    real, imaginary = down.cos.mT @ real - down.sin.mT @ imaginary, down.cos.mT @ imaginary + down.sin.mT @ real
+    parts = torch.cat((real, imaginary), -1)
     return parts @ torch.cat((across.cos, -across.sin)), parts @ torch.cat((across.sin, across.cos))
 
 
 def _magnitude(real: Tensor, imaginary: Tensor) -> Tensor:
-    """The derivative of `hypot` at zero is not a number, that of a complex magnitude is zero."""
-    return torch.hypot(real, imaginary) if is_plain_inference() else torch.complex(real, imaginary).abs()
+    """Where a derivative is wanted with one: that of a root at zero is not a number, that of a complex magnitude is 0."""
+    if torch.is_grad_enabled():
+        return torch.complex(real, imaginary).abs()
+    return torch.addcmul(real.square(), imaginary, imaginary).sqrt()

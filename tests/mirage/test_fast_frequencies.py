@@ -123,6 +123,45 @@ def test_in_other_dtypes(dtype):
             assert (value.double() - expected).norm() < tolerance * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_does_not_round_the_waves(dtype):
+    """What the convolution in front makes is in half precision then, and so are the results; no product between."""
+    _, fast = pair(torch.float32)
+    with torch.no_grad():
+        fast.rate_conv[2].weight.mul_(0.01)
+        fast.rate_conv[2].bias.fill_(1.1)
+    image = of_one((40, 24), dtype=torch.float32)
+    with torch.autocast("cpu", dtype):
+        x = fast.conv1(image)
+        results = split(fast, image, 4)
+        compiled = torch.compile(split, fullgraph=True, backend="aot_eager")(fast, image, 4)
+        sum(result.float().sum() for result in results).backward()
+    assert x.dtype == dtype and fast.conv1.weight.grad.isfinite().all()
+    given, still = copy.deepcopy(fast).double(), copy.deepcopy(x.detach()).double()
+    given.conv1 = nn.Identity()
+    for value, again, expected in zip(results, compiled, FrequencyModule.fft(given, still, 4), strict=True):
+        assert value.dtype == again.dtype == dtype
+        assert (value.double() - expected).norm() < torch.finfo(dtype).eps * expected.norm()
+        torch.testing.assert_close(again, value)
+
+
+def test_exported_to_onnx_for_any_size():
+    """Where nothing is low, and where some is: ONNX has no Fourier transforms that could be rolled."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    _, fast = pair(torch.float32)
+    fast.eval()
+    first, second = ((of_one(size, 1, torch.float32), torch.randn(1, DIM, *size)) for size in ((64, 96), (300, 260)))
+    height, width = torch.export.Dim("height", min=32, max=1024), torch.export.Dim("width", min=32, max=1024)
+    with torch.no_grad():
+        program = torch.onnx.export(fast, first, dynamo=True, dynamic_shapes=({2: height, 3: width},) * 2)
+        session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+        for inputs in (first, second):
+            feed = {given.name: t.numpy() for given, t in zip(session.get_inputs(), inputs, strict=True)}
+            (value,) = session.run(None, feed)
+            torch.testing.assert_close(torch.from_numpy(value), fast(*inputs), rtol=1e-3, atol=1e-4)
+
+
 def test_compiled_and_exported_for_any_size():
     """The authors' code reads how much is low from each image in Python, so neither can take it."""
     _, fast = pair(torch.float32)
