@@ -109,7 +109,7 @@ def _low(x: Tensor, down: _Waves, across: _Waves, chosen: Tensor) -> tuple[Tenso
 
 
 def _magnitude(real: Tensor, imaginary: Tensor) -> Tensor:
-    """Where a derivative is wanted with one: that of a root at zero is not a number, that of a complex magnitude is 0."""
+    """A root has no derivative at zero, where that of a complex magnitude is zero."""
     if torch.is_grad_enabled():
         return torch.complex(real, imaginary).abs()
     return torch.addcmul(real.square(), imaginary, imaginary).sqrt()
