@@ -208,13 +208,11 @@ class Refine(nn.Module):
 class FrequencyModule(nn.Module):
     """As of AdaIR: a rectangle of frequencies, as large as each image asks for, and the rest."""
 
-    def __init__(self, dim, image_channels=3, bias=False):
+    def __init__(self, dim, image_channels=3):
         super().__init__()
         self.conv1 = nn.Conv2d(image_channels, dim, 3, padding=1, bias=False)
         self.rate_conv = nn.Sequential(nn.Conv2d(dim, 3, 1), nn.GELU(), nn.Conv2d(3, 2, 1))
-        self.channel_cross_l, self.channel_cross_h, self.channel_cross_agg = (
-            CrossAttention(dim, bias=bias) for _ in range(3)
-        )
+        self.channel_cross_l, self.channel_cross_h, self.channel_cross_agg = (CrossAttention(dim) for _ in range(3))
         self.frequency_refine = Refine(dim)
         self.para1 = nn.Parameter(torch.zeros(dim, 1, 1))
         self.para2 = nn.Parameter(torch.ones(dim, 1, 1))

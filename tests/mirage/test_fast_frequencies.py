@@ -14,10 +14,10 @@ from mirage.fast.frequencies import split
 DIM = 12
 
 
-def pair(dtype=torch.float64, **arguments):
+def pair(dtype=torch.float64):
     """A module of an unknown class, no weight of which is what it begins with, and its fast counterpart."""
     torch.manual_seed(0)
-    module = FrequencyModule(DIM, **arguments).to(dtype)
+    module = FrequencyModule(DIM).to(dtype)
     with torch.no_grad():
         module.para1.normal_()
         module.para2.normal_()
@@ -29,6 +29,21 @@ def pair(dtype=torch.float64, **arguments):
 
 def of_one(size, batch=2, dtype=torch.float64):
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def three_quarters_are_low(fast):
+    """Of the most that can be: of 10 and of 6, no rounding makes 7.5 or 4.5 another number."""
+    with torch.no_grad():
+        fast.rate_conv[2].weight.mul_(0.01)
+        fast.rate_conv[2].bias.fill_(1.1)
+
+
+ANY_SIZE = ({2: torch.export.Dim("height", min=32, max=1024), 3: torch.export.Dim("width", min=32, max=1024)},) * 2
+
+
+def of_two_sizes(batch=2):
+    """Inputs of which nothing is low, and some is."""
+    return ((of_one(size, batch, torch.float32), torch.randn(batch, DIM, *size)) for size in ((64, 96), (300, 260)))
 
 
 def gradients(module, results):
@@ -111,9 +126,8 @@ def test_in_other_dtypes(dtype):
     """Half precision too, of which the authors' code has no transform; its sums are in float32."""
     module, _ = pair()
     _, fast = pair(torch.float32)
+    three_quarters_are_low(fast)
     with torch.no_grad():
-        fast.rate_conv[2].weight.mul_(0.01)
-        fast.rate_conv[2].bias.fill_(1.1)  # three quarters, of 10 and of 6: no rounding makes 7.5 or 4.5 another number
         fast.to(dtype)
         module.load_state_dict(fast.state_dict())
         image = of_one((40, 24)).to(dtype)
@@ -127,9 +141,7 @@ def test_in_other_dtypes(dtype):
 def test_autocast_does_not_round_the_waves(dtype):
     """What the convolution in front makes is in half precision then, and so are the results; no product between."""
     _, fast = pair(torch.float32)
-    with torch.no_grad():
-        fast.rate_conv[2].weight.mul_(0.01)
-        fast.rate_conv[2].bias.fill_(1.1)
+    three_quarters_are_low(fast)
     image = of_one((40, 24), dtype=torch.float32)
     with torch.autocast("cpu", dtype):
         x = fast.conv1(image)
@@ -151,10 +163,9 @@ def test_exported_to_onnx_for_any_size():
     pytest.importorskip("onnxscript")
     _, fast = pair(torch.float32)
     fast.eval()
-    first, second = ((of_one(size, 1, torch.float32), torch.randn(1, DIM, *size)) for size in ((64, 96), (300, 260)))
-    height, width = torch.export.Dim("height", min=32, max=1024), torch.export.Dim("width", min=32, max=1024)
+    first, second = of_two_sizes(batch=1)
     with torch.no_grad():
-        program = torch.onnx.export(fast, first, dynamo=True, dynamic_shapes=({2: height, 3: width},) * 2)
+        program = torch.onnx.export(fast, first, dynamo=True, dynamic_shapes=ANY_SIZE)
         session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
         for inputs in (first, second):
             feed = {given.name: t.numpy() for given, t in zip(session.get_inputs(), inputs, strict=True)}
@@ -166,10 +177,9 @@ def test_compiled_and_exported_for_any_size():
     """The authors' code reads how much is low from each image in Python, so neither can take it."""
     _, fast = pair(torch.float32)
     fast.eval()
-    height, width = torch.export.Dim("height", min=32, max=1024), torch.export.Dim("width", min=32, max=1024)
-    first, second = ((of_one(size, dtype=torch.float32), torch.randn(2, DIM, *size)) for size in ((64, 96), (300, 260)))
+    first, second = of_two_sizes()
     with torch.no_grad():
-        exported = torch.export.export(fast, first, dynamic_shapes=({2: height, 3: width},) * 2).module()
+        exported = torch.export.export(fast, first, dynamic_shapes=ANY_SIZE).module()
         compiled = torch.compile(fast, fullgraph=True, dynamic=True, backend="aot_eager")
         for inputs in (first, second):
             for run in (exported, compiled):

@@ -229,22 +229,24 @@ def test_attentions_in_strips(bias, rows, monkeypatch):
             assert "channel_attention" in operators(lambda fast=fast, inputs=inputs: fast(*inputs))
 
 
-def decoder(top_k):
-    """A block whose draws decide on its experts, and what it is called with."""
+def decoder(rows, top_k, monkeypatch):
+    """A block whose draws decide on its experts, its fast counterpart, which runs in strips, and what they are called
+    with."""
     torch.manual_seed(0)
     block = ListedDecoderBlock(12).double().eval()
     block.adapter.routing.k = block.adapter.top_k = top_k
     nn.init.zeros_(block.adapter.routing.freq_gate.weight)
-    return block, torch.randn(1, 12, 37, 19, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
+    fast = mirage.fast.accelerate(copy.deepcopy(block))
+    x, freq_emb = torch.randn(1, 12, 37, 19, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
+    in_strips(monkeypatch, rows, x)
+    return block, fast, x, freq_emb
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16, 40])
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_the_decoder_in_strips(rows, top_k, monkeypatch):
     """With the same draws and the loss that is left behind; squares of the experts are not cut."""
-    block, x, freq_emb = decoder(top_k)
-    fast = mirage.fast.accelerate(copy.deepcopy(block))
-    in_strips(monkeypatch, rows, x)
+    block, fast, x, freq_emb = decoder(rows, top_k, monkeypatch)
     chosen = set()
     for seed in range(8):
         with torch.no_grad():
@@ -269,9 +271,7 @@ def test_the_decoder_in_strips(rows, top_k, monkeypatch):
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_modules_of_the_decoder_that_are_heard_are_called_once(rows, top_k, monkeypatch):
     """As a whole, with the same result; experts where they are chosen."""
-    block, x, freq_emb = decoder(top_k)
-    fast = mirage.fast.accelerate(copy.deepcopy(block))
-    in_strips(monkeypatch, rows, x)
+    block, fast, x, freq_emb = decoder(rows, top_k, monkeypatch)
     with torch.no_grad():
         torch.manual_seed(7)
         value, calls = block(x, freq_emb)[0], {}
