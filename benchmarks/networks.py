@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import mirage
 from mirage import networks
+from mirage.fast.frequencies import split
 from mirage.losses import MirageLoss
 from mirage.networks import published
 
@@ -45,7 +46,6 @@ class Network:
         call: how it is called in training.
         without: peers that cannot run it, with the reason.
         prepare_export: changes a model in place into one that ONNX has the operators of.
-        export_below: sides of the image, in pixels, for which that model computes the same; 0 where it always does.
         has_float32: it draws random numbers in evaluation too, and is in float32 in parts whatever its weights are in.
     """
 
@@ -60,14 +60,7 @@ class Network:
     call: Callable[[nn.Module, Tensor], Any] = lambda model, image: model(image)
     without: Mapping[str, str] = field(default_factory=dict)
     prepare_export: Callable[[Any], None] = lambda model: None
-    export_below: int = 0
     has_float32: bool = False
-
-    def problem_of(self, peer: str, shape: Shape) -> str:
-        """Why a peer does not run it on images of a shape; empty where it does."""
-        if peer.startswith(("onnx", "openvino")) and self.export_below and max(shape[2:]) >= self.export_below:
-            return f"it is exported for images of less than {self.export_below} pixels alone"
-        return self.without.get(peer, "")
 
     def missing(self, code: str) -> str:
         """Why it cannot be built with this folder of checkouts ("" for none); empty where it can."""
@@ -120,15 +113,11 @@ def _with_balance(model: nn.Module, restored: Tensor, clean: Tensor) -> Tensor:
     return nn.functional.l1_loss(restored, clean) + 0.01 * model.total_loss
 
 
-ADAIR_EMPTY_BELOW = 512
-"""Pixels of an image's sides: of a smaller one AdaIR's masks of low frequencies are empty."""
-
-
 def _without_transforms(model: Any) -> None:
-    """AdaIR for images whose masks are empty: there what it transforms forth and back has no low frequencies and else
-    its own magnitude. ONNX and OpenVINO have no complex numbers to roll; so they have less to do than the others."""
+    """AdaIR's frequencies by our products: ONNX and OpenVINO have no complex numbers to roll. So they are spared the
+    transforms of the others."""
     for module in (model.fre1, model.fre2, model.fre3):
-        module.fft = lambda x, module=module: ((features := module.conv1(x)).abs(), torch.zeros_like(features))
+        module.fft = partial(split, module)
 
 
 TINY_RESTORMER = {**LEVELS, "dim": 16, "heads": [1, 1, 2, 4]}
@@ -148,7 +137,6 @@ NETWORKS: dict[str, Network] = {
     "adair": _released(
         *("AdaIR", "adair", TINY_RESTORMER),
         prepare_export=_without_transforms,
-        export_below=ADAIR_EMPTY_BELOW,
     ),
     "moce-ir-s": _released(
         *("MoCE-IR-S", "moce-ir-s", TINY_MOCE_IR),

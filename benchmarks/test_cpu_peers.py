@@ -202,7 +202,7 @@ def reason_to_skip(case: Case, config: pytest.Config) -> str:
         return "CPU figures: --device cpu"
     if wanted != ["all"] and case.variant not in wanted:
         return f"not among --networks {','.join(wanted)}"
-    if problem := network.missing(config.getoption("--code")) or network.problem_of(case.peer, case.shape):
+    if problem := network.missing(config.getoption("--code")) or network.without.get(case.peer):
         return problem
     return peer.missing() or (peer.slow if config.getoption("--peers") != "all" else "")
 

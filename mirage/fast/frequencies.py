@@ -97,13 +97,13 @@ class _Waves(NamedTuple):
 def _low(x: Tensor, down: _Waves, across: _Waves, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Real and imaginary part of the chosen frequencies of x: a rectangle from -n to n - 1 has no mirror image. In real
     numbers, which every compiler and exporter has."""
-    real, imaginary = x @ across.cos.mT, -(x @ across.sin.mT)
-    share = chosen.to(x.dtype) / (x.shape[2] * x.shape[3])
+    real, imaginary = x @ across.cos.t(), -(x @ across.sin.t())
+    scale = chosen.to(x.dtype) / (x.shape[2] * x.shape[3])
     real, imaginary = (
-        (down.cos @ real + down.sin @ imaginary) * share,
-        (down.cos @ imaginary - down.sin @ real) * share,
+        (down.cos @ real + down.sin @ imaginary) * scale,
+        (down.cos @ imaginary - down.sin @ real) * scale,
     )
-    real, imaginary = down.cos.mT @ real - down.sin.mT @ imaginary, down.cos.mT @ imaginary + down.sin.mT @ real
+    real, imaginary = down.cos.t() @ real - down.sin.t() @ imaginary, down.cos.t() @ imaginary + down.sin.t() @ real
     parts = torch.cat((real, imaginary), -1)
     return parts @ torch.cat((across.cos, -across.sin)), parts @ torch.cat((across.sin, across.cos))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import mirage_kernels
+from mirage_kernels._runtime.checks import dtype_of_convolutions
 
 _WEIGHTS = len(mirage_kernels.MixerWeights._fields)
 
@@ -45,13 +46,4 @@ def branch_scale(drop_path: nn.Module, x: Tensor) -> Tensor | None:
     """
     if type(drop_path) is nn.Identity or not drop_path.training or drop_path.drop_prob == 0.0:
         return None
-    return drop_path(x.new_ones((x.shape[0], 1, 1, 1), dtype=_dtype_of_convolutions(x))).view(-1)
-
-
-def _dtype_of_convolutions(x: Tensor) -> torch.dtype:
-    """That of a convolution's result on x: autocast's where it is on."""
-    device = x.device.type
-    has_autocast = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
-    if x.dtype == torch.float64 or not has_autocast or not torch.is_autocast_enabled(device):
-        return x.dtype
-    return torch.get_autocast_dtype(device)
+    return drop_path(x.new_ones((x.shape[0], 1, 1, 1), dtype=dtype_of_convolutions(x))).view(-1)

@@ -28,11 +28,13 @@ from mirage.fast.recognise.parts import (
     is_dense_convolution,
     is_depthwise_convolution,
     is_halving_convolution,
+    is_thin,
 )
 from mirage.fast.recognise.pattern import is_bypassable, is_plain_inference
 from mirage.fast.strips import Convolved, Pointwise, Strips, convolve_planes, is_large, with_bias
 from mirage.networks import restormer
 from mirage_kernels import workspace
+from mirage_kernels._runtime.checks import dtype_of_convolutions
 from mirage_kernels._runtime.norms import channel_norm
 
 __all__ = [
@@ -51,30 +53,43 @@ __all__ = [
 ]
 
 
+def _looped() -> frozenset[torch.dtype]:
+    """Dtypes in which PyTorch convolves number by number on this CPU, a hundred times as slowly as in float32: those
+    for which oneDNN asks for instructions that it has not (bfloat16: AVX-512, float16: AVX-512 FP16)."""
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return frozenset(dtype for dtype, name in asked.items() if not getattr(torch.ops.mkldnn, name, bool)())
+
+
+LOOPED = _looped()
+
+
 class Conv2d(nn.Conv2d):
     """`torch.nn.Conv2d` that keeps the size, by `mirage_kernels.dense_conv2d` where it is bias-free and 3x3 or 1x1; on
     CPUs also where it has a bias and is 1x1, or 3x3 with at most four channels on one side, and by
     `mirage_kernels.dynamic_depthwise_conv2d` where it is depthwise, 3x3 to 11x11.
 
     On CPUs large images, where no gradient is wanted, are halved by a convolution of 2x2 pixels of stride 2 in the same
-    way: their pixels go into channels, whose memory is taken from the workspace."""
+    way: their pixels go into channels, whose memory is taken from the workspace.
+
+    In a dtype of which PyTorch has slow loops alone on this CPU, such as bfloat16 without AVX-512, both are done so
+    whatever the channels, the size and the gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 4 and x.shape[2:] != (1, 1):  # of one pixel each call would take longer than its product
             if is_dense_convolution(self):
                 return mirage_kernels.dense_conv2d(x, self.weight)
-            if x.is_cpu and is_biased_convolution(self):
+            looped = x.is_cpu and dtype_of_convolutions(x) in LOOPED
+            if x.is_cpu and is_biased_convolution(self) and (looped or is_thin(self)):
                 return with_bias(mirage_kernels.dense_conv2d(x, self.weight), self.bias)
             if x.is_cpu and is_depthwise_convolution(self):
                 return convolve_planes(x, self.weight, self.bias)
-            if x.is_cpu and not torch.is_grad_enabled() and is_halving_convolution(self) and _halves(x):
-                weight = self.weight.flatten(1)[:, :, None, None]
-                return with_bias(mirage_kernels.dense_conv2d(workspace.pixel_unshuffle(x, 2), weight), self.bias)
+            if x.is_cpu and is_halving_convolution(self) and (looped or not torch.is_grad_enabled() and is_large(x)):
+                height, width = x.shape[2:]
+                if height > 1 and width > 1:  # else PyTorch says what is wrong
+                    squares = workspace.pixel_unshuffle(x[:, :, : height // 2 * 2, : width // 2 * 2], 2)
+                    weight = self.weight.flatten(1)[:, :, None, None]
+                    return with_bias(mirage_kernels.dense_conv2d(squares, weight), self.bias)
         return super().forward(x)
-
-
-def _halves(x: Tensor) -> bool:
-    return is_large(x) and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
 
 
 class PixelShuffle(nn.PixelShuffle):

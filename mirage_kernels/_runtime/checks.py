@@ -18,6 +18,13 @@ def under_autocast(x: Tensor) -> bool:
     return (device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
 
 
+def dtype_of_convolutions(x: Tensor) -> torch.dtype:
+    """That of a convolution of x by PyTorch: autocast's where it is on, else that of x."""
+    if x.dtype == torch.float64 or not under_autocast(x):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
+
+
 def check_tensor(name: str, value: object, ndim: int | None = None) -> None:
     """A floating-point tensor of `ndim` dimensions."""
     if not isinstance(value, Tensor):

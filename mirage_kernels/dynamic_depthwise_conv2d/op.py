@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mirage_kernels._runtime import checks, dispatch
@@ -44,20 +43,12 @@ def dynamic_depthwise_conv2d(x: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(f"weight: expected a kernel size of 3, 5, 7, 9 or 11, got shape {list(weight.shape)}")
     checks.check_shape("weight", weight, (x.shape[0], x.shape[1], size, size), "a square kernel per plane of x")
     checks.check_same_device("x", x, weight=weight)
-    if _rounded(x) != _rounded(weight):
+    if checks.dtype_of_convolutions(x) != checks.dtype_of_convolutions(weight):
         checks.check_same_dtype("x", x, weight=weight)
     impl = dispatch.choose("dynamic_depthwise_conv2d", x)
     if impl == "torch":
         return reference(x, weight)
     return _forward_op(x, weight, impl)
-
-
-def _rounded(t: Tensor) -> torch.dtype:
-    """The dtype in which autocast hands `t` to a convolution; its own where autocast is off."""
-    device = t.device.type
-    if t.dtype == torch.float64 or not checks.under_autocast(t):
-        return t.dtype
-    return torch.get_autocast_dtype(device)
 
 
 _forward_op = define_convolution("dynamic_depthwise_conv2d", _implementations, lambda x, weight: x.shape, reference)

@@ -15,7 +15,7 @@ import mirage
 import mirage.fast
 import mirage_kernels
 from mirage import blocks
-from mirage.fast import strips
+from mirage.fast import modules, strips
 
 SMALL = {"dim": 24, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1}
 
@@ -117,9 +117,59 @@ def test_convolutions_that_halve_large_images(bias, monkeypatch):
             assert operators(lambda image=image: fast(image)) == ["dense_conv2d"]
             torch.testing.assert_close(fast(image), conv(image), rtol=1e-12, atol=1e-13)
         odd = x[..., :-1]
-        assert not operators(lambda: fast(odd))
+        assert operators(lambda: fast(odd)) == ["dense_conv2d"]
         torch.testing.assert_close(fast(odd), conv(odd), rtol=1e-12, atol=1e-13)
+        with pytest.raises(RuntimeError, match="can't be greater than actual input size"):
+            fast(x[:, :, :1])
     assert not operators(lambda: fast(x)), "the copy would be kept for backward"
+
+
+CONVOLUTIONS = {
+    "halving": lambda: nn.Conv2d(6, 9, 2, stride=2, bias=False),
+    "halving, with a bias": lambda: nn.Conv2d(6, 9, 2, stride=2),
+    "3x3 of many channels, with a bias": lambda: nn.Conv2d(6, 9, 3, padding=1),
+}
+
+
+@pytest.mark.parametrize("make", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+class TestConvolutionsThatPyTorchHasLoopsFor:
+    """Of half precision, on CPUs without instructions for it. In float32 PyTorch's are as fast or keep less."""
+
+    @pytest.fixture
+    def fast(self, make) -> nn.Module:
+        require("cpp")
+        torch.manual_seed(0)
+        return mirage.fast.accelerate(nn.Sequential(mirage.blocks.LayerNorm(6), make()))[1]
+
+    def test_gradients(self, fast, make, monkeypatch):
+        conv = make().double()
+        conv.load_state_dict(fast.double().state_dict())
+        x = torch.rand(2, 6, 9, 11, dtype=torch.float64)
+        monkeypatch.setattr(modules, "LOOPED", frozenset())
+        assert not operators(lambda: fast(x))
+        check_same(conv, fast, x)
+        monkeypatch.setattr(modules, "LOOPED", {torch.float64})
+        assert operators(lambda: fast(x)) == ["dense_conv2d"]
+        check_same(conv, fast, x)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, fast, make, dtype, monkeypatch):
+        monkeypatch.setattr(modules, "LOOPED", {dtype})
+        x = torch.rand(2, 6, 8, 12)
+        with torch.no_grad(), torch.autocast("cpu", dtype):
+            assert operators(lambda: fast(x)) == ["dense_conv2d"]
+            under_autocast = fast(x)
+        halved, rounded = fast.to(dtype), x.to(dtype)
+        assert operators(lambda: halved(rounded)) == ["dense_conv2d"]
+        truth = copy.deepcopy(halved).double()(rounded.double())
+        for found in (under_autocast, halved(rounded)):
+            assert found.dtype == dtype
+            torch.testing.assert_close(found.double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=0.02)
+
+
+def test_pytorch_says_which_dtypes_it_has_loops_for():
+    """By functions of its own whose names may change: then all of half precision would be taken from it."""
+    assert all(type(getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")()) is bool for name in ("bf16", "fp16"))
 
 
 @pytest.mark.parametrize("size", [3, 7, 11])

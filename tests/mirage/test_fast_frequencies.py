@@ -1,6 +1,7 @@
 """AdaIR's module of frequencies on `mirage.fast`: the authors' Fourier transforms against products with a few waves."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -157,7 +158,8 @@ def test_autocast_does_not_round_the_waves(dtype):
         torch.testing.assert_close(again, value)
 
 
-def test_exported_to_onnx_for_any_size():
+@pytest.mark.parametrize("dynamo", [True, False], ids=["exported", "traced"])
+def test_exported_to_onnx_for_any_size(dynamo):
     """Where nothing is low, and where some is: ONNX has no Fourier transforms that could be rolled."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -165,12 +167,20 @@ def test_exported_to_onnx_for_any_size():
     fast.eval()
     first, second = of_two_sizes(batch=1)
     with torch.no_grad():
-        program = torch.onnx.export(fast, first, dynamo=True, dynamic_shapes=ANY_SIZE)
-        session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+        session = onnxruntime.InferenceSession(_onnx(fast, first, dynamo))
         for inputs in (first, second):
             feed = {given.name: t.numpy() for given, t in zip(session.get_inputs(), inputs, strict=True)}
             (value,) = session.run(None, feed)
             torch.testing.assert_close(torch.from_numpy(value), fast(*inputs), rtol=1e-3, atol=1e-4)
+
+
+def _onnx(model, inputs, dynamo: bool) -> bytes:
+    if dynamo:
+        return torch.onnx.export(model, inputs, dynamo=True, dynamic_shapes=ANY_SIZE).model_proto.SerializeToString()
+    names, file = ["x", "y"], io.BytesIO()
+    sizes = {name: {2: f"height of {name}", 3: f"width of {name}"} for name in names}
+    torch.onnx.export(model, inputs, file, dynamo=False, input_names=names, dynamic_axes=sizes, opset_version=20)
+    return file.getvalue()
 
 
 def test_compiled_and_exported_for_any_size():

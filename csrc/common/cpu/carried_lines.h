@@ -49,6 +49,24 @@ struct StripTiling : Tiling {
   }
 };
 
+// Where products over the pixels of lines are stored: as these lie, or `aside`, of lines without columns beside them between
+// columns of zeros.
+struct Placement {
+  uint64_t magic;  // p / columns = p * magic / 2^32 for as many pixels as a tile can have
+  bool aside;
+
+  // Stores vectors of a product from pixel p on.
+  template <class A, int V>
+  MIRAGE_INLINE void operator()(A* row, int64_t p, const Vec<A> (&v)[V]) const {
+    if (!aside) return store_each(row + p, v);
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) store(row + of(p + j * kLanes<A>), v[j]);
+  }
+
+ private:
+  MIRAGE_INLINE int64_t of(int64_t p) const { return p + int64_t(uint64_t(p) * magic >> 32) * 2 + 1; }
+};
+
 // Lines of a tile, for products over channels: with the columns beside it, or without where these lie outside the plane and
 // vectors do not run from one line into the next. Products then are stored between columns of zeros.
 class Lines {
@@ -59,7 +77,7 @@ class Lines {
     return of<A>(tile, tile.row + (follows ? 1 : -1), tile.rows + (follows ? 0 : 2));
   }
   // The tile's own, without a halo.
-  static Lines all(const Tile& tile) { return {tile, tile.row, tile.rows, 0, false}; }
+  static Lines all(const Tile& tile) { return {tile, tile.row, tile.rows, {0, false}}; }
 
   const Tile tile;  // with its halo, if it has one, of so many lines
   const int64_t row, count;
@@ -70,28 +88,19 @@ class Lines {
   MIRAGE_INLINE void product(const Matrix<P>& matrix, int64_t rows, int64_t channels, const P* in, int64_t outer,
                              int64_t stride, A* out, F f) const {
     const Span span = inside_plane<A>(tile, tile.halo);
-    mix(matrix, rows, channels, in + span.begin, outer, span.end - span.begin, by_row([&](int64_t m, int64_t p, auto& v) {
+    // Taken by value, which stores cannot change: it is not read again for each row.
+    mix(matrix, rows, channels, in + span.begin, outer, span.end - span.begin,
+        by_row([=, place = placement_](int64_t m, int64_t p, auto& v) {
           f(m, v);
-          store_product(out + m * outer, span.begin + p, v);
+          place(out + m * outer, span.begin + p, v);
         }));
     clear(out, rows, outer, stride);
   }
 
  private:
-  // Stores vectors of a product from pixel p on.
-  template <class A, int V>
-  MIRAGE_INLINE void store_product(A* row, int64_t p, const Vec<A> (&v)[V]) const {
-    if (!aside_) return store_each(row + p, v);
-#pragma GCC unroll 8
-    for (int j = 0; j < V; ++j) store(row + place(p + j * kLanes<A>), v[j]);
-  }
-
-  // Where a vector goes that begins at pixel p.
-  MIRAGE_INLINE int64_t place(int64_t p) const { return p + int64_t(uint64_t(p) * magic_ >> 32) * 2 + 1; }
-
   template <class A>
   void clear(A* rows, int64_t channels, int64_t capacity, int64_t stride) const {
-    if (!aside_) return clear_outside(rows, channels, capacity, tile);
+    if (!placement_.aside) return clear_outside(rows, channels, capacity, tile);
     for (int64_t c = 0; c < channels; ++c) {
       A* line = rows + c * capacity;
       for (int64_t i = 0; i < count; ++i, line += stride) {
@@ -113,14 +122,12 @@ class Lines {
     tile.rows = count - 2 * tile.halo;
     tile.stride = tile.columns + 2 * tile.halo;
     tile.outer_pixels = whole_vectors<A>(count * tile.stride);
-    // p / columns = p * magic / 2^32 for as many pixels as a tile can have.
-    return {tile, row, count, dense ? uint64_t((int64_t(1) << 32) / tile.columns + 1) : 0, dense};
+    return {tile, row, count, {dense ? uint64_t((int64_t(1) << 32) / tile.columns + 1) : 0, dense}};
   }
-  Lines(const Tile& tile, int64_t row, int64_t count, uint64_t magic, bool aside)
-      : tile(tile), row(row), count(count), magic_(magic), aside_(aside) {}
+  Lines(const Tile& tile, int64_t row, int64_t count, Placement placement)
+      : tile(tile), row(row), count(count), placement_(placement) {}
 
-  const uint64_t magic_;
-  const bool aside_;  // without a halo
+  const Placement placement_;  // aside: without a halo
 };
 
 // The last two lines of each row [rows, capacity], kept from tile to tile.

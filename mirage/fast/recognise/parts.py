@@ -98,7 +98,7 @@ def drop_path(itself: str) -> Pattern:
 DEPTHWISE_3X3 = depthwise("weight", "channels")
 DENSE = tuple(convolution("weight", "inputs", "outputs", size=size) for size in DENSE_SIZES)
 POINTWISE = convolution("weight", "inputs", "outputs", bias="bias")
-THIN = convolution("weight", "inputs", "outputs", size=3, bias="bias")
+BIASED_3X3 = convolution("weight", "inputs", "outputs", size=3, bias="bias")
 THIN_CHANNELS = 4
 HALVING = Pattern(
     nn.Conv2d,
@@ -119,12 +119,14 @@ def is_dense_convolution(conv: nn.Conv2d) -> bool:
 
 
 def is_biased_convolution(conv: nn.Conv2d) -> bool:
-    """True for one that is `mirage_kernels.dense_conv2d` plus a bias where that is the faster: of 1x1, or of 3x3
-    between an image and features. PyTorch's takes twice to four times as long at the latter, and no longer where both
-    sides have many channels."""
-    if min(conv.in_channels, conv.out_channels) <= THIN_CHANNELS and THIN.settings_fit(conv):
-        return True
-    return POINTWISE.settings_fit(conv)
+    """True for one that is `mirage_kernels.dense_conv2d` plus a bias."""
+    return POINTWISE.settings_fit(conv) or BIASED_3X3.settings_fit(conv)
+
+
+def is_thin(conv: nn.Conv2d) -> bool:
+    """True for a convolution of 1x1, or between an image and features. PyTorch's with a bias takes twice to four times
+    as long there, and no longer at 3x3 where both sides have many channels."""
+    return conv.kernel_size == (1, 1) or min(conv.in_channels, conv.out_channels) <= THIN_CHANNELS
 
 
 def is_halving_convolution(conv: nn.Conv2d) -> bool:

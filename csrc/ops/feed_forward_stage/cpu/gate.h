@@ -11,7 +11,7 @@
 
 namespace mirage::cpu::MIRAGE_ISA::feed_forward_forward {
 
-constexpr int kSideBySide = MIRAGE_VECTOR_BYTES == 64 ? 4 : 2;  // vectors at a time, whose chains of steps take turns
+constexpr int kSideBySide = 4;  // vectors at a time, whose chains of steps take turns
 
 template <class P>
 struct Weights {
@@ -124,7 +124,7 @@ MIRAGE_INLINE void gate_convolved(const A* h1, const A* h2, const Weights<P>& w,
     }
   };
   lines(std::integral_constant<int, N>{});
-  if constexpr (N == 4) lines(std::integral_constant<int, 2>{});
+  lines(std::integral_constant<int, N / 2>{});
   lines(std::integral_constant<int, 1>{});
 }
 
