@@ -13,12 +13,17 @@ import mirage.fast
 from mirage.fast import modules, strips
 
 
+def accelerated(conv: nn.Conv2d) -> nn.Module:
+    """A copy, from a network in which something else is recognised: convolutions alone are left alone."""
+    network = nn.Sequential(mirage.blocks.LayerNorm(conv.in_channels).to(conv.weight.dtype), copy.deepcopy(conv))
+    return mirage.fast.accelerate(network)[1]
+
+
 @pytest.mark.parametrize(("inputs", "outputs", "size"), [(3, 6, 3), (6, 4, 3), (6, 7, 1)])
 def test_convolutions_with_a_bias(inputs, outputs, size):
     """Where PyTorch's take long: on either side of a network, and of single pixels."""
     conv = nn.Conv2d(inputs, outputs, size, padding=size // 2).double()
-    norm = mirage.blocks.LayerNorm(inputs).double()
-    fast = mirage.fast.accelerate(copy.deepcopy(nn.Sequential(norm, conv)))[1]
+    fast = accelerated(conv)
     x = torch.rand(2, inputs, 9, 11, dtype=torch.float64)
     assert type(fast) is mirage.fast.Conv2d
     assert operators(lambda: fast(x)) == ["dense_conv2d"]
@@ -38,7 +43,7 @@ def test_convolutions_that_halve_large_images(bias, monkeypatch):
     """Of squares of 2x2 pixels side by side, where no gradient is wanted."""
     require("cpp")
     conv = nn.Conv2d(6, 9, 2, stride=2, bias=bias).double()
-    fast = mirage.fast.accelerate(copy.deepcopy(nn.Sequential(mirage.blocks.LayerNorm(6).double(), conv)))[1]
+    fast = accelerated(conv)
     x = torch.rand(2, 6, 8, 12, dtype=torch.float64)
     check_same(conv, fast, x)
     with torch.no_grad():
@@ -70,7 +75,7 @@ class TestConvolutionsThatPyTorchHasLoopsFor:
     def fast(self, make) -> nn.Module:
         require("cpp")
         torch.manual_seed(0)
-        return mirage.fast.accelerate(nn.Sequential(mirage.blocks.LayerNorm(6), make()))[1]
+        return accelerated(make())
 
     def test_gradients(self, fast, make, monkeypatch):
         conv = make().double()
@@ -108,8 +113,7 @@ def test_pytorch_says_which_dtypes_it_has_loops_for():
 def test_depthwise_convolutions(size, bias):
     """Outside of blocks, in whatever network has something that is recognised."""
     conv = nn.Conv2d(6, 6, size, padding=size // 2, groups=6, bias=bias).double()
-    norm = mirage.blocks.LayerNorm(6).double()
-    fast = mirage.fast.accelerate(copy.deepcopy(nn.Sequential(norm, conv)))[1]
+    fast = accelerated(conv)
     x = torch.rand(2, 6, 13, 13, dtype=torch.float64)
     assert type(fast) is mirage.fast.Conv2d
     assert operators(lambda: fast(x)) == ["dynamic_depthwise_conv2d"]
